@@ -1,0 +1,12 @@
+//! Bounds on what either side takes from the other.
+
+use std::time::Duration;
+
+/// The largest framed message (events, stream headers), in bytes.
+pub const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// The largest ttrpc message that the host accepts from an agent, in bytes (ttrpc's own limit is 4 MiB).
+pub const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
+/// How long the host waits for an answer to a control call that does no work worth mentioning.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the host waits for a container to be created or started. Emulated guests are slow.
+pub const CREATE_TIMEOUT: Duration = Duration::from_secs(120);

@@ -1,0 +1,12 @@
+//! Values that more than one part of the runtime speaks of, each checked when it is made.
+//!
+//! Nothing here does I/O. A value of one of these types is valid by construction: identifiers are safe as
+//! file names, sizes are within what a guest can have.
+
+pub mod id;
+pub mod machine;
+pub mod monitor;
+pub mod timeline;
+
+pub use id::{ContainerId, ExecId, IdError, SandboxId};
+pub use machine::{GuestCid, MachineSizeError, MemMib, VcpuCount};

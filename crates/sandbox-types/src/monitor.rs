@@ -1,0 +1,149 @@
+//! What the shim tells the monitor, and what the monitor reports back.
+//!
+//! The monitor (`sandbox-vmm run`) is started with a [`MonitorConfig`] as JSON on descriptor
+//! [`CONFIG_FD`] (read to its end) and a connected Unix stream socket on descriptor [`CONTROL_FD`]. Every
+//! other descriptor it needs is already open and named by number in the configuration. It writes
+//! [`MonitorEvent`]s to the control socket, one JSON object a line; when the socket reads end-of-file (the
+//! shim died, or wants it gone) it ends the guest and exits.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{GuestCid, MemMib, VcpuCount};
+
+/// Descriptor on which the monitor reads its [`MonitorConfig`].
+pub const CONFIG_FD: i32 = 3;
+/// Descriptor of the control socket.
+pub const CONTROL_FD: i32 = 4;
+
+/// A machine to build. Descriptor numbers are those of the monitor process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm_fd: i32,
+    /// An uncompressed ELF kernel with a PVH note, opened for reading.
+    pub kernel_fd: i32,
+    /// The kernel command line without the `virtio_mmio.device=` entries, which the monitor appends.
+    pub command_line: String,
+    /// Guest memory.
+    pub memory: MemMib,
+    /// Processors.
+    pub vcpus: VcpuCount,
+    /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
+    pub block: Vec<BlockConfig>,
+    /// Shared directories, each served by a vhost-user back end.
+    pub shares: Vec<ShareConfig>,
+    /// The vsock device.
+    pub vsock: VsockConfig,
+    /// A memory file that holds the guest's console, in the layout of [`console_ring`].
+    pub console_fd: i32,
+}
+
+/// A virtio block device over a raw file or block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockConfig {
+    /// The image, opened for reading, and for writing unless `read_only`.
+    pub fd: i32,
+    /// Offer `VIRTIO_BLK_F_RO` and refuse writes.
+    pub read_only: bool,
+    /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
+    pub serial: String,
+}
+
+/// A virtio-fs device (VirtIO 1.3, 5.11) whose back end is a vhost-user server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// A Unix stream socket connected to the back end.
+    pub fd: i32,
+    /// The tag by which the guest mounts it; at most 36 bytes.
+    pub tag: String,
+}
+
+/// The user-space vsock device. Firecracker's convention on the host: a connection to `path` says
+/// `CONNECT <port>\n` and gets `OK <port>\n`; a connection that the guest opens to port `p` arrives at
+/// `<path>_<p>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context identifier.
+    pub cid: GuestCid,
+    /// A listening Unix stream socket bound to `path`.
+    pub listener_fd: i32,
+    /// Prefix of the sockets that guest-opened connections go to.
+    pub path: String,
+}
+
+/// What the monitor says on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum MonitorEvent {
+    /// The machine is built; the vCPUs start now.
+    Started {
+        /// When the monitor's `main` began, `CLOCK_MONOTONIC` nanoseconds.
+        process_ns: u64,
+        /// When the first vCPU entered the guest, `CLOCK_MONOTONIC` nanoseconds.
+        first_instruction_ns: u64,
+    },
+    /// The machine could not be built; the process exits.
+    Failed {
+        /// The whole error chain, for a person.
+        message: String,
+    },
+    /// The guest ended; the process exits.
+    Exited {
+        /// How.
+        reason: GuestExit,
+    },
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+pub enum GuestExit {
+    /// The agent asked for power-off by writing [`POWER_OFF`] to port [`EXIT_PORT`].
+    Shutdown,
+    /// The guest kernel panicked: it reset the machine after `Kernel panic` on its console.
+    Panic,
+    /// The guest reset the machine for another reason.
+    Reset,
+    /// A triple fault (`KVM_EXIT_SHUTDOWN`).
+    TripleFault,
+    /// KVM could not go on (`KVM_EXIT_FAIL_ENTRY`, `KVM_EXIT_INTERNAL_ERROR`, or the ioctl failed).
+    KvmError {
+        /// What KVM said.
+        detail: String,
+    },
+}
+
+impl GuestExit {
+    /// The monitor's process exit code for this end; 0 is a wanted shutdown.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Shutdown => 0,
+            Self::Panic => 80,
+            Self::Reset => 81,
+            Self::TripleFault => 82,
+            Self::KvmError { .. } => 83,
+        }
+    }
+}
+
+/// The I/O port through which the agent ends the machine. QEMU's `isa-debug-exit` device has the same
+/// default, so one agent serves both drivers.
+pub const EXIT_PORT: u16 = 0x501;
+/// What the agent writes to [`EXIT_PORT`] for a clean power-off.
+pub const POWER_OFF: u8 = 0x10;
+
+/// The layout of the console's memory file, shared by the monitor that writes and the shim that reads after
+/// the monitor is gone, however it went.
+pub mod console_ring {
+    /// Size of the whole file, in bytes.
+    pub const FILE_BYTES: usize = HEADER_BYTES + DATA_BYTES;
+    /// The header: a little-endian `u64` at offset 0 that counts all bytes ever written. The rest is zero.
+    pub const HEADER_BYTES: usize = 64;
+    /// Bytes kept. Byte number `n` of the console is at `HEADER_BYTES + n % DATA_BYTES`.
+    pub const DATA_BYTES: usize = 64 * 1024;
+}
