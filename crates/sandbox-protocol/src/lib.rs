@@ -15,6 +15,7 @@ pub mod limits;
 #[allow(
     missing_docs,
     nonstandard_style,
+    unused,
     unreachable_pub,
     clippy::all,
     clippy::pedantic,
@@ -30,7 +31,7 @@ pub mod agent {
 #[allow(
     missing_docs,
     unreachable_pub,
-    unused_imports,
+    unused,
     clippy::all,
     clippy::pedantic,
     clippy::unwrap_used,
