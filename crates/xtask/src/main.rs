@@ -1,3 +1,150 @@
-//! To be written.
+//! All automation of the project: `cargo xtask --help`.
 
-fn main() {}
+mod cache;
+mod demo;
+mod guest;
+mod kernel;
+mod packages;
+mod shell;
+mod structure;
+mod testhost;
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, checks and tests the sandbox runtime.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the Debian packages that are missing.
+    Setup {
+        /// Those of the tests too.
+        #[arg(long)]
+        tests: bool,
+    },
+    /// Build the guest kernel, the guest image and the other parts in `target/artifacts/`.
+    Guest,
+    /// Build everything: the workspace and the guest.
+    Build,
+    /// Set up, build, and run a container in a micro-VM.
+    Run,
+    /// Set up, build, and run every test that can run here.
+    Test {
+        /// Only the suites whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+    /// Check the direction of dependencies and the sizes of files.
+    Structure,
+    /// Check format, lints and structure.
+    Lint,
+    /// Run a command of this machine inside a throwaway virtual machine that has KVM.
+    Testhost {
+        /// Seconds after which it is ended.
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+        /// Memory of the machine, in MiB.
+        #[arg(long, default_value_t = 6144)]
+        memory: u32,
+        /// Environment variables to carry over, by name.
+        #[arg(long = "env")]
+        environment: Vec<String>,
+        /// The command and its arguments.
+        #[arg(trailing_var_arg = true, required = true)]
+        command: Vec<String>,
+    },
+}
+
+/// The root of the checkout that this program was built from.
+pub(crate) fn project_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .unwrap_or(Path::new("."))
+}
+
+/// Where the product's programs are after [`build`].
+pub(crate) fn binaries() -> PathBuf {
+    project_root().join("target/release")
+}
+
+/// Builds the workspace and the guest.
+pub(crate) fn build() -> Result<()> {
+    shell::run(
+        Command::new(env!("CARGO"))
+            .args(["build", "--release", "--workspace", "--exclude", "xtask"])
+            .current_dir(project_root()),
+    )?;
+    guest::build()
+}
+
+fn run_demo() -> Result<()> {
+    packages::for_run()?;
+    build()?;
+    let layout = demo::build()?;
+    let sandboxctl = binaries().join("sandboxctl");
+    shell::step("importing the demo image");
+    shell::run(Command::new(&sandboxctl).args(["image", "import", "--name", "demo"]).arg(layout))?;
+    shell::step("sandboxctl run --rm demo sh -c '…'");
+    println!("host:      kernel {}", shell::read("uname", &["-r"])?);
+    println!("host:      PID 1 is {}", std::fs::read_to_string("/proc/1/comm")?.trim());
+    shell::run(Command::new(&sandboxctl).args([
+        "run",
+        "--rm",
+        "--timings",
+        "demo",
+        "sh",
+        "-c",
+        "echo \"container: kernel $(uname -r)\"; echo \"container: PID 1 is $(cat /proc/1/comm)\"",
+    ]))
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().task {
+        Task::Setup { tests: false } => packages::for_run()?,
+        Task::Setup { tests: true } => packages::for_test()?,
+        Task::Guest => guest::build()?,
+        Task::Build => build()?,
+        Task::Run => run_demo()?,
+        Task::Test { only } => return tests::run(only.as_deref()),
+        Task::Structure => structure::check()?,
+        Task::Lint => lint()?,
+        Task::Testhost { timeout, memory, environment, command } => {
+            let code = testhost::run(&testhost::Options {
+                command,
+                timeout: Duration::from_secs(timeout),
+                memory_mib: memory,
+                cpus: 2,
+                env: environment,
+            })?;
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn lint() -> Result<()> {
+    shell::step("format");
+    shell::run(
+        Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]).current_dir(project_root()),
+    )
+    .context("run `cargo fmt --all`")?;
+    structure::check()?;
+    shell::step("lints");
+    shell::run(
+        Command::new(env!("CARGO"))
+            .args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+            .current_dir(project_root()),
+    )
+}

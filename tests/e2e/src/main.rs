@@ -1,3 +1,91 @@
-//! To be written.
+//! End-to-end tests: the product's programs, run as a user or containerd runs them.
+//!
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [libtest options]`. Everything real: kernel, machine, agent,
+//! containerd. Each test has a world of its own and ends with the leak check.
 
-fn main() {}
+mod containerd;
+mod failures;
+mod images;
+mod lifecycle;
+mod run;
+mod stdio;
+mod tty;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use libtest_mimic::{Arguments, Failed, Trial};
+use sandbox_harness::{Driver, Setup, World};
+
+/// A test: what it is called, and what it does in a world that has the demo image.
+type Case = (&'static str, fn(&World) -> Result<()>);
+
+/// How long one command may take before it counts as hung. The test host emulates the machine that the guest's
+/// machine runs on.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Takes our own options out of the command line.
+fn options(arguments: &mut Vec<String>) -> Result<(Driver, PathBuf)> {
+    let mut take = |name: &str| -> Result<String> {
+        let at = arguments.iter().position(|argument| argument == name);
+        let at = at.with_context(|| format!("{name} is missing"))?;
+        if at + 1 >= arguments.len() {
+            bail!("{name} needs a value");
+        }
+        arguments.remove(at);
+        Ok(arguments.remove(at))
+    };
+    let driver = match take("--driver")?.as_str() {
+        "kvm" => Driver::Kvm,
+        "qemu" => Driver::Qemu,
+        other => bail!("--driver takes kvm or qemu, not {other:?}"),
+    };
+    Ok((driver, PathBuf::from(take("--demo")?)))
+}
+
+fn trial(setup: &Setup, (name, case): Case) -> Trial {
+    let setup = setup.clone();
+    Trial::test(name, move || {
+        let attempt = || -> Result<()> {
+            let world = World::with_demo(&setup)?;
+            let result = case(&world);
+            // A failed test says why it failed; only a passed one is also asked what it left.
+            result.and_then(|()| world.finish())
+        };
+        attempt().map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+fn main() -> Result<ExitCode> {
+    let mut arguments: Vec<String> = std::env::args().collect();
+    let (driver, demo) = options(&mut arguments)?;
+    let binaries = std::env::current_exe()?
+        .parent()
+        .context("we are in a folder")?
+        .to_owned();
+    let setup = Setup {
+        binaries,
+        demo: std::fs::canonicalize(demo)?,
+        driver,
+        limit: LIMIT,
+    };
+    let trials = [
+        run::CASES,
+        stdio::CASES,
+        tty::CASES,
+        failures::CASES,
+        images::CASES,
+        lifecycle::CASES,
+        containerd::CASES,
+    ]
+    .concat()
+    .into_iter()
+    .map(|case| trial(&setup, case))
+    .collect();
+    let mut arguments = Arguments::from_iter(arguments);
+    // Two processors, and every test boots machines.
+    arguments.test_threads.get_or_insert(2);
+    Ok(libtest_mimic::run(&arguments, trials).exit_code())
+}

@@ -1,1 +1,15 @@
-//! To be written.
+//! Fixtures for end-to-end tests.
+//!
+//! A [`World`] is everything that one test sees: its own state folder, runtime folder and processes. The
+//! product is reached as a user reaches it, by running its programs. When a test ends, [`World::finish`]
+//! looks for anything that was left behind.
+
+pub mod containerd;
+pub mod layout;
+pub mod leaks;
+pub mod process;
+pub mod terminal;
+pub mod world;
+
+pub use process::{Finished, Running};
+pub use world::{Driver, Setup, World};

@@ -1,0 +1,118 @@
+//! Everything of the product that is not compiled from the workspace for the host: the guest kernel and image,
+//! `virtiofsd`, and the template of the writable layer. All of it is linked into `target/artifacts/`, where
+//! the binaries in `target/release/` look for it.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::cache::{self, Inputs};
+use crate::{kernel, project_root, shell};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The vhost-user file server for shared directories; Debian 12 has no package of it.
+const VIRTIOFSD_VERSION: &str = "1.14.0";
+
+/// Size that the guest sees of the writable layer, in bytes. The file is sparse.
+const SCRATCH_BYTES: u64 = 8 << 30;
+
+/// Identity of the guest's root file system: constant, so that the image is reproducible.
+const ROOTFS_UUID: &str = "5a4d0b0e-0000-4000-8000-73616e64626f";
+
+/// Where the product's parts are linked.
+pub(crate) fn artifacts() -> PathBuf {
+    project_root().join("target/artifacts")
+}
+
+/// Builds what is missing and links it.
+///
+/// # Errors
+/// When a part cannot be built.
+pub(crate) fn build() -> Result<()> {
+    let folder = artifacts();
+    fs::create_dir_all(&folder)?;
+    cache::link(&kernel::vmlinux()?, &folder.join("vmlinux"))?;
+    cache::link(&virtiofsd()?, &folder.join("virtiofsd"))?;
+    cache::link(&scratch()?, &folder.join("scratch.ext4"))?;
+    cache::link(&rootfs(&agent()?)?, &folder.join("rootfs.erofs"))
+}
+
+/// Builds the agent as one static binary.
+pub(crate) fn agent() -> Result<PathBuf> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["build", "--release", "--package", "sandbox-agent", "--target", TARGET])
+        .current_dir(project_root())
+        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
+        .env("LIBSECCOMP_LINK_TYPE", "static")
+        .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
+    shell::run(&mut command)?;
+    Ok(project_root().join("target").join(TARGET).join("release/sandbox-agent"))
+}
+
+/// A read-only EROFS with the agent as the only program.
+fn rootfs(agent: &Path) -> Result<PathBuf> {
+    let inputs = Inputs::default()
+        .text("recipe", "1")
+        .text("mkfs", &shell::read("mkfs.erofs", &["--version"])?)
+        .file(agent)?;
+    let folder = cache::product("rootfs", inputs, |folder| {
+        let tree = folder.join("tree");
+        for path in ["dev", "etc", "proc", "run", "sbin", "sys", "tmp"] {
+            fs::create_dir_all(tree.join(path))?;
+        }
+        fs::copy(agent, tree.join("sbin/sandbox-agent"))?;
+        // libcontainer and libc look these up; the guest has no other users.
+        fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/:/sbin/nologin\n")?;
+        fs::write(tree.join("etc/group"), "root:x:0:\n")?;
+        symlink("/proc/self/mounts", tree.join("etc/mtab"))?;
+        for entry in ["", "dev", "etc", "proc", "run", "sbin", "sys", "tmp", "sbin/sandbox-agent"] {
+            fs::set_permissions(tree.join(entry), fs::Permissions::from_mode(0o755))?;
+        }
+        for entry in ["etc/passwd", "etc/group"] {
+            fs::set_permissions(tree.join(entry), fs::Permissions::from_mode(0o644))?;
+        }
+        shell::run_quietly(
+            Command::new("mkfs.erofs")
+                .args(["-T0", "-U", ROOTFS_UUID, "--all-root"])
+                .arg(folder.join("rootfs.erofs"))
+                .arg(&tree),
+            None,
+        )?;
+        fs::remove_dir_all(&tree)?;
+        Ok(())
+    })?;
+    Ok(folder.join("rootfs.erofs"))
+}
+
+fn virtiofsd() -> Result<PathBuf> {
+    let inputs = Inputs::default().text("version", VIRTIOFSD_VERSION).text("recipe", "2");
+    let folder = cache::product("virtiofsd", inputs, |folder| {
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(["install", "virtiofsd", "--version", VIRTIOFSD_VERSION, "--locked", "--root"])
+            .arg(folder)
+            .args(["--target-dir"])
+            .arg(folder.join("target"));
+        shell::run_quietly(&mut command, Some(&folder.join("build.log")))?;
+        fs::remove_dir_all(folder.join("target"))?;
+        Ok(())
+    })?;
+    Ok(folder.join("bin/virtiofsd"))
+}
+
+fn scratch() -> Result<PathBuf> {
+    let inputs = Inputs::default()
+        .text("recipe", "1")
+        .text("bytes", &SCRATCH_BYTES.to_string())
+        .text("mke2fs", &shell::read("dpkg-query", &["-W", "-f=${Version}", "e2fsprogs"])?);
+    let folder = cache::product("scratch", inputs, |folder| {
+        sandbox_image::scratch::create_template(&folder.join("scratch.ext4"), SCRATCH_BYTES)
+            .context("cannot make the template of the writable layer")
+    })?;
+    Ok(folder.join("scratch.ext4"))
+}

@@ -1,0 +1,87 @@
+//! Running other programs: say what runs, fail with what they printed.
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Prints one line about what is being done.
+pub(crate) fn step(what: impl AsRef<str>) {
+    eprintln!("==> {}", what.as_ref());
+}
+
+fn describe(command: &Command) -> String {
+    let mut text = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let _ = write!(text, " {}", argument.to_string_lossy());
+    }
+    text
+}
+
+/// Runs `command` with our standard output and error.
+///
+/// # Errors
+/// When it cannot be started or ends with anything but 0.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let what = describe(command);
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start `{what}`"))?;
+    if !status.success() {
+        bail!("`{what}` failed: {status}");
+    }
+    Ok(())
+}
+
+/// Runs `command` silently; what it prints is shown only when it fails, and kept in `log` when one is given.
+///
+/// # Errors
+/// When it cannot be started or ends with anything but 0; the error carries its last lines.
+pub(crate) fn run_quietly(command: &mut Command, log: Option<&Path>) -> Result<()> {
+    let what = describe(command);
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{what}`"))?;
+    let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.push_str(&String::from_utf8_lossy(&output.stderr));
+    if let Some(log) = log {
+        std::fs::write(log, &text).with_context(|| format!("cannot write {}", log.display()))?;
+    }
+    if !output.status.success() {
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+        bail!("`{what}` failed: {}\n{tail}", output.status);
+    }
+    Ok(())
+}
+
+/// What `program` prints on standard output, trimmed.
+///
+/// # Errors
+/// When it cannot be started or ends with anything but 0.
+pub(crate) fn read(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start `{program}`"))?;
+    if !output.status.success() {
+        bail!(
+            "`{program}` failed: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Whether `program` is on the path.
+pub(crate) fn has(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    })
+}

@@ -1,0 +1,126 @@
+//! The structure check: which member may use which, how long a file may be, and what may not be in the tree.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{project_root, shell};
+
+/// What each member may depend on, of the other members. A member that is not named here fails the check.
+const ALLOWED: &[(&str, &[&str])] = &[
+    ("sandbox-types", &[]),
+    ("sandbox-protocol", &["sandbox-types"]),
+    ("sandbox-vmm", &["sandbox-types"]),
+    ("sandbox-image", &["sandbox-types"]),
+    ("sandbox-runtime", &["sandbox-types", "sandbox-protocol"]),
+    ("sandboxctl", &["sandbox-types", "sandbox-protocol", "sandbox-image", "sandbox-runtime"]),
+    ("containerd-shim-sandbox-v2", &["sandbox-types", "sandbox-protocol", "sandbox-runtime"]),
+    ("sandbox-agent", &["sandbox-types", "sandbox-protocol"]),
+    // Tests reach the product's programs by path, never as libraries.
+    ("sandbox-harness", &[]),
+    ("sandbox-probe", &[]),
+    ("sandbox-e2e", &["sandbox-harness"]),
+    // The template of the writable layer is made by the code that clones it, the demo by the tests' layout writer.
+    ("xtask", &["sandbox-image", "sandbox-harness"]),
+];
+
+/// Lines that no Rust file may have more of.
+const MAX_LINES: usize = 1_000;
+
+/// Checks the whole tree.
+///
+/// # Errors
+/// One error that lists everything that is wrong.
+pub(crate) fn check() -> Result<()> {
+    let mut wrong = dependencies()?;
+    wrong.extend(files()?);
+    if wrong.is_empty() {
+        shell::step("structure: as it should be");
+        return Ok(());
+    }
+    bail!("the structure check failed:\n  {}", wrong.join("\n  "));
+}
+
+fn dependencies() -> Result<Vec<String>> {
+    let metadata = shell::read(
+        env!("CARGO"),
+        &["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path"]
+            .iter()
+            .map(PathBuf::from)
+            .chain([project_root().join("Cargo.toml")])
+            .collect::<Vec<_>>(),
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let uses: BTreeMap<&str, Vec<&str>> = packages
+        .iter()
+        .filter_map(|package| {
+            let dependencies = package["dependencies"].as_array()?;
+            let ours = dependencies
+                .iter()
+                .filter(|dependency| dependency["path"].is_string())
+                .filter_map(|dependency| dependency["name"].as_str())
+                .collect();
+            Some((package["name"].as_str()?, ours))
+        })
+        .collect();
+    Ok(forbidden(&uses))
+}
+
+fn forbidden(uses: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
+    let allowed: BTreeMap<&str, &[&str]> = ALLOWED.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for (member, used) in uses {
+        match allowed.get(member) {
+            None => wrong.push(format!("{member} is not in the list of members (structure.rs)")),
+            Some(allowed) => wrong.extend(
+                used.iter()
+                    .filter(|other| !allowed.contains(other))
+                    .map(|other| format!("{member} may not depend on {other}")),
+            ),
+        }
+    }
+    wrong
+}
+
+fn files() -> Result<Vec<String>> {
+    let root = project_root();
+    let list = shell::read("git", &["-C", &root.to_string_lossy(), "ls-files"])?;
+    let mut wrong = Vec::new();
+    for name in list.lines() {
+        let path = root.join(name);
+        if name.ends_with("/mod.rs") {
+            wrong.push(format!("{name}: modules are named for what they are, not mod.rs"));
+        }
+        if Path::new(name).extension().is_some_and(|extension| extension == "rs") {
+            let Ok(text) = fs::read_to_string(&path) else { continue };
+            let lines = text.lines().count();
+            if lines > MAX_LINES {
+                wrong.push(format!("{name}: {lines} lines, at most {MAX_LINES}"));
+            }
+            if name.ends_with("lib.rs") && !text.starts_with("//!") {
+                wrong.push(format!("{name}: a crate begins with what it is"));
+            }
+        }
+    }
+    Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependency_against_the_direction_is_named() {
+        let uses = BTreeMap::from([
+            ("sandbox-types", vec!["sandbox-runtime"]),
+            ("sandbox-runtime", vec!["sandbox-types"]),
+            ("newcomer", vec![]),
+        ]);
+        let wrong = forbidden(&uses);
+        assert_eq!(wrong.len(), 2, "{wrong:?}");
+        assert!(wrong.iter().any(|line| line == "sandbox-types may not depend on sandbox-runtime"));
+    }
+}

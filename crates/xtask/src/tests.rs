@@ -1,0 +1,177 @@
+//! `cargo xtask test`: every test that can run here, then one list of what was skipped and why.
+//!
+//! A suite is a program that prints libtest's lines. The workspace's own test programs run here; the end-to-end
+//! tests run once per hypervisor driver, and those that need KVM run inside the test host where this machine
+//! cannot virtualize.
+
+mod report;
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{binaries, demo, guest, packages, project_root, shell};
+use report::Report;
+
+/// Test programs that boot guests under KVM: they run again in the test host.
+const NEED_KVM: &[&str] = &["boot"];
+
+/// How long the end-to-end tests may take in the test host.
+const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+/// Skips that CI accepts, by a part of the line: the test's suite and name, and the reason it gives.
+const ALLOWED_SKIPS: &str = include_str!("tests/allowed-skips.txt");
+
+/// A program to run and the folder to run it in.
+struct Suite {
+    name: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    folder: PathBuf,
+}
+
+/// Sets up, builds, runs, and reports.
+///
+/// # Errors
+/// When something other than a test fails.
+pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
+    packages::for_test()?;
+    crate::build()?;
+    let demo = demo::build()?;
+    let mut suites = workspace_suites()?;
+    let kvm = kvm_runs_kernels();
+    let e2e = |driver: &str| Suite {
+        name: format!("e2e-{driver}"),
+        program: binaries().join("sandbox-e2e"),
+        arguments: vec!["--driver".into(), driver.into(), "--demo".into(), demo.clone().into()],
+        folder: project_root().to_owned(),
+    };
+    let again: Vec<Suite> = suites
+        .iter()
+        .filter(|suite| NEED_KVM.iter().any(|name| suite.name.ends_with(name)))
+        .map(|suite| Suite {
+            name: format!("{}-kvm", suite.name),
+            program: suite.program.clone(),
+            arguments: suite.arguments.clone(),
+            folder: suite.folder.clone(),
+        })
+        .collect();
+    suites.push(e2e("qemu"));
+    let here = suites.into_iter().map(|suite| (suite, false));
+    let there = again.into_iter().chain([e2e("kvm")]).map(|suite| (suite, !kvm));
+
+    let mut report = Report::default();
+    for (suite, in_testhost) in here.chain(there) {
+        if only.is_some_and(|part| !suite.name.contains(part)) {
+            continue;
+        }
+        let place = if in_testhost { " (in the test host)" } else { "" };
+        shell::step(format!("{}{place}", suite.name));
+        run_suite(&suite, in_testhost, &mut report)?;
+    }
+    report.print();
+    let unexpected = if std::env::var_os("CI").is_some() {
+        report.skips_not_in(ALLOWED_SKIPS)
+    } else {
+        Vec::new()
+    };
+    if !unexpected.is_empty() {
+        println!("skips that CI does not allow:");
+        for line in &unexpected {
+            println!("  {line}");
+        }
+    }
+    report.print_closing_line();
+    Ok(if report.passed_everything() && unexpected.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Whether stock kernels run under this machine's KVM. `/dev/kvm` alone does not say: the PVM back end opens too.
+fn kvm_runs_kernels() -> bool {
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let hardware = flags
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
+    hardware && Path::new("/dev/kvm").exists() && !Path::new("/sys/module/kvm_pvm").exists()
+}
+
+/// Builds the workspace's test programs and names them.
+fn workspace_suites() -> Result<Vec<Suite>> {
+    shell::step("building the tests");
+    let output = Command::new(env!("CARGO"))
+        .args(["test", "--release", "--workspace", "--no-run", "--message-format=json"])
+        .current_dir(project_root())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the tests do not build: {}", output.status);
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let mut suites = Vec::new();
+    for line in text.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if message["profile"]["test"].as_bool() != Some(true) {
+            continue;
+        }
+        let (Some(program), Some(manifest), Some(target)) = (
+            message["executable"].as_str(),
+            message["manifest_path"].as_str(),
+            message["target"]["name"].as_str(),
+        ) else {
+            continue;
+        };
+        let folder = Path::new(manifest).parent().context("a manifest has a folder")?;
+        let package = folder.file_name().unwrap_or_default().to_string_lossy();
+        suites.push(Suite {
+            name: if package == target { target.to_owned() } else { format!("{package}/{target}") },
+            program: program.into(),
+            arguments: Vec::new(),
+            folder: folder.to_owned(),
+        });
+    }
+    suites.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(suites)
+}
+
+fn run_suite(suite: &Suite, in_testhost: bool, report: &mut Report) -> Result<()> {
+    let mut command = if in_testhost {
+        // A program of its own, so that the test host's clean-up does not depend on ours.
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .args(["testhost", "--timeout", &TESTHOST_LIMIT.as_secs().to_string()])
+            .args(["--env", "PATH", "--env", "SANDBOX_TEST_KERNEL", "--"])
+            .arg(&suite.program);
+        command
+    } else {
+        Command::new(&suite.program)
+    };
+    let mut child = command
+        .args(&suite.arguments)
+        .current_dir(&suite.folder)
+        .env("SANDBOX_TEST_KERNEL", guest::artifacts().join("vmlinux"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", suite.program.display()))?;
+    let stdout = child.stdout.take().context("the test's output is piped")?;
+    report.begin(&suite.name);
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        report.line(&line);
+    }
+    let status = child.wait()?;
+    report.end(status.success());
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Reads libtest's lines and adds them up.
+
+/// What became of one suite.
+#[derive(Default)]
+struct Outcome {
+    name: String,
+    passed: u64,
+    failed: u64,
+    /// Name and reason of each skipped test.
+    skipped: Vec<String>,
+    failures: Vec<String>,
+    /// The summary line was seen.
+    closed: bool,
+    exited_well: bool,
+}
+
+impl Outcome {
+    /// A suite that ends without its summary, or badly without a failed test, has failed as a whole.
+    fn broke(&self) -> bool {
+        !self.closed || (!self.exited_well && self.failed == 0)
+    }
+}
+
+/// All suites so far.
+#[derive(Default)]
+pub(super) struct Report(Vec<Outcome>);
+
+/// Takes terminal colours out of a line.
+fn plain(line: &str) -> String {
+    let mut text = String::with_capacity(line.len());
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        if character == '\u{1b}' {
+            for skipped in characters.by_ref() {
+                if skipped.is_ascii_alphabetic() {
+                    break;
+                }
+            }
+        } else if character != '\r' {
+            text.push(character);
+        }
+    }
+    text
+}
+
+/// The number before `word` in libtest's summary line.
+fn count(summary: &str, word: &str) -> Option<u64> {
+    summary
+        .split([';', '.'])
+        .find_map(|part| part.trim().strip_suffix(word)?.trim().parse().ok())
+}
+
+impl Report {
+    /// A suite begins.
+    pub(super) fn begin(&mut self, name: &str) {
+        self.0.push(Outcome { name: name.to_owned(), ..Default::default() });
+    }
+
+    /// A line that it printed.
+    pub(super) fn line(&mut self, line: &str) {
+        let Some(suite) = self.0.last_mut() else { return };
+        let line = plain(line);
+        if let Some(summary) = line.strip_prefix("test result: ") {
+            suite.passed += count(summary, "passed").unwrap_or(0);
+            suite.failed += count(summary, "failed").unwrap_or(0);
+            suite.closed = true;
+            return;
+        }
+        let Some((test, outcome)) =
+            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+        else {
+            return;
+        };
+        let test = test.trim();
+        if let Some(reason) = outcome.trim().strip_prefix("ignored") {
+            let reason = reason.trim_matches([' ', ',', '(', ')']);
+            let reason = if reason.is_empty() { "no reason given" } else { reason };
+            suite.skipped.push(format!("{} {test}: {reason}", suite.name));
+        } else if outcome.trim().starts_with("FAILED") {
+            suite.failures.push(format!("{} {test}", suite.name));
+        }
+    }
+
+    /// The suite ended.
+    pub(super) fn end(&mut self, exited_well: bool) {
+        if let Some(suite) = self.0.last_mut() {
+            suite.exited_well = exited_well;
+        }
+    }
+
+    /// Prints what was skipped and what failed.
+    pub(super) fn print(&self) {
+        println!();
+        let skipped: Vec<&String> = self.0.iter().flat_map(|suite| &suite.skipped).collect();
+        if skipped.is_empty() {
+            println!("skipped: nothing");
+        } else {
+            println!("skipped:");
+            for line in skipped {
+                println!("  {line}");
+            }
+        }
+        for line in self.0.iter().flat_map(|suite| &suite.failures) {
+            println!("FAILED: {line}");
+        }
+        for suite in self.0.iter().filter(|suite| suite.broke()) {
+            println!("FAILED: {} did not run to its end", suite.name);
+        }
+    }
+
+    /// Prints the line that closes a run.
+    pub(super) fn print_closing_line(&self) {
+        let passed: u64 = self.0.iter().map(|suite| suite.passed).sum();
+        let broke = self.0.iter().filter(|suite| suite.broke()).count() as u64;
+        let failed: u64 = self.0.iter().map(|suite| suite.failed).sum::<u64>() + broke;
+        let skipped: usize = self.0.iter().map(|suite| suite.skipped.len()).sum();
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    }
+
+    /// Skips that contain none of the lines of `allowed` (`#` begins a comment).
+    pub(super) fn skips_not_in(&self, allowed: &str) -> Vec<String> {
+        let allowed: Vec<&str> = allowed
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .collect();
+        self.0
+            .iter()
+            .flat_map(|suite| &suite.skipped)
+            .filter(|skip| !allowed.iter().any(|part| skip.contains(part)))
+            .cloned()
+            .collect()
+    }
+
+    /// Every suite ran to its end, no test failed, and at least one passed.
+    pub(super) fn passed_everything(&self) -> bool {
+        self.0.iter().all(|suite| suite.failed == 0 && !suite.broke())
+            && self.0.iter().any(|suite| suite.passed > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[&str], exited_well: bool) -> Report {
+        let mut report = Report::default();
+        report.begin("suite");
+        for line in lines {
+            report.line(line);
+        }
+        report.end(exited_well);
+        report
+    }
+
+    #[test]
+    fn skip_is_listed_with_its_reason() {
+        let report = read(
+            &[
+                "test a ... ok",
+                "test b ... ignored (no /dev/kvm)",
+                "test c ... ignored, slow",
+                "test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out",
+            ],
+            true,
+        );
+        assert!(report.passed_everything());
+        assert_eq!(report.0[0].skipped, ["suite b: no /dev/kvm", "suite c: slow"]);
+        assert_eq!(report.skips_not_in("# comment\nno /dev/kvm\n"), ["suite c: slow"]);
+    }
+
+    #[test]
+    fn suite_without_summary_is_a_failure() {
+        assert!(!read(&["test a ... ok"], true).passed_everything());
+        assert!(!read(&["test result: ok. 1 passed; 0 failed"], false).passed_everything());
+        assert!(!read(&["test result: ok. 0 passed; 0 failed"], true).passed_everything());
+    }
+
+    #[test]
+    fn colours_do_not_hide_an_outcome() {
+        let report = read(
+            &["test a ... \u{1b}[31mFAILED\u{1b}[0m", "test result: FAILED. 0 passed; 1 failed; 0 ignored"],
+            false,
+        );
+        assert_eq!(report.0[0].failures, ["suite a"]);
+        assert_eq!(report.0[0].failed, 1);
+    }
+}

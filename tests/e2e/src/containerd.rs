@@ -1,0 +1,145 @@
+//! The shim under Debian's containerd, driven by `ctr`.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use sandbox_harness::World;
+use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::process;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("containerd_ctr_run_prints_and_exits", run),
+    ("containerd_ctr_streams_stdin", stdin),
+    ("containerd_ctr_exec_and_kill", exec_and_kill),
+    ("containerd_shim_killed_is_cleaned_up", shim_killed),
+    ("containerd_shim_prints_its_version", version),
+];
+
+fn run(world: &World) -> Result<()> {
+    let containerd = Containerd::start(world)?;
+    let image = containerd.import_demo(world)?;
+    let script = "uname -r; echo changed > /etc/passwd; exit 7";
+    let finished = containerd.ctr(&[
+        "run",
+        "--rm",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c1",
+        "sh",
+        "-c",
+        script,
+    ])?;
+    ensure!(
+        finished.code == 7 && finished.text().starts_with("6.12."),
+        "exit code {}: {}{}\n{}",
+        finished.code,
+        finished.text(),
+        finished.stderr,
+        containerd.log()
+    );
+    let again = containerd.ctr(&[
+        "run",
+        "--rm",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c2",
+        "head",
+        "-n",
+        "1",
+        "/etc/passwd",
+    ])?;
+    again
+        .expect_code(0)?
+        .expect_stdout("root:x:0:0:root:/root:/bin/sh\n")?;
+    Ok(())
+}
+
+fn stdin(world: &World) -> Result<()> {
+    let containerd = Containerd::start(world)?;
+    let image = containerd.import_demo(world)?;
+    let mut command =
+        containerd.ctr_command(&["run", "--rm", "--runtime", RUNTIME, image, "c1", "cat"]);
+    process::run(&mut command, b"through containerd\n", world.setup().limit)?
+        .expect_code(0)?
+        .expect_stdout("through containerd\n")?;
+    Ok(())
+}
+
+fn exec_and_kill(world: &World) -> Result<()> {
+    let containerd = Containerd::start(world)?;
+    let image = containerd.import_demo(world)?;
+    let mut running = containerd.start_ctr(&[
+        "run",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c1",
+        "sh",
+        "-c",
+        "echo up; while :; do sleep 1; done",
+    ])?;
+    running.wait_for_line("up")?;
+    containerd
+        .ctr(&[
+            "task",
+            "exec",
+            "--exec-id",
+            "e1",
+            "c1",
+            "sh",
+            "-c",
+            "echo from exec; exit 9",
+        ])?
+        .expect_code(9)?
+        .expect_stdout("from exec\n")?;
+    let tasks = containerd.ctr(&["task", "ls"])?.expect_code(0)?;
+    ensure!(tasks.text().contains("RUNNING"), "{}", tasks.text());
+    containerd
+        .ctr(&["task", "kill", "--signal", "SIGKILL", "c1"])?
+        .expect_code(0)?;
+    running.finish()?.expect_code(137)?;
+    containerd.ctr(&["task", "rm", "c1"])?;
+    containerd.ctr(&["container", "rm", "c1"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn shim_killed(world: &World) -> Result<()> {
+    let containerd = Containerd::start(world)?;
+    let image = containerd.import_demo(world)?;
+    let mut running = containerd.start_ctr(&[
+        "run",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c1",
+        "sh",
+        "-c",
+        "echo up; cat",
+    ])?;
+    running.wait_for_line("up")?;
+    world.kill_process("containerd-shim-sandbox-v2")?;
+    process::wait_until("the monitor ends", world.setup().limit, || {
+        let monitor = world.setup().driver.monitor();
+        let left = sandbox_harness::leaks::processes(world.path());
+        (!left.iter().any(|process| process.command.contains(monitor))).then_some(())
+    })?;
+    let _ = running.signal(Signal::SIGKILL);
+    let _ = running.finish();
+    containerd.ctr(&["task", "rm", "--force", "c1"])?;
+    containerd.ctr(&["container", "rm", "c1"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn version(world: &World) -> Result<()> {
+    let mut command = world.command("containerd-shim-sandbox-v2");
+    let finished = process::run(command.arg("-v"), b"", world.setup().limit)?.expect_code(0)?;
+    ensure!(
+        finished.text().contains(env!("CARGO_PKG_VERSION")),
+        "{}",
+        finished.text()
+    );
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! What goes wrong is said, ends promptly, and leaves nothing.
+
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sandbox_harness::{World, process};
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("failure_guest_panic_is_named_with_the_console", guest_panic),
+    ("failure_killed_monitor_is_named", killed_monitor),
+    ("failure_killed_shim_is_named", killed_shim),
+    ("failure_agent_that_never_announces_is_named", dead_agent),
+    ("failure_unknown_image_says_how_to_get_one", unknown_image),
+    ("failure_missing_kernel_names_the_path", missing_kernel),
+    ("failure_file_that_is_no_kernel_is_refused", no_kernel),
+    ("failure_memory_too_small_is_refused", too_small),
+    ("failure_not_root_is_said", not_root),
+    ("failure_name_in_use_is_said", name_in_use),
+    (
+        "failure_killed_sandboxctl_leaves_a_container_that_rm_removes",
+        killed_sandboxctl,
+    ),
+];
+
+/// "Promptly": far below every timeout of the product, far above what a slow machine needs.
+const PROMPT: Duration = Duration::from_secs(20);
+
+/// Starts a container that waits, does something to it, and requires a prompt end with these words.
+fn ends_with_words(
+    world: &World,
+    harm: impl FnOnce(&World) -> Result<()>,
+    words: &[&str],
+) -> Result<()> {
+    let mut running = world.start(&[
+        "run",
+        "--rm",
+        "-i",
+        "--name",
+        "victim",
+        "demo",
+        "sh",
+        "-c",
+        "echo up; cat",
+    ])?;
+    running.wait_for_line("up")?;
+    harm(world)?;
+    let harmed = Instant::now();
+    running.finish()?.expect_code(125)?.expect_stderr(words)?;
+    ensure!(harmed.elapsed() < PROMPT, "it took {:?}", harmed.elapsed());
+    Ok(())
+}
+
+fn guest_panic(world: &World) -> Result<()> {
+    // A container that may mount can have a /proc without masks; what it breaks is the guest.
+    let script = "mount -t proc proc /home && echo c > /home/sysrq-trigger";
+    let finished = world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--cap-add",
+            "SYS_ADMIN",
+            "demo",
+            "sh",
+            "-c",
+            script,
+        ])?
+        .expect_code(125)?;
+    finished.expect_stderr(&["guest kernel panicked", "sysrq triggered crash"])?;
+    Ok(())
+}
+
+fn killed_monitor(world: &World) -> Result<()> {
+    let monitor = world.setup().driver.monitor();
+    ends_with_words(
+        world,
+        |world| world.kill_process(monitor),
+        &["monitor", "killed"],
+    )
+}
+
+fn killed_shim(world: &World) -> Result<()> {
+    ends_with_words(
+        world,
+        |world| world.kill_process("containerd-shim-sandbox-v2"),
+        &["shim", "died"],
+    )
+}
+
+fn dead_agent(world: &World) -> Result<()> {
+    // A guest whose PID 1 is not there: the kernel says so and panics before any announcement.
+    let config = world.path().join("sandbox.toml");
+    fs::write(&config, "kernel_arguments = \"init=/no/such/agent\"\n")?;
+    let mut command = world.sandboxctl_command(&["run", "--rm", "demo", "true"]);
+    command.env("SANDBOX_CONFIG", &config);
+    process::run(&mut command, b"", world.setup().limit)?
+        .expect_code(125)?
+        .expect_stderr(&["panic", "/no/such/agent"])?;
+    Ok(())
+}
+
+fn unknown_image(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["run", "--rm", "no-such-image", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&["no-such-image", "image import"])?;
+    Ok(())
+}
+
+fn missing_kernel(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--kernel",
+            "/no/such/vmlinux",
+            "demo",
+            "true",
+        ])?
+        .expect_code(125)?
+        .expect_stderr(&["/no/such/vmlinux"])?;
+    Ok(())
+}
+
+fn no_kernel(world: &World) -> Result<()> {
+    let file = world.path().join("vmlinux");
+    fs::write(&file, "this is not an ELF file")?;
+    world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--kernel",
+            &file.to_string_lossy(),
+            "demo",
+            "true",
+        ])?
+        .expect_code(125)?
+        .expect_stderr(&["vmlinux", "ELF"])?;
+    Ok(())
+}
+
+fn too_small(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["run", "--rm", "--memory", "1m", "demo", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&["memory", "1m"])?;
+    Ok(())
+}
+
+fn not_root(world: &World) -> Result<()> {
+    let mut command = Command::new("setpriv");
+    command
+        .args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "--",
+        ])
+        .arg(world.setup().binaries.join("sandboxctl"))
+        .args(["run", "--rm", "demo", "true"]);
+    world.adopt(&mut command);
+    let finished = process::run(&mut command, b"", world.setup().limit)?;
+    if finished.code == 126 || finished.code == 127 {
+        // The checkout is in a folder that others cannot enter: run a copy.
+        let copy = world.path().join("sandboxctl");
+        fs::copy(world.setup().binaries.join("sandboxctl"), &copy)?;
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid",
+                "65534",
+                "--regid",
+                "65534",
+                "--clear-groups",
+                "--",
+            ])
+            .arg(copy)
+            .args(["run", "--rm", "demo", "true"]);
+        world.adopt(&mut command);
+        process::run(&mut command, b"", world.setup().limit)?
+            .expect_code(125)?
+            .expect_stderr(&["root"])?;
+        return Ok(());
+    }
+    finished.expect_code(125)?.expect_stderr(&["root"])?;
+    Ok(())
+}
+
+fn name_in_use(world: &World) -> Result<()> {
+    let mut first = world.start(&[
+        "run",
+        "--rm",
+        "-i",
+        "--name",
+        "one",
+        "demo",
+        "sh",
+        "-c",
+        "echo up; cat",
+    ])?;
+    first.wait_for_line("up")?;
+    world
+        .sandboxctl(&["run", "--rm", "--name", "one", "demo", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&["one", "in use"])?;
+    first.close_stdin();
+    first.finish()?.expect_code(0)?;
+    Ok(())
+}
+
+fn killed_sandboxctl(world: &World) -> Result<()> {
+    let mut running = world.start(&[
+        "run",
+        "-i",
+        "--name",
+        "orphan",
+        "demo",
+        "sh",
+        "-c",
+        "echo up; cat",
+    ])?;
+    running.wait_for_line("up")?;
+    running.signal(nix::sys::signal::Signal::SIGKILL)?;
+    running.finish()?.expect_code(137)?;
+    let ps = world.sandboxctl(&["ps", "-a"])?.expect_code(0)?;
+    ensure!(
+        ps.text().contains("orphan"),
+        "ps does not show it: {}",
+        ps.text()
+    );
+    world.sandboxctl(&["rm", "-f", "orphan"])?.expect_code(0)?;
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Bytes in, bytes out: none lost, none added.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use sandbox_harness::World;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("stdin_reaches_the_container_and_its_end_too", stdin),
+    (
+        "stdin_of_20_mib_through_cat_comes_back_byte_for_byte",
+        big_cat,
+    ),
+    ("stdout_of_8_mib_before_exit_is_not_lost", big_tail),
+    ("stdout_and_stderr_stay_apart", apart),
+    ("stdin_without_i_is_empty", no_stdin),
+    ("stdout_closed_by_its_reader_ends_the_run", reader_gone),
+    ("signal_int_and_term_reach_the_container", signals),
+];
+
+fn stdin(world: &World) -> Result<()> {
+    world
+        .sandboxctl_with_input(&["run", "--rm", "-i", "demo", "cat"], b"hello\n")?
+        .expect_code(0)?
+        .expect_stdout("hello\n")?;
+    Ok(())
+}
+
+/// Bytes that no repetition, reordering or loss leaves as they are.
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+fn big_cat(world: &World) -> Result<()> {
+    let sent = noise(20 << 20);
+    let finished = world
+        .sandboxctl_with_input(&["run", "--rm", "-i", "demo", "cat"], &sent)?
+        .expect_code(0)?;
+    ensure!(
+        finished.stdout.len() == sent.len(),
+        "{} bytes came back",
+        finished.stdout.len()
+    );
+    ensure!(finished.stdout == sent, "the bytes differ");
+    Ok(())
+}
+
+fn big_tail(world: &World) -> Result<()> {
+    let script = "head -c 8388608 /dev/zero | tr '\\0' x; printf end";
+    let finished = world
+        .sandboxctl(&["run", "--rm", "demo", "sh", "-c", script])?
+        .expect_code(0)?;
+    ensure!(
+        finished.stdout.len() == 8_388_608 + 3,
+        "{} bytes arrived",
+        finished.stdout.len()
+    );
+    ensure!(finished.stdout.ends_with(b"xend"), "the tail is wrong");
+    Ok(())
+}
+
+fn apart(world: &World) -> Result<()> {
+    let finished = world
+        .sandboxctl(&["run", "--rm", "demo", "sh", "-c", "echo out; echo err >&2"])?
+        .expect_code(0)?
+        .expect_stdout("out\n")?;
+    ensure!(
+        finished.stderr.ends_with("err\n"),
+        "standard error is {:?}",
+        finished.stderr
+    );
+    Ok(())
+}
+
+fn no_stdin(world: &World) -> Result<()> {
+    world
+        .sandboxctl_with_input(&["run", "--rm", "demo", "wc", "-c"], b"not for you")?
+        .expect_code(0)?
+        .expect_stdout("0\n")?;
+    Ok(())
+}
+
+fn reader_gone(world: &World) -> Result<()> {
+    let mut command = world.sandboxctl_command(&["run", "--rm", "demo", "yes"]);
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    command = std::process::Command::new("sh");
+    command
+        .arg("-c")
+        .arg(format!("{} | head -n 1", words.join(" ")));
+    world.adopt(&mut command);
+    sandbox_harness::process::run(&mut command, b"", world.setup().limit)?
+        .expect_code(0)?
+        .expect_stdout("y\n")?;
+    Ok(())
+}
+
+fn signals(world: &World) -> Result<()> {
+    for (signal, name, code) in [(Signal::SIGINT, "INT", 3), (Signal::SIGTERM, "TERM", 4)] {
+        let script = format!(
+            "trap 'echo got {name}; exit {code}' {name}; echo ready; while :; do sleep 0.1; done"
+        );
+        let mut running = world.start(&["run", "--rm", "demo", "sh", "-c", &script])?;
+        running.wait_for_line("ready")?;
+        running.signal(signal)?;
+        running.wait_for_line(&format!("got {name}"))?;
+        running.finish()?.expect_code(code)?;
+    }
+    Ok(())
+}

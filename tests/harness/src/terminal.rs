@@ -1,0 +1,134 @@
+//! A real terminal for a program under test: a private tmux server, typed into and read like a person would.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::process::wait_until;
+use crate::world::World;
+
+/// One terminal of a world. Dropped, it is closed with everything in it.
+pub struct Terminal {
+    server: String,
+    limit: Duration,
+}
+
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+impl Terminal {
+    /// Opens a terminal of this size that runs `sandboxctl` with these arguments, and shows its exit code as
+    /// `exit=N` when it ends.
+    ///
+    /// # Errors
+    /// When tmux is not there.
+    pub fn open(world: &World, columns: u16, rows: u16, arguments: &[&str]) -> Result<Self> {
+        let command = world.sandboxctl_command(arguments);
+        let words: Vec<String> = std::iter::once(command.get_program())
+            .chain(command.get_args())
+            .map(|word| quote(&word.to_string_lossy()))
+            .collect();
+        let script = format!("{}; echo exit=$?; cat", words.join(" "));
+        let server = world.path().join("tmux").display().to_string();
+        let mut tmux = Command::new("tmux");
+        world.adopt(&mut tmux);
+        let status = tmux
+            .args(["-f", "/dev/null", "-S", &server, "new-session", "-d"])
+            .args([
+                "-x",
+                &columns.to_string(),
+                "-y",
+                &rows.to_string(),
+                "sh",
+                "-c",
+                &script,
+            ])
+            .env("TERM", "xterm")
+            .env_remove("TMUX")
+            .status()
+            .context("cannot start tmux")?;
+        if !status.success() {
+            bail!("tmux failed: {status}");
+        }
+        Ok(Self {
+            server,
+            limit: world.setup().limit,
+        })
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> Result<String> {
+        let output = Command::new("tmux")
+            .args(["-S", &self.server])
+            .args(arguments)
+            .output()?;
+        if !output.status.success() {
+            bail!(
+                "tmux {arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Types text as it is.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn type_text(&self, text: &str) -> Result<()> {
+        self.tmux(&["send-keys", "-l", text]).map(drop)
+    }
+
+    /// Presses a key by tmux's name: `Enter`, `C-c`, `C-d`.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn press(&self, key: &str) -> Result<()> {
+        self.tmux(&["send-keys", key]).map(drop)
+    }
+
+    /// Gives the window another size.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        self.tmux(&[
+            "resize-window",
+            "-x",
+            &columns.to_string(),
+            "-y",
+            &rows.to_string(),
+        ])
+        .map(drop)
+    }
+
+    /// What it shows.
+    ///
+    /// # Errors
+    /// When the terminal is gone.
+    pub fn screen(&self) -> Result<String> {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// Waits until a line of the screen, its trailing blanks removed, satisfies `wanted`.
+    ///
+    /// # Errors
+    /// With the screen, when it does not in time.
+    pub fn wait_for(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        wait_until(what, self.limit, || {
+            self.screen()
+                .ok()?
+                .lines()
+                .any(|line| wanted(line.trim_end()))
+                .then_some(())
+        })
+        .with_context(|| format!("the screen shows:\n{}", self.screen().unwrap_or_default()))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.tmux(&["kill-server"]);
+    }
+}

@@ -1,0 +1,266 @@
+//! One test's private world.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::leaks::{self, Machine, Process, WORLD_VARIABLE};
+use crate::process::{self, Finished, Running};
+
+/// Which hypervisor driver the tests ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The monitor, on KVM.
+    Kvm,
+    /// QEMU, emulating.
+    Qemu,
+}
+
+impl Driver {
+    /// What `--hypervisor` takes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+
+    /// The program that runs the virtual machine.
+    #[must_use]
+    pub fn monitor(self) -> &'static str {
+        match self {
+            Self::Kvm => "sandbox-vmm run",
+            Self::Qemu => "qemu-system-x86_64",
+        }
+    }
+}
+
+/// What all tests of one run share.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Folder of the product's programs.
+    pub binaries: PathBuf,
+    /// The demo image, an OCI layout.
+    pub demo: PathBuf,
+    /// The driver under test.
+    pub driver: Driver,
+    /// How long one command may take. Emulated machines are slow; this is for hangs, not for speed.
+    pub limit: Duration,
+}
+
+/// A private state folder, runtime folder and set of processes.
+pub struct World {
+    setup: Setup,
+    folder: tempfile::TempDir,
+    before: Machine,
+}
+
+impl World {
+    /// A world in which nothing is yet.
+    ///
+    /// # Errors
+    /// When its folders cannot be made.
+    pub fn empty(setup: &Setup) -> Result<Self> {
+        // Short: it is part of the paths of Unix sockets.
+        let folder = tempfile::Builder::new().prefix("sb-").tempdir_in("/tmp")?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
+        fs::create_dir(folder.path().join("run"))?;
+        Ok(Self {
+            setup: setup.clone(),
+            folder,
+            before: leaks::machine(),
+        })
+    }
+
+    /// A world that has the demo image, named `demo`.
+    ///
+    /// # Errors
+    /// When it cannot be imported.
+    pub fn with_demo(setup: &Setup) -> Result<Self> {
+        let world = Self::empty(setup)?;
+        world
+            .sandboxctl(&[
+                "image",
+                "import",
+                "--name",
+                "demo",
+                &setup.demo.to_string_lossy(),
+            ])?
+            .expect_code(0)?;
+        Ok(world)
+    }
+
+    /// What all tests share.
+    #[must_use]
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// The world's own folder, for files of the test.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The runtime folder; nothing is in it when nothing runs.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.path().join("run")
+    }
+
+    /// The state folder of `sandboxctl`.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// A program of the product, as a process of this world.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.setup.binaries.join(program));
+        self.adopt(&mut command);
+        command
+    }
+
+    /// Makes any command a process of this world.
+    pub fn adopt(&self, command: &mut Command) {
+        command
+            .env(WORLD_VARIABLE, self.path())
+            .env("SANDBOX_ROOT", self.state_dir())
+            .env("SANDBOX_RUN_DIR", self.run_dir())
+            .env_remove("SANDBOX_CONFIG")
+            .current_dir(self.path());
+    }
+
+    /// `sandboxctl` with these arguments. `run` gets the driver under test unless it names one.
+    #[must_use]
+    pub fn sandboxctl_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command("sandboxctl");
+        match arguments {
+            ["run", rest @ ..] if !rest.contains(&"--hypervisor") => {
+                command
+                    .args(["run", "--hypervisor", self.setup.driver.name()])
+                    .args(rest);
+            }
+            all => {
+                command.args(all);
+            }
+        }
+        command
+    }
+
+    /// Runs `sandboxctl` to its end with nothing on standard input.
+    ///
+    /// # Errors
+    /// When it does not end in time. Its exit code is the caller's to judge.
+    pub fn sandboxctl(&self, arguments: &[&str]) -> Result<Finished> {
+        self.sandboxctl_with_input(arguments, b"")
+    }
+
+    /// Runs `sandboxctl` to its end.
+    ///
+    /// # Errors
+    /// As [`Self::sandboxctl`].
+    pub fn sandboxctl_with_input(&self, arguments: &[&str], input: &[u8]) -> Result<Finished> {
+        process::run(
+            &mut self.sandboxctl_command(arguments),
+            input,
+            self.setup.limit,
+        )
+    }
+
+    /// Starts `sandboxctl`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, arguments: &[&str]) -> Result<Running> {
+        Running::start(&mut self.sandboxctl_command(arguments), self.setup.limit)
+    }
+
+    /// The one process of this world whose command line contains `part`.
+    ///
+    /// # Errors
+    /// When there is none, or more than one, within the limit.
+    pub fn process(&self, part: &str) -> Result<Process> {
+        process::wait_until(&format!("a process {part:?}"), self.setup.limit, || {
+            let mut found: Vec<Process> = leaks::processes(self.path())
+                .into_iter()
+                .filter(|process| process.command.contains(part))
+                .collect();
+            (found.len() == 1).then(|| found.remove(0))
+        })
+    }
+
+    /// Kills the one process whose command line contains `part`.
+    ///
+    /// # Errors
+    /// As [`Self::process`].
+    pub fn kill_process(&self, part: &str) -> Result<()> {
+        let process = self.process(part)?;
+        kill(Pid::from_raw(process.pid), Signal::SIGKILL)
+            .with_context(|| format!("cannot kill {}", process.command))
+    }
+
+    /// Ends the world and looks for what was left behind: no process, mount or socket of it, nothing in its
+    /// runtime folder, no container in its state folder, no new network device, namespace or cgroup.
+    ///
+    /// # Errors
+    /// Naming everything that is left, after a short time in which dying processes may finish dying.
+    pub fn finish(self) -> Result<()> {
+        let containers = self.state_dir().join("containers");
+        let run_dir = self.run_dir();
+        let mut left = Vec::new();
+        let clean = process::wait_until("a clean end", Duration::from_secs(10), || {
+            left = leaks::left_behind(self.path(), &[&run_dir, &containers]);
+            left.is_empty().then_some(())
+        });
+        if clean.is_err() {
+            self.force_end();
+            bail!("left behind:\n  {}", left.join("\n  "));
+        }
+        Ok(())
+    }
+
+    /// As [`Self::finish`], and compares the machine's names too; for tests that run alone.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_alone(self) -> Result<()> {
+        let before = self.before.clone();
+        self.finish()?;
+        let added = before.added_in(&leaks::machine());
+        ensure!(added.is_empty(), "left behind:\n  {}", added.join("\n  "));
+        Ok(())
+    }
+
+    /// Ends what a failed test left, so that it disturbs no other.
+    fn force_end(&self) {
+        for process in leaks::processes(self.path()) {
+            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let world = self.path().to_string_lossy().into_owned();
+        for line in mounts.lines().rev() {
+            if let Some(point) = line
+                .split(' ')
+                .nth(4)
+                .filter(|point| point.starts_with(&world))
+            {
+                let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.force_end();
+    }
+}
