@@ -10,6 +10,7 @@
 
 pub mod frame;
 pub mod limits;
+pub mod start_failure;
 
 /// Messages of `proto/agent.proto`.
 #[allow(
