@@ -1,0 +1,396 @@
+//! Typed calls to the agent in the guest, over ttrpc.
+//!
+//! The agent is not trusted: every call has a time limit, ttrpc bounds a reply to
+//! [`sandbox_protocol::limits::MAX_REPLY_BYTES`], and text that the guest wrote is cut and made printable before it
+//! can reach a log or a person.
+
+use std::time::Duration;
+
+use sandbox_protocol::agent::{
+    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, CreateContainerRequest, Empty,
+    ProcessRequest, ResizeTerminalRequest, SignalProcessRequest,
+};
+use sandbox_protocol::agent_ttrpc;
+use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT};
+use sandbox_protocol::start_failure::StartFailure;
+use sandbox_types::{ContainerId, ExecId};
+use tokio::net::UnixStream;
+pub use ttrpc::Code;
+use ttrpc::context::Context;
+
+use crate::console::printable;
+
+/// The most of a guest's error message that is kept, in bytes.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// The most processes of one container that are believed.
+const MAX_PROCESSES: usize = 65_536;
+
+/// Why a call brought no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AgentError {
+    /// The agent said no.
+    #[error("{call}: {message}")]
+    Refused {
+        /// Which call.
+        call: &'static str,
+        /// Its ttrpc status.
+        code: Code,
+        /// Its words, cut and made printable.
+        message: String,
+        /// Set when it is the program that cannot be run.
+        failure: Option<StartFailure>,
+    },
+    /// No answer in time.
+    #[error("{call}: the agent did not answer within {} s", after.as_secs())]
+    TimedOut {
+        /// Which call.
+        call: &'static str,
+        /// The limit.
+        after: Duration,
+    },
+    /// The connection to the agent failed.
+    #[error("{call}: the connection to the agent failed: {detail}")]
+    Connection {
+        /// Which call.
+        call: &'static str,
+        /// What ttrpc says.
+        detail: String,
+    },
+    /// The answer makes no sense.
+    #[error("{call}: the agent's answer is not valid: {what}")]
+    Malformed {
+        /// Which call.
+        call: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// An ended process that the agent has forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeletedProcess {
+    /// The exit code, or 128 plus the signal's number.
+    pub exit_status: u32,
+    /// As the guest numbers it.
+    pub pid: u32,
+}
+
+/// A process of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedProcess {
+    /// As the guest numbers it.
+    pub pid: u32,
+    /// Which added process it belongs to; `None` for the container's own.
+    pub exec: Option<ExecId>,
+}
+
+/// The agent in one guest.
+#[derive(Clone)]
+pub struct AgentClient {
+    client: agent_ttrpc::AgentClient,
+}
+
+impl std::fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AgentClient")
+    }
+}
+
+impl AgentClient {
+    /// A client over a connection to the agent's port.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        let socket = ttrpc::r#async::transport::Socket::new(stream);
+        Self {
+            client: agent_ttrpc::AgentClient::new(ttrpc::r#async::Client::new(socket)),
+        }
+    }
+
+    /// Sets the guest's clock and host name.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn configure_guest(
+        &self,
+        unix_time_ns: u64,
+        hostname: &str,
+    ) -> Result<(), AgentError> {
+        let request = ConfigureGuestRequest {
+            unix_time_ns,
+            hostname: hostname.to_owned(),
+            ..Default::default()
+        };
+        let call = self.client.configure_guest(context(CALL_TIMEOUT), &request);
+        bounded("configure the guest", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Makes a container whose process waits to be started. Returns its pid in the guest.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn create_container(
+        &self,
+        request: &CreateContainerRequest,
+    ) -> Result<u32, AgentError> {
+        let call = self
+            .client
+            .create_container(context(CREATE_TIMEOUT), request);
+        Ok(bounded("create the container", CREATE_TIMEOUT, call)
+            .await?
+            .pid)
+    }
+
+    /// Adds a process to a running container; it waits to be started.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn add_process(&self, request: &AddProcessRequest) -> Result<(), AgentError> {
+        let call = self.client.add_process(context(CREATE_TIMEOUT), request);
+        bounded("add a process", CREATE_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Starts a created container or an added process. Returns its pid in the guest.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn start_process(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<u32, AgentError> {
+        let request = process_request(container, exec);
+        let call = self.client.start_process(context(CREATE_TIMEOUT), &request);
+        Ok(bounded("start the process", CREATE_TIMEOUT, call)
+            .await?
+            .pid)
+    }
+
+    /// Sends a signal to a process, or to every process of the container.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn signal_process(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), AgentError> {
+        let request = SignalProcessRequest {
+            container_id: container.to_string(),
+            exec_id: exec.map(ExecId::to_string).unwrap_or_default(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        let call = self.client.signal_process(context(CALL_TIMEOUT), &request);
+        bounded("signal the process", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn resize_terminal(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), AgentError> {
+        let request = ResizeTerminalRequest {
+            container_id: container.to_string(),
+            exec_id: exec.map(ExecId::to_string).unwrap_or_default(),
+            columns,
+            rows,
+            ..Default::default()
+        };
+        let call = self.client.resize_terminal(context(CALL_TIMEOUT), &request);
+        bounded("resize the terminal", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Ends a process's standard input after what its stream still carries.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn close_stdin(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<(), AgentError> {
+        let request = process_request(container, exec);
+        let call = self.client.close_stdin(context(CALL_TIMEOUT), &request);
+        bounded("close standard input", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Removes an ended process; for a container, everything of it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn delete_process(
+        &self,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<DeletedProcess, AgentError> {
+        let request = process_request(container, exec);
+        let call = self.client.delete_process(context(CALL_TIMEOUT), &request);
+        let reply = bounded("delete the process", CALL_TIMEOUT, call).await?;
+        Ok(DeletedProcess {
+            exit_status: reply.exit_status,
+            pid: reply.pid,
+        })
+    }
+
+    /// The processes of a container.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn list_processes(
+        &self,
+        container: &ContainerId,
+    ) -> Result<Vec<ListedProcess>, AgentError> {
+        const CALL: &str = "list the processes";
+        let request = container_request(container);
+        let call = self.client.list_processes(context(CALL_TIMEOUT), &request);
+        let reply = bounded(CALL, CALL_TIMEOUT, call).await?;
+        if reply.processes.len() > MAX_PROCESSES {
+            return Err(AgentError::Malformed {
+                call: CALL,
+                what: format!("{} processes", reply.processes.len()),
+            });
+        }
+        reply
+            .processes
+            .into_iter()
+            .map(|process| {
+                let exec = match process.exec_id.as_str() {
+                    "" => None,
+                    id => Some(ExecId::new(id).map_err(|e| AgentError::Malformed {
+                        call: CALL,
+                        what: e.to_string(),
+                    })?),
+                };
+                Ok(ListedProcess {
+                    pid: process.pid,
+                    exec,
+                })
+            })
+            .collect()
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn pause(&self, container: &ContainerId) -> Result<(), AgentError> {
+        let request = container_request(container);
+        let call = self.client.pause_container(context(CALL_TIMEOUT), &request);
+        bounded("pause the container", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn resume(&self, container: &ContainerId) -> Result<(), AgentError> {
+        let request = container_request(container);
+        let call = self
+            .client
+            .resume_container(context(CALL_TIMEOUT), &request);
+        bounded("resume the container", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Kills what still runs and powers the guest off; the answer comes before the power-off.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn shutdown(&self) -> Result<(), AgentError> {
+        let call = self.client.shutdown(context(CALL_TIMEOUT), &EMPTY);
+        bounded("shut the guest down", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+}
+
+static EMPTY: std::sync::LazyLock<Empty> = std::sync::LazyLock::new(Empty::default);
+
+/// The agent drops a call one second after the host has stopped waiting for it.
+fn context(limit: Duration) -> Context {
+    let with_grace = limit.saturating_add(Duration::from_secs(1));
+    Context {
+        timeout_nano: i64::try_from(with_grace.as_nanos()).unwrap_or(i64::MAX),
+        ..Context::default()
+    }
+}
+
+fn process_request(container: &ContainerId, exec: Option<&ExecId>) -> ProcessRequest {
+    ProcessRequest {
+        container_id: container.to_string(),
+        exec_id: exec.map(ExecId::to_string).unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+fn container_request(container: &ContainerId) -> ContainerRequest {
+    ContainerRequest {
+        container_id: container.to_string(),
+        ..Default::default()
+    }
+}
+
+async fn bounded<T>(
+    call: &'static str,
+    limit: Duration,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
+            call,
+            code: status.code(),
+            message: printable(status.message().as_bytes(), MAX_MESSAGE_BYTES),
+            failure: StartFailure::from_status(&status),
+        }),
+        Ok(Err(other)) => Err(AgentError::Connection {
+            call,
+            detail: printable(other.to_string().as_bytes(), MAX_MESSAGE_BYTES),
+        }),
+        Err(_elapsed) => Err(AgentError::TimedOut { call, after: limit }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn refusal_is_cut_and_made_printable() {
+        let mut status = ttrpc::proto::Status::new();
+        status.set_code(Code::NOT_FOUND);
+        status.set_message(format!("\x1b[2J{}", "x".repeat(10_000)));
+        let error = bounded::<()>("do it", CALL_TIMEOUT, async {
+            Err(ttrpc::Error::RpcStatus(status))
+        })
+        .await
+        .unwrap_err();
+        let AgentError::Refused { code, message, .. } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(code, Code::NOT_FOUND);
+        assert!(message.len() <= MAX_MESSAGE_BYTES + 8, "{}", message.len());
+        assert!(!message.contains('\x1b'));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn call_without_answer_times_out() {
+        let error = bounded::<()>("wait", CALL_TIMEOUT, std::future::pending())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, AgentError::TimedOut { call: "wait", .. }));
+    }
+}

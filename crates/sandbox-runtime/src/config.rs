@@ -1,0 +1,459 @@
+//! The configuration file, and where its defaults come from.
+//!
+//! TOML, every key optional, unknown keys refused. It is read from the path in `SANDBOX_CONFIG`, else from
+//! [`DEFAULT_PATH`] if that exists, else there are only defaults. Files that are part of the installation are
+//! looked up beside the running program: in a checkout `target/release/<program>` finds
+//! `target/artifacts/`, an installed `<prefix>/bin/<program>` finds `<prefix>/lib/sandbox/`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sandbox_types::{MachineSizeError, MemMib, SandboxId, VcpuCount};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Names the configuration file to read.
+pub const CONFIG_ENV: &str = "SANDBOX_CONFIG";
+/// Read when [`CONFIG_ENV`] is not set.
+pub const DEFAULT_PATH: &str = "/etc/sandbox/config.toml";
+/// The longest path a Unix socket can be bound to: `sun_path` without its final zero (unix(7)).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// Which hypervisor to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hypervisor {
+    /// `kvm` where the host can really run a guest, else `qemu` where emulation is allowed.
+    #[default]
+    Auto,
+    /// Our monitor on KVM, or an error.
+    Kvm,
+    /// QEMU's emulation.
+    Qemu,
+}
+
+/// Why there is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not TOML, or a key is unknown or of the wrong type.
+    #[error("the configuration {} is not valid", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Where, and what was expected.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value is outside its bounds.
+    #[error("the configuration {} asks for a machine that cannot be made", path.display())]
+    Size {
+        /// Which file.
+        path: PathBuf,
+        /// Which bound.
+        #[source]
+        source: MachineSizeError,
+    },
+    /// A file of the installation is nowhere.
+    #[error(
+        "{what} was not found: tried {}; build it (`make`) or name it with `{key}` in the configuration",
+        tried.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Missing {
+        /// What, for a person.
+        what: &'static str,
+        /// The configuration key that names it.
+        key: &'static str,
+        /// Where it was looked for.
+        tried: Vec<PathBuf>,
+    },
+    /// A socket's path does not fit into a socket address.
+    #[error(
+        "the socket path {} has {} bytes, a Unix socket address holds {MAX_SOCKET_PATH_BYTES}; use a shorter `run_dir`",
+        path.display(),
+        path.as_os_str().len()
+    )]
+    SocketPath {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Which hypervisor: `auto`, `kvm` or `qemu`.
+    pub hypervisor: Hypervisor,
+    /// Whether `auto` may fall back to emulation, which is slow and no hardware boundary.
+    pub allow_emulation: bool,
+    /// The guest kernel, an uncompressed ELF image. Default: the artifact `vmlinux`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// The guest's root file system with the agent. Default: the artifact `rootfs.erofs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<PathBuf>,
+    /// The monitor. Default: `sandbox-vmm` beside the running program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub monitor: Option<PathBuf>,
+    /// QEMU. Default: `qemu-system-x86_64` on `PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<PathBuf>,
+    /// The virtio-fs server. Default: the artifact `virtiofsd`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtiofsd: Option<PathBuf>,
+    /// A sparse, formatted, empty ext4 image that writable layers are copied from. Default: the artifact `scratch.ext4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<PathBuf>,
+    /// Guest memory where the container's limit says nothing, in MiB.
+    pub memory_mib: u32,
+    /// Added to a container's memory limit for the guest kernel and the agent, in MiB.
+    pub memory_overhead_mib: u32,
+    /// vCPUs where the container's limit says nothing.
+    pub vcpus: u8,
+    /// Where the folders of running sandboxes are.
+    pub run_dir: PathBuf,
+    /// Where the shim's task sockets are.
+    pub socket_dir: PathBuf,
+    /// How long a guest may take until its agent is ready, in seconds.
+    pub boot_timeout_s: u32,
+    /// Appended to the guest kernel's command line.
+    pub kernel_arguments: String,
+    /// When set, the shim keeps a JSON array of timeline marks here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hypervisor: Hypervisor::Auto,
+            allow_emulation: false,
+            kernel: None,
+            image: None,
+            monitor: None,
+            qemu: None,
+            virtiofsd: None,
+            scratch: None,
+            memory_mib: 512,
+            memory_overhead_mib: 96,
+            vcpus: 1,
+            run_dir: PathBuf::from("/run/sandbox"),
+            socket_dir: PathBuf::from("/run/containerd/s"),
+            boot_timeout_s: 60,
+            kernel_arguments: String::new(),
+            timeline: None,
+        }
+    }
+}
+
+impl Config {
+    /// The configuration that the environment names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when a file that is there cannot be used.
+    pub fn load() -> Result<Self, ConfigError> {
+        match std::env::var_os(CONFIG_ENV) {
+            Some(path) => Self::from_file(Path::new(&path)),
+            None => match Self::from_file(Path::new(DEFAULT_PATH)) {
+                Err(ConfigError::Read { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
+                    Ok(Self::default())
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// The configuration in `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when it cannot be read, is not valid, or a size is out of bounds.
+    pub fn from_file(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config: Self = toml::from_str(&text).map_err(|source| ConfigError::Parse {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let size_error = |source| ConfigError::Size {
+            path: path.to_owned(),
+            source,
+        };
+        config.memory().map_err(size_error)?;
+        config.vcpu_count().map_err(size_error)?;
+        Ok(config)
+    }
+
+    /// The configuration as the text of a configuration file.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8, which TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// `memory_mib`, checked.
+    ///
+    /// # Errors
+    /// Outside the bounds of a machine.
+    pub fn memory(&self) -> Result<MemMib, MachineSizeError> {
+        MemMib::new(u64::from(self.memory_mib))
+    }
+
+    /// `vcpus`, checked.
+    ///
+    /// # Errors
+    /// Outside the bounds of a machine.
+    pub fn vcpu_count(&self) -> Result<VcpuCount, MachineSizeError> {
+        VcpuCount::new(u64::from(self.vcpus))
+    }
+
+    /// `boot_timeout_s` as a duration.
+    #[must_use]
+    pub fn boot_timeout(&self) -> Duration {
+        Duration::from_secs(u64::from(self.boot_timeout_s))
+    }
+
+    /// The guest kernel.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn kernel_path(&self) -> Result<PathBuf, ConfigError> {
+        artifact(
+            self.kernel.as_ref(),
+            "the guest kernel",
+            "kernel",
+            "vmlinux",
+        )
+    }
+
+    /// The guest's root file system.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn image_path(&self) -> Result<PathBuf, ConfigError> {
+        artifact(
+            self.image.as_ref(),
+            "the guest image",
+            "image",
+            "rootfs.erofs",
+        )
+    }
+
+    /// The virtio-fs server.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn virtiofsd_path(&self) -> Result<PathBuf, ConfigError> {
+        artifact(
+            self.virtiofsd.as_ref(),
+            "the virtio-fs server",
+            "virtiofsd",
+            "virtiofsd",
+        )
+    }
+
+    /// The template of writable layers.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn scratch_path(&self) -> Result<PathBuf, ConfigError> {
+        artifact(
+            self.scratch.as_ref(),
+            "the writable layer's template",
+            "scratch",
+            "scratch.ext4",
+        )
+    }
+
+    /// The monitor.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn monitor_path(&self) -> Result<PathBuf, ConfigError> {
+        let candidates = sibling_candidates("sandbox-vmm");
+        find(self.monitor.as_ref(), "the monitor", "monitor", candidates)
+    }
+
+    /// QEMU.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] with the places tried.
+    pub fn qemu_path(&self) -> Result<PathBuf, ConfigError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let candidates = std::env::split_paths(&path)
+            .map(|dir| dir.join("qemu-system-x86_64"))
+            .collect();
+        find(self.qemu.as_ref(), "QEMU", "qemu", candidates)
+    }
+
+    /// The folder of one sandbox: `<run_dir>/<first 16 hex digits of sha256(namespace/id)>`, short enough for
+    /// socket paths whatever the identifier.
+    #[must_use]
+    pub fn sandbox_dir(&self, namespace: &str, id: &SandboxId) -> PathBuf {
+        let digest = Sha256::digest(format!("{namespace}/{id}"));
+        let mut name = hex::encode(digest);
+        name.truncate(16);
+        self.run_dir.join(name)
+    }
+}
+
+/// `path`, if a Unix socket can be bound to it.
+///
+/// # Errors
+/// [`ConfigError::SocketPath`] when it is longer than [`MAX_SOCKET_PATH_BYTES`].
+pub fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
+        return Err(ConfigError::SocketPath {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// A program of this installation (`sandbox-vmm`, `containerd-shim-sandbox-v2`): beside the running program, else
+/// in `../lib/sandbox/` from there.
+///
+/// # Errors
+/// [`ConfigError::Missing`] with the places tried.
+pub fn sibling_program(name: &'static str) -> Result<PathBuf, ConfigError> {
+    find(None, name, "PATH", sibling_candidates(name))
+}
+
+fn program_dir() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(Path::to_owned))
+        .unwrap_or_default()
+}
+
+fn sibling_candidates(name: &str) -> Vec<PathBuf> {
+    let dir = program_dir();
+    // A test binary runs in `target/release/deps`, its siblings are one up.
+    let up = dir.parent().map(Path::to_owned).unwrap_or_default();
+    let mut candidates = vec![dir.join(name)];
+    if dir.file_name().is_some_and(|last| last == "deps") {
+        candidates.push(up.join(name));
+    }
+    candidates.push(up.join("lib/sandbox").join(name));
+    candidates
+}
+
+fn artifact(
+    configured: Option<&PathBuf>,
+    what: &'static str,
+    key: &'static str,
+    name: &str,
+) -> Result<PathBuf, ConfigError> {
+    let dir = program_dir();
+    let up = dir.parent().map(Path::to_owned).unwrap_or_default();
+    let mut candidates = vec![up.join("artifacts").join(name)];
+    if dir.file_name().is_some_and(|last| last == "deps")
+        && let Some(target) = up.parent()
+    {
+        candidates.push(target.join("artifacts").join(name));
+    }
+    candidates.push(up.join("lib/sandbox").join(name));
+    find(configured, what, key, candidates)
+}
+
+fn find(
+    configured: Option<&PathBuf>,
+    what: &'static str,
+    key: &'static str,
+    candidates: Vec<PathBuf>,
+) -> Result<PathBuf, ConfigError> {
+    let tried = match configured {
+        Some(path) => vec![path.clone()],
+        None => candidates,
+    };
+    match tried.iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path.clone()),
+        None => Err(ConfigError::Missing { what, key, tried }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::from_file(&path)
+    }
+
+    #[test]
+    fn config_empty_is_default() {
+        assert_eq!(load("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn config_unknown_key_is_refused_by_name() {
+        let error = load("hypervizor = \"kvm\"").unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("hypervizor"), "{source}");
+    }
+
+    #[test]
+    fn config_size_out_of_bounds_is_refused() {
+        assert!(matches!(
+            load("memory_mib = 1"),
+            Err(ConfigError::Size { .. })
+        ));
+        assert!(matches!(load("vcpus = 0"), Err(ConfigError::Size { .. })));
+    }
+
+    #[test]
+    fn config_written_is_read_back() {
+        let config = Config {
+            hypervisor: Hypervisor::Qemu,
+            allow_emulation: true,
+            kernel: Some("/k".into()),
+            timeline: Some("/t".into()),
+            ..Config::default()
+        };
+        assert_eq!(load(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn sandbox_dir_is_the_same_short_name_for_the_longest_identifier() {
+        let config = Config::default();
+        let id = SandboxId::new("a".repeat(76)).unwrap();
+        let dir = config.sandbox_dir("default", &id);
+        assert_eq!(dir, config.sandbox_dir("default", &id));
+        assert_ne!(dir, config.sandbox_dir("other", &id));
+        assert!(check_socket_path(&dir.join("vsock.sock_1026")).is_ok());
+    }
+
+    #[test]
+    fn socket_path_too_long_is_refused() {
+        assert!(check_socket_path(Path::new(&"a".repeat(107))).is_ok());
+        assert!(check_socket_path(Path::new(&"a".repeat(108))).is_err());
+    }
+
+    #[test]
+    fn artifact_configured_but_absent_names_the_path_and_the_key() {
+        let config = Config {
+            kernel: Some("/nonexistent/vmlinux".into()),
+            ..Config::default()
+        };
+        let message = config.kernel_path().unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/vmlinux"), "{message}");
+        assert!(message.contains("`kernel`"), "{message}");
+    }
+}
