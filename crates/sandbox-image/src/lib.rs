@@ -1,1 +1,28 @@
-//! To be written.
+//! OCI images: a reference, verified layers, and a content-addressed store of EROFS images.
+//!
+//! An image comes in through [`Store::import`] from an OCI layout (a directory or a tar) or a docker archive.
+//! Its manifest, configuration and layer blobs are checked against their digests, each layer's tar is
+//! unpacked by a hardened extractor and packed again as one read-only EROFS image, named by the digest of
+//! the uncompressed tar. [`Store::resolve`] then gives an [`Image`]: its configuration and its layer files,
+//! lowest first, ready to be overlaid in a guest. [`scratch`] makes and clones the writable layer.
+//!
+//! The store's files, locks and their order are described in [`store`], what becomes of a layer in
+//! [`layer`]. Where blobs come from is behind one small trait in [`import`], so that a registry client can
+//! join without touching what happens after: it gives blobs by digest, as the local sources do.
+//!
+//! Not here: registries, mounting, dm-verity, and anything that speaks to a guest.
+
+pub mod digest;
+pub mod image;
+pub mod import;
+pub mod layer;
+pub mod reference;
+pub mod scratch;
+pub mod store;
+
+pub use digest::{Digest, DigestError};
+pub use image::{Image, ImportedImage, Layer, Removed};
+pub use import::ImportError;
+pub use layer::{LayerError, Limits};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Store, StoreError};

@@ -1,0 +1,267 @@
+//! The store on disk.
+//!
+//! ```text
+//! <root>/                      mode 0700
+//!   images.json                names: reference -> manifest, configuration, layers
+//!   blobs/sha256/<hex>         manifests and configurations, as they came; no layer tar is kept
+//!   layers/<diff_id hex>.erofs one EROFS image per layer, shared by every image and container
+//!   leases/<container id>      what a container uses, for as long as the container exists
+//!   locks/<diff_id hex>        flock: the layer is being made
+//!   tmp/                       everything unfinished
+//!   store.lock                 flock: shared while anything is being added, exclusive to clear away
+//!   images.lock                flock: guards images.json and leases/
+//! ```
+//!
+//! **Whole or absent.** A file appears under its final name only by a rename within the file system, after
+//! its contents are on disk. A layer file that exists is therefore whole. What a killed process leaves is in
+//! `tmp/`, and is removed by the next [`Store::open`] that finds nothing else at work.
+//!
+//! **Order.** Blobs and layers are written first, the name last; they are deleted in the opposite order.
+//!
+//! **Locks.** Taken in the order `store.lock`, `locks/<layer>`, `images.lock`. Adding holds `store.lock` shared; clearing away
+//! only *tries* to have it exclusively: if an import is under way, whoever comes next clears away. Two imports
+//! of one layer meet at its file in `locks/`; the second finds the work done.
+//!
+//! **Leases.** A container's lease is a file, not a lock of some process, because a stopped container still
+//! needs its layers. It is taken under the same lock under which layers are deleted, and taking it
+//! fails if a layer is already gone.
+
+mod collect;
+mod error;
+mod files;
+mod index;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use oci_spec::image::ImageConfiguration;
+use sandbox_types::ContainerId;
+
+use crate::digest::Digest;
+use crate::image::{Image, Layer, Removed};
+use crate::layer::{Limits, erofs};
+use crate::reference::Reference;
+
+pub use error::StoreError;
+pub(crate) use files::Activity;
+use index::{Index, Lease, Record};
+
+/// The largest manifest or configuration (distribution limits manifests to 4 MiB).
+pub const MAX_METADATA_BYTES: u64 = 4 << 20;
+
+/// The images of one machine. Cheap to open; any number of processes may have it open.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+    pub(crate) limits: Limits,
+}
+
+impl Store {
+    /// Opens the store in the folder `root`, making it if it is not there, and removes what earlier,
+    /// killed processes left unfinished.
+    ///
+    /// # Errors
+    /// If the folders cannot be made or a lock cannot be taken.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        let store = Self {
+            root: root.to_owned(),
+            limits: Limits::default(),
+        };
+        store.create_folders()?;
+        store.clear_unfinished()?;
+        Ok(store)
+    }
+
+    /// The same store with other limits on what a layer may hold.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The folder the store is in.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Finds an image by name, by name and digest, by ID or by the beginning of its ID, and checks that all
+    /// of it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Ambiguous`], or what is wrong with the store.
+    pub fn resolve(&self, reference: &Reference) -> Result<Image, StoreError> {
+        let _lock = self.lock_images_shared()?;
+        let index = self.read_index()?;
+        let (name, record) = index.find_one(reference)?;
+        self.load(name, record)
+    }
+
+    /// Every name in the store, in alphabetical order.
+    ///
+    /// # Errors
+    /// If the store cannot be read or an image in it is damaged.
+    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+        let _lock = self.lock_images_shared()?;
+        let index = self.read_index()?;
+        index
+            .iter()
+            .map(|(name, record)| self.load(name, record))
+            .collect()
+    }
+
+    /// Takes the name `reference` away, and deletes every layer and blob that no other name and no container uses.
+    ///
+    /// An ID stands for its one name. The last name of an image is not removed while a container uses it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::SeveralNames`],
+    /// [`StoreError::InUse`], or what is wrong with the store.
+    pub fn remove(&self, reference: &Reference) -> Result<Removed, StoreError> {
+        let name = {
+            let _lock = self.lock_images()?;
+            let mut index = self.read_index()?;
+            let (name, record) = index.find_only(reference)?;
+            let (name, manifest) = (name.to_owned(), record.manifest);
+            let last = index.names_of(manifest).count() == 1;
+            let holders = self.holders(manifest)?;
+            if last && !holders.is_empty() {
+                return Err(StoreError::InUse {
+                    name: shown(&name),
+                    holders,
+                });
+            }
+            index.remove(&name);
+            self.write_index(&index)?;
+            name
+        };
+        let mut removed = self.collect()?;
+        removed.untagged = name.parse().into_iter().collect();
+        Ok(removed)
+    }
+
+    /// Keeps `image`'s layers for the container `owner` until [`Store::release`], also across a crash.
+    ///
+    /// # Errors
+    /// [`StoreError::LayerMissing`] if the image was removed since it was resolved.
+    pub fn lease(&self, owner: &ContainerId, image: &Image) -> Result<(), StoreError> {
+        let _lock = self.lock_images()?;
+        for layer in &image.layers {
+            self.check_layer(&image.name.to_string(), layer.diff_id)?;
+        }
+        let lease = Lease {
+            manifest: image.digest,
+            layers: image.layers.iter().map(|layer| layer.diff_id).collect(),
+        };
+        self.write_lease(owner, &lease)
+    }
+
+    /// Gives up what [`Store::lease`] kept for `owner`. Nothing happens if there is no such lease.
+    ///
+    /// # Errors
+    /// If the lease cannot be deleted.
+    pub fn release(&self, owner: &ContainerId) -> Result<(), StoreError> {
+        let _lock = self.lock_images()?;
+        self.delete_lease(owner)
+    }
+
+    /// The file a layer has, or will have.
+    pub(crate) fn layer_path(&self, diff_id: Digest) -> PathBuf {
+        self.layers_folder()
+            .join(format!("{}.erofs", diff_id.hex()))
+    }
+
+    /// The containers whose lease names the image `manifest`.
+    fn holders(&self, manifest: Digest) -> Result<Vec<String>, StoreError> {
+        let leases = self.read_leases()?;
+        Ok(leases
+            .into_iter()
+            .filter(|(_, lease)| lease.manifest == manifest)
+            .map(|(owner, _)| owner)
+            .collect())
+    }
+
+    fn check_layer(&self, image: &str, diff_id: Digest) -> Result<u64, StoreError> {
+        let path = self.layer_path(diff_id);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(StoreError::LayerMissing {
+                    image: image.to_owned(),
+                    diff_id,
+                });
+            }
+            Err(source) => return Err(StoreError::io("open", &path, source)),
+        };
+        erofs::checked_size(&file).map_err(|source| StoreError::LayerDamaged {
+            image: image.to_owned(),
+            diff_id,
+            path,
+            source,
+        })
+    }
+
+    /// Reads, verifies and puts together what a name stands for.
+    fn load(&self, name: &str, record: &Record) -> Result<Image, StoreError> {
+        let config = self.read_blob(record.config)?;
+        let config: ImageConfiguration =
+            serde_json::from_slice(&config).map_err(|source| StoreError::BadMetadata {
+                digest: record.config,
+                source,
+            })?;
+        let mut layers = Vec::with_capacity(record.layers.len());
+        let mut seen = BTreeSet::new();
+        let mut total = 0_u64;
+        for &diff_id in &record.layers {
+            let size = self.check_layer(&shown(name), diff_id)?;
+            if seen.insert(diff_id) {
+                total = total.saturating_add(size);
+            }
+            layers.push(Layer {
+                diff_id,
+                erofs_path: self.layer_path(diff_id),
+                size,
+            });
+        }
+        let name = name.parse().map_err(|source| StoreError::BadName {
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Image {
+            name,
+            digest: record.manifest,
+            created: config.created().clone(),
+            config,
+            layers,
+            imported: SystemTime::UNIX_EPOCH + Duration::from_secs(record.imported),
+            size: total,
+        })
+    }
+
+    /// Gives an image whose blobs and layers are all in the store its names.
+    pub(crate) fn publish(&self, names: &[String], record: &Record) -> Result<Image, StoreError> {
+        let first = names.first().map(String::as_str).unwrap_or_default();
+        let _lock = self.lock_images()?;
+        let mut index = self.read_index()?;
+        let image = self.load(first, record)?;
+        for name in names {
+            index.insert(name.clone(), record.clone());
+        }
+        self.write_index(&index)?;
+        Ok(image)
+    }
+}
+
+/// A canonical name as people write it.
+fn shown(name: &str) -> String {
+    name.parse::<Reference>()
+        .map_or_else(|_| name.to_owned(), |reference| reference.to_string())
+}
+
+pub(crate) use index::Record as ImageRecord;
+pub(crate) use index::now as seconds_now;
+
+#[cfg(test)]
+mod tests;
