@@ -1,1 +1,27 @@
-//! To be written.
+//! The virtual machine monitor: one KVM guest with its virtio devices.
+//!
+//! `sandbox-vmm run` takes a [`sandbox_types::monitor::MonitorConfig`], boots the kernel in it and ends when
+//! the guest does. `sandbox-vmm vsock-backend` serves the [`vsock`] device alone to another monitor.
+//!
+//! Threads and epoll, no async runtime: one thread for each vCPU, one for each device, and the main thread,
+//! which waits for the first of them, or its parent, to end the machine.
+
+pub mod fd;
+pub mod virtio;
+pub mod vsock;
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+/// An error and its causes on one line.
+#[must_use]
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        // Writing to a String does not fail.
+        let _ = write!(line, ": {source}");
+        cause = source.source();
+    }
+    line
+}

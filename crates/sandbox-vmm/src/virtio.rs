@@ -1,0 +1,130 @@
+//! Virtio devices (VirtIO 1.3), and what they share.
+//!
+//! A device knows nothing of the transport it is reached through. It names its type, queues, features and
+//! configuration space, and from [`VirtioDevice::activate`] to [`VirtioDevice::reset`] it owns its queues,
+//! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
+//!
+//! Members: the trait; [`interrupt`]; [`worker`]; and the transport [`mmio`]. Each device is a folder of
+//! the device itself, the parser of its requests, and its error: [`block`], [`rng`], [`fs`], and
+//! [`crate::vsock`].
+
+pub mod interrupt;
+pub mod worker;
+
+use std::io;
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use interrupt::Interrupt;
+pub use worker::{Worker, WorkerTask};
+
+/// A queue that the driver has set up.
+#[derive(Debug)]
+pub struct ActiveQueue {
+    /// The rings, checked to lie in guest memory; `event_idx` is as negotiated.
+    pub queue: Queue,
+    /// Readable when the driver has notified the device of this queue.
+    pub kick: EventFd,
+}
+
+/// What a device gets when the driver sets `DRIVER_OK`.
+#[derive(Debug)]
+pub struct Activation {
+    /// Guest memory.
+    pub memory: GuestMemoryMmap,
+    /// One entry for each of [`VirtioDevice::queue_max_sizes`], in that order. `None` is a queue that the
+    /// driver left disabled.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// The way to the driver.
+    pub interrupt: Interrupt,
+    /// What was negotiated: a subset of what was offered.
+    pub features: u64,
+}
+
+impl Activation {
+    /// The queues of a device that can do nothing without all `N` of them.
+    ///
+    /// # Errors
+    /// [`ActivateError::QueueDisabled`] names the first that is missing.
+    pub fn take_queues<const N: usize>(&mut self) -> Result<[ActiveQueue; N], ActivateError> {
+        let mut queues = std::mem::take(&mut self.queues).into_iter();
+        let mut taken = Vec::with_capacity(N);
+        for index in 0..N {
+            match queues.next().flatten() {
+                Some(queue) => taken.push(queue),
+                None => return Err(ActivateError::QueueDisabled { index }),
+            }
+        }
+        taken
+            .try_into()
+            .map_err(|_| ActivateError::QueueDisabled { index: N })
+    }
+}
+
+/// Why a device did not come up. The transport answers with `DEVICE_NEEDS_RESET`.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver set `DRIVER_OK` without a queue that the device needs.
+    #[error("the driver left queue {index} disabled, which the device needs")]
+    QueueDisabled {
+        /// Which.
+        index: usize,
+    },
+    /// A resource of the host was refused.
+    #[error("cannot {action}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The vhost-user back end refused.
+    #[error("the vhost-user back end refused to {action}")]
+    Backend {
+        /// What was tried.
+        action: &'static str,
+        /// What it said.
+        source: vhost::Error,
+    },
+}
+
+/// A virtio device, without its transport.
+pub trait VirtioDevice: Send {
+    /// The device's number in VirtIO 1.3, 5.
+    fn device_type(&self) -> u32;
+
+    /// The most entries of each queue, each a power of two; their number is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// What the device offers. The transport adds `VIRTIO_F_VERSION_1`.
+    fn features(&self) -> u64;
+
+    /// Fills `data` from the configuration space at `offset`; bytes beyond its end stay as they are (the
+    /// transport passes zeroes).
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// A driver's write to the configuration space. Most devices have nothing writable and ignore it.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver set `DRIVER_OK`: begin to serve the queues. Called once between resets.
+    ///
+    /// # Errors
+    /// An [`ActivateError`]; the driver then finds `DEVICE_NEEDS_RESET`.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// Stop serving, wait for requests in flight, and forget all that the driver said (VirtIO 1.3, 2.4).
+    /// Called also on a device that was never activated.
+    fn reset(&mut self);
+}
+
+/// Copies from `space` at `offset` as much as there is.
+pub(crate) fn copy_config(space: &[u8], offset: u64, data: &mut [u8]) {
+    let Some(rest) = usize::try_from(offset).ok().and_then(|at| space.get(at..)) else {
+        return;
+    };
+    for (to, from) in data.iter_mut().zip(rest) {
+        *to = *from;
+    }
+}
