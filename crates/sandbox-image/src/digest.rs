@@ -113,10 +113,20 @@ impl<R: Read> HashingReader<R> {
         }
     }
 
-    /// Reads to the end and gives the digest and number of all bytes that went through.
-    pub(crate) fn finish(mut self) -> io::Result<(Digest, u64)> {
-        io::copy(&mut self, &mut io::sink())?;
-        Ok((Digest(self.hasher.finalize().into()), self.count))
+    /// What is read from.
+    pub(crate) fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    /// Reads to the end, but at most `limit` bytes more, and gives the digest and number of all bytes that went
+    /// through; `None` if that was not the end.
+    pub(crate) fn finish(&mut self, limit: u64) -> io::Result<Option<(Digest, u64)>> {
+        let rest = io::copy(&mut (&mut *self).take(limit), &mut io::sink())?;
+        if rest == limit && self.read(&mut [0])? != 0 {
+            return Ok(None);
+        }
+        let digest = Digest(self.hasher.clone().finalize().into());
+        Ok(Some((digest, self.count)))
     }
 }
 
@@ -162,6 +172,7 @@ mod tests {
         let mut reader = HashingReader::new(&b"abc"[..]);
         let mut one = [0; 1];
         reader.read_exact(&mut one).unwrap();
-        assert_eq!(reader.finish().unwrap(), (Digest::of(b"abc"), 3));
+        assert_eq!(reader.finish(2).unwrap(), Some((Digest::of(b"abc"), 3)));
+        assert_eq!(HashingReader::new(&b"abc"[..]).finish(2).unwrap(), None);
     }
 }

@@ -22,12 +22,14 @@
 //! **Parent folders without an entry** get owner 0:0, time 0 and mode 0755 (`tmp` and `var/tmp` 1777, `root` 0700): a layer is
 //! made without looking at those below it, so it cannot take the folder's owner and mode from there.
 //!
-//! The result depends on the tar alone: the same tar gives the same bytes on every machine with the same erofs-utils.
+//! The result depends on the tar and the version of erofs-utils alone, with one exception: several extended attributes of
+//! one file are stored in the order in which the store's file system lists them.
 
 mod compression;
 pub mod erofs;
 mod error;
 mod limits;
+mod meter;
 mod tree;
 mod unpack;
 mod walk;
@@ -35,4 +37,5 @@ mod walk;
 pub(crate) use compression::{Compression, Decompressed, sniff};
 pub use error::LayerError;
 pub use limits::{Limit, Limits};
-pub(crate) use unpack::unpack;
+pub(crate) use meter::{Meter, Metered};
+pub use unpack::unpack;

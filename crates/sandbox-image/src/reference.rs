@@ -73,13 +73,15 @@ pub enum ReferenceError {
 }
 
 /// What a person calls an image. See the module's documentation for the grammar.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+///
+/// Two are equal if they name the same: `demo` and `docker.io/library/demo:latest` are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Reference {
     kind: Kind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 enum Kind {
     Named {
         registry: String,
@@ -152,6 +154,14 @@ impl Reference {
         }
     }
 }
+
+impl PartialEq for Reference {
+    fn eq(&self, other: &Self) -> bool {
+        self.canonical() == other.canonical() && self.digest() == other.digest()
+    }
+}
+
+impl Eq for Reference {}
 
 impl fmt::Display for Reference {
     /// The short form: `demo:latest` for `docker.io/library/demo:latest`.

@@ -46,7 +46,7 @@ use crate::reference::Reference;
 
 pub use error::StoreError;
 pub(crate) use files::Activity;
-use index::{Index, Lease, Record};
+use index::{Lease, Record};
 
 /// The largest manifest or configuration (distribution limits manifests to 4 MiB).
 pub const MAX_METADATA_BYTES: u64 = 4 << 20;
@@ -199,7 +199,7 @@ impl Store {
             image: image.to_owned(),
             diff_id,
             path,
-            source,
+            source: Box::new(source),
         })
     }
 

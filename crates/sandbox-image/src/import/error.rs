@@ -163,7 +163,7 @@ pub enum ImportError {
         /// The blob's digest, or the `diff_id` where blobs have none.
         digest: Digest,
         /// Why.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The image carries no name, and none was given.
     #[error("{} does not say what the image is called; give it a name with --name", path.display())]
@@ -183,10 +183,8 @@ pub enum ImportError {
         found: Digest,
     },
     /// There are several images.
-    #[error("{} holds several images ({}); say which one with --name", path.display(), names.join(", "))]
+    #[error("there are several images ({}); say which one with --name", names.join(", "))]
     SeveralImages {
-        /// The path.
-        path: PathBuf,
         /// Their names.
         names: Vec<String>,
     },
@@ -197,5 +195,11 @@ pub enum ImportError {
     NotRoot,
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
+}
+
+impl From<StoreError> for ImportError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
 }

@@ -48,6 +48,8 @@ pub(crate) fn sniff(start: &[u8]) -> Compression {
 pub(crate) struct Decompressed<'a> {
     /// How it was compressed.
     pub(crate) compression: Compression,
+    /// Whether reading failed: the stream is not what it began as.
+    pub(crate) broken: bool,
     reader: Box<dyn Read + 'a>,
 }
 
@@ -63,6 +65,7 @@ impl<'a> Decompressed<'a> {
         };
         Ok(Self {
             compression,
+            broken: false,
             reader,
         })
     }
@@ -70,6 +73,8 @@ impl<'a> Decompressed<'a> {
 
 impl Read for Decompressed<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.reader.read(buf)
+        let result = self.reader.read(buf);
+        self.broken |= result.is_err() && self.compression != Compression::Plain;
+        result
     }
 }

@@ -1,6 +1,5 @@
 //! Reading a layer's tar, entry by entry, into a [`Tree`].
 
-use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -11,6 +10,7 @@ use tar::{Entry, EntryType};
 
 use super::error::LayerError;
 use super::limits::{Limit, Limits};
+use super::meter::{Meter, Metered};
 use super::tree::{Metadata, Node, Tree};
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -41,21 +41,14 @@ pub(super) fn printable(bytes: &[u8]) -> String {
 }
 
 /// Unpacks the tar from `stream` into the empty folder `root`. Reads to the end of the tar, not of the stream.
-pub(crate) fn unpack(
-    stream: &mut dyn Read,
-    root: &Path,
-    limits: &Limits,
-) -> Result<(), LayerError> {
-    let meter = Rc::new(Meter {
-        left: Cell::new(limits.bytes),
-        header_left: Cell::new(None),
-        tripped: Cell::new(None),
-    });
-    let mut archive = tar::Archive::new(Metered {
-        inner: stream,
-        meter: Rc::clone(&meter),
-        limits: limits.clone(),
-    });
+///
+/// Needs root, because owners and device nodes are kept. Nobody else may touch `root` meanwhile.
+///
+/// # Errors
+/// See [`LayerError`]; what was unpacked until then stays in `root`.
+pub fn unpack(stream: &mut dyn Read, root: &Path, limits: &Limits) -> Result<(), LayerError> {
+    let meter = Meter::new(limits.bytes, limits.header_bytes);
+    let mut archive = tar::Archive::new(Metered::padded(stream, &meter));
     let mut unpacking = Unpacking {
         tree: Tree::new(root)?,
         limits,
@@ -66,18 +59,15 @@ pub(crate) fn unpack(
     };
     let malformed = |entries| move |source| LayerError::Tar { entries, source };
     let mut entries = archive.entries().map_err(malformed(0))?;
-    loop {
-        meter.header_left.set(Some(limits.header_bytes));
-        let Some(entry) = entries.next() else { break };
-        meter.header_left.set(None);
+    while let Some(entry) = meter.headers(|| entries.next()) {
         let mut entry = entry.map_err(|source| unpacking.read_error("", source))?;
-        unpacking.entries += 1;
-        if unpacking.entries > limits.entries {
+        if unpacking.entries >= limits.entries {
             return Err(over(Limit::Entries(limits.entries), &entry.path_bytes()));
         }
         unpacking.entry(&mut entry)?;
         // Content that has no place, such as a folder's: passed over under the limit for contents.
         unpacking.copy(&mut entry, &mut io::sink(), "pass over")?;
+        unpacking.entries += 1;
     }
     unpacking.tree.finish()
 }
@@ -86,42 +76,6 @@ fn over(limit: Limit, path: &[u8]) -> LayerError {
     LayerError::Limit {
         limit,
         path: printable(path),
-    }
-}
-
-/// How much may still be read. `tar` reads the headers of an entry into memory by itself; this is what bounds it.
-struct Meter {
-    left: Cell<u64>,
-    /// Set while headers are being read.
-    header_left: Cell<Option<u64>>,
-    tripped: Cell<Option<Limit>>,
-}
-
-struct Metered<'a> {
-    inner: &'a mut dyn Read,
-    meter: Rc<Meter>,
-    limits: Limits,
-}
-
-impl Read for Metered<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buf)?;
-        let spent = n as u64;
-        let exceeded = |limit| {
-            self.meter.tripped.set(Some(limit));
-            Err(io::Error::other("limit exceeded"))
-        };
-        match self.meter.left.get().checked_sub(spent) {
-            Some(left) => self.meter.left.set(left),
-            None => return exceeded(Limit::Bytes(self.limits.bytes)),
-        }
-        if let Some(left) = self.meter.header_left.get() {
-            match left.checked_sub(spent) {
-                Some(left) => self.meter.header_left.set(Some(left)),
-                None => return exceeded(Limit::HeaderBytes(self.limits.header_bytes)),
-            }
-        }
-        Ok(n)
     }
 }
 
@@ -337,7 +291,7 @@ impl Unpacking<'_> {
 
     /// What a failed read means: a limit, or a broken tar.
     fn read_error(&self, path: &str, source: io::Error) -> LayerError {
-        match self.meter.tripped.get() {
+        match self.meter.tripped() {
             Some(limit) => over(limit, path.as_bytes()),
             None => self.read_error_plain(source),
         }
@@ -345,7 +299,7 @@ impl Unpacking<'_> {
 
     fn read_error_plain(&self, source: io::Error) -> LayerError {
         LayerError::Tar {
-            entries: self.entries.saturating_sub(1),
+            entries: self.entries,
             source,
         }
     }

@@ -73,7 +73,7 @@ pub enum StoreError {
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
-        source: ErofsError,
+        source: Box<ErofsError>,
     },
     /// A manifest or configuration does not have its digest any more.
     #[error(

@@ -1,0 +1,272 @@
+//! OCI layouts (OCI image spec, "Image Layout"): from `index.json` to one verified manifest and configuration.
+
+use std::collections::{BTreeMap, HashMap};
+
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use serde::de::DeserializeOwned;
+
+use super::error::{ImportError, Part};
+use super::files::Files;
+use super::platform;
+use super::{Found, LayerBlob};
+use crate::digest::Digest;
+use crate::reference::Reference;
+
+const INDEXES: [&str; 2] = [
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+const MANIFESTS: [&str; 2] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+const CONFIGS: [&str; 2] = [
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+];
+/// What the media types of layers begin with; a suffix says how they are compressed, which is told by their bytes.
+const LAYERS: [&str; 4] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+/// The tag, or by some tools' habit the whole name (OCI image spec, "Pre-Defined Annotation Keys").
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The whole name, by containerd and docker.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+/// On manifests that describe another one (buildkit's attestations).
+const ATTESTATION: &str = "vnd.docker.reference.type";
+/// How deep indexes may be nested; two are usual.
+const MAX_NESTING: usize = 4;
+
+/// A verified manifest.
+struct Manifest {
+    digest: Digest,
+    bytes: Vec<u8>,
+}
+
+/// Finds the image for this platform; `name` chooses if there are several. `stem` is what a layout that only has tags is called.
+pub(super) fn find(
+    files: &Files,
+    index: &[u8],
+    name: Option<&Reference>,
+    stem: &str,
+) -> Result<Found, ImportError> {
+    let index: ImageIndex = parse(Part::Index, "index.json", index)?;
+    let all: Vec<&Descriptor> = index
+        .manifests()
+        .iter()
+        .filter(|descriptor| !is_attestation(descriptor))
+        .collect();
+    let named: Vec<&Descriptor> = all
+        .iter()
+        .copied()
+        .filter(|descriptor| name.is_some_and(|name| answers_to(descriptor, name, stem)))
+        .collect();
+    let candidates = if named.is_empty() { all } else { named };
+    let mut found: BTreeMap<Digest, (Manifest, Vec<String>)> = BTreeMap::new();
+    let mut offered = Vec::new();
+    for descriptor in candidates {
+        if let Some(manifest) = resolve(files, descriptor, 0, &mut offered)? {
+            let entry = found
+                .entry(manifest.digest)
+                .or_insert((manifest, Vec::new()));
+            entry.1.extend(names_of(descriptor, stem));
+        }
+    }
+    if found.len() > 1 {
+        let names = found
+            .values()
+            .map(|(manifest, names)| {
+                names
+                    .first()
+                    .cloned()
+                    .unwrap_or(manifest.digest.to_string())
+            })
+            .collect();
+        return Err(ImportError::SeveralImages { names });
+    }
+    let Some((_, (manifest, names))) = found.pop_first() else {
+        return Err(platform::none(offered));
+    };
+    describe(files, manifest, names)
+}
+
+fn describe(files: &Files, manifest: Manifest, names: Vec<String>) -> Result<Found, ImportError> {
+    let parsed: ImageManifest = parse(
+        Part::Manifest,
+        &manifest.digest.to_string(),
+        &manifest.bytes,
+    )?;
+    let config_digest = digest_of(Part::Config, parsed.config())?;
+    let media_type = parsed.config().media_type().to_string();
+    if !CONFIGS.contains(&media_type.as_str()) {
+        return Err(ImportError::MediaType {
+            part: Part::Config,
+            name: config_digest.to_string(),
+            media_type,
+        });
+    }
+    let config = read_verified(files, Part::Config, parsed.config())?;
+    let configuration: ImageConfiguration =
+        parse(Part::Config, &config_digest.to_string(), &config)?;
+    platform::check(&configuration)?;
+    let mut layers = Vec::with_capacity(parsed.layers().len());
+    for layer in parsed.layers() {
+        let digest = digest_of(Part::Layer, layer)?;
+        let media_type = layer.media_type().to_string();
+        if !LAYERS.iter().any(|known| media_type.starts_with(known)) {
+            return Err(ImportError::MediaType {
+                part: Part::Layer,
+                name: digest.to_string(),
+                media_type,
+            });
+        }
+        layers.push(LayerBlob {
+            file: blob_name(digest),
+            declared: Some((digest, layer.size())),
+        });
+    }
+    Ok(Found {
+        manifest: Some(manifest.bytes),
+        config,
+        diff_ids: super::diff_ids(&configuration)?,
+        layers,
+        names,
+    })
+}
+
+/// The manifest for this platform that a descriptor leads to; `None`, and what there is in `offered`, if it leads to none.
+fn resolve(
+    files: &Files,
+    descriptor: &Descriptor,
+    depth: usize,
+    offered: &mut Vec<String>,
+) -> Result<Option<Manifest>, ImportError> {
+    if depth > MAX_NESTING {
+        return Err(ImportError::Nesting { limit: MAX_NESTING });
+    }
+    if let Some(platform) = descriptor.platform()
+        && !platform::fits(platform.os(), platform.architecture())
+    {
+        offered.push(platform::shown(platform.os(), platform.architecture()));
+        return Ok(None);
+    }
+    let media_type = descriptor.media_type().to_string();
+    if MANIFESTS.contains(&media_type.as_str()) {
+        let bytes = read_verified(files, Part::Manifest, descriptor)?;
+        let digest = Digest::of(&bytes);
+        return Ok(Some(Manifest { digest, bytes }));
+    }
+    if !INDEXES.contains(&media_type.as_str()) {
+        return Err(ImportError::MediaType {
+            part: Part::Manifest,
+            name: descriptor.digest().to_string(),
+            media_type,
+        });
+    }
+    let bytes = read_verified(files, Part::Index, descriptor)?;
+    let index: ImageIndex = parse(Part::Index, descriptor.digest().as_ref(), &bytes)?;
+    let mut children: Vec<&Descriptor> = index
+        .manifests()
+        .iter()
+        .filter(|child| !is_attestation(child))
+        .collect();
+    // A manifest that names the platform, in its plainest variant, before one that may be for another.
+    children.sort_by_key(|child| match child.platform() {
+        Some(platform) => platform.variant().clone(),
+        None => Some("~".to_owned()),
+    });
+    for child in children {
+        if let Some(manifest) = resolve(files, child, depth + 1, offered)? {
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
+}
+
+fn is_attestation(descriptor: &Descriptor) -> bool {
+    annotation(descriptor, ATTESTATION).is_some()
+}
+
+fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
+    let annotations: &HashMap<String, String> = descriptor.annotations().as_ref()?;
+    annotations.get(key).map(String::as_str)
+}
+
+/// The names that a layout gives an image.
+fn names_of(descriptor: &Descriptor, stem: &str) -> Option<String> {
+    if let Some(name) = annotation(descriptor, CONTAINERD_NAME) {
+        return Some(name.to_owned());
+    }
+    let name = annotation(descriptor, REF_NAME)?;
+    if name.contains([':', '/']) {
+        Some(name.to_owned())
+    } else {
+        Some(format!("{stem}:{name}"))
+    }
+}
+
+fn answers_to(descriptor: &Descriptor, name: &Reference, stem: &str) -> bool {
+    let same = |other: String| {
+        other
+            .parse::<Reference>()
+            .is_ok_and(|other| other.canonical() == name.canonical())
+    };
+    let tag = name.tag().is_some() && annotation(descriptor, REF_NAME) == name.tag();
+    tag || names_of(descriptor, stem).is_some_and(same)
+}
+
+fn digest_of(part: Part, descriptor: &Descriptor) -> Result<Digest, ImportError> {
+    let text: &str = descriptor.digest().as_ref();
+    text.parse()
+        .map_err(|source| ImportError::Digest { part, source })
+}
+
+fn blob_name(digest: Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+/// A small blob, checked against its digest and size.
+fn read_verified(
+    files: &Files,
+    part: Part,
+    descriptor: &Descriptor,
+) -> Result<Vec<u8>, ImportError> {
+    let expected = digest_of(part, descriptor)?;
+    let name = expected.to_string();
+    let bytes = files
+        .read(part, &blob_name(expected), &name)?
+        .ok_or(ImportError::Missing { part, name })?;
+    let found = Digest::of(&bytes);
+    if found != expected {
+        return Err(ImportError::DigestMismatch {
+            part,
+            expected,
+            found,
+        });
+    }
+    let size = bytes.len() as u64;
+    if size != descriptor.size() {
+        return Err(ImportError::SizeMismatch {
+            part,
+            digest: expected,
+            expected: descriptor.size(),
+            found: size,
+        });
+    }
+    Ok(bytes)
+}
+
+pub(super) fn parse<T: DeserializeOwned>(
+    part: Part,
+    name: &str,
+    bytes: &[u8],
+) -> Result<T, ImportError> {
+    serde_json::from_slice(bytes).map_err(|source| ImportError::Malformed {
+        part,
+        name: name.to_owned(),
+        source,
+    })
+}
