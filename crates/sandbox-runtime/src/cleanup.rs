@@ -1,12 +1,70 @@
-//! Removal of what a sandbox left when its shim could not.
+//! The record of what a sandbox made on the host, and its removal when the shim itself could not.
+//!
+//! A sandbox's folder holds `processes.json`, written as each process is spawned, and `mounts.json`, written
+//! before a mount is made. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
+//! number that the kernel has given to another process since is never killed. Each process leads a process
+//! group; while a member of it lives the kernel does not give the number away, so the members are found by it.
 
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sandbox_types::SandboxId;
+use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::rootfs::host_mount::unmount;
+use crate::timeline::write_atomically;
 
-/// Something of a sandbox could not be removed.
+const PROCESSES_FILE: &str = "processes.json";
+const MOUNTS_FILE: &str = "mounts.json";
+/// How long killed processes may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Something of a sandbox could not be recorded or removed.
 #[derive(Debug, thiserror::Error)]
-pub enum CleanupError {}
+pub enum CleanupError {
+    /// The record could not be read or written.
+    #[error("cannot {action} the record {}", path.display())]
+    Record {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A process did not end.
+    #[error("{name} (process {pid}) did not end within {} s of SIGKILL", KILL_TIMEOUT.as_secs())]
+    Process {
+        /// Its name.
+        name: String,
+        /// Its number.
+        pid: u32,
+    },
+    /// A mount could not be undone.
+    #[error("cannot unmount {}", path.display())]
+    Mount {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The folder could not be removed.
+    #[error("cannot remove {}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// What was removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,19 +72,341 @@ pub struct Removed {
     /// Names of the processes that were killed.
     pub processes: Vec<String>,
     /// Mounts that were undone.
-    pub mounts: Vec<std::path::PathBuf>,
+    pub mounts: Vec<PathBuf>,
+}
+
+/// A process that belongs to a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct RecordedProcess {
+    name: String,
+    pid: u32,
+    /// In clock ticks after boot.
+    start_time: u64,
+}
+
+/// The record of one sandbox, kept in its folder.
+#[derive(Debug)]
+pub(crate) struct Record {
+    dir: PathBuf,
+    processes: Vec<RecordedProcess>,
+    mounts: Vec<PathBuf>,
+}
+
+impl Record {
+    /// An empty record for the folder `dir`.
+    pub(crate) fn new(dir: &Path) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            processes: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
+
+    /// Adds a process that has just been spawned.
+    pub(crate) fn add_process(&mut self, name: &str, pid: u32) -> Result<(), CleanupError> {
+        // One that has ended already has no start time, and needs no killing.
+        if let Some(stat) = process_stat(pid) {
+            self.processes.push(RecordedProcess {
+                name: name.to_owned(),
+                pid,
+                start_time: stat.start_time,
+            });
+            write_record(&self.dir.join(PROCESSES_FILE), &self.processes)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a mount that is about to be made.
+    pub(crate) fn add_mount(&mut self, target: &Path) -> Result<(), CleanupError> {
+        self.mounts.push(target.to_owned());
+        write_record(&self.dir.join(MOUNTS_FILE), &self.mounts)
+    }
+}
+
+fn write_record(path: &Path, record: &impl Serialize) -> Result<(), CleanupError> {
+    serde_json::to_vec(record)
+        .map_err(io::Error::from)
+        .and_then(|json| write_atomically(path, &json))
+        .map_err(|source| CleanupError::Record {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+fn read_record<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<T, CleanupError> {
+    match std::fs::read(path) {
+        Ok(json) => serde_json::from_slice(&json).map_err(io::Error::from),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(e) => Err(e),
+    }
+    .map_err(|source| CleanupError::Record {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Kills the recorded processes of a sandbox, undoes its mounts and removes its folder. Nothing to remove is
-/// no error. For `shim delete`, after the shim has ended.
+/// no error. For `shim delete`, after the shim has ended. Blocks until the processes are gone.
 ///
 /// # Errors
-/// [`CleanupError`] names what is left.
+/// [`CleanupError`] names the first thing that is left; everything else is removed all the same.
 pub fn remove_sandbox(
     config: &Config,
     namespace: &str,
     id: &SandboxId,
 ) -> Result<Removed, CleanupError> {
-    let _ = (config, namespace, id);
-    unimplemented!()
+    remove_dir(&config.sandbox_dir(namespace, id))
+}
+
+pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
+    let mut removed = Removed::default();
+    let mut first_error = None;
+    let processes: Vec<RecordedProcess> =
+        keep_first_error(read_record(&dir.join(PROCESSES_FILE)), &mut first_error);
+    let deadline = Instant::now() + KILL_TIMEOUT;
+    for process in &processes {
+        match kill_process(process, deadline) {
+            Ok(true) => removed.processes.push(process.name.clone()),
+            Ok(false) => {}
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    let mounts: Vec<PathBuf> =
+        keep_first_error(read_record(&dir.join(MOUNTS_FILE)), &mut first_error);
+    for path in mounts.into_iter().rev() {
+        match unmount(&path) {
+            Ok(true) => removed.mounts.push(path),
+            Ok(false) => {}
+            Err(source) => {
+                first_error.get_or_insert(CleanupError::Mount { path, source });
+            }
+        }
+    }
+    if let Some(error) = first_error {
+        // The record stays, for another try.
+        return Err(error);
+    }
+    match std::fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Folder {
+            path: dir.to_owned(),
+            source,
+        }),
+        _ => Ok(removed),
+    }
+}
+
+fn keep_first_error<T: Default>(
+    result: Result<T, CleanupError>,
+    first_error: &mut Option<CleanupError>,
+) -> T {
+    result.unwrap_or_else(|error| {
+        first_error.get_or_insert(error);
+        T::default()
+    })
+}
+
+/// Whether a process of the sandbox in `dir` is alive.
+pub(crate) fn has_live_process(dir: &Path) -> bool {
+    let processes: Vec<RecordedProcess> =
+        read_record(&dir.join(PROCESSES_FILE)).unwrap_or_default();
+    processes.iter().any(|process| {
+        process_stat(process.pid)
+            .is_some_and(|stat| stat.start_time == process.start_time && !stat.is_zombie())
+    })
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct ProcessStat {
+    state: u8,
+    group: u32,
+    start_time: u64,
+}
+
+impl ProcessStat {
+    fn is_zombie(self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+}
+
+fn process_stat(pid: u32) -> Option<ProcessStat> {
+    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// proc_pid_stat(5). The second field, the name, may hold anything, `)` included.
+fn parse_stat(text: &str) -> Option<ProcessStat> {
+    let (_, after_name) = text.rsplit_once(") ")?;
+    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
+    Some(ProcessStat {
+        state: *fields.first()?.as_bytes().first()?,
+        group: fields.get(2)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// Kills a recorded process and its group, if they are still ours, and waits for their end. Says whether anything
+/// was killed.
+fn kill_process(process: &RecordedProcess, deadline: Instant) -> Result<bool, CleanupError> {
+    match process_stat(process.pid) {
+        Some(stat) if stat.start_time != process.start_time => return Ok(false),
+        _ => {}
+    }
+    let mut killed = false;
+    for pid in group_members(process.pid) {
+        let Some(pidfd) = i32::try_from(pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        else {
+            continue;
+        };
+        // Looked at again now that the descriptor pins it.
+        let still_ours = process_stat(pid).is_some_and(|stat| {
+            stat.group == process.pid
+                && (pid != process.pid || stat.start_time == process.start_time)
+        });
+        if !still_ours || pidfd_send_signal(&pidfd, Signal::KILL).is_err() {
+            continue;
+        }
+        killed = true;
+        if !wait_for_end(&pidfd, deadline) {
+            return Err(CleanupError::Process {
+                name: process.name.clone(),
+                pid,
+            });
+        }
+    }
+    Ok(killed)
+}
+
+fn group_members(group: u32) -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&pid| {
+            process_stat(pid).is_some_and(|stat| stat.group == group && !stat.is_zombie())
+        })
+        .collect()
+}
+
+/// Whether the process ended before the deadline.
+fn wait_for_end(pidfd: &OwnedFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+
+    fn sleeper() -> Child {
+        Command::new("sleep")
+            .arg("1000")
+            .process_group(0)
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn stat_with_any_process_name_is_parsed() {
+        let text = "12 (a) R ) (b) S 1 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1 1";
+        assert_eq!(
+            parse_stat(text),
+            Some(ProcessStat {
+                state: b'S',
+                group: 12,
+                start_time: 777
+            })
+        );
+        assert_eq!(parse_stat("12 (a"), None);
+        assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn remove_kills_recorded_processes_and_removes_the_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        std::fs::create_dir(&dir).unwrap();
+        let mut child = sleeper();
+        let mut record = Record::new(&dir);
+        record.add_process("sleep", child.id()).unwrap();
+        assert!(has_live_process(&dir));
+        let removed = remove_dir(&dir).unwrap();
+        assert_eq!(removed.processes, ["sleep"]);
+        assert!(!dir.exists());
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(remove_dir(&dir).unwrap(), Removed::default());
+    }
+
+    #[test]
+    fn remove_leaves_a_process_whose_start_time_differs() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        std::fs::create_dir(&dir).unwrap();
+        let mut child = sleeper();
+        let mut record = Record::new(&dir);
+        record.add_process("sleep", child.id()).unwrap();
+        record.processes[0].start_time += 1;
+        write_record(&dir.join(PROCESSES_FILE), &record.processes).unwrap();
+        assert!(!has_live_process(&dir));
+        assert_eq!(remove_dir(&dir).unwrap(), Removed::default());
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn remove_reaches_what_a_dead_leader_left_in_its_group() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        std::fs::create_dir(&dir).unwrap();
+        let mut leader = Command::new("sh")
+            .arg("-c")
+            .arg("sleep 1000 & read line")
+            .stdin(std::process::Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let mut record = Record::new(&dir);
+        record.add_process("sh", leader.id()).unwrap();
+        drop(leader.stdin.take());
+        leader.wait().unwrap();
+        let member = group_members(leader.id());
+        assert_eq!(member.len(), 1);
+        assert_eq!(remove_dir(&dir).unwrap().processes, ["sh"]);
+        assert!(group_members(leader.id()).is_empty());
+    }
+
+    #[test]
+    fn record_that_cannot_be_read_keeps_the_folder() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("box");
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join(MOUNTS_FILE), "not json").unwrap();
+        assert!(matches!(
+            remove_dir(&dir),
+            Err(CleanupError::Record { action: "read", .. })
+        ));
+        assert!(dir.exists());
+    }
 }

@@ -1,6 +1,23 @@
 //! The guest's console: a bounded tail of what it printed, made printable.
+//!
+//! Two sources: under KVM the monitor writes a ring in a memory file ([`console_ring`]) that stays readable
+//! however the monitor went; under QEMU a task reads the serial port's pipe into a [`Tail`].
 
-/// `bytes` as text that is safe to show: at most `limit` bytes of it, control characters and what is not UTF-8 replaced.
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::MemfdFlags;
+use sandbox_types::monitor::console_ring;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// How many lines of the console an error shows.
+pub(crate) const TAIL_LINES: usize = 20;
+/// The longest line that is shown, in bytes.
+const MAX_LINE_BYTES: usize = 512;
+
+/// `bytes` as text that is safe to show: at most `limit` bytes of it, control characters and what is not UTF-8
+/// replaced.
 pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
     let kept = bytes.get(..limit).unwrap_or(bytes);
     let mut text: String = String::from_utf8_lossy(kept)
@@ -20,4 +37,204 @@ pub(crate) fn printable(bytes: &[u8], limit: usize) -> String {
         text.push('…');
     }
     text
+}
+
+/// The last `count` lines of `bytes` that are not empty.
+fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
+    let mut lines: Vec<String> = bytes
+        .rsplit(|&b| b == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        .filter(|line| !line.is_empty())
+        .take(count)
+        .map(|line| printable(line, MAX_LINE_BYTES))
+        .collect();
+    lines.reverse();
+    lines
+}
+
+/// The last bytes of a stream.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    bytes: Mutex<VecDeque<u8>>,
+    capacity: usize,
+}
+
+impl Tail {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            bytes: Mutex::new(VecDeque::new()),
+            capacity,
+        }
+    }
+
+    pub(crate) fn push(&self, new: &[u8]) {
+        let keep_from = new.len().saturating_sub(self.capacity);
+        let new = new.get(keep_from..).unwrap_or_default();
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = bytes.len();
+        let excess = (kept + new.len()).saturating_sub(self.capacity);
+        bytes.drain(..excess.min(kept));
+        bytes.extend(new);
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        bytes.iter().copied().collect()
+    }
+
+    pub(crate) fn lines(&self, count: usize) -> Vec<String> {
+        last_lines(&self.contents(), count)
+    }
+}
+
+/// Reads a stream to its end, keeping the tail.
+pub(crate) async fn copy_into_tail(mut from: impl AsyncRead + Unpin, tail: Arc<Tail>) {
+    let mut buffer = [0u8; 4096];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        tail.push(buffer.get(..n).unwrap_or_default());
+    }
+}
+
+/// Where the guest's console is kept.
+#[derive(Debug, Clone)]
+pub(crate) enum Console {
+    /// The monitor's ring.
+    Ring(Arc<OwnedFd>),
+    /// A pipe's tail.
+    Tail(Arc<Tail>),
+}
+
+impl Console {
+    /// A ring for a monitor to write.
+    pub(crate) fn new_ring() -> std::io::Result<Self> {
+        let fd = rustix::fs::memfd_create("sandbox-console", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&fd, console_ring::FILE_BYTES as u64)?;
+        Ok(Self::Ring(Arc::new(fd)))
+    }
+
+    /// A tail for a pipe.
+    pub(crate) fn new_tail() -> (Self, Arc<Tail>) {
+        let tail = Arc::new(Tail::new(console_ring::DATA_BYTES));
+        (Self::Tail(Arc::clone(&tail)), tail)
+    }
+
+    fn contents(&self) -> Vec<u8> {
+        match self {
+            Self::Ring(fd) => read_ring(fd.as_fd()).unwrap_or_default(),
+            Self::Tail(tail) => tail.contents(),
+        }
+    }
+
+    /// The last lines that are not empty.
+    pub(crate) fn tail(&self) -> Vec<String> {
+        last_lines(&self.contents(), TAIL_LINES)
+    }
+
+    /// Whether the kernel announced a panic.
+    pub(crate) fn shows_panic(&self) -> bool {
+        const MARK: &[u8] = b"Kernel panic";
+        self.contents()
+            .windows(MARK.len())
+            .any(|window| window == MARK)
+    }
+}
+
+/// The bytes of a ring, oldest first. The monitor that writes it is not believed: any count is taken modulo the
+/// ring's size.
+fn read_ring(fd: impl AsFd) -> std::io::Result<Vec<u8>> {
+    let fd = fd.as_fd();
+    let mut header = [0u8; 8];
+    if rustix::io::pread(fd, &mut header, 0)? < header.len() {
+        return Ok(Vec::new());
+    }
+    let written = u64::from_le_bytes(header);
+    let mut data = vec![0u8; console_ring::DATA_BYTES];
+    let mut filled = 0;
+    while let Some(rest) = data.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        let n = rustix::io::pread(fd, rest, (console_ring::HEADER_BYTES + filled) as u64)?;
+        if n == 0 {
+            break;
+        }
+        filled += n;
+    }
+    let size = console_ring::DATA_BYTES as u64;
+    match usize::try_from(if written < size {
+        written
+    } else {
+        written % size
+    }) {
+        Ok(len) if written < size => data.truncate(len),
+        Ok(oldest) => data.rotate_left(oldest),
+        Err(_) => data.clear(),
+    }
+    Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn write_ring(fd: &OwnedFd, text: &[u8]) {
+        for (n, byte) in text.iter().enumerate() {
+            let at = console_ring::HEADER_BYTES + n % console_ring::DATA_BYTES;
+            rustix::io::pwrite(fd, &[*byte], at as u64).unwrap();
+        }
+        rustix::io::pwrite(fd, &(text.len() as u64).to_le_bytes(), 0).unwrap();
+    }
+
+    fn ring_with(text: &[u8]) -> Console {
+        let console = Console::new_ring().unwrap();
+        if let Console::Ring(fd) = &console {
+            write_ring(fd, text);
+        }
+        console
+    }
+
+    #[test]
+    fn ring_partly_written_shows_what_was_written() {
+        let console = ring_with(b"one\r\n\r\ntwo\r\nKernel panic - not syncing\r\n");
+        assert_eq!(console.tail(), ["one", "two", "Kernel panic - not syncing"]);
+        assert!(console.shows_panic());
+        assert!(!ring_with(b"").shows_panic());
+        assert!(ring_with(b"").tail().is_empty());
+    }
+
+    #[test]
+    fn ring_that_wrapped_shows_oldest_first() {
+        let mut text = vec![b'.'; console_ring::DATA_BYTES - 2];
+        text.extend(b"\nabc\ndef\n");
+        assert_eq!(ring_with(&text).tail().last().unwrap(), "def");
+        assert_eq!(ring_with(&text).tail().iter().rev().nth(1).unwrap(), "abc");
+    }
+
+    #[test]
+    fn ring_with_any_count_is_read() {
+        let console = ring_with(b"x");
+        if let Console::Ring(fd) = &console {
+            rustix::io::pwrite(fd, &u64::MAX.to_le_bytes(), 0).unwrap();
+        }
+        console.tail();
+    }
+
+    proptest! {
+        #[test]
+        fn tail_keeps_exactly_the_last_bytes(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..20)) {
+            let tail = Tail::new(32);
+            let mut all: Vec<u8> = Vec::new();
+            for chunk in &chunks {
+                tail.push(chunk);
+                all.extend(chunk);
+            }
+            let expected = &all[all.len().saturating_sub(32)..];
+            prop_assert_eq!(tail.contents(), expected.to_vec());
+        }
+
+        #[test]
+        fn printable_never_has_control_characters_or_exceeds_its_limit(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let text = printable(&bytes, 40);
+            prop_assert!(text.len() <= 40 + '…'.len_utf8());
+            prop_assert!(text.chars().all(|c| !c.is_control() || c == '\t'));
+        }
+    }
 }

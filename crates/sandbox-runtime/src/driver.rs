@@ -1,6 +1,36 @@
-//! Hypervisor drivers.
+//! Hypervisor drivers: the programs that run a virtual machine, and how their end is to be read.
+//!
+//! A [`Machine`] is one process that runs the guest and the helper processes that serve its devices. A driver
+//! says how to start the former and what its exit means; everything else is the same for all.
 
 use std::fmt;
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::FutureExt;
+
+use crate::cleanup::{CleanupError, Record};
+use crate::config::ConfigError;
+use crate::console::Console;
+use crate::event::DeathCause;
+use crate::process::{Process, ProcessEnd, SpawnError};
+use crate::sandbox::SandboxPlan;
+use crate::timeline::Timeline;
+
+mod kvm;
+mod qemu;
+mod virtiofsd;
+
+/// The base of the guest kernel's command line. `vda` is always the guest image.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro \
+    init=/sbin/sandbox-agent panic=-1 oops=panic reboot=k tsc=reliable no_timer_check nomodule random.trust_cpu=on";
+/// Serial number of the guest image's disk.
+const ROOT_SERIAL: &str = "guest-root";
+/// After a first sign of death, how long the machine may take to say what it died of.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Which program runs the virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,11 +41,270 @@ pub enum Driver {
     Qemu,
 }
 
+impl Driver {
+    /// How many devices a machine has room for beside those that every machine has.
+    #[must_use]
+    pub fn device_slots(self) -> usize {
+        match self {
+            // Interrupts 5 to 21; the guest image, vsock and the random number generator are always there.
+            Self::Kvm => 17 - 3,
+            // microvm without ACPI has eight transports; the guest image and vsock are always there, the random
+            // number generator where there is room.
+            Self::Qemu => qemu::TRANSPORTS - 2,
+        }
+    }
+}
+
 impl fmt::Display for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Kvm => "kvm",
             Self::Qemu => "qemu",
         })
+    }
+}
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// A program or artifact is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A process could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A process could not be recorded.
+    #[error(transparent)]
+    Record(#[from] CleanupError),
+    /// A file that the machine needs could not be opened.
+    #[error("cannot open {what} {}", path.display())]
+    Open {
+        /// What it is.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket or memory file between the processes could not be made.
+    #[error("cannot make {what}")]
+    Plumbing {
+        /// What it is.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a driver starts a machine from.
+pub(crate) struct MachineRequest<'a> {
+    pub(crate) plan: &'a SandboxPlan,
+    /// The sandbox's folder.
+    pub(crate) dir: &'a Path,
+    /// The vsock device's socket, listening.
+    pub(crate) vsock_listener: &'a UnixListener,
+    /// Its path.
+    pub(crate) vsock_path: &'a Path,
+    pub(crate) timeline: Arc<Timeline>,
+    pub(crate) record: &'a mut Record,
+}
+
+impl MachineRequest<'_> {
+    /// The guest kernel's command line, without what describes devices.
+    fn command_line(&self) -> String {
+        let extra = self.plan.config.kernel_arguments.trim();
+        if extra.is_empty() {
+            COMMAND_LINE.to_owned()
+        } else {
+            format!("{COMMAND_LINE} {extra}")
+        }
+    }
+
+    /// A listening socket for a helper's vhost-user device.
+    fn bind(&self, name: &str) -> Result<(PathBuf, UnixListener), DriverError> {
+        let path = self.dir.join(name);
+        crate::config::check_socket_path(&path)?;
+        let listener = UnixListener::bind(&path).map_err(|source| DriverError::Plumbing {
+            what: "a vhost-user socket",
+            source,
+        })?;
+        Ok((path, listener))
+    }
+}
+
+/// One way to run a machine.
+trait HypervisorDriver: Send {
+    /// Starts the helpers and then the process that runs the guest.
+    fn start(&mut self, request: &mut MachineRequest<'_>) -> Result<Parts, DriverError>;
+
+    /// What the end of that process means.
+    fn cause(&self, end: ProcessEnd, process: &Process, console: &Console) -> DeathCause;
+}
+
+/// What a driver has started.
+struct Parts {
+    process: Process,
+    helpers: Vec<Process>,
+    console: Console,
+}
+
+/// What is first noticed of a machine's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Sign {
+    /// The process that runs the guest ended.
+    Machine,
+    /// A helper ended.
+    Helper,
+    /// The agent's event connection ended.
+    AgentGone,
+    /// The agent's event connection carried nonsense.
+    AgentMisbehaved(String),
+}
+
+/// A running machine. Dropping it kills its processes.
+pub(crate) struct Machine {
+    driver: Box<dyn HypervisorDriver>,
+    process: Process,
+    helpers: Vec<Process>,
+    console: Console,
+}
+
+impl Machine {
+    /// Starts one.
+    pub(crate) fn start(
+        driver: Driver,
+        mut request: MachineRequest<'_>,
+    ) -> Result<Self, DriverError> {
+        let mut driver: Box<dyn HypervisorDriver> = match driver {
+            Driver::Kvm => Box::new(kvm::Kvm::new()),
+            Driver::Qemu => Box::new(qemu::Qemu),
+        };
+        let Parts {
+            process,
+            helpers,
+            console,
+        } = driver.start(&mut request)?;
+        Ok(Self {
+            driver,
+            process,
+            helpers,
+            console,
+        })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Waits until the guest's process has ended. Cancel-safe.
+    pub(crate) async fn ended(&mut self) {
+        self.process.wait().await;
+    }
+
+    /// Waits until the guest's process or a helper has ended. Cancel-safe.
+    pub(crate) async fn first_sign(&mut self) -> Sign {
+        let helpers = &mut self.helpers;
+        let helper = async {
+            if helpers.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            let waits = helpers.iter_mut().map(|helper| helper.wait().boxed());
+            futures::future::select_all(waits).await;
+        };
+        tokio::select! {
+            biased;
+            _ = self.process.wait() => Sign::Machine,
+            () = helper => Sign::Helper,
+        }
+    }
+
+    /// Finds out what the machine died of. One process's end entails the others', so what is noticed first need not
+    /// be the cause: the machine gets a moment to end and tell.
+    pub(crate) async fn cause_of_death(&mut self, first: Sign) -> DeathCause {
+        let end = tokio::time::timeout(SETTLE, self.process.wait()).await.ok();
+        let machine = end.map(|end| self.driver.cause(end, &self.process, &self.console));
+        let mut helper = None;
+        for process in &mut self.helpers {
+            if let Some(end) = process.wait().now_or_never() {
+                helper.get_or_insert_with(|| DeathCause::HelperEnded {
+                    name: process.name().to_owned(),
+                    how: end.to_string(),
+                    detail: process.last_words(),
+                });
+            }
+        }
+        blame(first, machine, helper)
+    }
+
+    /// Kills every process and waits until they are gone.
+    pub(crate) async fn kill(&mut self) {
+        self.process.kill();
+        for helper in &mut self.helpers {
+            helper.kill();
+        }
+        self.process.wait().await;
+        for helper in &mut self.helpers {
+            helper.wait().await;
+        }
+    }
+}
+
+/// Decides among what ended.
+fn blame(first: Sign, machine: Option<DeathCause>, helper: Option<DeathCause>) -> DeathCause {
+    match (first, machine, helper) {
+        // It could not go on without the helper.
+        (Sign::Helper, Some(DeathCause::MonitorFailed { .. }), Some(helper)) => helper,
+        (_, Some(machine), _) => machine,
+        (_, None, Some(helper)) => helper,
+        (Sign::AgentMisbehaved(what), None, None) => DeathCause::AgentMisbehaved(what),
+        (_, None, None) => DeathCause::AgentGone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn helper() -> DeathCause {
+        DeathCause::HelperEnded {
+            name: "virtiofsd".into(),
+            how: "exit code 1".into(),
+            detail: String::new(),
+        }
+    }
+
+    #[test]
+    fn blame_goes_to_the_machine_when_it_tells() {
+        for first in [Sign::Machine, Sign::Helper, Sign::AgentGone] {
+            assert_eq!(
+                blame(first, Some(DeathCause::GuestPanic), Some(helper())),
+                DeathCause::GuestPanic
+            );
+        }
+    }
+
+    #[test]
+    fn blame_goes_to_the_helper_that_took_the_machine_along() {
+        let failed = DeathCause::MonitorFailed {
+            code: 1,
+            detail: String::new(),
+        };
+        assert_eq!(blame(Sign::Helper, Some(failed), Some(helper())), helper());
+        assert_eq!(blame(Sign::AgentGone, None, Some(helper())), helper());
+    }
+
+    #[test]
+    fn blame_goes_to_the_agent_when_all_else_lives() {
+        assert_eq!(blame(Sign::AgentGone, None, None), DeathCause::AgentGone);
+        assert_eq!(
+            blame(Sign::AgentMisbehaved("x".into()), None, None),
+            DeathCause::AgentMisbehaved("x".into())
+        );
     }
 }

@@ -38,23 +38,23 @@ pub struct SandboxDeath {
 
 impl fmt::Display for SandboxDeath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.cause)?;
-        write_console_tail(f, &self.console_tail)
+        write!(f, "{}{}", self.cause, console_tail_text(&self.console_tail))
     }
 }
 
 impl std::error::Error for SandboxDeath {}
 
-/// Appends the console lines to a one-line message.
-pub(crate) fn write_console_tail(f: &mut impl fmt::Write, lines: &[String]) -> fmt::Result {
+/// The console lines, to follow a one-line message.
+pub(crate) fn console_tail_text(lines: &[String]) -> String {
     if lines.is_empty() {
-        return f.write_str("; its console is empty");
+        return "; its console is empty".to_owned();
     }
-    f.write_str("; the last lines of its console:")?;
+    let mut text = "; the last lines of its console:".to_owned();
     for line in lines {
-        write!(f, "\n  | {line}")?;
+        text.push_str("\n  | ");
+        text.push_str(line);
     }
-    Ok(())
+    text
 }
 
 /// What ended a sandbox.

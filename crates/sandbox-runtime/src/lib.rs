@@ -20,7 +20,7 @@ mod console;
 pub mod driver;
 pub mod event;
 pub mod host;
-mod process;
+pub mod process;
 pub mod rootfs;
 pub mod sandbox;
 mod timeline;

@@ -1,1 +1,363 @@
-//! Child processes.
+//! Child processes that cannot outlive what they were started for.
+//!
+//! Every child is told to die with the thread that spawned it, leads a process group of its own (so that what it
+//! forks is reached too, and a terminal's Ctrl-C does not reach it), and is killed when its handle is dropped.
+
+#![expect(
+    unsafe_code,
+    reason = "a child's parent-death signal can only be set between fork and exec"
+)]
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::process::Child;
+use tokio::task::JoinHandle;
+
+use crate::console::{Tail, copy_into_tail};
+
+/// What is kept of a child's standard error, in bytes.
+const STDERR_TAIL_BYTES: usize = 8 * 1024;
+/// Descriptors are passed from this number up, so that none meets the fixed ones of a program's interface.
+const FIRST_PASSED_FD: RawFd = 10;
+/// How long a dead child's output is waited for: something that it forked may still hold the pipe.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why a program could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A descriptor could not be prepared for it.
+    #[error("cannot prepare descriptors for {name}")]
+    Descriptors {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be executed.
+    #[error("cannot start {name} ({})", program.display())]
+    Exec {
+        /// Its name.
+        name: &'static str,
+        /// The file.
+        program: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ProcessEnd {
+    /// It exited.
+    Exited(i32),
+    /// A signal killed it.
+    Killed(i32),
+    /// The kernel would not say.
+    Unknown,
+}
+
+impl ProcessEnd {
+    fn from_status(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Exited(code),
+            (None, Some(signal)) => Self::Killed(signal),
+            (None, None) => Self::Unknown,
+        }
+    }
+}
+
+impl std::fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exit code {code}"),
+            Self::Killed(signal) => write!(
+                f,
+                "killed by signal {signal}{}",
+                crate::event::signal_name(*signal)
+            ),
+            Self::Unknown => f.write_str("for an unknown reason"),
+        }
+    }
+}
+
+/// A program to start.
+pub(crate) struct Launch {
+    name: &'static str,
+    program: PathBuf,
+    args: Vec<OsString>,
+    mappings: Vec<FdMapping>,
+    console: Option<Arc<Tail>>,
+}
+
+impl Launch {
+    pub(crate) fn new(name: &'static str, program: PathBuf) -> Self {
+        Self {
+            name,
+            program,
+            args: Vec::new(),
+            mappings: Vec::new(),
+            console: None,
+        }
+    }
+
+    pub(crate) fn arg(&mut self, arg: impl Into<OsString>) -> &mut Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Passes a descriptor on; returns the number under which the child has it.
+    pub(crate) fn pass(&mut self, fd: impl AsFd) -> Result<RawFd, SpawnError> {
+        let copy = rustix::io::fcntl_dupfd_cloexec(fd, FIRST_PASSED_FD).map_err(|errno| {
+            SpawnError::Descriptors {
+                name: self.name,
+                source: errno.into(),
+            }
+        })?;
+        // The same number on both sides: the child only loses the close-on-exec flag.
+        let number = copy.as_raw_fd();
+        self.mappings.push(FdMapping {
+            parent_fd: copy,
+            child_fd: number,
+        });
+        Ok(number)
+    }
+
+    /// Passes a descriptor on under a number that the program's interface fixes.
+    pub(crate) fn pass_as(&mut self, fd: OwnedFd, number: RawFd) -> &mut Self {
+        self.mappings.push(FdMapping {
+            parent_fd: fd,
+            child_fd: number,
+        });
+        self
+    }
+
+    /// Keeps the tail of its standard output.
+    pub(crate) fn console(&mut self, tail: Arc<Tail>) -> &mut Self {
+        self.console = Some(tail);
+        self
+    }
+
+    /// Starts it. Must run on a thread that lives as long as the child should.
+    pub(crate) fn spawn(self) -> Result<Process, SpawnError> {
+        let name = self.name;
+        let prepare_error = |source: io::Error| SpawnError::Descriptors { name, source };
+        // The pipe on which the standard library learns of a failed exec takes the lowest free number, which must
+        // not be one that is about to be replaced in the child.
+        let _occupied = occupy_low_descriptors().map_err(prepare_error)?;
+        let mut command = std::process::Command::new(&self.program);
+        command
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(if self.console.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
+            .stderr(Stdio::piped())
+            .process_group(0);
+        command
+            .fd_mappings(self.mappings)
+            .map_err(|collision| prepare_error(io::Error::other(collision)))?;
+        die_with_parent(&mut command);
+        let mut command = tokio::process::Command::from(command);
+        command.kill_on_drop(true);
+        let mut child = command.spawn().map_err(|source| SpawnError::Exec {
+            name,
+            program: self.program,
+            source,
+        })?;
+        let stderr = Arc::new(Tail::new(STDERR_TAIL_BYTES));
+        let mut readers = Vec::new();
+        if let Some(pipe) = child.stderr.take() {
+            readers.push(tokio::spawn(copy_into_tail(pipe, Arc::clone(&stderr))));
+        }
+        if let (Some(pipe), Some(tail)) = (child.stdout.take(), self.console) {
+            readers.push(tokio::spawn(copy_into_tail(pipe, tail)));
+        }
+        Ok(Process {
+            name,
+            pid: child.id().unwrap_or_default(),
+            child,
+            stderr,
+            readers,
+            end: None,
+        })
+    }
+}
+
+/// Fills the free descriptor numbers below [`FIRST_PASSED_FD`] for as long as the result lives.
+fn occupy_low_descriptors() -> io::Result<Vec<File>> {
+    let mut held = Vec::new();
+    loop {
+        let file = File::open("/dev/null")?;
+        if file.as_raw_fd() >= FIRST_PASSED_FD {
+            return Ok(held);
+        }
+        held.push(file);
+    }
+}
+
+fn die_with_parent(command: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
+    let hook = move || {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+        // It may have died before the signal was set.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: the hook makes two system calls and allocates nothing, so it may run between fork and exec.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// A running, or ended, child.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: &'static str,
+    pid: u32,
+    child: Child,
+    stderr: Arc<Tail>,
+    readers: Vec<JoinHandle<()>>,
+    end: Option<ProcessEnd>,
+}
+
+impl Process {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Adds a task that reads what the process says, and ends when it does.
+    pub(crate) fn attach(&mut self, reader: JoinHandle<()>) {
+        self.readers.push(reader);
+    }
+
+    /// What it said last on standard error.
+    pub(crate) fn last_words(&self) -> String {
+        self.stderr.lines(5).join("; ")
+    }
+
+    /// Waits for its end and until its output has been read. Cancel-safe; may be called again.
+    pub(crate) async fn wait(&mut self) -> ProcessEnd {
+        if let Some(end) = self.end {
+            return end;
+        }
+        let end = match self.child.wait().await {
+            Ok(status) => ProcessEnd::from_status(status),
+            Err(_) => ProcessEnd::Unknown,
+        };
+        let drained = futures::future::join_all(self.readers.iter_mut());
+        let _late = tokio::time::timeout(DRAIN_TIMEOUT, drained).await;
+        self.readers.clear();
+        self.end = Some(end);
+        end
+    }
+
+    /// Kills it and everything in its process group.
+    pub(crate) fn kill(&mut self) {
+        kill_group(self.pid);
+        // Already gone is as good.
+        let _ = self.child.start_kill();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.end.is_none() {
+            kill_group(self.pid);
+        }
+    }
+}
+
+/// The group keeps its leader's number from being used again, so this reaches ours or nothing.
+fn kill_group(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid)
+        && pid > 1
+    {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn shell(script: &str) -> Launch {
+        let mut launch = Launch::new("sh", "/bin/sh".into());
+        launch.arg("-c").arg(script);
+        launch
+    }
+
+    #[tokio::test]
+    async fn process_exit_code_and_last_words_are_kept() {
+        let mut process = shell("echo one >&2; echo two >&2; exit 7").spawn().unwrap();
+        assert_eq!(process.wait().await, ProcessEnd::Exited(7));
+        assert_eq!(process.last_words(), "one; two");
+        assert_eq!(process.wait().await, ProcessEnd::Exited(7));
+    }
+
+    #[tokio::test]
+    async fn process_that_is_killed_takes_its_children_along() {
+        let tail = Arc::new(Tail::new(64));
+        let mut launch = shell("sleep 1000 & echo $!; wait");
+        launch.console(Arc::clone(&tail));
+        let mut process = launch.spawn().unwrap();
+        let grandchild = loop {
+            if let Some(line) = tail.lines(1).pop() {
+                break line;
+            }
+            tokio::task::yield_now().await;
+        };
+        process.kill();
+        assert_eq!(process.wait().await, ProcessEnd::Killed(9));
+        let stat = std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+    }
+
+    #[tokio::test]
+    async fn descriptors_arrive_under_their_numbers() {
+        let (read, mut write) = io::pipe().unwrap();
+        write.write_all(b"fixed\n").unwrap();
+        drop(write);
+        let (read2, mut write2) = io::pipe().unwrap();
+        write2.write_all(b"passed\n").unwrap();
+        drop(write2);
+        let tail = Arc::new(Tail::new(64));
+        let mut launch = Launch::new("sh", "/bin/sh".into());
+        let number = launch.pass(&read2).unwrap();
+        launch
+            .arg("-c")
+            .arg(format!("cat <&3; cat /proc/self/fd/{number}"))
+            .pass_as(read.into(), 3)
+            .console(Arc::clone(&tail));
+        let mut process = launch.spawn().unwrap();
+        assert_eq!(process.wait().await, ProcessEnd::Exited(0));
+        assert_eq!(tail.lines(5), ["fixed", "passed"]);
+    }
+
+    #[tokio::test]
+    async fn program_that_is_missing_is_an_error_with_its_path() {
+        let error = Launch::new("it", "/nonexistent/program".into())
+            .spawn()
+            .unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/program"));
+    }
+}

@@ -1,26 +1,36 @@
 //! From the mounts of a Create request to devices, shares and steps in the guest.
+//!
+//! What containerd 2's snapshotters hand over, and what becomes of it:
+//!
+//! | mount | becomes |
+//! | --- | --- |
+//! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
+//! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
+//! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
+//! | `overlay` or `bind` of host directories, alone | a mount on the host at `<bundle>/rootfs`, shared over virtio-fs |
+//! | none | `<bundle>/rootfs` as it is, shared over virtio-fs |
+//!
+//! Mount `n` is at `/run/sandbox/containers/<id>/mounts/<n>` in the guest, the last one at
+//! `/run/sandbox/containers/<id>/rootfs`.
 
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
-use sandbox_protocol::agent;
+use sandbox_protocol::{GUEST_RUN_DIR, agent};
 use sandbox_types::ContainerId;
 
 use crate::driver::Driver;
 use crate::sandbox::{BlockDevice, Share};
 
-/// A mount to make on the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostMount {
-    /// `overlay` or `bind`.
-    pub fstype: String,
-    /// Source, as in mount(8).
-    pub source: String,
-    /// Options, as in fstab.
-    pub options: Vec<String>,
-    /// Where, on the host.
-    pub target: PathBuf,
-}
+pub mod host_mount;
+pub mod template;
+
+pub use host_mount::{HostMount, HostMountError};
+pub use template::TemplateError;
+use template::{EarlierMount, expand};
+
+/// The most mounts of one container.
+pub const MAX_MOUNTS: usize = 128;
 
 /// How a container's root is put together.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,30 +47,99 @@ pub struct RootfsPlan {
     pub root_path: String,
 }
 
-/// Names devices, and counts them against what a machine has.
+/// Names a machine's devices, and counts them against what it has room for.
 #[derive(Debug, Clone)]
 pub struct DeviceAllocator {
-    blocks: usize,
-    shares: usize,
-    limit: usize,
+    taken: usize,
+    driver: Driver,
 }
 
 impl DeviceAllocator {
-    /// An empty machine of that driver.
+    /// For a machine of that driver that has only what every machine has.
     #[must_use]
     pub fn new(driver: Driver) -> Self {
-        let _ = driver;
-        Self {
-            blocks: 0,
-            shares: 0,
-            limit: 14,
+        Self { taken: 0, driver }
+    }
+
+    /// The number of the next device.
+    fn take(&mut self) -> Result<usize, RootfsError> {
+        let limit = self.driver.device_slots();
+        if self.taken >= limit {
+            return Err(RootfsError::TooManyDevices {
+                driver: self.driver,
+                limit,
+            });
         }
+        let number = self.taken;
+        self.taken += 1;
+        Ok(number)
     }
 }
 
 /// Why mounts cannot become a root.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum RootfsError {}
+pub enum RootfsError {
+    /// One of them cannot.
+    #[error("rootfs mount {index} ({fstype} of {source_name:?}): {reason}")]
+    Mount {
+        /// Which.
+        index: usize,
+        /// Its type.
+        fstype: String,
+        /// Its source.
+        source_name: String,
+        /// What is wrong.
+        reason: MountProblem,
+    },
+    /// More devices than the machine has room for.
+    #[error(
+        "the container needs more devices than the {limit} that a machine of the {driver} driver has room for; an image with fewer layers needs fewer"
+    )]
+    TooManyDevices {
+        /// The driver.
+        driver: Driver,
+        /// Its room, without what every machine has.
+        limit: usize,
+    },
+    /// More mounts than any snapshotter sends.
+    #[error("{count} rootfs mounts are more than {MAX_MOUNTS}")]
+    TooManyMounts {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// What is wrong with one mount.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MountProblem {
+    /// A type or transformer that is not known.
+    #[error(
+        "{0:?} is not supported; erofs, ext4, tmpfs, overlay and bind are, with format/ and mkdir/"
+    )]
+    UnknownType(String),
+    /// An option that is not supported.
+    #[error("option {0:?} is not supported")]
+    UnsupportedOption(String),
+    /// The source must be an absolute path.
+    #[error("its source must be an absolute path")]
+    RelativeSource,
+    /// A host directory beside other mounts.
+    #[error("host directories can be a root only by themselves, not together with other mounts")]
+    HostMountNotAlone,
+    /// A template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A directory to make.
+    #[error(
+        "{0:?} is no directory that can be made: PATH[:MODE[:UID:GID]], PATH below {GUEST_RUN_DIR}"
+    )]
+    Mkdir(String),
+}
+
+/// Where everything of a container is, in the guest.
+fn container_dir(container: &ContainerId) -> String {
+    format!("{GUEST_RUN_DIR}/containers/{container}")
+}
 
 /// Plans the root of `container` from `mounts`.
 ///
@@ -72,13 +151,242 @@ pub fn plan_rootfs(
     next_device: &mut DeviceAllocator,
     bundle: &Path,
 ) -> Result<RootfsPlan, RootfsError> {
-    let _ = (
-        container,
-        mounts,
-        next_device.blocks,
-        next_device.shares,
-        next_device.limit,
-        bundle,
-    );
-    unimplemented!()
+    if mounts.len() > MAX_MOUNTS {
+        return Err(RootfsError::TooManyMounts {
+            count: mounts.len(),
+        });
+    }
+    let dir = container_dir(container);
+    let mut plan = RootfsPlan {
+        block: Vec::new(),
+        shares: Vec::new(),
+        host_mounts: Vec::new(),
+        guest_mounts: Vec::new(),
+        root_path: format!("{dir}/rootfs"),
+    };
+    match mounts {
+        [] => share_host_root(&mut plan, bundle.join("rootfs"), false, next_device)?,
+        [only] if is_host_mount(&only.type_) => {
+            let host_mount = HostMount {
+                fstype: only.type_.clone(),
+                source: only.source.clone(),
+                options: only.options.clone(),
+                target: bundle.join("rootfs"),
+            };
+            let read_only = host_mount.is_read_only();
+            share_host_root(&mut plan, host_mount.target.clone(), read_only, next_device)?;
+            plan.host_mounts.push(host_mount);
+        }
+        _ => {
+            let mut earlier = Vec::new();
+            for (index, mount) in mounts.iter().enumerate() {
+                let target = if index + 1 == mounts.len() {
+                    plan.root_path.clone()
+                } else {
+                    format!("{dir}/mounts/{index}")
+                };
+                plan_guest_mount(&mut plan, mount, &target, &mut earlier, next_device).map_err(
+                    |problem| match problem {
+                        StepError::Mount(reason) => RootfsError::Mount {
+                            index,
+                            fstype: mount.type_.clone(),
+                            source_name: mount.source.clone(),
+                            reason,
+                        },
+                        StepError::Devices(error) => error,
+                    },
+                )?;
+            }
+        }
+    }
+    Ok(plan)
 }
+
+/// A mount's own problem, or one of the whole machine.
+enum StepError {
+    Mount(MountProblem),
+    Devices(RootfsError),
+}
+
+impl From<MountProblem> for StepError {
+    fn from(problem: MountProblem) -> Self {
+        Self::Mount(problem)
+    }
+}
+
+fn is_host_mount(fstype: &str) -> bool {
+    matches!(fstype, "overlay" | "bind" | "rbind")
+}
+
+fn share_host_root(
+    plan: &mut RootfsPlan,
+    directory: PathBuf,
+    read_only: bool,
+    next_device: &mut DeviceAllocator,
+) -> Result<(), RootfsError> {
+    let tag = format!("share{}", next_device.take()?);
+    let mut step = agent::Mount {
+        fstype: "virtiofs".to_owned(),
+        target: plan.root_path.clone(),
+        ..Default::default()
+    };
+    step.set_share_tag(tag.clone());
+    if read_only {
+        step.options.push("ro".to_owned());
+    }
+    plan.guest_mounts.push(step);
+    plan.shares.push(Share {
+        directory,
+        tag,
+        read_only,
+    });
+    Ok(())
+}
+
+/// The transformers in front of a type.
+struct Transformers<'a> {
+    format: bool,
+    mkdir: bool,
+    fstype: &'a str,
+}
+
+fn parse_type(text: &str) -> Result<Transformers<'_>, MountProblem> {
+    let mut found = Transformers {
+        format: false,
+        mkdir: false,
+        fstype: text,
+    };
+    while let Some((transformer, rest)) = found.fstype.split_once('/') {
+        match transformer {
+            "format" => found.format = true,
+            "mkdir" => found.mkdir = true,
+            _ => return Err(MountProblem::UnknownType(text.to_owned())),
+        }
+        found.fstype = rest;
+    }
+    Ok(found)
+}
+
+/// The option by which the mkdir transformer is told what to make.
+const MKDIR_OPTION: &str = "X-containerd.mkdir.path=";
+/// Options for containerd, not for a file system.
+const CONTAINERD_OPTION: &str = "X-containerd.";
+
+fn plan_guest_mount(
+    plan: &mut RootfsPlan,
+    mount: &Mount,
+    target: &str,
+    earlier: &mut Vec<EarlierMount>,
+    next_device: &mut DeviceAllocator,
+) -> Result<(), StepError> {
+    let kind = parse_type(&mount.type_)?;
+    let fill_in = |text: &str| -> Result<String, MountProblem> {
+        if kind.format {
+            Ok(expand(text, earlier)?)
+        } else {
+            Ok(text.to_owned())
+        }
+    };
+    let mut step = agent::Mount {
+        fstype: kind.fstype.to_owned(),
+        target: target.to_owned(),
+        ..Default::default()
+    };
+    let mut source = None;
+    match kind.fstype {
+        "erofs" | "ext4" => {
+            let path = PathBuf::from(&mount.source);
+            if !path.is_absolute() {
+                return Err(MountProblem::RelativeSource.into());
+            }
+            let read_only =
+                kind.fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+            let serial = format!("disk{}", next_device.take().map_err(StepError::Devices)?);
+            step.set_block_serial(serial.clone());
+            if read_only {
+                step.options.push("ro".to_owned());
+            }
+            plan.block.push(BlockDevice {
+                path,
+                read_only,
+                serial,
+            });
+        }
+        "tmpfs" | "overlay" => {
+            let literal = fill_in(&mount.source)?;
+            // An overlay that names nothing of the guest names directories of the host.
+            if kind.fstype == "overlay" && !kind.format {
+                return Err(MountProblem::HostMountNotAlone.into());
+            }
+            source = Some(literal);
+            step.set_literal(kind.fstype.to_owned());
+        }
+        "bind" | "rbind" => return Err(MountProblem::HostMountNotAlone.into()),
+        _ => return Err(MountProblem::UnknownType(mount.type_.clone()).into()),
+    }
+    for option in &mount.options {
+        let option = fill_in(option)?;
+        if let Some(directory) = option.strip_prefix(MKDIR_OPTION) {
+            if !kind.mkdir {
+                return Err(MountProblem::UnsupportedOption(option).into());
+            }
+            step.mkdir.push(parse_directory(directory)?);
+        } else if option.starts_with(CONTAINERD_OPTION) || option.starts_with("device=") {
+            return Err(MountProblem::UnsupportedOption(option).into());
+        } else if !matches!(option.as_str(), "loop" | "ro" | "rw") || step.has_literal() {
+            step.options.push(option);
+        }
+    }
+    plan.guest_mounts.push(step);
+    earlier.push(EarlierMount {
+        mount_point: target.to_owned(),
+        source,
+    });
+    Ok(())
+}
+
+/// `PATH[:MODE[:UID:GID]]`, mode in octal and 0700 by default.
+fn parse_directory(text: &str) -> Result<agent::Directory, MountProblem> {
+    let bad = || MountProblem::Mkdir(text.to_owned());
+    let parts: Vec<&str> = text.split(':').collect();
+    let (path, mode, owner) = match parts.as_slice() {
+        [path] => (path, None, None),
+        [path, mode] => (path, Some(mode), None),
+        [path, mode, uid, gid] => (path, Some(mode), Some((uid, gid))),
+        _ => return Err(bad()),
+    };
+    let below = path
+        .strip_prefix(GUEST_RUN_DIR)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .ok_or_else(bad)?;
+    if below
+        .split('/')
+        .any(|component| matches!(component, "" | "." | ".."))
+    {
+        return Err(bad());
+    }
+    let mode = match mode {
+        None => 0o700,
+        Some(octal) => u32::from_str_radix(octal, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o7777)
+            .ok_or_else(bad)?,
+    };
+    let (uid, gid) = match owner {
+        None => (0, 0),
+        Some((uid, gid)) => (
+            uid.parse().map_err(|_| bad())?,
+            gid.parse().map_err(|_| bad())?,
+        ),
+    };
+    Ok(agent::Directory {
+        path: (*path).to_owned(),
+        mode,
+        uid,
+        gid,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests;

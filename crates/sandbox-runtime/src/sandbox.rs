@@ -1,19 +1,38 @@
 //! A sandbox: one virtual machine with its agent.
+//!
+//! [`Sandbox`] is a handle; the machine is owned by a task of its own (`supervisor`), whose states are in
+//! `lifecycle`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
+use sandbox_protocol::PROTOCOL_VERSION;
 use sandbox_protocol::agent::StreamKind;
-use sandbox_types::timeline::Mark;
+use sandbox_types::timeline::{Mark, Phase};
 use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
-use tokio::sync::mpsc;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::agent::AgentClient;
-use crate::config::{Config, ConfigError};
-use crate::driver::Driver;
-use crate::event::SandboxEvent;
-use crate::host::HostError;
-use crate::rootfs::HostMount;
-use crate::vsock::StreamError;
+use crate::agent::{AgentClient, AgentError};
+use crate::cleanup::CleanupError;
+use crate::config::{Config, ConfigError, check_socket_path};
+use crate::driver::{Driver, DriverError};
+use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
+use crate::host::{HostError, choose_driver};
+use crate::rootfs::{HostMount, HostMountError};
+use crate::timeline::Timeline;
+use crate::vsock::{self, StreamError};
+
+mod events;
+mod lifecycle;
+mod supervisor;
+
+use lifecycle::Lifecycle;
+use supervisor::{Links, Outcome, Started, Supervisor};
+
+/// How many events wait for a receiver before the agent has to.
+const EVENT_BACKLOG: usize = 64;
 
 /// A raw disk image for the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,26 +88,139 @@ pub enum SandboxError {
     /// No driver can run it here.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// A sandbox of that name lives.
+    #[error("a sandbox of this name is already running (its folder is {})", dir.display())]
+    AlreadyRunning {
+        /// Its folder.
+        dir: PathBuf,
+    },
+    /// Its folder could not be made.
+    #[error("cannot make the sandbox's folder {}", path.display())]
+    RunDir {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A socket could not be made.
+    #[error("cannot listen on {}", path.display())]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A mount on the host failed.
+    #[error(transparent)]
+    HostMount(#[from] HostMountError),
+    /// The machine could not be started.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The machine ended before its agent was ready.
+    #[error("the sandbox did not start: {0}")]
+    DiedBooting(SandboxDeath),
+    /// The agent did not announce itself in time.
+    #[error(
+        "the sandbox did not start: its agent was not ready within {} s (`boot_timeout_s`){}",
+        limit.as_secs(),
+        console_tail_text(console_tail)
+    )]
+    BootTimeout {
+        /// The limit.
+        limit: Duration,
+        /// The last lines of the guest's console.
+        console_tail: Vec<String>,
+    },
+    /// The agent is of another build.
+    #[error(
+        "the guest image speaks protocol version {guest}, this program {PROTOCOL_VERSION}; build the guest image anew (`make`)"
+    )]
+    ProtocolVersion {
+        /// What the agent speaks.
+        guest: u32,
+    },
+    /// The agent could not be reached.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The agent did not take its configuration.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The start was given up by whoever asked for it.
+    #[error("the sandbox was stopped before it was ready")]
+    Abandoned,
+    /// Something could not be recorded.
+    #[error(transparent)]
+    Record(#[from] CleanupError),
+    /// Something could not be removed.
+    #[error("the sandbox has ended, but something of it is left")]
+    Left(#[source] Arc<CleanupError>),
 }
 
-/// A booted virtual machine whose agent is ready.
+/// A booted virtual machine whose agent is ready. Dropping it ends the machine at once.
 #[derive(Debug)]
 pub struct Sandbox {
     agent: AgentClient,
     driver: Driver,
+    emulation_notice: Option<String>,
+    monitor_pid: u32,
+    vsock: PathBuf,
+    timeline: Arc<Timeline>,
+    stop: watch::Sender<bool>,
+    outcome: watch::Receiver<Outcome>,
 }
 
 impl Sandbox {
     /// Makes the virtual machine and waits until its agent is ready. Dropping the future, or the sandbox, ends the
     /// machine and removes what was made for it.
     ///
+    /// When the sandbox ends by itself, the last event is [`SandboxEvent::Died`], sent when everything of it has been
+    /// removed. When it is stopped, the channel closes without one.
+    ///
     /// # Errors
     /// [`SandboxError`]; nothing of the sandbox is left then.
     pub async fn start(
         plan: SandboxPlan,
     ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
-        let _ = plan;
-        unimplemented!()
+        let (driver, emulation_notice) = choose_driver(&plan.config)?;
+        let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+        let vsock = dir.join("vsock.sock");
+        check_socket_path(&vsock::event_socket(&vsock))?;
+        let timeline = Arc::new(Timeline::new(plan.config.timeline.clone()));
+        let (ready, came_up) = oneshot::channel();
+        let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
+        let (stop, stop_receiver) = watch::channel(false);
+        let (outcome, outcome_receiver) = watch::channel(None);
+        let supervisor = Supervisor {
+            plan,
+            driver,
+            dir,
+            vsock: vsock.clone(),
+            timeline: Arc::clone(&timeline),
+            lifecycle: Lifecycle::new(),
+            machine: None,
+        };
+        let links = Links {
+            ready,
+            events,
+            stop: stop_receiver,
+            outcome,
+        };
+        tokio::spawn(supervisor.run(links));
+        let Started { agent, monitor_pid } =
+            came_up.await.map_err(|_| SandboxError::Abandoned)??;
+        let sandbox = Self {
+            agent,
+            driver,
+            emulation_notice,
+            monitor_pid,
+            vsock,
+            timeline,
+            stop,
+            outcome: outcome_receiver,
+        };
+        Ok((sandbox, events_receiver))
     }
 
     /// Calls to the agent.
@@ -103,6 +235,12 @@ impl Sandbox {
         self.driver
     }
 
+    /// Why it is emulated, where that was not asked for.
+    #[must_use]
+    pub fn emulation_notice(&self) -> Option<&str> {
+        self.emulation_notice.as_deref()
+    }
+
     /// Opens one byte stream of a process.
     ///
     /// # Errors
@@ -112,35 +250,43 @@ impl Sandbox {
         container: &ContainerId,
         exec: Option<&ExecId>,
         kind: StreamKind,
-    ) -> Result<tokio::net::UnixStream, StreamError> {
-        let _ = (container, exec, kind);
-        unimplemented!()
+    ) -> Result<UnixStream, StreamError> {
+        vsock::open_stream(&self.vsock, container, exec, kind).await
     }
 
     /// The process identifier of the monitor (or QEMU).
     #[must_use]
     pub fn monitor_pid(&self) -> u32 {
-        unimplemented!()
+        self.monitor_pid
     }
 
     /// The timeline so far.
     #[must_use]
     pub fn marks(&self) -> Vec<Mark> {
-        unimplemented!()
+        self.timeline.marks()
     }
 
     /// Adds a mark with the present time to the timeline; the first of its phase counts.
-    pub fn mark(&self, phase: sandbox_types::timeline::Phase) {
-        let _ = phase;
-        unimplemented!()
+    pub fn mark(&self, phase: Phase) {
+        self.timeline.mark(phase);
     }
 
     /// Asks the agent to shut down, waits for it (bounded), kills what is left, and removes everything that was
     /// made for the sandbox. Idempotent.
     ///
     /// # Errors
-    /// [`SandboxError`] when something could not be removed.
+    /// [`SandboxError::Left`] when something could not be removed.
     pub async fn stop(&self) -> Result<(), SandboxError> {
-        unimplemented!()
+        // Nobody listens any more when it has ended already.
+        let _ = self.stop.send(true);
+        let mut outcome = self.outcome.clone();
+        match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => match &*outcome {
+                Some(Err(error)) => Err(SandboxError::Left(Arc::clone(error))),
+                _ => Ok(()),
+            },
+            // The supervisor's task is gone, with its runtime.
+            Err(_) => Ok(()),
+        }
     }
 }

@@ -1,0 +1,244 @@
+//! The `qemu` driver: QEMU's `microvm` machine, emulated, for hosts without hardware virtualization.
+//!
+//! The same kernel, image and agent as under `kvm`. vsock is a vhost-user device served by `sandbox-vmm
+//! vsock-backend`, shared directories are served by virtiofsd. The guest powers off through `isa-debug-exit`;
+//! a reset, which is what a panic ends in, makes QEMU exit with 0 because of `-no-reboot`.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use sandbox_types::GuestCid;
+use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
+use sandbox_types::timeline::Phase;
+
+use super::{DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, virtiofsd};
+use crate::console::Console;
+use crate::event::DeathCause;
+use crate::process::{Launch, Process, ProcessEnd};
+
+/// virtio-mmio transports of `microvm` without ACPI.
+pub(super) const TRANSPORTS: usize = 8;
+
+/// QEMU's exit status after the agent's power-off (`isa-debug-exit`: twice the value, plus one).
+const POWER_OFF_STATUS: i32 = (POWER_OFF as i32) << 1 | 1;
+
+#[derive(Debug)]
+pub(super) struct Qemu;
+
+impl HypervisorDriver for Qemu {
+    fn start(&mut self, request: &mut MachineRequest<'_>) -> Result<Parts, DriverError> {
+        let plan = request.plan;
+        let config = &plan.config;
+        let mut helpers = Vec::new();
+        let mut launch = Launch::new("qemu", config.qemu_path()?);
+        let memory = plan.memory.get();
+        launch
+            .arg("-M")
+            .arg("microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram")
+            .arg("-accel")
+            .arg("tcg")
+            .arg("-cpu")
+            .arg("max")
+            .arg("-smp")
+            .arg(plan.vcpus.to_string())
+            .arg("-m")
+            .arg(format!("{memory}M"))
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=ram,size={memory}M,share=on"))
+            .arg("-nodefaults")
+            .arg("-no-user-config")
+            .arg("-display")
+            .arg("none")
+            .arg("-no-reboot")
+            .arg("-global")
+            .arg("virtio-mmio.force-legacy=false")
+            .arg("-device")
+            .arg(format!("isa-debug-exit,iobase={EXIT_PORT:#x}"))
+            .arg("-chardev")
+            .arg("stdio,id=console,signal=off")
+            .arg("-serial")
+            .arg("chardev:console")
+            .arg("-kernel")
+            .arg(config.kernel_path()?)
+            .arg("-append")
+            .arg(kernel_command_line(request));
+
+        let mut devices = Devices::new(&mut launch);
+        devices.block("root", &config.image_path()?, true, ROOT_SERIAL);
+        for (index, device) in plan.block.iter().enumerate() {
+            devices.block(
+                &format!("disk{index}"),
+                &device.path,
+                device.read_only,
+                &device.serial,
+            );
+        }
+        for (index, share) in plan.shares.iter().enumerate() {
+            let (path, process) = virtiofsd::start(request, index, share)?;
+            helpers.push(process);
+            devices.vhost_user(
+                &format!("fs{index}"),
+                &path,
+                &format!("vhost-user-fs-device,tag={}", share.tag),
+            );
+        }
+        let (path, process) = start_vsock(request)?;
+        helpers.push(process);
+        devices.vhost_user("vsock", &path, "vhost-user-vsock-device");
+        // Entropy comes from the processor too (random.trust_cpu), so this one yields its place.
+        if devices.has_room() {
+            devices.device("virtio-rng-device");
+        }
+
+        let (console, tail) = Console::new_tail();
+        launch.console(tail);
+        request.timeline.mark(Phase::MonitorStarted);
+        request.timeline.mark(Phase::FirstInstruction);
+        let process = launch.spawn()?;
+        request.record.add_process(process.name(), process.pid())?;
+        Ok(Parts {
+            process,
+            helpers,
+            console,
+        })
+    }
+
+    fn cause(&self, end: ProcessEnd, process: &Process, console: &Console) -> DeathCause {
+        cause(end, || process.last_words(), console)
+    }
+}
+
+/// `reboot=t`: QEMU's microvm has no keyboard controller to reset through.
+fn kernel_command_line(request: &MachineRequest<'_>) -> String {
+    request.command_line().replace("reboot=k", "reboot=t")
+}
+
+fn start_vsock(
+    request: &mut MachineRequest<'_>,
+) -> Result<(std::path::PathBuf, Process), DriverError> {
+    let (path, listener) = request.bind("vhost-vsock.sock")?;
+    let mut launch = Launch::new(
+        "sandbox-vmm vsock-backend",
+        request.plan.config.monitor_path()?,
+    );
+    let vhost_fd = launch.pass(&listener)?;
+    let listener_fd = launch.pass(request.vsock_listener)?;
+    launch
+        .arg("vsock-backend")
+        .arg("--cid")
+        .arg(GuestCid::FIRST.get().to_string())
+        .arg("--vhost-fd")
+        .arg(vhost_fd.to_string())
+        .arg("--listener-fd")
+        .arg(listener_fd.to_string())
+        .arg("--path")
+        .arg(request.vsock_path);
+    let process = launch.spawn()?;
+    request.record.add_process(process.name(), process.pid())?;
+    Ok((path, process))
+}
+
+/// Puts devices on transports. The kernel finds the highest first, so that one gets the guest image: `vda`.
+struct Devices<'a> {
+    launch: &'a mut Launch,
+    free: usize,
+}
+
+impl<'a> Devices<'a> {
+    fn new(launch: &'a mut Launch) -> Self {
+        Self {
+            launch,
+            free: TRANSPORTS,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.free > 0
+    }
+
+    fn device(&mut self, description: &str) {
+        // What does not fit gets a transport that is not there, which QEMU refuses by name.
+        self.free = self.free.saturating_sub(1);
+        self.launch
+            .arg("-device")
+            .arg(format!("{description},bus=virtio-mmio-bus.{}", self.free));
+    }
+
+    fn block(&mut self, node: &str, path: &Path, read_only: bool, serial: &str) {
+        let read_only = if read_only { "on" } else { "off" };
+        let mut node_text = OsString::from(format!(
+            "driver=raw,node-name={node},read-only={read_only},discard=unmap,file.driver=file,file.filename="
+        ));
+        node_text.push(escape(path));
+        self.launch.arg("-blockdev").arg(node_text);
+        self.device(&format!("virtio-blk-device,drive={node},serial={serial}"));
+    }
+
+    fn vhost_user(&mut self, id: &str, path: &Path, description: &str) {
+        let mut socket = OsString::from(format!("socket,id={id},path="));
+        socket.push(escape(path));
+        self.launch.arg("-chardev").arg(socket);
+        self.device(&format!("{description},chardev={id}"));
+    }
+}
+
+/// QEMU's option syntax: a comma within a value is doubled.
+fn escape(path: &Path) -> OsString {
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if byte == b',' {
+            out.push(byte);
+        }
+        out.push(byte);
+    }
+    OsString::from_vec(out)
+}
+
+fn cause(end: ProcessEnd, last_words: impl FnOnce() -> String, console: &Console) -> DeathCause {
+    match end {
+        ProcessEnd::Exited(POWER_OFF_STATUS) => DeathCause::GuestShutdown,
+        ProcessEnd::Exited(0) if console.shows_panic() => DeathCause::GuestPanic,
+        ProcessEnd::Exited(0) => DeathCause::GuestReset,
+        ProcessEnd::Exited(code) => DeathCause::MonitorFailed {
+            code,
+            detail: last_words(),
+        },
+        ProcessEnd::Killed(signal) => DeathCause::MonitorKilled { signal },
+        ProcessEnd::Unknown => DeathCause::MonitorFailed {
+            code: -1,
+            detail: last_words(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_status_tells_power_off_panic_and_reset_apart() {
+        let (console, tail) = Console::new_tail();
+        let cause_of = |code| cause(ProcessEnd::Exited(code), || "words".into(), &console);
+        assert_eq!(cause_of(33), DeathCause::GuestShutdown);
+        assert_eq!(cause_of(0), DeathCause::GuestReset);
+        assert_eq!(
+            cause_of(1),
+            DeathCause::MonitorFailed {
+                code: 1,
+                detail: "words".into()
+            }
+        );
+        tail.push(b"[    1.0] Kernel panic - not syncing: x\r\n");
+        assert_eq!(cause_of(0), DeathCause::GuestPanic);
+        assert_eq!(
+            cause(ProcessEnd::Killed(9), String::new, &console),
+            DeathCause::MonitorKilled { signal: 9 }
+        );
+    }
+
+    #[test]
+    fn comma_in_a_path_is_doubled() {
+        assert_eq!(escape(Path::new("/a,b")), "/a,,b");
+    }
+}

@@ -1,0 +1,45 @@
+//! virtiofsd: one process per shared directory, for both drivers.
+
+use std::path::PathBuf;
+
+use super::{DriverError, MachineRequest};
+use crate::process::{Launch, Process};
+use crate::sandbox::Share;
+
+/// Starts the server of share number `index`. It listens before this returns.
+pub(super) fn start(
+    request: &mut MachineRequest<'_>,
+    index: usize,
+    share: &Share,
+) -> Result<(PathBuf, Process), DriverError> {
+    let (path, listener) = request.bind(&format!("fs{index}.sock"))?;
+    let mut launch = Launch::new("virtiofsd", request.plan.config.virtiofsd_path()?);
+    let fd = launch.pass(&listener)?;
+    launch
+        .arg(format!("--fd={fd}"))
+        .arg("--shared-dir")
+        .arg(&share.directory)
+        .arg("--sandbox=namespace")
+        .arg("--cache=auto")
+        // overlayfs refuses /proc, /sys and /dev on announced submounts.
+        .arg("--no-announce-submounts")
+        .arg("--xattr")
+        .arg("--log-level=error")
+        // Raising the hard limit takes CAP_SYS_RESOURCE, which a container has not; ours is raised to it instead.
+        .arg(format!("--rlimit-nofile={}", open_files_hard_limit()));
+    if share.read_only {
+        launch.arg("--readonly");
+    }
+    let process = launch.spawn()?;
+    request.record.add_process(process.name(), process.pid())?;
+    Ok((path, process))
+}
+
+/// The most descriptors a process may have without privilege; virtiofsd keeps one per file that the guest knows.
+fn open_files_hard_limit() -> u64 {
+    const ENOUGH: u64 = 1_000_000;
+    rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        .maximum
+        .unwrap_or(ENOUGH)
+        .min(ENOUGH)
+}

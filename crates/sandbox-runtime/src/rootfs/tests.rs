@@ -1,0 +1,242 @@
+use super::*;
+use proptest::prelude::*;
+
+fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        type_: fstype.to_owned(),
+        source: source.to_owned(),
+        options: options.iter().map(|&o| o.to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+fn plan_on(driver: Driver, mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+    plan_rootfs(
+        &ContainerId::new("c1").unwrap(),
+        mounts,
+        &mut DeviceAllocator::new(driver),
+        Path::new("/bundle"),
+    )
+}
+
+fn plan(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+    plan_on(Driver::Kvm, mounts)
+}
+
+fn problem(mounts: &[Mount]) -> (usize, MountProblem) {
+    match plan(mounts) {
+        Err(RootfsError::Mount { index, reason, .. }) => (index, reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+const DIR: &str = "/run/sandbox/containers/c1";
+
+fn layered() -> Vec<Mount> {
+    vec![
+        mount("erofs", "/l/0.erofs", &["ro", "loop"]),
+        mount("erofs", "/l/1.erofs", &["ro"]),
+        mount("ext4", "/rw.ext4", &["rw", "loop"]),
+        mount(
+            "format/mkdir/overlay",
+            "overlay",
+            &[
+                "X-containerd.mkdir.path={{ mount 2 }}/upper:0755",
+                "X-containerd.mkdir.path={{ mount 2 }}/work:0711:5:6",
+                "workdir={{ mount 2 }}/work",
+                "upperdir={{ mount 2 }}/upper",
+                "lowerdir={{ overlay 1 0 }}",
+            ],
+        ),
+    ]
+}
+
+#[test]
+fn rootfs_of_layers_becomes_devices_and_an_overlay_in_the_guest() {
+    let plan = plan(&layered()).unwrap();
+    let disks: Vec<_> = plan
+        .block
+        .iter()
+        .map(|b| (b.path.to_str().unwrap(), b.read_only, b.serial.as_str()))
+        .collect();
+    assert_eq!(
+        disks,
+        [
+            ("/l/0.erofs", true, "disk0"),
+            ("/l/1.erofs", true, "disk1"),
+            ("/rw.ext4", false, "disk2")
+        ]
+    );
+    assert!(plan.shares.is_empty() && plan.host_mounts.is_empty());
+    assert_eq!(plan.root_path, format!("{DIR}/rootfs"));
+    let [lower, _, upper, overlay] = plan.guest_mounts.as_slice() else {
+        panic!("{:?}", plan.guest_mounts);
+    };
+    assert_eq!(lower.block_serial(), "disk0");
+    assert_eq!(lower.options, ["ro"]);
+    assert_eq!(lower.target, format!("{DIR}/mounts/0"));
+    assert!(upper.options.is_empty());
+    assert_eq!(overlay.literal(), "overlay");
+    assert_eq!(overlay.target, plan.root_path);
+    assert_eq!(
+        overlay.options,
+        [
+            format!("workdir={DIR}/mounts/2/work"),
+            format!("upperdir={DIR}/mounts/2/upper"),
+            format!("lowerdir={DIR}/mounts/1:{DIR}/mounts/0"),
+        ]
+    );
+    let made: Vec<_> = overlay
+        .mkdir
+        .iter()
+        .map(|d| (d.path.clone(), d.mode, d.uid, d.gid))
+        .collect();
+    assert_eq!(
+        made,
+        [
+            (format!("{DIR}/mounts/2/upper"), 0o755, 0, 0),
+            (format!("{DIR}/mounts/2/work"), 0o711, 5, 6)
+        ]
+    );
+}
+
+#[test]
+fn rootfs_of_one_layer_is_the_root_itself() {
+    let plan = plan(&[mount("erofs", "/l.erofs", &[])]).unwrap();
+    assert_eq!(plan.guest_mounts[0].target, plan.root_path);
+    assert_eq!(plan.guest_mounts[0].options, ["ro"]);
+}
+
+#[test]
+fn rootfs_overlay_of_the_host_is_mounted_in_the_bundle_and_shared() {
+    let plan = plan(&[mount(
+        "overlay",
+        "overlay",
+        &["workdir=/w", "upperdir=/u", "lowerdir=/a:/b"],
+    )])
+    .unwrap();
+    assert_eq!(plan.host_mounts[0].target, Path::new("/bundle/rootfs"));
+    assert_eq!(plan.shares[0].directory, Path::new("/bundle/rootfs"));
+    assert!(!plan.shares[0].read_only);
+    assert_eq!(plan.guest_mounts[0].share_tag(), plan.shares[0].tag);
+    assert_eq!(plan.guest_mounts[0].fstype, "virtiofs");
+    assert_eq!(plan.guest_mounts[0].target, plan.root_path);
+}
+
+#[test]
+fn rootfs_bind_read_only_is_shared_read_only() {
+    let plan = plan(&[mount("bind", "/src", &["rbind", "ro"])]).unwrap();
+    assert!(plan.shares[0].read_only);
+}
+
+#[test]
+fn rootfs_without_mounts_is_the_bundles_folder() {
+    let plan = plan(&[]).unwrap();
+    assert!(plan.host_mounts.is_empty());
+    assert_eq!(plan.shares[0].directory, Path::new("/bundle/rootfs"));
+}
+
+#[test]
+fn rootfs_mount_that_cannot_be_planned_is_named() {
+    let erofs = || mount("erofs", "/l.erofs", &[]);
+    assert_eq!(
+        problem(&[erofs(), mount("bind", "/x", &[])]),
+        (1, MountProblem::HostMountNotAlone)
+    );
+    assert_eq!(
+        problem(&[erofs(), mount("overlay", "o", &["lowerdir=/x"])]),
+        (1, MountProblem::HostMountNotAlone)
+    );
+    assert_eq!(
+        problem(&[mount("erofs", "l.erofs", &[])]),
+        (0, MountProblem::RelativeSource)
+    );
+    assert_eq!(
+        problem(&[mount("erofs", "/l", &["device=/x"])]),
+        (0, MountProblem::UnsupportedOption("device=/x".into()))
+    );
+    assert_eq!(
+        problem(&[mount("mkfs/ext4", "/l", &[])]),
+        (0, MountProblem::UnknownType("mkfs/ext4".into()))
+    );
+    assert_eq!(
+        problem(&[mount("overlayy", "/l", &[])]),
+        (0, MountProblem::UnknownType("overlayy".into()))
+    );
+    let late = mount("format/overlay", "overlay", &["lowerdir={{ mount 1 }}"]);
+    assert!(matches!(
+        problem(&[erofs(), late]),
+        (1, MountProblem::Template(TemplateError::NotEarlier { .. }))
+    ));
+    let without_transformer = mount(
+        "format/overlay",
+        "overlay",
+        &["X-containerd.mkdir.path={{ mount 0 }}/u"],
+    );
+    assert!(matches!(
+        problem(&[erofs(), without_transformer]),
+        (1, MountProblem::UnsupportedOption(_))
+    ));
+}
+
+#[test]
+fn directory_outside_the_containers_place_is_refused() {
+    for text in [
+        "/etc/x",
+        "/run/sandboxy/x",
+        "/run/sandbox",
+        "/run/sandbox/../x",
+        "/run/sandbox/a//b",
+        "relative",
+        "/run/sandbox/a:9",
+        "/run/sandbox/a:0755:1",
+        "/run/sandbox/a:17777",
+        "/run/sandbox/a:0755:-1:0",
+    ] {
+        assert!(parse_directory(text).is_err(), "{text}");
+    }
+    assert_eq!(parse_directory("/run/sandbox/a").unwrap().mode, 0o700);
+}
+
+#[test]
+fn rootfs_with_more_devices_than_there_is_room_for_says_how_many_fit() {
+    for driver in [Driver::Kvm, Driver::Qemu] {
+        let fits = vec![mount("erofs", "/l", &[]); driver.device_slots()];
+        assert!(plan_on(driver, &fits).is_ok());
+        let one_more = vec![mount("erofs", "/l", &[]); driver.device_slots() + 1];
+        assert_eq!(
+            plan_on(driver, &one_more),
+            Err(RootfsError::TooManyDevices {
+                driver,
+                limit: driver.device_slots()
+            })
+        );
+    }
+}
+
+proptest! {
+    #[test]
+    fn rootfs_any_mounts_never_panic_and_stay_in_the_guests_place(
+        mounts in prop::collection::vec(
+            ("(format/)?(mkdir/)?(erofs|ext4|tmpfs|overlay|bind|x)", "/?[a-z{} ]{0,8}",
+             prop::collection::vec("(ro|rw|loop|lowerdir=|X-containerd.mkdir.path=)?(\\{\\{ (mount|overlay 0) [0-3] \\}\\})?[a-z:/.0-7]{0,8}", 0..4)),
+            0..6,
+        )
+    ) {
+        let mounts: Vec<Mount> = mounts
+            .into_iter()
+            .map(|(fstype, source, options)| Mount { type_: fstype, source, options, ..Default::default() })
+            .collect();
+        if let Ok(plan) = plan(&mounts) {
+            for step in &plan.guest_mounts {
+                prop_assert!(step.target.starts_with("/run/sandbox/containers/c1/"));
+                for directory in &step.mkdir {
+                    prop_assert!(directory.path.starts_with("/run/sandbox/"));
+                    prop_assert!(!directory.path.contains("/../"));
+                }
+            }
+            let last = plan.guest_mounts.last().unwrap();
+            prop_assert_eq!(&last.target, &plan.root_path);
+        }
+    }
+}
