@@ -1,3 +1,104 @@
-//! To be written.
+//! Runs containers, each in its own micro-VM, from the shell.
+//!
+//! No daemon: `run` starts a shim for its container and speaks containerd's Task API to it, as containerd
+//! would; every other verb finds containers by their folders and shims by their sockets. The shim is what
+//! starts virtual machines; nothing here does.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`cli`], [`values`] | what can be typed |
+//! | [`run`] | a container from Create to Shutdown |
+//! | [`spec`] | its OCI configuration |
+//! | [`container`], [`look`] | what is written down, and what is true now |
+//! | [`shim`] | the shim's program and its task service |
+//! | [`stdio`], [`terminal`], [`signals`] | what passes between the caller and the container |
+//! | [`ps`], [`stop`], [`image`], [`check`] | the other verbs |
+//! | [`report`], [`table`] | what people read |
 
-fn main() {}
+mod app;
+mod check;
+mod cli;
+mod container;
+mod image;
+mod kernel;
+mod look;
+mod names;
+mod ps;
+mod report;
+mod run;
+mod shim;
+mod signals;
+mod spec;
+mod stdio;
+mod stop;
+mod table;
+mod terminal;
+mod timings;
+mod values;
+
+use std::process;
+
+use clap::Parser as _;
+use sandbox_types::timeline::Phase;
+
+use crate::app::App;
+use crate::cli::{Cli, Verb};
+use crate::timings::Timeline;
+
+/// Our own failure, as docker has it.
+const FAILED: u8 = 125;
+
+fn main() {
+    let mut timeline = Timeline::default();
+    timeline.mark(Phase::Requested);
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => process::exit(explain_usage(&error)),
+    };
+    let code = match execute(&cli, timeline) {
+        Ok(code) => code,
+        Err(error) => {
+            report::error(error.as_ref());
+            error
+                .downcast_ref::<run::RunError>()
+                .map_or(FAILED, run::RunError::exit_code)
+        }
+    };
+    // Not a return: threads that copy streams may wait for ever, and end with the process.
+    process::exit(code.into());
+}
+
+/// Help and version are asked for; anything else is a mistake on the command line.
+fn explain_usage(error: &clap::Error) -> i32 {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return 0;
+    }
+    let text = error.render().to_string();
+    eprint!(
+        "sandboxctl: {}",
+        text.strip_prefix("error: ").unwrap_or(&text)
+    );
+    FAILED.into()
+}
+
+fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
+    let app = App::new(&cli.root, cli.run_dir.as_deref())?;
+    if let Verb::Check(args) = &cli.verb {
+        return Ok(u8::from(!check::check(&app, args)?));
+    }
+    App::require_root()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        match &cli.verb {
+            Verb::Run(args) => Ok(run::run(&app, args, timeline).await?.code),
+            Verb::Ps(args) => ps::ps(&app, args).await.map(|()| 0).map_err(Into::into),
+            Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
+            Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
+            Verb::Image(verb) => Ok(image::image(&app, verb).map(|()| 0)?),
+            Verb::Check(args) => Ok(u8::from(!check::check(&app, args)?)),
+        }
+    })
+}

@@ -1,0 +1,47 @@
+//! `sandboxctl check`: what this machine has, what it lacks, and what to do.
+
+use sandbox_runtime::config::ConfigError;
+use sandbox_runtime::host::{self, RequirementState};
+
+use crate::app::App;
+use crate::cli::{CheckArgs, Format};
+use crate::table;
+
+/// Prints the requirements; whether sandboxes can run.
+pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
+    let config = app.configuration()?;
+    let requirements = host::requirements(&config);
+    let driver = host::choose_driver(&config);
+    let runs = driver.is_ok()
+        && requirements
+            .iter()
+            .all(|one| one.state != RequirementState::Missing);
+    if args.format == Format::Json {
+        table::json(&requirements);
+        return Ok(runs);
+    }
+    let mut rows = table::new(&["REQUIREMENT", "STATE", "FOUND", "WHAT TO DO"]);
+    for one in &requirements {
+        let state = match one.state {
+            RequirementState::Holds => "ok",
+            RequirementState::Missing => "missing",
+            RequirementState::Degraded => "degraded",
+        };
+        rows.add_row([one.name, state, &one.detail, &one.next_step]);
+    }
+    table::print(&rows);
+    table::line("");
+    match driver {
+        Ok((driver, notice)) if runs => {
+            table::line(&format!(
+                "Sandboxes can run here, with the {driver} driver."
+            ));
+            if let Some(notice) = notice {
+                table::line(&format!("Note: {notice}."));
+            }
+        }
+        Ok(_) => table::line("Sandboxes cannot run here until what is missing is there."),
+        Err(error) => table::line(&format!("Sandboxes cannot run here: {error}.")),
+    }
+    Ok(runs)
+}

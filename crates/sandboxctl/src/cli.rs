@@ -1,0 +1,302 @@
+//! The command line: what can be typed, in docker's spelling where docker has the thing.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use sandbox_image::Reference;
+use sandbox_types::ContainerId;
+
+use crate::values::{self, Tmpfs, Ulimit, UserName, Variable};
+
+/// Runs containers, each in its own micro-VM.
+///
+/// Every container gets a small virtual machine with a Linux kernel of its own, so that nothing it does
+/// reaches the kernel of this machine. Where there is no hardware virtualization the machine is emulated.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sandboxctl",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Cli {
+    /// Where images and containers are kept
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "SANDBOX_ROOT",
+        default_value = "/var/lib/sandbox"
+    )]
+    pub(crate) root: PathBuf,
+    /// Where the sockets of running sandboxes are kept [default: the configuration's run_dir, /run/sandbox]
+    #[arg(long, global = true, value_name = "DIR", env = "SANDBOX_RUN_DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Run a command in a new container
+    Run(Box<RunArgs>),
+    /// List containers
+    #[command(visible_alias = "ls")]
+    Ps(PsArgs),
+    /// Send a signal to running containers
+    Kill(KillArgs),
+    /// Remove containers
+    Rm(RmArgs),
+    /// Manage images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Tell whether this machine can run sandboxes, and what to do where it cannot
+    Check(CheckArgs),
+}
+
+/// How a table is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Which driver runs the virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HypervisorChoice {
+    /// KVM where the hardware has virtualization, else emulation
+    Auto,
+    /// Only KVM
+    Kvm,
+    /// Emulation by QEMU, which is slower
+    Qemu,
+}
+
+/// `run`. Its `-h` is the host name, as docker has it.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct RunArgs {
+    /// Keep standard input open and pass it to the container
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the container a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Remove the container when it has ended
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name the container
+    #[arg(long, value_name = "NAME", value_parser = clap::value_parser!(ContainerId))]
+    pub(crate) name: Option<ContainerId>,
+    /// Write the container's ID to this file, which must not exist
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cidfile: Option<PathBuf>,
+    /// What runs the virtual machine
+    #[arg(long, value_name = "DRIVER", help_heading = "Virtual machine")]
+    pub(crate) hypervisor: Option<HypervisorChoice>,
+    /// Boot this guest kernel: an uncompressed vmlinux
+    #[arg(long, value_name = "PATH", help_heading = "Virtual machine")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Print when each phase of the start was reached, after the container has ended
+    #[arg(long, help_heading = "Virtual machine")]
+    pub(crate) timings: bool,
+    #[command(flatten)]
+    pub(crate) container: ContainerOptions,
+    /// The image to run
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: Reference,
+    /// The command and its arguments, instead of the image's
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) command: Vec<String>,
+}
+
+/// The options that say what the container is.
+#[derive(Debug, Default, Clone, Args)]
+pub(crate) struct ContainerOptions {
+    /// Set an environment variable; NAME alone passes on your own
+    #[arg(short, long = "env", value_name = "NAME=VALUE", value_parser = values::variable, help_heading = "Process")]
+    pub(crate) env: Vec<Variable>,
+    /// Read environment variables from a file, one a line
+    #[arg(long, value_name = "FILE", help_heading = "Process")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// The working directory in the container
+    #[arg(short, long, value_name = "DIR", value_parser = values::absolute, help_heading = "Process")]
+    pub(crate) workdir: Option<String>,
+    /// The user to run as, and the group
+    #[arg(short, long, value_name = "UID[:GID]", value_parser = values::user, help_heading = "Process")]
+    pub(crate) user: Option<UserName>,
+    /// A further group of the process
+    #[arg(long, value_name = "GID", help_heading = "Process")]
+    pub(crate) group_add: Vec<u32>,
+    /// The program to run instead of the image's entry point; empty for none
+    #[arg(long, value_name = "PROGRAM", help_heading = "Process")]
+    pub(crate) entrypoint: Option<String>,
+    /// A resource limit of the process
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", value_parser = values::ulimit, help_heading = "Process")]
+    pub(crate) ulimit: Vec<Ulimit>,
+    /// How readily the guest kernel kills the process when memory runs out, from -1000 to 1000
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(-1000..=1000), allow_hyphen_values = true, help_heading = "Process")]
+    pub(crate) oom_score_adj: Option<i32>,
+
+    /// The host name in the container
+    #[arg(short = 'h', long, value_name = "NAME", help_heading = "Container")]
+    pub(crate) hostname: Option<String>,
+    /// The NIS domain name in the container
+    #[arg(long, value_name = "NAME", help_heading = "Container")]
+    pub(crate) domainname: Option<String>,
+    /// Make the container's root file system read-only
+    #[arg(long, help_heading = "Container")]
+    pub(crate) read_only: bool,
+    /// Mount a file system in memory
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = values::tmpfs, help_heading = "Container")]
+    pub(crate) tmpfs: Vec<Tmpfs>,
+    /// The size of /dev/shm
+    #[arg(long, value_name = "SIZE", value_parser = values::size, help_heading = "Container")]
+    pub(crate) shm_size: Option<u64>,
+    /// Set a parameter of the guest kernel
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::sysctl, help_heading = "Container")]
+    pub(crate) sysctl: Vec<(String, String)>,
+    /// Note something about the container
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = values::label, help_heading = "Container")]
+    pub(crate) label: Vec<(String, String)>,
+    /// Put an annotation into the container's OCI configuration
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::label, help_heading = "Container")]
+    pub(crate) annotation: Vec<(String, String)>,
+
+    /// Give the process a capability, or ALL
+    #[arg(long, value_name = "CAP", help_heading = "Privileges")]
+    pub(crate) cap_add: Vec<String>,
+    /// Take a capability from the process, or ALL
+    #[arg(long, value_name = "CAP", help_heading = "Privileges")]
+    pub(crate) cap_drop: Vec<String>,
+    /// no-new-privileges[=true|false]
+    #[arg(long, value_name = "OPTION", help_heading = "Privileges")]
+    pub(crate) security_opt: Vec<String>,
+
+    /// How much memory the container may use; its virtual machine is sized after it
+    #[arg(short, long, value_name = "SIZE", value_parser = values::memory, help_heading = "Resources")]
+    pub(crate) memory: Option<u64>,
+    /// The memory that the container keeps when memory runs short
+    #[arg(long, value_name = "SIZE", value_parser = values::memory, help_heading = "Resources")]
+    pub(crate) memory_reservation: Option<u64>,
+    /// How many processors' worth of time the container may use; its virtual machine is sized after it
+    #[arg(long, value_name = "NUMBER", value_parser = values::cpus, help_heading = "Resources")]
+    pub(crate) cpus: Option<i64>,
+    /// The container's weight where processor time is short
+    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144), help_heading = "Resources")]
+    pub(crate) cpu_shares: Option<u64>,
+    /// How many processes the container may have; -1 for no limit
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        allow_hyphen_values = true,
+        help_heading = "Resources"
+    )]
+    pub(crate) pids_limit: Option<i64>,
+
+    /// Print this help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+}
+
+/// `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Show containers that have ended, too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Print only IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Do not shorten IDs
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// `kill`.
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// The signal, by name or number
+    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = values::signal)]
+    pub(crate) signal: u32,
+    /// Names or IDs of containers
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `rm`.
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Kill containers that still run
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or IDs of containers
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Take an image into the store from an OCI layout (a folder or a tar) or a docker archive
+    Import(ImportArgs),
+    /// List the images in the store
+    #[command(visible_alias = "list")]
+    Ls(ImageLsArgs),
+    /// Remove images from the store
+    Rm(ImageRmArgs),
+}
+
+/// `image import`.
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Name the image, instead of the names it brings along
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<Reference>,
+    /// Print only the image's ID
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// A folder or a file
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+}
+
+/// `image ls`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageLsArgs {
+    /// Print only IDs
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+/// `image rm`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageRmArgs {
+    /// Names or IDs of images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(crate) images: Vec<Reference>,
+}
+
+/// `check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(["sandboxctl"].iter().chain(words))
+}
+
+fn run(words: &[&str]) -> RunArgs {
+    match parse(&[&["run"], words].concat()).unwrap().verb {
+        Verb::Run(args) => *args,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn command_line_definition_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn run_options_end_at_image() {
+    let args = run(&["--rm", "-it", "demo", "sh", "-c", "exit 42", "--rm"]);
+    assert!(args.rm && args.interactive && args.tty);
+    assert_eq!(args.command, ["sh", "-c", "exit 42", "--rm"]);
+}
+
+#[test]
+fn run_command_may_begin_with_dash() {
+    assert_eq!(run(&["demo", "-la", "/"]).command, ["-la", "/"]);
+    assert_eq!(
+        run(&["demo", "ls", "--", "-la"]).command,
+        ["ls", "--", "-la"]
+    );
+    assert_eq!(run(&["demo", "ls", "--help"]).command, ["ls", "--help"]);
+}
+
+#[test]
+fn run_hardened_example_is_taken() {
+    let words = "--name hardened-app --cap-drop ALL --cap-add NET_BIND_SERVICE --read-only --user 1000:1000 \
+        --security-opt no-new-privileges --memory 512m --cpus 1.0 --tmpfs /tmp:rw,noexec,nosuid myapp:latest";
+    let args = run(&words.split_whitespace().collect::<Vec<_>>());
+    assert_eq!(args.container.memory, Some(512 << 20));
+    assert_eq!(args.container.cpus, Some(100_000));
+    assert!(args.container.read_only);
+    assert!(args.command.is_empty());
+}
+
+#[test]
+fn run_bad_value_is_named() {
+    for (words, part) in [
+        (&["-m", "5m", "demo"][..], "least is 6m"),
+        (&["--cpus", "x", "demo"], "number of processors"),
+        (&["--name", "a/b", "demo"], "identifier"),
+        (&["--hypervisor", "xen", "demo"], "possible values"),
+        (&[], "IMAGE"),
+    ] {
+        let error = parse(&[&["run"], words].concat()).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn root_may_stand_before_and_after_verb() {
+    for words in [
+        &["--root", "/r", "ps", "-a"][..],
+        &["ps", "-a", "--root", "/r"],
+    ] {
+        let cli = parse(words).unwrap();
+        assert_eq!(cli.root, PathBuf::from("/r"));
+        assert!(matches!(cli.verb, Verb::Ps(PsArgs { all: true, .. })));
+    }
+}
+
+#[test]
+fn kill_signal_is_any_spelling() {
+    for (signal, number) in [("TERM", 15), ("SIGUSR1", 10), ("9", 9)] {
+        match parse(&["kill", "-s", signal, "a"]).unwrap().verb {
+            Verb::Kill(args) => assert_eq!(args.signal, number),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(parse(&["kill"]).is_err());
+}

@@ -1,0 +1,514 @@
+//! The containers of one `--root`: a folder each, which is also the bundle that the shim gets.
+//!
+//! ```text
+//! <root>/containers.lock          flock: a name is being given, a folder comes or goes
+//! <root>/containers/<id>/
+//!   state.json                    what is known about the container: a Record
+//!   config.json                   OCI runtime configuration
+//!   sandbox.toml                  the shim's configuration
+//!   rw.ext4                       the writable layer
+//!   stdin, stdout, stderr         fifos, while it runs
+//! ```
+//!
+//! A folder appears and disappears whole, by a rename. The `sandboxctl run` that makes or attends a container
+//! holds a flock on its folder; a container that was never started and that nobody attends was abandoned.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sandbox_types::ContainerId;
+use serde::{Deserialize, Serialize};
+
+use crate::names;
+
+/// Why a container cannot be made, found or changed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContainerError {
+    /// A file operation failed.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// The name belongs to another container.
+    #[error(
+        "the name {name:?} is in use by container {}; choose another, or remove that one with `sandboxctl rm {name}`",
+        names::short(id)
+    )]
+    NameTaken { name: String, id: String },
+    /// No container of that name or identifier.
+    #[error(
+        "there is no container {name:?}{}; see `sandboxctl ps -a`",
+        did_you_mean(near)
+    )]
+    NotFound { name: String, near: Vec<String> },
+    /// Several containers' identifiers begin like that.
+    #[error("{prefix:?} is the beginning of several containers' IDs; give more digits")]
+    Ambiguous { prefix: String },
+    /// A state file cannot be read as one.
+    #[error("{} is damaged; remove the container with `sandboxctl rm -f`", path.display())]
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    /// No free name was found.
+    #[error("no free name was found for the container; give it one with --name")]
+    NoFreeName,
+}
+
+pub(crate) fn did_you_mean<S: AsRef<str>>(near: &[S]) -> String {
+    if near.is_empty() {
+        return String::new();
+    }
+    let quoted: Vec<String> = near
+        .iter()
+        .map(|name| format!("{:?}", name.as_ref()))
+        .collect();
+    format!(" (did you mean {}?)", quoted.join(" or "))
+}
+
+fn failed<'a>(
+    action: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> ContainerError + 'a {
+    move |source| ContainerError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What is written down about a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// 64 hexadecimal digits.
+    pub(crate) id: ContainerId,
+    /// The name people use.
+    pub(crate) name: ContainerId,
+    /// The image's name.
+    pub(crate) image: String,
+    /// The image's digest.
+    pub(crate) image_digest: String,
+    /// The process's arguments.
+    pub(crate) command: Vec<String>,
+    /// Seconds since the epoch.
+    pub(crate) created: u64,
+    /// How far it has come.
+    pub(crate) status: Status,
+    /// Its shim, from when it answers until it is gone.
+    pub(crate) shim: Option<ShimRecord>,
+    /// What `--label` noted.
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// Where a container's shim is to be found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ShimRecord {
+    /// Its task service.
+    pub(crate) address: String,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// When that process began, in clock ticks since boot, so that a reused number is not taken for it.
+    pub(crate) start_time: u64,
+}
+
+/// The life of a container, as far as it was written down: `Creating` → `Running` → `Exited` or `Failed`;
+/// `Creating` → `Failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub(crate) enum Status {
+    /// It is being made.
+    Creating,
+    /// Its process was started.
+    Running {
+        /// Seconds since the epoch.
+        started: u64,
+    },
+    /// Its process ended.
+    Exited {
+        /// With this code.
+        code: i32,
+        /// Seconds since the epoch.
+        finished: u64,
+    },
+    /// Its sandbox ended without its process.
+    Failed {
+        /// One line.
+        reason: String,
+        /// Seconds since the epoch.
+        finished: u64,
+    },
+}
+
+/// Now, in seconds since the epoch.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Every container below one root.
+#[derive(Debug, Clone)]
+pub(crate) struct Containers {
+    folder: PathBuf,
+    lock: PathBuf,
+}
+
+/// What a new container is made with.
+pub(crate) struct NewContainer<'a> {
+    pub(crate) id: ContainerId,
+    pub(crate) name: Option<&'a ContainerId>,
+    pub(crate) image: String,
+    pub(crate) image_digest: String,
+    pub(crate) command: Vec<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+impl Containers {
+    /// The containers below `root`, whose folder is made if it is not there.
+    pub(crate) fn open(root: &Path) -> Result<Self, ContainerError> {
+        let folder = root.join("containers");
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        Ok(Self {
+            folder,
+            lock: root.join("containers.lock"),
+        })
+    }
+
+    fn locked(&self) -> Result<File, ContainerError> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.lock)
+            .map_err(failed("open", &self.lock))?;
+        file.lock().map_err(failed("lock", &self.lock))?;
+        Ok(file)
+    }
+
+    /// Makes a container's folder with its state in it.
+    pub(crate) fn create(&self, new: NewContainer<'_>) -> Result<Attended, ContainerError> {
+        let _lock = self.locked()?;
+        self.sweep()?;
+        let existing = self.records()?;
+        let holder = |name: &str| existing.iter().find(|other| other.name.as_str() == name);
+        let name = match new.name {
+            Some(name) => {
+                if let Some(other) = holder(name.as_str()) {
+                    return Err(ContainerError::NameTaken {
+                        name: name.to_string(),
+                        id: other.id.to_string(),
+                    });
+                }
+                name.clone()
+            }
+            None => free_name(|name| holder(name).is_some())?,
+        };
+        let record = Record {
+            id: new.id,
+            name,
+            image: new.image,
+            image_digest: new.image_digest,
+            command: new.command,
+            created: now(),
+            status: Status::Creating,
+            shim: None,
+            labels: new.labels,
+        };
+        let folder = self.folder.join(record.id.as_str());
+        let unfinished = self.folder.join(format!(".new-{}", record.id));
+        make_private(&unfinished)?;
+        let made = Container {
+            folder: unfinished.clone(),
+            record: record.clone(),
+        };
+        made.save()?;
+        let lock = File::open(&unfinished).map_err(failed("open", &unfinished))?;
+        lock.lock().map_err(failed("lock", &unfinished))?;
+        fs::rename(&unfinished, &folder).map_err(failed("create", &folder))?;
+        Ok(Attended {
+            container: Container { folder, record },
+            _lock: lock,
+        })
+    }
+
+    /// Removes what killed processes left half made or half removed. The lock must be held.
+    fn sweep(&self) -> Result<(), ContainerError> {
+        for entry in self.entries()? {
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                let path = entry.path();
+                fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Result<Vec<fs::DirEntry>, ContainerError> {
+        fs::read_dir(&self.folder)
+            .and_then(Iterator::collect)
+            .map_err(failed("list", &self.folder))
+    }
+
+    fn records(&self) -> Result<Vec<Record>, ContainerError> {
+        Ok(self.list()?.into_iter().map(|one| one.record).collect())
+    }
+
+    /// Every container, newest first. One whose state cannot be read is left out, unless it is asked for by
+    /// its identifier.
+    pub(crate) fn list(&self) -> Result<Vec<Container>, ContainerError> {
+        let mut found: Vec<Container> = self
+            .entries()?
+            .iter()
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+            .filter_map(|entry| Container::load(&entry.path()).ok())
+            .collect();
+        found.sort_by(|a, b| {
+            let key =
+                |one: &Container| (std::cmp::Reverse(one.record.created), one.record.id.clone());
+            key(a).cmp(&key(b))
+        });
+        Ok(found)
+    }
+
+    /// The container of that name, identifier, or beginning of an identifier.
+    pub(crate) fn find(&self, wanted: &str) -> Result<Container, ContainerError> {
+        let all = self.list()?;
+        let exact = all
+            .iter()
+            .find(|one| one.record.name.as_str() == wanted || one.record.id.as_str() == wanted);
+        if let Some(found) = exact {
+            return Ok(found.clone());
+        }
+        let mut beginning = all
+            .iter()
+            .filter(|one| !wanted.is_empty() && one.record.id.as_str().starts_with(wanted));
+        match (beginning.next(), beginning.next()) {
+            (Some(found), None) => Ok(found.clone()),
+            (Some(_), Some(_)) => Err(ContainerError::Ambiguous {
+                prefix: wanted.to_owned(),
+            }),
+            (None, _) => {
+                let known = all.iter().map(|one| one.record.name.as_str());
+                Err(ContainerError::NotFound {
+                    name: wanted.to_owned(),
+                    near: names::near(wanted, known)
+                        .into_iter()
+                        .map(str::to_owned)
+                        .collect(),
+                })
+            }
+        }
+    }
+
+    /// Removes a container's folder. The caller has ended whatever used it.
+    pub(crate) fn remove(&self, container: &Container) -> Result<(), ContainerError> {
+        let _lock = self.locked()?;
+        let gone = self.folder.join(format!(".old-{}", container.record.id));
+        match fs::rename(&container.folder, &gone) {
+            Ok(()) => fs::remove_dir_all(&gone).map_err(failed("remove", &gone)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed("remove", &container.folder)(error)),
+        }
+    }
+}
+
+/// A random name that is not taken; once the words run out, with digits behind them.
+fn free_name(taken: impl Fn(&str) -> bool) -> Result<ContainerId, ContainerError> {
+    let path = Path::new("/dev/urandom");
+    for round in 0..256 {
+        let mut name = names::random_name().map_err(failed("read", path))?;
+        if round > 16 {
+            name.push_str(&round.to_string());
+        }
+        if !taken(&name) {
+            return ContainerId::new(name).map_err(|_| ContainerError::NoFreeName);
+        }
+    }
+    Err(ContainerError::NoFreeName)
+}
+
+fn make_private(folder: &Path) -> Result<(), ContainerError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(folder)
+        .map_err(failed("create", folder))
+}
+
+/// One container as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Container {
+    /// Its folder: the bundle.
+    pub(crate) folder: PathBuf,
+    /// Its state.
+    pub(crate) record: Record,
+}
+
+impl Container {
+    fn load(folder: &Path) -> Result<Self, ContainerError> {
+        let path = folder.join("state.json");
+        let text = fs::read(&path).map_err(failed("read", &path))?;
+        let record = serde_json::from_slice(&text)
+            .map_err(|source| ContainerError::Damaged { path, source })?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            record,
+        })
+    }
+
+    /// Writes the state, whole or not at all.
+    pub(crate) fn save(&self) -> Result<(), ContainerError> {
+        let path = self.folder.join("state.json");
+        let unfinished = self.folder.join(".state.json");
+        let text =
+            serde_json::to_vec_pretty(&self.record).map_err(|source| ContainerError::Damaged {
+                path: path.clone(),
+                source,
+            })?;
+        fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
+        fs::rename(&unfinished, &path).map_err(failed("write", &path))
+    }
+
+    /// Whether some process attends it now.
+    pub(crate) fn is_attended(&self) -> bool {
+        File::open(&self.folder)
+            .is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+}
+
+/// A container that this process makes or attends.
+#[derive(Debug)]
+pub(crate) struct Attended {
+    pub(crate) container: Container,
+    _lock: File,
+}
+
+impl Attended {
+    /// The folder: the bundle.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.container.folder
+    }
+
+    /// Changes the state and writes it.
+    pub(crate) fn update(
+        &mut self,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), ContainerError> {
+        change(&mut self.container.record);
+        self.container.save()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn new(name: Option<&ContainerId>) -> NewContainer<'_> {
+        NewContainer {
+            id: ContainerId::new(names::random_id().unwrap()).unwrap(),
+            name,
+            image: "demo".to_owned(),
+            image_digest: "sha256:0".to_owned(),
+            command: vec!["sh".to_owned()],
+            labels: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn name_that_is_taken_is_refused_until_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        let name = ContainerId::new("a").unwrap();
+        let first = containers.create(new(Some(&name))).unwrap();
+        let error = containers.create(new(Some(&name))).unwrap_err();
+        assert!(matches!(error, ContainerError::NameTaken { .. }), "{error}");
+        containers.remove(&first.container).unwrap();
+        containers.create(new(Some(&name))).unwrap();
+        assert_eq!(containers.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn container_is_found_by_name_id_and_beginning() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        let made = containers.create(new(None)).unwrap().container.record;
+        for wanted in [
+            made.name.as_str(),
+            made.id.as_str(),
+            names::short(made.id.as_str()),
+        ] {
+            assert_eq!(containers.find(wanted).unwrap().record, made);
+        }
+        let misspelt = format!("{}x", made.name);
+        match containers.find(&misspelt).unwrap_err() {
+            ContainerError::NotFound { near, .. } => assert_eq!(near, [made.name.as_str()]),
+            other => panic!("{other}"),
+        }
+        assert!(containers.find("").is_err());
+    }
+
+    #[test]
+    fn state_survives_its_writer() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        let mut made = containers.create(new(None)).unwrap();
+        made.update(|record| {
+            record.status = Status::Exited {
+                code: 42,
+                finished: 7,
+            }
+        })
+        .unwrap();
+        let id = made.container.record.id.clone();
+        assert!(containers.find(id.as_str()).unwrap().is_attended());
+        drop(made);
+        let found = containers.find(id.as_str()).unwrap();
+        assert!(!found.is_attended());
+        assert_eq!(
+            found.record.status,
+            Status::Exited {
+                code: 42,
+                finished: 7
+            }
+        );
+    }
+
+    #[test]
+    fn half_made_folder_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        let left = root.path().join("containers/.new-x");
+        fs::create_dir(&left).unwrap();
+        assert!(containers.list().unwrap().is_empty());
+        containers.create(new(None)).unwrap();
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn names_given_at_once_are_distinct() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..4 {
+                        containers.create(new(None)).unwrap();
+                    }
+                });
+            }
+        });
+        let mut names: Vec<_> = containers
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|c| c.record.name)
+            .collect();
+        assert_eq!(names.len(), 32);
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 32);
+    }
+}

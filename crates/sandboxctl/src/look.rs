@@ -1,0 +1,129 @@
+//! What a container is doing now: what was written down about it, and what its shim says.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::container::{Container, Status};
+use crate::run::Death;
+use crate::shim::{Shim, TaskState};
+
+/// How long a shim may take to say how its container is.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The state of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// Somebody is making it.
+    Creating,
+    Running {
+        started: u64,
+    },
+    Paused,
+    Exited {
+        code: i32,
+        /// When, if somebody was there to note it.
+        finished: Option<u64>,
+    },
+    /// It ended without its process.
+    Failed {
+        reason: String,
+        finished: Option<u64>,
+    },
+}
+
+impl Seen {
+    /// Whether something of it still runs.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self, Self::Creating | Self::Running { .. } | Self::Paused)
+    }
+
+    /// One word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running { .. } => "running",
+            Self::Paused => "paused",
+            Self::Exited { .. } => "exited",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// Looks at a container, and at its shim if it should have one.
+pub(crate) async fn look(container: &Container) -> (Seen, Option<Shim>) {
+    let started = match &container.record.status {
+        Status::Exited { code, finished } => {
+            let seen = Seen::Exited {
+                code: *code,
+                finished: Some(*finished),
+            };
+            return (seen, None);
+        }
+        Status::Failed { reason, finished } => {
+            let seen = Seen::Failed {
+                reason: reason.clone(),
+                finished: Some(*finished),
+            };
+            return (seen, None);
+        }
+        Status::Creating => container.record.created,
+        Status::Running { started } => *started,
+    };
+    let shim = reach(container).await;
+    let state = match &shim {
+        Some(shim) => {
+            let id = container.record.id.as_str();
+            timeout(ANSWER, shim.tasks.state(id))
+                .await
+                .ok()
+                .and_then(Result::ok)
+        }
+        None => None,
+    };
+    let seen = match state {
+        Some(TaskState::Running) => Seen::Running { started },
+        Some(TaskState::Paused) => Seen::Paused,
+        Some(TaskState::Stopped(status)) => match Death::read(&container.folder) {
+            Some(death) => failed(death.cause),
+            None => Seen::Exited {
+                code: i32::try_from(status).unwrap_or(i32::MAX),
+                finished: None,
+            },
+        },
+        Some(TaskState::Created | TaskState::Unknown) | None => unseen(container, shim.is_some()),
+    };
+    (seen, shim)
+}
+
+/// A container whose shim says nothing of it.
+fn unseen(container: &Container, has_shim: bool) -> Seen {
+    let creating = container.record.status == Status::Creating;
+    if creating && container.is_attended() {
+        return Seen::Creating;
+    }
+    if let Some(death) = Death::read(&container.folder) {
+        return failed(death.cause);
+    }
+    failed(match (creating, has_shim) {
+        (true, _) => "sandboxctl ended before the container was started".to_owned(),
+        (false, true) => "its shim does not know it any more".to_owned(),
+        (false, false) => "its shim died".to_owned(),
+    })
+}
+
+fn failed(reason: String) -> Seen {
+    Seen::Failed {
+        reason,
+        finished: None,
+    }
+}
+
+/// The shim of a container, if it answers.
+async fn reach(container: &Container) -> Option<Shim> {
+    let record = container.record.shim.as_ref()?;
+    timeout(ANSWER, Shim::connect(&record.address))
+        .await
+        .ok()?
+        .ok()
+}

@@ -1,0 +1,318 @@
+//! Everything a container needs before its shim starts: checks, its folder, and what is in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use sandbox_image::{Image, Store, scratch};
+use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
+use sandbox_runtime::{Driver, host};
+use sandbox_types::{ContainerId, MachineSizeError, MemMib};
+
+use super::RunError;
+use crate::app::{App, AppError};
+use crate::cli::{HypervisorChoice, RunArgs};
+use crate::container::{Attended, Containers, NewContainer};
+use crate::names;
+use crate::shim::{PROGRAM, RootMount, ShimProgram};
+use crate::spec::{self, Request};
+use crate::stdio::Fifos;
+use crate::{kernel, terminal};
+
+/// What was checked before anything is made.
+pub(super) struct Plan {
+    pub(super) id: ContainerId,
+    pub(super) config: Config,
+    pub(super) shim_program: PathBuf,
+    pub(super) scratch: PathBuf,
+    pub(super) store: Store,
+    pub(super) image: Image,
+    pub(super) spec: Spec,
+}
+
+/// Checks everything that can be checked, and makes nothing.
+pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
+    if args.tty && args.interactive && !terminal::on_stdin() {
+        return Err(RunError::NotATerminal);
+    }
+    let store = app.store()?;
+    let image = app.image(&store, &args.image)?;
+    let id = names::random_id().map_err(|source| RunError::Files {
+        action: "read",
+        path: PathBuf::from("/dev/urandom"),
+        source,
+    })?;
+    let defaults = oci_spec::image::Config::default();
+    let spec = spec::generate(&Request {
+        id: &id,
+        image_name: &image.name.to_string(),
+        image: image.config.config().as_ref().unwrap_or(&defaults),
+        options: &args.container,
+        command: &args.command,
+        terminal: args.tty.then(terminal::size),
+        caller_variable: &|name| std::env::var(name).ok(),
+    })?;
+    let mut config = configuration(app, args)?;
+    config.socket_dir = App::socket_dir(&config, &id);
+    check_size(&config, args)?;
+    kernel::check(&config.kernel_path()?)?;
+    config.image_path()?;
+    Ok(Plan {
+        id: ContainerId::new(id)?,
+        shim_program: sibling_program(PROGRAM)?,
+        scratch: config.scratch_path()?,
+        config,
+        store,
+        image,
+        spec,
+    })
+}
+
+/// The configuration file's settings, and over them the command line's.
+fn configuration(app: &App, args: &RunArgs) -> Result<Config, RunError> {
+    let mut config = app.configuration()?;
+    match args.hypervisor {
+        Some(HypervisorChoice::Auto) => config.hypervisor = Hypervisor::Auto,
+        Some(HypervisorChoice::Kvm) => config.hypervisor = Hypervisor::Kvm,
+        Some(HypervisorChoice::Qemu) => config.hypervisor = Hypervisor::Qemu,
+        None => {}
+    }
+    if let Some(path) = &args.kernel {
+        kernel::check(path)?;
+        config.kernel = Some(std::path::absolute(path).map_err(|source| RunError::Files {
+            action: "find",
+            path: path.clone(),
+            source,
+        })?);
+    }
+    let (driver, notice) = host::choose_driver(&config)?;
+    if let Some(notice) = notice {
+        eprintln!("sandboxctl: {notice}");
+    }
+    // The shim need not look again.
+    config.hypervisor = match driver {
+        Driver::Kvm => Hypervisor::Kvm,
+        Driver::Qemu => Hypervisor::Qemu,
+    };
+    Ok(config)
+}
+
+/// Whether a machine of the size that the limits ask for can be made at all.
+fn check_size(config: &Config, args: &RunArgs) -> Result<(), RunError> {
+    if let Some(bytes) = args.container.memory {
+        machine_memory(bytes, config.memory_overhead_mib).map_err(RunError::MachineSize)?;
+    }
+    Ok(())
+}
+
+fn machine_memory(limit_bytes: u64, overhead_mib: u32) -> Result<MemMib, MachineSizeError> {
+    MemMib::new(
+        limit_bytes
+            .div_ceil(1 << 20)
+            .saturating_add(overhead_mib.into()),
+    )
+}
+
+/// A container's folder with everything in it.
+pub(super) struct Bundle {
+    pub(super) shim: ShimProgram,
+    pub(super) rootfs: Vec<RootMount>,
+    pub(super) fifos: Fifos,
+    pub(super) timeline: PathBuf,
+    /// The program that is to run, for messages.
+    pub(super) program: String,
+}
+
+/// Makes the container's folder, and takes its image's layers for it.
+pub(super) fn register(
+    containers: &Containers,
+    plan: &Plan,
+    args: &RunArgs,
+) -> Result<Attended, RunError> {
+    let command = plan
+        .spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.args().clone())
+        .unwrap_or_default();
+    let attended = containers.create(NewContainer {
+        id: plan.id.clone(),
+        name: args.name.as_ref(),
+        image: plan.image.name.to_string(),
+        image_digest: plan.image.digest.to_string(),
+        command,
+        labels: args.container.label.iter().cloned().collect(),
+    })?;
+    Ok(attended)
+}
+
+/// Fills the container's folder.
+pub(super) fn fill(attended: &Attended, plan: &Plan, args: &RunArgs) -> Result<Bundle, RunError> {
+    let folder = attended.folder().to_owned();
+    plan.store
+        .lease(&plan.id, &plan.image)
+        .map_err(AppError::from)?;
+    let writable = folder.join("rw.ext4");
+    scratch::clone_template(&plan.scratch, &writable)?;
+
+    let timeline = folder.join("timeline.json");
+    let mut config = plan.config.clone();
+    config.timeline = Some(timeline.clone());
+    let config_path = folder.join("sandbox.toml");
+    let text = config.to_toml()?;
+    write(&config_path, text.as_bytes())?;
+    write(
+        &folder.join("config.json"),
+        &serde_json::to_vec(&plan.spec)?,
+    )?;
+    // containerd makes these two: where the shim logs, and where a root file system of the host's goes.
+    write(&folder.join("log"), b"")?;
+    let root = folder.join("rootfs");
+    fs::create_dir(&root).map_err(failed("create", &root))?;
+
+    let sockets = &config.socket_dir;
+    fs::create_dir_all(sockets).map_err(failed("create", sockets))?;
+    let fifos =
+        Fifos::create(&folder, args.interactive, !args.tty).map_err(|source| RunError::Files {
+            action: "create the fifos in",
+            path: folder.clone(),
+            source,
+        })?;
+    Ok(Bundle {
+        rootfs: root_mounts(&plan.image, &writable)?,
+        shim: ShimProgram {
+            program: plan.shim_program.clone(),
+            id: plan.id.to_string(),
+            bundle: folder,
+            config: config_path,
+        },
+        program: attended
+            .container
+            .record
+            .command
+            .first()
+            .cloned()
+            .unwrap_or_default(),
+        fifos,
+        timeline,
+    })
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RunError + 'a {
+    move |source| RunError::Files {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn write(path: &Path, content: &[u8]) -> Result<(), RunError> {
+    fs::write(path, content).map_err(failed("write", path))
+}
+
+/// The image's layers below a writable one, in the form of containerd's EROFS snapshotter
+/// (`plugins/snapshots/erofs`).
+fn root_mounts(image: &Image, writable: &Path) -> Result<Vec<RootMount>, RunError> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let top = image
+        .layers
+        .len()
+        .checked_sub(1)
+        .ok_or_else(|| RunError::NoLayers {
+            image: image.name.to_string(),
+        })?;
+    let upper = image.layers.len();
+    let mut mounts: Vec<RootMount> = image
+        .layers
+        .iter()
+        .map(|layer| RootMount {
+            kind: "erofs",
+            source: text(&layer.erofs_path),
+            options: vec!["ro".to_owned(), "loop".to_owned()],
+        })
+        .collect();
+    mounts.push(RootMount {
+        kind: "ext4",
+        source: text(writable),
+        options: vec!["rw".to_owned(), "loop".to_owned()],
+    });
+    mounts.push(RootMount {
+        kind: "format/mkdir/overlay",
+        source: "overlay".to_owned(),
+        options: vec![
+            format!("X-containerd.mkdir.path={{{{ mount {upper} }}}}/upper:0755"),
+            format!("X-containerd.mkdir.path={{{{ mount {upper} }}}}/work:0755"),
+            format!("workdir={{{{ mount {upper} }}}}/work"),
+            format!("upperdir={{{{ mount {upper} }}}}/upper"),
+            format!("lowerdir={{{{ overlay {top} 0 }}}}"),
+        ],
+    });
+    Ok(mounts)
+}
+
+/// Writes the container's identifier to a file of the caller's, which must not be there yet.
+pub(super) fn write_cidfile(path: &Path, id: &ContainerId) -> Result<(), RunError> {
+    use std::io::Write as _;
+    File::create_new(path)
+        .and_then(|mut file| file.write_all(id.as_str().as_bytes()))
+        .map_err(failed("create", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    fn image(layers: usize) -> Image {
+        Image {
+            name: "demo".parse().unwrap(),
+            digest: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+            config: oci_spec::image::ImageConfiguration::default(),
+            layers: (0..layers)
+                .map(|n| sandbox_image::Layer {
+                    diff_id: format!("sha256:{}", "0".repeat(64)).parse().unwrap(),
+                    erofs_path: format!("/store/{n}.erofs").into(),
+                    size: 1,
+                })
+                .collect(),
+            created: None,
+            imported: SystemTime::UNIX_EPOCH,
+            size: 1,
+        }
+    }
+
+    #[test]
+    fn root_mounts_are_layers_then_writable_then_overlay() {
+        let mounts = root_mounts(&image(2), Path::new("/c/rw.ext4")).unwrap();
+        let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind).collect();
+        assert_eq!(kinds, ["erofs", "erofs", "ext4", "format/mkdir/overlay"]);
+        assert_eq!(mounts[0].source, "/store/0.erofs");
+        assert_eq!(mounts[2].source, "/c/rw.ext4");
+        assert_eq!(
+            mounts[3].options,
+            [
+                "X-containerd.mkdir.path={{ mount 2 }}/upper:0755",
+                "X-containerd.mkdir.path={{ mount 2 }}/work:0755",
+                "workdir={{ mount 2 }}/work",
+                "upperdir={{ mount 2 }}/upper",
+                "lowerdir={{ overlay 1 0 }}",
+            ]
+        );
+    }
+
+    #[test]
+    fn image_without_layers_is_refused() {
+        assert!(matches!(
+            root_mounts(&image(0), Path::new("/rw")),
+            Err(RunError::NoLayers { .. })
+        ));
+    }
+
+    #[test]
+    fn memory_that_no_machine_has_is_refused() {
+        assert_eq!(machine_memory(6 << 20, 96).unwrap().get(), 102);
+        assert_eq!(machine_memory((6 << 20) + 1, 96).unwrap().get(), 103);
+        assert!(machine_memory(1 << 40, 96).is_err());
+    }
+}

@@ -1,0 +1,271 @@
+//! Typed calls to a shim's task service (containerd `runtime/task/v2`).
+
+use std::path::Path;
+use std::time::Duration;
+
+use containerd_shim_protos::api;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::ttrpc::context::{self, Context};
+use containerd_shim_protos::ttrpc::{Code, Error};
+
+use crate::stdio::Fifos;
+
+/// How long a call may take that does no work worth mentioning.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take to remove a container: its streams get time to drain.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// What became of a call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RpcFailure {
+    /// `NOT_FOUND`.
+    NotFound,
+    /// `PERMISSION_DENIED`.
+    PermissionDenied,
+    /// Any other answer.
+    Refused,
+    /// No answer: the connection broke or time ran out.
+    Unanswered,
+}
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the shim could not {call}{}", after_colon(message))]
+pub(crate) struct RpcError {
+    /// What was asked for, as a verb.
+    pub(crate) call: &'static str,
+    /// How it failed.
+    pub(crate) failure: RpcFailure,
+    /// What the shim said.
+    pub(crate) message: String,
+}
+
+fn after_colon(said: &str) -> String {
+    match said.trim() {
+        "" => String::new(),
+        said => format!(": {said}"),
+    }
+}
+
+fn failed(call: &'static str) -> impl FnOnce(Error) -> RpcError {
+    move |error| match error {
+        Error::RpcStatus(status) => RpcError {
+            call,
+            failure: match status.code() {
+                Code::NOT_FOUND => RpcFailure::NotFound,
+                Code::PERMISSION_DENIED => RpcFailure::PermissionDenied,
+                _ => RpcFailure::Refused,
+            },
+            message: status.message,
+        },
+        other => RpcError {
+            call,
+            failure: RpcFailure::Unanswered,
+            message: other.to_string(),
+        },
+    }
+}
+
+/// What a shim says of its container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TaskState {
+    /// Made, not started.
+    Created,
+    Running,
+    Paused,
+    /// Ended, with this status.
+    Stopped(u32),
+    Unknown,
+}
+
+/// A task service with one container, that of [`Tasks::create`].
+#[derive(Clone)]
+pub(crate) struct Tasks {
+    client: TaskClient,
+}
+
+fn brief() -> Context {
+    context::with_duration(CALL_TIMEOUT)
+}
+
+/// For calls whose time the shim bounds itself.
+fn patient() -> Context {
+    context::with_timeout(0)
+}
+
+/// One mount of a root file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RootMount {
+    pub(crate) kind: &'static str,
+    pub(crate) source: String,
+    pub(crate) options: Vec<String>,
+}
+
+impl Tasks {
+    pub(super) async fn connect(address: &str) -> Result<Self, Error> {
+        let client = Client::connect(address).await?;
+        Ok(Self {
+            client: TaskClient::new(client),
+        })
+    }
+
+    pub(super) async fn shim_pid(&self) -> Result<u32, RpcError> {
+        let answer = self
+            .client
+            .connect(brief(), &api::ConnectRequest::new())
+            .await
+            .map_err(failed("say which process it is"))?;
+        Ok(answer.shim_pid)
+    }
+
+    /// Makes the sandbox and the container in it.
+    pub(crate) async fn create(
+        &self,
+        id: &str,
+        bundle: &Path,
+        rootfs: &[RootMount],
+        fifos: &Fifos,
+    ) -> Result<(), RpcError> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let optional =
+            |path: &Option<std::path::PathBuf>| path.as_deref().map(text).unwrap_or_default();
+        let mut request = api::CreateTaskRequest::new();
+        id.clone_into(&mut request.id);
+        request.bundle = text(bundle);
+        request.terminal = fifos.stderr.is_none();
+        request.stdin = optional(&fifos.stdin);
+        request.stdout = text(&fifos.stdout);
+        request.stderr = optional(&fifos.stderr);
+        request.rootfs = rootfs
+            .iter()
+            .map(|mount| api::Mount {
+                type_: mount.kind.to_owned(),
+                source: mount.source.clone(),
+                options: mount.options.clone(),
+                ..api::Mount::default()
+            })
+            .collect();
+        self.client
+            .create(patient(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("create the container"))
+    }
+
+    /// Starts the container's process.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), RpcError> {
+        let request = api::StartRequest {
+            id: id.to_owned(),
+            ..api::StartRequest::default()
+        };
+        self.client
+            .start(patient(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("start the container's process"))
+    }
+
+    /// Waits until the container's process has ended; gives its exit code.
+    pub(crate) async fn wait(&self, id: &str) -> Result<u32, RpcError> {
+        let request = api::WaitRequest {
+            id: id.to_owned(),
+            ..api::WaitRequest::default()
+        };
+        self.client
+            .wait(patient(), &request)
+            .await
+            .map(|answer| answer.exit_status)
+            .map_err(failed("wait for the container"))
+    }
+
+    /// Sends a signal to the container's first process, or to all of them.
+    pub(crate) async fn kill(&self, id: &str, signal: u32, all: bool) -> Result<(), RpcError> {
+        let request = api::KillRequest {
+            id: id.to_owned(),
+            signal,
+            all,
+            ..api::KillRequest::default()
+        };
+        self.client
+            .kill(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("send a signal to the container"))
+    }
+
+    /// The container's state.
+    pub(crate) async fn state(&self, id: &str) -> Result<TaskState, RpcError> {
+        let request = api::StateRequest {
+            id: id.to_owned(),
+            ..api::StateRequest::default()
+        };
+        let answer = self
+            .client
+            .state(brief(), &request)
+            .await
+            .map_err(failed("tell the container's state"))?;
+        Ok(match answer.status.enum_value() {
+            Ok(api::Status::CREATED) => TaskState::Created,
+            Ok(api::Status::RUNNING) => TaskState::Running,
+            Ok(api::Status::PAUSED | api::Status::PAUSING) => TaskState::Paused,
+            Ok(api::Status::STOPPED) => TaskState::Stopped(answer.exit_status),
+            Ok(api::Status::UNKNOWN) | Err(_) => TaskState::Unknown,
+        })
+    }
+
+    /// The terminal has another size.
+    pub(crate) async fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<(), RpcError> {
+        let request = api::ResizePtyRequest {
+            id: id.to_owned(),
+            width: columns.into(),
+            height: rows.into(),
+            ..api::ResizePtyRequest::default()
+        };
+        self.client
+            .resize_pty(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("resize the container's terminal"))
+    }
+
+    /// The container's input ends after what is in its fifo.
+    pub(crate) async fn close_stdin(&self, id: &str) -> Result<(), RpcError> {
+        let request = api::CloseIORequest {
+            id: id.to_owned(),
+            stdin: true,
+            ..api::CloseIORequest::default()
+        };
+        // The container may take its time to read what comes before.
+        self.client
+            .close_io(patient(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("close the container's input"))
+    }
+
+    /// Removes the ended container.
+    pub(crate) async fn delete(&self, id: &str) -> Result<(), RpcError> {
+        let request = api::DeleteRequest {
+            id: id.to_owned(),
+            ..api::DeleteRequest::default()
+        };
+        self.client
+            .delete(context::with_duration(DELETE_TIMEOUT), &request)
+            .await
+            .map(drop)
+            .map_err(failed("remove the container"))
+    }
+
+    /// The shim ends.
+    pub(super) async fn shutdown(&self) -> Result<(), RpcError> {
+        let request = api::ShutdownRequest {
+            now: true,
+            ..api::ShutdownRequest::default()
+        };
+        self.client
+            .shutdown(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("shut down"))
+    }
+}

@@ -1,0 +1,266 @@
+//! The container's first process.
+
+use std::collections::HashSet;
+use std::fs;
+
+use oci_spec::runtime::{
+    BoxBuilder, Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, User, UserBuilder,
+};
+
+use super::{Request, SpecError, defaults};
+use crate::cli::ContainerOptions;
+use crate::values::{self, UserName, Variable};
+
+pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
+    let user = user(request)?;
+    let mut process = ProcessBuilder::default()
+        .terminal(request.terminal.is_some())
+        .args(arguments(request)?)
+        .env(environment(request, user.uid())?)
+        .cwd(working_directory(request)?)
+        .user(user)
+        .capabilities(capabilities(request.options)?)
+        .rlimits(limits(request.options)?)
+        .no_new_privileges(no_new_privileges(request.options)?)
+        .build()?;
+    process.set_oom_score_adj(request.options.oom_score_adj);
+    if let Some((columns, rows)) = request.terminal {
+        let size = BoxBuilder::default().width(columns).height(rows).build()?;
+        process.set_console_size(Some(size));
+    }
+    Ok(process)
+}
+
+/// Entry point and command. An entry point given on the command line makes the image's command go, and an
+/// empty one stands for none (docker).
+fn arguments(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
+    let image_entrypoint = request.image.entrypoint().clone().unwrap_or_default();
+    let image_command = request.image.cmd().clone().unwrap_or_default();
+    let (mut arguments, default_command) = match &request.options.entrypoint {
+        Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
+        Some(program) => (vec![program.clone()], Vec::new()),
+        None => (image_entrypoint, image_command),
+    };
+    if request.command.is_empty() {
+        arguments.extend(default_command);
+    } else {
+        arguments.extend_from_slice(request.command);
+    }
+    if arguments.is_empty() {
+        return Err(SpecError::NoCommand {
+            image: request.image_name.to_owned(),
+        });
+    }
+    Ok(arguments)
+}
+
+/// The variables in docker's order of precedence: its own, the image's, environment files, `-e`. A later one
+/// takes the place of an earlier one of the same name.
+fn environment(request: &Request<'_>, uid: u32) -> Result<Vec<String>, SpecError> {
+    let mut variables = Environment::default();
+    variables.set_pair(defaults::PATH);
+    variables.set("HOSTNAME", request.hostname());
+    if request.terminal.is_some() {
+        variables.set("TERM", "xterm");
+    }
+    for pair in request.image.env().iter().flatten() {
+        variables.set_pair(pair);
+    }
+    for path in &request.options.env_file {
+        let text = fs::read_to_string(path).map_err(|source| SpecError::EnvironmentFile {
+            path: path.clone(),
+            source,
+        })?;
+        let read =
+            values::environment_file(&text).map_err(|source| SpecError::EnvironmentLine {
+                path: path.clone(),
+                source,
+            })?;
+        for variable in &read {
+            variables.apply(variable, request);
+        }
+    }
+    for variable in &request.options.env {
+        variables.apply(variable, request);
+    }
+    if !variables.has("HOME") {
+        variables.set("HOME", if uid == 0 { "/root" } else { "/" });
+    }
+    Ok(variables.0)
+}
+
+#[derive(Default)]
+struct Environment(Vec<String>);
+
+impl Environment {
+    fn position(&self, name: &str) -> Option<usize> {
+        self.0.iter().position(|pair| {
+            pair.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('='))
+        })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.position(name).is_some()
+    }
+
+    fn set(&mut self, name: &str, value: &str) {
+        let pair = format!("{name}={value}");
+        match self.position(name).and_then(|at| self.0.get_mut(at)) {
+            Some(old) => *old = pair,
+            None => self.0.push(pair),
+        }
+    }
+
+    /// `NAME=VALUE`; anything else in an image is ignored, as docker ignores it.
+    fn set_pair(&mut self, pair: &str) {
+        if let Some((name, value)) = pair.split_once('=') {
+            self.set(name, value);
+        }
+    }
+
+    fn apply(&mut self, variable: &Variable, request: &Request<'_>) {
+        let value = variable
+            .value
+            .clone()
+            .or_else(|| (request.caller_variable)(&variable.name));
+        match value {
+            Some(value) => self.set(&variable.name, &value),
+            None => {
+                if let Some(at) = self.position(&variable.name) {
+                    self.0.remove(at);
+                }
+            }
+        }
+    }
+}
+
+fn working_directory(request: &Request<'_>) -> Result<String, SpecError> {
+    if let Some(path) = &request.options.workdir {
+        return Ok(path.clone());
+    }
+    match request.image.working_dir().as_deref() {
+        None | Some("") => Ok("/".to_owned()),
+        Some(path) => values::absolute(path).map_err(SpecError::ImageWorkdir),
+    }
+}
+
+/// Who the process runs as. Only root's name is known here; the image's passwd file lies in its layers,
+/// which the host does not mount.
+fn user(request: &Request<'_>) -> Result<User, SpecError> {
+    let image_user = request
+        .image
+        .user()
+        .as_deref()
+        .filter(|name| !name.is_empty());
+    let (name, source_of_user) = match (&request.options.user, image_user) {
+        (Some(name), _) => (name.clone(), "--user"),
+        (None, Some(name)) => (
+            values::user(name).map_err(SpecError::ImageUser)?,
+            "the image",
+        ),
+        (None, None) => (
+            UserName {
+                user: "0".to_owned(),
+                group: None,
+            },
+            "the image",
+        ),
+    };
+    let number = |text: &str| match text {
+        "root" => Ok(0),
+        text => text.parse::<u32>().map_err(|_| SpecError::UserName {
+            source_of_user,
+            user: text.to_owned(),
+        }),
+    };
+    let mut user = UserBuilder::default()
+        .uid(number(&name.user)?)
+        .gid(name.group.as_deref().map_or(Ok(0), number)?)
+        .build()?;
+    if !request.options.group_add.is_empty() {
+        user.set_additional_gids(Some(request.options.group_add.clone()));
+    }
+    Ok(user)
+}
+
+/// docker's arithmetic (moby `caps.TweakCapabilities`): `ALL` added is everything but what is dropped; `ALL`
+/// dropped is nothing but what is added.
+fn capabilities(options: &ContainerOptions) -> Result<LinuxCapabilities, SpecError> {
+    let add = names(&options.cap_add)?;
+    let drop = names(&options.cap_drop)?;
+    let kept: Capabilities = match (add, drop) {
+        (Named::All, Named::All) => ALL.into_iter().collect(),
+        (Named::All, Named::Some(drop)) => ALL.into_iter().filter(|c| !drop.contains(c)).collect(),
+        (Named::Some(add), Named::All) => add,
+        (Named::Some(add), Named::Some(drop)) => defaults::CAPABILITIES
+            .into_iter()
+            .filter(|c| !drop.contains(c))
+            .chain(add)
+            .collect(),
+    };
+    Ok(LinuxCapabilitiesBuilder::default()
+        .bounding(kept.clone())
+        .effective(kept.clone())
+        .permitted(kept)
+        .inheritable(Capabilities::new())
+        .ambient(Capabilities::new())
+        .build()?)
+}
+
+use defaults::ALL_CAPABILITIES as ALL;
+
+enum Named {
+    All,
+    Some(HashSet<Capability>),
+}
+
+fn names(given: &[String]) -> Result<Named, SpecError> {
+    let mut found = HashSet::new();
+    for name in given.iter().flat_map(|list| list.split(',')) {
+        let upper = name.to_ascii_uppercase();
+        let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+        if bare == "ALL" {
+            return Ok(Named::All);
+        }
+        let capability = ALL.into_iter().find(|known| known.to_string() == bare);
+        found.insert(capability.ok_or_else(|| SpecError::Capability {
+            name: name.to_owned(),
+        })?);
+    }
+    Ok(Named::Some(found))
+}
+
+fn limits(options: &ContainerOptions) -> Result<Vec<PosixRlimit>, SpecError> {
+    let limit = |kind, soft, hard| {
+        PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(soft)
+            .hard(hard)
+            .build()
+    };
+    let (soft, hard) = defaults::OPEN_FILES;
+    let mut limits = vec![limit(PosixRlimitType::RlimitNofile, soft, hard)?];
+    for given in &options.ulimit {
+        limits.retain(|other| other.typ() != given.kind);
+        limits.push(limit(given.kind, given.soft, given.hard)?);
+    }
+    Ok(limits)
+}
+
+fn no_new_privileges(options: &ContainerOptions) -> Result<bool, SpecError> {
+    let mut set = false;
+    for option in &options.security_opt {
+        set = match option.as_str() {
+            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => true,
+            "no-new-privileges=false" | "no-new-privileges:false" => false,
+            _ => {
+                return Err(SpecError::SecurityOption {
+                    option: option.clone(),
+                });
+            }
+        };
+    }
+    Ok(set)
+}

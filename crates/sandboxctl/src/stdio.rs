@@ -1,0 +1,355 @@
+//! The container's standard streams: fifos in its folder, which the shim opens at their other ends.
+//!
+//! Each stream has a thread of its own that copies with blocking calls: a slow reader of our output then
+//! holds up only that stream, and the container behind it, never signals or the exit. The threads end with
+//! their stream or with the process.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::timings::monotonic_ns;
+
+/// What a thread reads at once: the size of a pipe.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// The fifos of one container.
+#[derive(Debug)]
+pub(crate) struct Fifos {
+    /// None leaves the container without input.
+    pub(crate) stdin: Option<PathBuf>,
+    pub(crate) stdout: PathBuf,
+    /// None with a terminal, which has but one output.
+    pub(crate) stderr: Option<PathBuf>,
+}
+
+impl Fifos {
+    /// Makes them in `folder`.
+    pub(crate) fn create(folder: &Path, stdin: bool, stderr: bool) -> io::Result<Self> {
+        let make = |name: &str| -> io::Result<PathBuf> {
+            let path = folder.join(name);
+            nix::unistd::mkfifo(
+                &path,
+                nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR,
+            )?;
+            Ok(path)
+        };
+        Ok(Self {
+            stdin: stdin.then(|| make("stdin")).transpose()?,
+            stdout: make("stdout")?,
+            stderr: stderr.then(|| make("stderr")).transpose()?,
+        })
+    }
+
+    /// Removes them, once both ends are done with them.
+    pub(crate) fn remove(folder: &Path) {
+        for name in ["stdin", "stdout", "stderr"] {
+            // What is not there needs no removing.
+            let _ = std::fs::remove_file(folder.join(name));
+        }
+    }
+}
+
+/// How copying an output ended.
+#[derive(Debug)]
+pub(crate) enum OutputEnd {
+    /// The container's stream ended, and all of it was written.
+    Complete,
+    /// Our own output cannot be written to.
+    Broken(io::Error),
+}
+
+/// The outputs that are being copied.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    ends: mpsc::UnboundedReceiver<OutputEnd>,
+    // Kept so that `ends` never reads as closed while an output may yet be added.
+    sender: mpsc::UnboundedSender<OutputEnd>,
+    open: usize,
+    /// Since when each thread waits for the container, or [`BUSY`], or [`DONE`].
+    waiting_since_ns: Vec<Arc<AtomicU64>>,
+    first_byte_ns: Arc<AtomicU64>,
+}
+
+/// The thread is not waiting for the container, but writing.
+const BUSY: u64 = u64::MAX;
+/// The thread has ended.
+const DONE: u64 = u64::MAX - 1;
+
+impl Outputs {
+    /// None yet.
+    pub(crate) fn new() -> Self {
+        let (sender, ends) = mpsc::unbounded_channel();
+        Self {
+            ends,
+            sender,
+            open: 0,
+            waiting_since_ns: Vec::new(),
+            first_byte_ns: Arc::new(AtomicU64::new(0)),
+        }
+    }
+
+    /// Copies from the fifo at `path` to `to` from now on.
+    pub(crate) fn copy(&mut self, path: &Path, to: OwnedFd, name: &str) -> io::Result<()> {
+        // Without O_NONBLOCK this would wait for the writer.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let from = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let sender = self.sender.clone();
+        let waiting = Arc::new(AtomicU64::new(monotonic_ns()));
+        self.waiting_since_ns.push(Arc::clone(&waiting));
+        let first = Arc::clone(&self.first_byte_ns);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                let result = copy_output(from, File::from(to), &waiting, &first);
+                waiting.store(DONE, Ordering::Relaxed);
+                // The receiver may be gone with the run.
+                let _ = sender.send(match result {
+                    Ok(()) => OutputEnd::Complete,
+                    Err(error) => OutputEnd::Broken(error),
+                });
+            })?;
+        self.open += 1;
+        Ok(())
+    }
+
+    /// Whether some output has not ended.
+    pub(crate) fn are_open(&self) -> bool {
+        self.open > 0
+    }
+
+    /// Waits until one more has ended; forever if none is open. Cancelling this loses nothing.
+    pub(crate) async fn next_end(&mut self) -> OutputEnd {
+        let end = self.ends.recv().await;
+        self.open = self.open.saturating_sub(1);
+        // The sender above keeps the channel open.
+        end.unwrap_or(OutputEnd::Complete)
+    }
+
+    /// For how long nothing has come from the container on any open output while we were ready to take it.
+    pub(crate) fn idle(&self) -> Duration {
+        let now = monotonic_ns();
+        self.waiting_since_ns
+            .iter()
+            .filter_map(|since| match since.load(Ordering::Relaxed) {
+                DONE => None,
+                BUSY => Some(Duration::ZERO),
+                since => Some(Duration::from_nanos(now.saturating_sub(since))),
+            })
+            .min()
+            .unwrap_or_default()
+    }
+
+    /// When the first byte came, `CLOCK_MONOTONIC`.
+    pub(crate) fn first_byte_ns(&self) -> Option<u64> {
+        match self.first_byte_ns.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(at),
+        }
+    }
+}
+
+fn copy_output(
+    mut from: File,
+    mut to: File,
+    waiting_since_ns: &AtomicU64,
+    first_byte_ns: &AtomicU64,
+) -> io::Result<()> {
+    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    loop {
+        waiting_since_ns.store(monotonic_ns(), Ordering::Relaxed);
+        // Before the shim has opened its end there is neither data nor a hang-up, and this waits.
+        wait_for(&from, PollFlags::IN)?;
+        waiting_since_ns.store(BUSY, Ordering::Relaxed);
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if is_again(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let _ =
+            first_byte_ns.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
+        write_all(&mut to, buffer.get(..count).unwrap_or_default())?;
+    }
+}
+
+fn is_again(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Waits until `file` is ready, for good or ill.
+fn wait_for(file: &File, flags: PollFlags) -> io::Result<()> {
+    let mut watched = [PollFd::new(file, flags)];
+    loop {
+        match poll(&mut watched, None::<&Timespec>) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Writes everything, also to a descriptor that somebody made non-blocking.
+fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_for(to, PollFlags::OUT)?
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// An input that is being copied.
+#[derive(Debug)]
+pub(crate) struct Input {
+    end: oneshot::Receiver<File>,
+}
+
+impl Input {
+    /// Copies from `from` to the fifo at `path` from now on.
+    pub(crate) fn copy(path: &Path, from: OwnedFd) -> io::Result<Self> {
+        // Read-write, because a fifo opened only for writing waits for its reader.
+        let to = File::options().read(true).write(true).open(path)?;
+        let (sender, end) = oneshot::channel();
+        thread::Builder::new()
+            .name("stdin".to_owned())
+            .spawn(move || {
+                // However it ended: there will be no more.
+                let _ = copy_input(File::from(from), &to);
+                let _ = sender.send(to);
+            })?;
+        Ok(Self { end })
+    }
+
+    /// Waits until our input has ended and all of it is in the fifo. The fifo comes along: it has to stay
+    /// open until the shim knows.
+    pub(crate) async fn end(&mut self) -> Option<File> {
+        (&mut self.end).await.ok()
+    }
+}
+
+fn copy_input(mut from: File, mut to: &File) -> io::Result<()> {
+    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_for(&from, PollFlags::IN)?;
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        to.write_all(buffer.get(..count).unwrap_or_default())?;
+    }
+}
+
+/// A descriptor of our own for one of the process's standard streams.
+pub(crate) fn duplicate(stream: impl AsFd) -> io::Result<OwnedFd> {
+    stream.as_fd().try_clone_to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    fn pipe() -> (File, OwnedFd) {
+        let (reader, writer) = io::pipe().unwrap();
+        (File::from(OwnedFd::from(reader)), OwnedFd::from(writer))
+    }
+
+    #[test]
+    fn output_arrives_whole_and_ends_with_its_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifos = Fifos::create(folder.path(), false, false).unwrap();
+        let (mut reader, writer) = pipe();
+        let mut outputs = Outputs::new();
+        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let collected = thread::spawn(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).unwrap();
+            all
+        });
+        let mut shim = File::options().write(true).open(&fifos.stdout).unwrap();
+        let sent: Vec<u8> = (0..3_000_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        shim.write_all(&sent).unwrap();
+        drop(shim);
+        assert!(matches!(
+            runtime().block_on(outputs.next_end()),
+            OutputEnd::Complete
+        ));
+        assert!(outputs.first_byte_ns().is_some());
+        assert_eq!(collected.join().unwrap(), sent);
+    }
+
+    #[test]
+    fn output_without_writer_yet_does_not_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifos = Fifos::create(folder.path(), false, true).unwrap();
+        let (_reader, writer) = pipe();
+        let mut outputs = Outputs::new();
+        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let ended = runtime().block_on(async {
+            tokio::time::timeout(Duration::from_millis(100), outputs.next_end()).await
+        });
+        assert!(ended.is_err());
+    }
+
+    #[test]
+    fn output_to_closed_pipe_is_broken() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifos = Fifos::create(folder.path(), false, false).unwrap();
+        let (reader, writer) = pipe();
+        drop(reader);
+        let mut outputs = Outputs::new();
+        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let mut shim = File::options().write(true).open(&fifos.stdout).unwrap();
+        shim.write_all(b"x").unwrap();
+        match runtime().block_on(outputs.next_end()) {
+            OutputEnd::Broken(error) => assert_eq!(error.kind(), io::ErrorKind::BrokenPipe),
+            OutputEnd::Complete => panic!("complete"),
+        }
+    }
+
+    #[test]
+    fn input_is_in_fifo_before_its_end_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifos = Fifos::create(folder.path(), true, false).unwrap();
+        let path = fifos.stdin.unwrap();
+        let (from, to) = pipe();
+        let mut input = Input::copy(&path, OwnedFd::from(from)).unwrap();
+        File::from(to).write_all(b"hello").unwrap();
+        let held = runtime().block_on(input.end()).unwrap();
+        let mut shim = File::open(&path).unwrap();
+        let mut read = [0; 5];
+        shim.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"hello");
+        drop(held);
+    }
+}

@@ -1,0 +1,332 @@
+//! The small grammars of `docker run`'s options: sizes, processors, environment, limits, users.
+//!
+//! Each parser is pure and says in its error what it would have taken.
+
+use oci_spec::runtime::PosixRlimitType;
+
+/// Why the value of an option was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ValueError {
+    /// Not a size.
+    #[error("{value:?} is not a size; write a number and b, k, m, g or t, such as 256m")]
+    Size { value: String },
+    /// Below what a container can live in.
+    #[error("{value} of memory is too little; the least is 6m")]
+    MemoryTooSmall { value: String },
+    /// Not a number of processors.
+    #[error("{value:?} is not a number of processors; write one from 0.01 to {max}, such as 1.5")]
+    Cpus { value: String, max: u8 },
+    /// Not an environment variable.
+    #[error(
+        "{value:?} is not an environment variable; write NAME=VALUE, or NAME to pass on your own"
+    )]
+    Environment { value: String },
+    /// Not a resource limit.
+    #[error("{value:?} is not a limit; write NAME=SOFT[:HARD], such as nofile=1024:4096")]
+    Ulimit { value: String },
+    /// No such resource limit.
+    #[error("there is no limit called {name:?}; there are {}", ULIMITS.map(|(name, _)| name).join(", "))]
+    UlimitName { name: String },
+    /// A soft limit above the hard one.
+    #[error("the soft limit of {value:?} is above its hard limit")]
+    UlimitOrder { value: String },
+    /// Not a kernel parameter.
+    #[error("{value:?} is not a kernel parameter; write NAME=VALUE, such as net.ipv4.ip_forward=1")]
+    Sysctl { value: String },
+    /// Not a user.
+    #[error("{value:?} is not a user; write UID[:GID]")]
+    User { value: String },
+    /// Not an absolute path.
+    #[error("{value:?} is not an absolute path in the container")]
+    Path { value: String },
+    /// Not a signal.
+    #[error(
+        "there is no signal called {value:?}; write a name or a number from 1 to 64, such as TERM or 15"
+    )]
+    Signal { value: String },
+    /// Not a label.
+    #[error("{value:?} is not a label; write KEY=VALUE")]
+    Label { value: String },
+}
+
+/// The least memory a container may be limited to, as docker has it.
+const MIN_MEMORY_BYTES: u64 = 6 << 20;
+
+/// A size in docker's grammar (`docker/go-units`, `RAMInBytes`): a decimal number, a space or none, and a
+/// binary unit in either case, `b` or `ib` after it or not.
+pub(crate) fn size(value: &str) -> Result<u64, ValueError> {
+    let wrong = || ValueError::Size {
+        value: value.to_owned(),
+    };
+    let text = value.trim().to_ascii_lowercase();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.strip_prefix(' ').unwrap_or(unit) {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return Err(wrong()),
+    };
+    // Thousandths are exact enough for what people write, and keep floating point out.
+    let thousandths = decimal(number, 3).ok_or_else(wrong)?;
+    thousandths
+        .checked_mul(1 << shift)
+        .map(|product| product / 1000)
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .filter(|bytes| *bytes <= i64::MAX.unsigned_abs())
+        .ok_or_else(wrong)
+}
+
+/// A memory limit: a size that a container can live in.
+pub(crate) fn memory(value: &str) -> Result<u64, ValueError> {
+    let bytes = size(value)?;
+    if bytes < MIN_MEMORY_BYTES {
+        return Err(ValueError::MemoryTooSmall {
+            value: value.to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+/// `text` times ten to the `places`, when it is a plain decimal number; more digits than that are cut.
+fn decimal(text: &str, places: usize) -> Option<u128> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) || whole.len() > 20 {
+        return None;
+    }
+    let kept: String = fraction.chars().take(places).collect();
+    format!("{whole}{kept:0<places$}").parse().ok()
+}
+
+/// Processors, in the microseconds of each [`CPU_PERIOD_US`] that a container may run.
+pub(crate) fn cpus(value: &str) -> Result<i64, ValueError> {
+    let max = sandbox_types::VcpuCount::MAX.get();
+    decimal(value, 5)
+        .and_then(|n| i64::try_from(n).ok())
+        .filter(|quota| (1_000..=i64::from(max) * 100_000).contains(quota))
+        .ok_or_else(|| ValueError::Cpus {
+            value: value.to_owned(),
+            max,
+        })
+}
+
+/// The period that [`cpus`] counts in, the kernel's default.
+pub(crate) const CPU_PERIOD_US: u64 = 100_000;
+
+/// What `-e` says of a variable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Variable {
+    /// The name.
+    pub(crate) name: String,
+    /// The value; none takes the caller's own, and unsets the variable when the caller has none.
+    pub(crate) value: Option<String>,
+}
+
+/// `NAME=VALUE` or `NAME`.
+pub(crate) fn variable(value: &str) -> Result<Variable, ValueError> {
+    let (name, content) = match value.split_once('=') {
+        Some((name, content)) => (name, Some(content.to_owned())),
+        None => (value, None),
+    };
+    if name.is_empty() || value.contains('\0') {
+        return Err(ValueError::Environment {
+            value: value.to_owned(),
+        });
+    }
+    Ok(Variable {
+        name: name.to_owned(),
+        value: content,
+    })
+}
+
+/// The variables of an environment file: one a line, `#` begins a comment line.
+pub(crate) fn environment_file(text: &str) -> Result<Vec<Variable>, ValueError> {
+    text.lines()
+        .map(str::trim_start)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(variable)
+        .collect()
+}
+
+/// A resource limit of the container's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ulimit {
+    pub(crate) kind: PosixRlimitType,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// docker's names of the limits.
+const ULIMITS: [(&str, PosixRlimitType); 15] = [
+    ("core", PosixRlimitType::RlimitCore),
+    ("cpu", PosixRlimitType::RlimitCpu),
+    ("data", PosixRlimitType::RlimitData),
+    ("fsize", PosixRlimitType::RlimitFsize),
+    ("locks", PosixRlimitType::RlimitLocks),
+    ("memlock", PosixRlimitType::RlimitMemlock),
+    ("msgqueue", PosixRlimitType::RlimitMsgqueue),
+    ("nice", PosixRlimitType::RlimitNice),
+    ("nofile", PosixRlimitType::RlimitNofile),
+    ("nproc", PosixRlimitType::RlimitNproc),
+    ("rss", PosixRlimitType::RlimitRss),
+    ("rtprio", PosixRlimitType::RlimitRtprio),
+    ("rttime", PosixRlimitType::RlimitRttime),
+    ("sigpending", PosixRlimitType::RlimitSigpending),
+    ("stack", PosixRlimitType::RlimitStack),
+];
+
+/// `NAME=SOFT[:HARD]`, where -1 is no limit.
+pub(crate) fn ulimit(value: &str) -> Result<Ulimit, ValueError> {
+    let wrong = || ValueError::Ulimit {
+        value: value.to_owned(),
+    };
+    let (name, limits) = value.split_once('=').ok_or_else(wrong)?;
+    let (_, kind) = ULIMITS
+        .into_iter()
+        .find(|(known, _)| *known == name)
+        .ok_or_else(|| ValueError::UlimitName {
+            name: name.to_owned(),
+        })?;
+    let limit = |text: &str| match text {
+        "-1" => Ok(u64::MAX),
+        text => text.parse::<u64>().map_err(|_| wrong()),
+    };
+    let (soft, hard) = match limits.split_once(':') {
+        Some((soft, hard)) => (limit(soft)?, limit(hard)?),
+        None => (limit(limits)?, limit(limits)?),
+    };
+    if soft > hard {
+        return Err(ValueError::UlimitOrder {
+            value: value.to_owned(),
+        });
+    }
+    Ok(Ulimit { kind, soft, hard })
+}
+
+/// `NAME=VALUE` of a kernel parameter.
+pub(crate) fn sysctl(value: &str) -> Result<(String, String), ValueError> {
+    match value.split_once('=') {
+        Some((name, content)) if !name.is_empty() && !name.contains("..") => {
+            Ok((name.to_owned(), content.to_owned()))
+        }
+        _ => Err(ValueError::Sysctl {
+            value: value.to_owned(),
+        }),
+    }
+}
+
+/// `KEY=VALUE` or `KEY` of a label.
+pub(crate) fn label(value: &str) -> Result<(String, String), ValueError> {
+    let (key, content) = value.split_once('=').unwrap_or((value, ""));
+    if key.is_empty() {
+        return Err(ValueError::Label {
+            value: value.to_owned(),
+        });
+    }
+    Ok((key.to_owned(), content.to_owned()))
+}
+
+/// An absolute path in the container.
+pub(crate) fn absolute(value: &str) -> Result<String, ValueError> {
+    if value.starts_with('/') && !value.contains('\0') {
+        Ok(value.to_owned())
+    } else {
+        Err(ValueError::Path {
+            value: value.to_owned(),
+        })
+    }
+}
+
+/// A user as `-u` and images name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UserName {
+    /// A name or a number.
+    pub(crate) user: String,
+    /// A group's name or number.
+    pub(crate) group: Option<String>,
+}
+
+/// `USER[:GROUP]`, names or numbers.
+pub(crate) fn user(value: &str) -> Result<UserName, ValueError> {
+    let (user, group) = match value.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (value, None),
+    };
+    if user.is_empty() || group.is_some_and(str::is_empty) || value.matches(':').count() > 1 {
+        return Err(ValueError::User {
+            value: value.to_owned(),
+        });
+    }
+    Ok(UserName {
+        user: user.to_owned(),
+        group: group.map(str::to_owned),
+    })
+}
+
+/// A tmpfs to mount: its target and its options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tmpfs {
+    pub(crate) target: String,
+    pub(crate) options: Vec<String>,
+}
+
+/// `PATH[:OPTION,…]`. docker's own options come first, so that a later `exec` overrides its `noexec`.
+pub(crate) fn tmpfs(value: &str) -> Result<Tmpfs, ValueError> {
+    let (path, options) = value.split_once(':').unwrap_or((value, ""));
+    let target = absolute(path)?;
+    let mut merged: Vec<String> = Vec::new();
+    for option in ["noexec", "nosuid", "nodev"]
+        .into_iter()
+        .chain(options.split(',').filter(|option| !option.is_empty()))
+    {
+        let positive = option.strip_prefix("no").unwrap_or(option);
+        merged.retain(|kept| kept.strip_prefix("no").unwrap_or(kept) != positive);
+        merged.push(option.to_owned());
+    }
+    Ok(Tmpfs {
+        target,
+        options: merged,
+    })
+}
+
+/// A signal's number from its number or its name, with `SIG` or without, or `RTMIN+n`.
+pub(crate) fn signal(value: &str) -> Result<u32, ValueError> {
+    let wrong = || ValueError::Signal {
+        value: value.to_owned(),
+    };
+    if let Ok(number) = value.parse::<u32>() {
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(wrong())
+        };
+    }
+    let upper = value.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    // The kernel's first real-time signal is 32, but glibc keeps two; docker and kill(1) count from 34.
+    if let Some(offset) = name.strip_prefix("RTMIN") {
+        let offset: u32 = match offset.strip_prefix('+') {
+            Some(number) => number.parse().map_err(|_| wrong())?,
+            None if offset.is_empty() => 0,
+            None => return Err(wrong()),
+        };
+        return match offset {
+            0..=30 => Ok(34 + offset),
+            _ => Err(wrong()),
+        };
+    }
+    let found: nix::sys::signal::Signal = format!("SIG{name}").parse().map_err(|_| wrong())?;
+    u32::try_from(found as i32).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests;
