@@ -1,3 +1,59 @@
-//! To be written.
+//! `containerd-shim-sandbox-v2`: containerd's shim for pods in micro-VMs.
+//!
+//! The shim contract is containerd's `docs/runtime-v2.md`. containerd (or `sandboxctl`, which speaks the same
+//! contract) runs this program three ways, each in the container's bundle:
+//!
+//! | command | what it does |
+//! | --- | --- |
+//! | `start` | binds the task socket, starts the server, prints the socket's address ([`start`]) |
+//! | `delete` | removes what a killed shim left, prints a `DeleteResponse` ([`delete`]) |
+//! | none | the server itself: the task service in front of one virtual machine ([`server`]) |
+//!
+//! `-v` prints the version.
 
-fn main() {}
+mod address;
+mod delete;
+mod error;
+mod events;
+mod flags;
+mod lifecycle;
+mod log;
+mod pod;
+mod server;
+mod spec;
+mod start;
+mod stdio;
+mod task;
+
+use std::process::ExitCode;
+
+use error::{ShimError, chain};
+use flags::{Command, Flags};
+
+fn run() -> Result<(), ShimError> {
+    let flags = Flags::parse(std::env::args().skip(1))?;
+    match flags.command {
+        Command::Version => {
+            println!(
+                "{}:\n  Version:  {}\n  Protocol: {}",
+                env!("CARGO_BIN_NAME"),
+                env!("CARGO_PKG_VERSION"),
+                sandbox_protocol::PROTOCOL_VERSION
+            );
+            Ok(())
+        }
+        Command::Start => start::start(&flags),
+        Command::Delete => delete::delete(&flags),
+        Command::Serve => server::serve(&flags),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {}", env!("CARGO_BIN_NAME"), chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

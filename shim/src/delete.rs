@@ -1,0 +1,50 @@
+//! `delete`: what is called when a shim was killed. Removes everything of its pod and answers with the exit that
+//! containerd then reports.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use protobuf::Message as _;
+use sandbox_runtime::{Config, cleanup};
+use sandbox_types::SandboxId;
+
+use crate::error::ShimError;
+use crate::events::timestamp;
+use crate::flags::Flags;
+use crate::start;
+
+/// 128 + SIGKILL: what happened to the pod's processes.
+pub(crate) const KILLED: u32 = 137;
+
+/// Cleans up, and prints a `DeleteResponse`.
+///
+/// # Errors
+/// [`ShimError`] names what could not be removed.
+pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
+    let id = SandboxId::new(flags.id.as_str())?;
+    let config = Config::load()?;
+    cleanup::remove_sandbox(&config, &flags.namespace, &id)?;
+    let socket = start::socket(&config, flags)?;
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(ShimError::System {
+                what: format!("remove {}", socket.display()),
+                source: error,
+            });
+        }
+        _ => {}
+    }
+    let response = DeleteResponse {
+        exit_status: KILLED,
+        exited_at: Some(timestamp(SystemTime::now())).into(),
+        ..Default::default()
+    };
+    let bytes = response.write_to_bytes()?;
+    let mut stdout = io::stdout();
+    stdout
+        .write_all(&bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(ShimError::system("answer"))
+}

@@ -1,0 +1,184 @@
+//! What can go wrong, and how it is told to containerd.
+
+use std::io;
+use std::path::PathBuf;
+
+use sandbox_protocol::start_failure::StartFailure;
+use sandbox_runtime::agent::Code;
+use sandbox_runtime::cleanup::CleanupError;
+use sandbox_runtime::host::HostError;
+use sandbox_runtime::rootfs::RootfsError;
+use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
+use sandbox_types::IdError;
+
+use crate::lifecycle::LifecycleError;
+use crate::spec::SpecError;
+use crate::stdio::StdioError;
+
+/// An error and all its causes, in one line (console lines of a dead guest follow on lines of their own).
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Why a command of the shim failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    /// The command line is wrong.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+    },
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An identifier breaks the grammar.
+    #[error("the container's identifier cannot be used")]
+    Id(#[from] IdError),
+    /// The socket's folder leaves no room for its name.
+    #[error("the socket folder {} is too long for a Unix socket; choose a shorter `socket_dir`", path.display())]
+    SocketDir {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Another shim of this pod is there.
+    #[error("a shim of this pod already serves {}", path.display())]
+    AlreadyServed {
+        /// Its socket.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The server's socket broke.
+    #[error("the task service failed")]
+    Serve(#[source] ttrpc::Error),
+    /// Something of a killed shim's pod could not be removed.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+    /// The answer could not be written.
+    #[error("cannot encode the answer")]
+    Encode(#[from] protobuf::Error),
+}
+
+impl ShimError {
+    /// For `map_err`: what was tried when the system refused.
+    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::System { what, source }
+    }
+}
+
+/// Why a call of the task service failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TaskError {
+    /// An identifier breaks the grammar.
+    #[error(transparent)]
+    Id(#[from] IdError),
+    /// There is no such container or process.
+    #[error("{what} does not exist in this pod")]
+    NotFound {
+        /// Which.
+        what: String,
+    },
+    /// There is one already.
+    #[error("{what} already exists in this pod")]
+    AlreadyExists {
+        /// Which.
+        what: String,
+    },
+    /// The process is not in a state for this.
+    #[error(transparent)]
+    Lifecycle(#[from] LifecycleError),
+    /// The bundle's specification cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The root file system's mounts cannot be used.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// No driver can run it here.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The virtual machine did not start, or not stop.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The agent refused or did not answer.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A stream of the process could not be opened.
+    #[error("cannot open the process's streams")]
+    Stream(#[from] StreamError),
+    /// The caller's ends of the streams cannot be used.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The pod died meanwhile.
+    #[error("{reason}")]
+    Died {
+        /// Why, with the last console lines.
+        reason: String,
+    },
+    /// Not built yet.
+    #[error("{what} is not supported")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+}
+
+impl TaskError {
+    /// The ttrpc status by which containerd decides what happened.
+    fn code(&self) -> Code {
+        match self {
+            Self::Id(_) | Self::Spec(_) | Self::Rootfs(_) | Self::Stdio(_) => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::NotFound { .. } => Code::NOT_FOUND,
+            Self::AlreadyExists { .. } => Code::ALREADY_EXISTS,
+            Self::Lifecycle(error) => match error {
+                LifecycleError::Ended { .. } => Code::NOT_FOUND,
+                LifecycleError::Wrong { .. } => Code::FAILED_PRECONDITION,
+            },
+            Self::Agent(AgentError::Refused { code, .. }) => *code,
+            Self::Agent(AgentError::TimedOut { .. }) => Code::DEADLINE_EXCEEDED,
+            Self::Unsupported { .. } => Code::UNIMPLEMENTED,
+            Self::Host(_) => Code::FAILED_PRECONDITION,
+            Self::Sandbox(_) | Self::Agent(_) | Self::Stream(_) | Self::Died { .. } => {
+                Code::INTERNAL
+            }
+        }
+    }
+
+    /// Set when the container's program cannot be run.
+    pub(crate) fn start_failure(&self) -> Option<StartFailure> {
+        match self {
+            Self::Agent(AgentError::Refused { failure, .. }) => *failure,
+            _ => None,
+        }
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> Self {
+        let message = chain(&error);
+        match error.start_failure() {
+            Some(failure) => Self::RpcStatus(failure.to_status(message)),
+            None => Self::RpcStatus(ttrpc::get_status(error.code(), message)),
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! The pod behind the task service: one virtual machine, its containers, their processes.
+//!
+//! State is behind one lock that is never held while waiting. What takes time (booting, calls to the agent, copying)
+//! happens between two short looks at the state, and the state machine ([`crate::lifecycle`]) keeps what may
+//! follow what.
+
+mod create;
+mod process;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use containerd_shim_protos::events::task::{
+    TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
+};
+use sandbox_runtime::{Config, Sandbox, SandboxDeath, SandboxEvent};
+use sandbox_types::timeline::Phase;
+use sandbox_types::{ContainerId, ExecId, SandboxId};
+use serde::Serialize;
+use tokio::sync::{mpsc, watch};
+
+use crate::delete::KILLED;
+use crate::error::TaskError;
+use crate::events::{Publisher, timestamp};
+use crate::lifecycle::{Announcement, Exit, Lifecycle};
+use crate::stdio::{Copying, StdioPaths};
+
+/// How long a failed call waits for the reason: a machine that died is told by its own event.
+const REASON_WAIT: Duration = Duration::from_secs(3);
+/// How long output may take to reach its reader after the process is gone.
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+
+/// What `<bundle>/death.json` holds when a sandbox died.
+#[derive(Serialize)]
+struct DeathRecord<'a> {
+    /// One line.
+    cause: String,
+    /// The last lines of the guest's console.
+    console_tail: &'a [String],
+}
+
+/// One process of the pod.
+struct Process {
+    lifecycle: Lifecycle,
+    stdio: StdioPaths,
+    copying: Copying,
+    /// Tells the waiting; holds the exit once there is one.
+    exit: watch::Sender<Option<Exit>>,
+}
+
+impl Process {
+    fn new(stdio: StdioPaths) -> Self {
+        Self {
+            lifecycle: Lifecycle::Created,
+            stdio,
+            copying: Copying::default(),
+            exit: watch::Sender::new(None),
+        }
+    }
+}
+
+/// One container of the pod.
+struct Container {
+    bundle: PathBuf,
+    init: Process,
+    execs: HashMap<ExecId, Process>,
+}
+
+#[derive(Default)]
+struct State {
+    sandbox: Option<Arc<Sandbox>>,
+    /// A Create is under way.
+    creating: bool,
+    containers: HashMap<ContainerId, Container>,
+    died: Option<String>,
+}
+
+impl State {
+    fn container(&mut self, id: &ContainerId) -> Result<&mut Container, TaskError> {
+        self.containers
+            .get_mut(id)
+            .ok_or_else(|| TaskError::NotFound {
+                what: format!("container {id}"),
+            })
+    }
+
+    fn process(&mut self, key: &ProcessKey) -> Result<&mut Process, TaskError> {
+        let container = self.container(&key.container)?;
+        match &key.exec {
+            None => Ok(&mut container.init),
+            Some(exec) => container
+                .execs
+                .get_mut(exec)
+                .ok_or_else(|| TaskError::NotFound {
+                    what: key.to_string(),
+                }),
+        }
+    }
+}
+
+/// Names a process of the pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ProcessKey {
+    /// Its container.
+    pub(crate) container: ContainerId,
+    /// Which exec; `None` for the container's first process.
+    pub(crate) exec: Option<ExecId>,
+}
+
+impl ProcessKey {
+    /// The key that a request names; an empty exec id is the first process.
+    ///
+    /// # Errors
+    /// When an identifier breaks the grammar.
+    pub(crate) fn new(container: &str, exec: &str) -> Result<Self, TaskError> {
+        Ok(Self {
+            container: ContainerId::new(container)?,
+            exec: if exec.is_empty() {
+                None
+            } else {
+                Some(ExecId::new(exec)?)
+            },
+        })
+    }
+
+    /// As events name the process: the exec's identifier, or the container's.
+    fn event_id(&self) -> String {
+        self.exec
+            .as_ref()
+            .map_or_else(|| self.container.to_string(), ExecId::to_string)
+    }
+}
+
+impl std::fmt::Display for ProcessKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.exec {
+            None => write!(f, "container {}", self.container),
+            Some(exec) => write!(f, "exec {exec} of container {}", self.container),
+        }
+    }
+}
+
+/// What `State` says of a process.
+pub(crate) struct ProcessView {
+    /// Where it is in its life.
+    pub(crate) lifecycle: Lifecycle,
+    /// Its streams.
+    pub(crate) stdio: StdioPaths,
+    /// The container's bundle.
+    pub(crate) bundle: PathBuf,
+}
+
+/// The pod.
+pub(crate) struct Pod {
+    id: SandboxId,
+    namespace: String,
+    config: Config,
+    publisher: Publisher,
+    state: Mutex<State>,
+    /// Becomes true when the server is to end.
+    ended: watch::Sender<bool>,
+    death: watch::Sender<bool>,
+}
+
+impl Pod {
+    /// A pod in which nothing runs.
+    pub(crate) fn new(
+        id: SandboxId,
+        namespace: String,
+        config: Config,
+        publisher: Publisher,
+    ) -> Self {
+        Self {
+            id,
+            namespace,
+            config,
+            publisher,
+            state: Mutex::new(State::default()),
+            ended: watch::Sender::new(false),
+            death: watch::Sender::new(false),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held is a bug already reported; the state itself is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine.
+    ///
+    /// # Errors
+    /// When there is none (yet), or it died.
+    fn sandbox(&self) -> Result<Arc<Sandbox>, TaskError> {
+        let state = self.state();
+        match (&state.sandbox, &state.died) {
+            (_, Some(reason)) => Err(TaskError::Died {
+                reason: reason.clone(),
+            }),
+            (Some(sandbox), None) => Ok(Arc::clone(sandbox)),
+            (None, None) => Err(TaskError::NotFound {
+                what: format!("the machine of pod {}", self.id),
+            }),
+        }
+    }
+
+    /// As containerd knows the pod's processes on the host: the machine's.
+    pub(crate) fn pid(&self) -> u32 {
+        self.state()
+            .sandbox
+            .as_ref()
+            .map_or(0, |sandbox| sandbox.monitor_pid())
+    }
+
+    /// Whether anything is in the pod.
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.containers.is_empty() && !state.creating
+    }
+
+    /// Ends the server.
+    pub(crate) fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Returns when the server is to end.
+    pub(crate) async fn until_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// Ends the machine, whatever runs in it.
+    pub(crate) async fn stop_sandbox(&self) -> Result<(), TaskError> {
+        let sandbox = self.state().sandbox.take();
+        if let Some(sandbox) = sandbox {
+            sandbox.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// A call failed: when the machine is dying, the reason is its death, which is told a moment later.
+    async fn reason_for(&self, error: TaskError) -> TaskError {
+        let connection = matches!(
+            error,
+            TaskError::Agent(sandbox_runtime::AgentError::Connection { .. }) | TaskError::Stream(_)
+        );
+        if connection {
+            let mut death = self.death.subscribe();
+            let _ = tokio::time::timeout(REASON_WAIT, death.wait_for(|dead| *dead)).await;
+        }
+        match &self.state().died {
+            Some(reason) => TaskError::Died {
+                reason: reason.clone(),
+            },
+            None => error,
+        }
+    }
+
+    /// Follows what the machine tells, until it ends.
+    async fn follow(self: Arc<Self>, mut events: mpsc::Receiver<SandboxEvent>) {
+        while let Some(event) = events.recv().await {
+            match event {
+                SandboxEvent::ProcessExited {
+                    container,
+                    exec,
+                    exit_status,
+                    ..
+                } => {
+                    let key = ProcessKey { container, exec };
+                    let exit = Exit {
+                        status: exit_status,
+                        at: SystemTime::now(),
+                    };
+                    self.change(&key, |process| process.lifecycle.exited(exit));
+                }
+                SandboxEvent::OutOfMemory { container } => {
+                    let event = TaskOOM {
+                        container_id: container.to_string(),
+                        ..Default::default()
+                    };
+                    self.publisher.send(&event);
+                }
+                SandboxEvent::Died(death) => self.died(&death).await,
+            }
+        }
+    }
+
+    /// The machine ended by itself: everything in it did.
+    async fn died(&self, death: &SandboxDeath) {
+        tracing::error!("pod {}: {death}", self.id);
+        let exit = Exit {
+            status: KILLED,
+            at: SystemTime::now(),
+        };
+        let (keys, bundles) = {
+            let mut state = self.state();
+            state.died = Some(death.to_string());
+            let mut keys = Vec::new();
+            for (id, container) in &state.containers {
+                let key = |exec: Option<&ExecId>| ProcessKey {
+                    container: id.clone(),
+                    exec: exec.cloned(),
+                };
+                keys.extend(container.execs.keys().map(|exec| key(Some(exec))));
+                keys.push(key(None));
+            }
+            let bundles: Vec<PathBuf> = state
+                .containers
+                .values()
+                .map(|container| container.bundle.clone())
+                .collect();
+            (keys, bundles)
+        };
+        for bundle in bundles {
+            write_death(&bundle, death);
+        }
+        self.death.send_replace(true);
+        for key in keys {
+            self.change(&key, |process| process.lifecycle.exited(exit));
+        }
+        if let Err(error) = self.stop_sandbox().await {
+            tracing::error!("pod {}: {}", self.id, crate::error::chain(&error));
+        }
+    }
+
+    /// Applies a change to a process and tells the world what follows. A process that is gone has nothing to tell.
+    fn change(&self, key: &ProcessKey, change: impl FnOnce(&mut Process) -> Vec<Announcement>) {
+        let pid = self.pid();
+        let mut state = self.state();
+        let Ok(process) = state.process(key) else {
+            return;
+        };
+        for announcement in change(process) {
+            match announcement {
+                Announcement::Started => self.announce_start(key, pid),
+                Announcement::Exited(exit) => {
+                    self.announce_exit(key, pid, exit);
+                    process.exit.send_replace(Some(exit));
+                    if let Some(sandbox) = state.sandbox.as_ref().filter(|_| key.exec.is_none()) {
+                        sandbox.mark(Phase::Exited);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn announce_start(&self, key: &ProcessKey, pid: u32) {
+        let container_id = key.container.to_string();
+        match &key.exec {
+            None => self.publisher.send(&TaskStart {
+                container_id,
+                pid,
+                ..Default::default()
+            }),
+            Some(exec) => self.publisher.send(&TaskExecStarted {
+                container_id,
+                exec_id: exec.to_string(),
+                pid,
+                ..Default::default()
+            }),
+        }
+    }
+
+    fn announce_exit(&self, key: &ProcessKey, pid: u32, exit: Exit) {
+        self.publisher.send(&TaskExit {
+            container_id: key.container.to_string(),
+            id: key.event_id(),
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        });
+    }
+
+    fn announce_delete(&self, key: &ProcessKey, pid: u32, exit: Exit) {
+        // containerd expects this event for containers only.
+        if key.exec.is_none() {
+            self.publisher.send(&TaskDelete {
+                container_id: key.container.to_string(),
+                pid,
+                exit_status: exit.status,
+                exited_at: Some(timestamp(exit.at)).into(),
+                ..Default::default()
+            });
+        }
+    }
+}
+
+/// Writes `death.json`, so that the caller can say why its container ended; whole or not at all.
+fn write_death(bundle: &std::path::Path, death: &SandboxDeath) {
+    let record = DeathRecord {
+        cause: death.cause.to_string(),
+        console_tail: &death.console_tail,
+    };
+    let next = bundle.join("death.json.next");
+    let written = serde_json::to_vec(&record)
+        .map_err(std::io::Error::from)
+        .and_then(|json| std::fs::write(&next, json))
+        .and_then(|()| std::fs::rename(&next, bundle.join("death.json")));
+    if let Err(error) = written {
+        tracing::error!(
+            "cannot record the death of the pod in {}: {error}",
+            bundle.display()
+        );
+    }
+}

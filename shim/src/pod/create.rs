@@ -1,0 +1,157 @@
+//! Making a container, and with the first one the machine.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
+use sandbox_protocol::agent::{CreateContainerRequest, Stdio};
+use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
+use sandbox_runtime::{Sandbox, SandboxPlan, host};
+use sandbox_types::ContainerId;
+
+use super::{Container, Pod, Process};
+use crate::error::{TaskError, chain};
+use crate::spec::{BundleSpec, SpecError};
+use crate::stdio::StdioPaths;
+
+/// Which streams the agent is to keep for us.
+pub(super) fn wanted(stdio: &StdioPaths) -> Stdio {
+    Stdio {
+        stdin: !stdio.stdin.is_empty(),
+        stdout: !stdio.stdout.is_empty(),
+        stderr: !stdio.stderr.is_empty() && !stdio.terminal,
+        terminal: stdio.terminal,
+        ..Default::default()
+    }
+}
+
+impl Pod {
+    /// Boots the machine and makes the container, up to the point where its process waits to be started.
+    ///
+    /// # Errors
+    /// [`TaskError`]; nothing of the container, and no machine, is left then.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        request: CreateTaskRequest,
+    ) -> Result<u32, TaskError> {
+        let id = ContainerId::new(request.id.as_str())?;
+        {
+            let mut state = self.state();
+            if state.containers.contains_key(&id) {
+                return Err(TaskError::AlreadyExists {
+                    what: format!("container {id}"),
+                });
+            }
+            if state.creating || state.sandbox.is_some() {
+                return Err(TaskError::Unsupported {
+                    what: "a second container in one pod",
+                });
+            }
+            state.creating = true;
+            state.died = None;
+        }
+        let created = self.create_reserved(&id, &request).await;
+        self.state().creating = false;
+        match created {
+            Ok(pid) => {
+                self.announce_create(&request, pid);
+                Ok(pid)
+            }
+            Err(error) => {
+                let error = self.reason_for(error).await;
+                tracing::error!("container {id} was not created: {}", chain(&error));
+                self.state().containers.remove(&id);
+                if let Err(error) = self.stop_sandbox().await {
+                    tracing::error!("cleaning up after that: {}", chain(&error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn create_reserved(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        request: &CreateTaskRequest,
+    ) -> Result<u32, TaskError> {
+        let bundle = PathBuf::from(&request.bundle);
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let open = stdio.open()?;
+        let spec = BundleSpec::read(&bundle)?;
+        let (sandbox, rootfs) = self.boot(id, &bundle, &spec, request).await?;
+
+        let create = CreateContainerRequest {
+            container_id: id.to_string(),
+            spec_json: spec.json,
+            mounts: rootfs.guest_mounts,
+            root_path: rootfs.root_path,
+            stdio: Some(wanted(&stdio)).into(),
+            ..Default::default()
+        };
+        sandbox.agent().create_container(&create).await?;
+        let mut process = Process::new(stdio);
+        self.attach(&sandbox, id, None, open, &mut process).await?;
+        let container = Container {
+            bundle,
+            init: process,
+            execs: std::collections::HashMap::new(),
+        };
+        self.state().containers.insert(id.clone(), container);
+        Ok(sandbox.monitor_pid())
+    }
+
+    async fn boot(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        bundle: &std::path::Path,
+        spec: &BundleSpec,
+        request: &CreateTaskRequest,
+    ) -> Result<(Arc<Sandbox>, RootfsPlan), TaskError> {
+        let (driver, notice) = host::choose_driver(&self.config)?;
+        if let Some(notice) = notice {
+            tracing::warn!("{notice}");
+        }
+        let mut devices = DeviceAllocator::new(driver);
+        let mut rootfs = plan_rootfs(id, &request.rootfs, &mut devices, bundle)?;
+        let plan = SandboxPlan {
+            id: self.id.clone(),
+            namespace: self.namespace.clone(),
+            config: self.config.clone(),
+            memory: spec.memory(&self.config).map_err(SpecError::from)?,
+            vcpus: spec.vcpus(&self.config).map_err(SpecError::from)?,
+            bundle: bundle.to_owned(),
+            block: std::mem::take(&mut rootfs.block),
+            shares: std::mem::take(&mut rootfs.shares),
+            host_mounts: std::mem::take(&mut rootfs.host_mounts),
+        };
+        let (sandbox, events) = Sandbox::start(plan).await?;
+        let sandbox = Arc::new(sandbox);
+        self.state().sandbox = Some(Arc::clone(&sandbox));
+        tokio::spawn(Arc::clone(self).follow(events));
+        Ok((sandbox, rootfs))
+    }
+
+    fn announce_create(&self, request: &CreateTaskRequest, pid: u32) {
+        let io = TaskIO {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+            ..Default::default()
+        };
+        self.publisher.send(&TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: Some(io).into(),
+            pid,
+            ..Default::default()
+        });
+    }
+}

@@ -1,0 +1,370 @@
+//! What is done to the processes of a container.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::ExecProcessRequest;
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
+use sandbox_protocol::agent::{AddProcessRequest, StreamKind};
+use sandbox_runtime::Sandbox;
+use sandbox_runtime::agent::ListedProcess;
+use sandbox_types::timeline::Phase;
+use sandbox_types::{ContainerId, ExecId};
+
+use super::create::wanted;
+use super::{DRAIN, Pod, Process, ProcessKey, ProcessView};
+use crate::delete::KILLED;
+use crate::error::{TaskError, chain};
+use crate::lifecycle::{Exit, Lifecycle};
+use crate::spec::exec_process;
+use crate::stdio::{OpenStdio, StdioPaths, drain};
+
+impl Pod {
+    /// Joins the caller's ends of a process's streams to the agent's.
+    pub(super) async fn attach(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+        open: OpenStdio,
+        process: &mut Process,
+    ) -> Result<(), TaskError> {
+        for (kind, fifo) in [
+            (StreamKind::STREAM_KIND_STDOUT, open.stdout),
+            (StreamKind::STREAM_KIND_STDERR, open.stderr),
+        ] {
+            let Some(fifo) = fifo else { continue };
+            let stream = sandbox.open_stream(container, exec, kind).await?;
+            let marks = Arc::clone(sandbox);
+            let is_init = exec.is_none();
+            process.copying.output(stream, fifo, move || {
+                if is_init {
+                    marks.mark(Phase::FirstOutput);
+                }
+            });
+        }
+        if let Some(fifo) = open.stdin {
+            let kind = StreamKind::STREAM_KIND_STDIN;
+            let stream = sandbox.open_stream(container, exec, kind).await?;
+            process.copying.input(stream, fifo);
+        }
+        Ok(())
+    }
+
+    /// Adds a process to a running container; it waits to be started.
+    ///
+    /// # Errors
+    /// [`TaskError`]; nothing of the process is left then.
+    pub(crate) async fn exec(&self, request: &ExecProcessRequest) -> Result<(), TaskError> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        let exec = key.exec.clone().ok_or_else(|| TaskError::NotFound {
+            what: "an exec without id".into(),
+        })?;
+        let stdio = StdioPaths {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let process_json = exec_process(&request.spec.value, request.terminal)?;
+        let sandbox = self.sandbox()?;
+        {
+            let mut state = self.state();
+            let container = state.container(&key.container)?;
+            container.init.lifecycle.must_run("add a process to")?;
+            if container.execs.contains_key(&exec) {
+                return Err(TaskError::AlreadyExists {
+                    what: key.to_string(),
+                });
+            }
+            container
+                .execs
+                .insert(exec.clone(), Process::new(stdio.clone()));
+        }
+        let add = AddProcessRequest {
+            container_id: key.container.to_string(),
+            exec_id: exec.to_string(),
+            process_json,
+            stdio: Some(wanted(&stdio)).into(),
+            ..Default::default()
+        };
+        if let Err(error) = sandbox.agent().add_process(&add).await {
+            if let Ok(container) = self.state().container(&key.container) {
+                container.execs.remove(&exec);
+            }
+            return Err(self.reason_for(error.into()).await);
+        }
+        self.publisher.send(&TaskExecAdded {
+            container_id: key.container.to_string(),
+            exec_id: exec.to_string(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Starts a created process.
+    ///
+    /// # Errors
+    /// [`TaskError`]; a program that cannot be run is told apart by its status.
+    pub(crate) async fn start(&self, key: &ProcessKey) -> Result<u32, TaskError> {
+        let sandbox = self.sandbox()?;
+        let stdio = {
+            let mut state = self.state();
+            let process = state.process(key)?;
+            process.lifecycle.start()?;
+            process.stdio.clone()
+        };
+        match self.start_reserved(&sandbox, key, &stdio).await {
+            Ok(()) => {
+                if key.exec.is_none() {
+                    sandbox.mark(Phase::ContainerStarted);
+                }
+                self.change(key, |process| process.lifecycle.started());
+                Ok(sandbox.monitor_pid())
+            }
+            Err(error) => {
+                let error = self.reason_for(error).await;
+                let status = error
+                    .start_failure()
+                    .map_or(255, |failure| u32::from(failure.exit_code()));
+                let exit = Exit {
+                    status,
+                    at: SystemTime::now(),
+                };
+                self.change(key, |process| {
+                    process.lifecycle.failed(exit);
+                    process.exit.send_replace(process.lifecycle.exit());
+                    Vec::new()
+                });
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_reserved(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        key: &ProcessKey,
+        stdio: &StdioPaths,
+    ) -> Result<(), TaskError> {
+        // The streams of a container were joined when it was made.
+        if key.exec.is_some() {
+            let mut joined = Process::new(stdio.clone());
+            let open = stdio.open()?;
+            self.attach(
+                sandbox,
+                &key.container,
+                key.exec.as_ref(),
+                open,
+                &mut joined,
+            )
+            .await?;
+            self.state().process(key)?.copying = joined.copying;
+        }
+        sandbox
+            .agent()
+            .start_process(&key.container, key.exec.as_ref())
+            .await?;
+        Ok(())
+    }
+
+    /// What is known of a process.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub(crate) fn view(&self, key: &ProcessKey) -> Result<ProcessView, TaskError> {
+        let mut state = self.state();
+        let bundle = state.container(&key.container)?.bundle.clone();
+        let process = state.process(key)?;
+        Ok(ProcessView {
+            lifecycle: process.lifecycle,
+            stdio: process.stdio.clone(),
+            bundle,
+        })
+    }
+
+    /// Returns when the process has ended.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub(crate) async fn wait(&self, key: &ProcessKey) -> Result<Exit, TaskError> {
+        let mut exit = self.state().process(key)?.exit.subscribe();
+        let gone = || TaskError::NotFound {
+            what: key.to_string(),
+        };
+        let exit = *exit.wait_for(Option::is_some).await.map_err(|_| gone())?;
+        exit.ok_or_else(gone)
+    }
+
+    /// Sends a signal to a process, or to all of the container's.
+    ///
+    /// # Errors
+    /// [`TaskError`]; a process that has ended is not found, as with other runtimes.
+    pub(crate) async fn kill(
+        &self,
+        key: &ProcessKey,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), TaskError> {
+        self.state().process(key)?.lifecycle.must_live("signal")?;
+        let sandbox = self.sandbox()?;
+        let sent = sandbox
+            .agent()
+            .signal_process(&key.container, key.exec.as_ref(), signal, all)
+            .await;
+        match sent {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.reason_for(error.into()).await),
+        }
+    }
+
+    /// Removes an ended (or never started) process, after its output has been delivered. With the last container the
+    /// machine goes too.
+    ///
+    /// # Errors
+    /// [`TaskError`] when it runs, or what was the machine's cannot be removed.
+    pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<Exit, TaskError> {
+        let pid = self.pid();
+        let (outputs, lifecycle) = {
+            let mut state = self.state();
+            let process = state.process(key)?;
+            process.lifecycle.may_delete()?;
+            let outputs = process.copying.take_outputs();
+            (outputs, process.lifecycle)
+        };
+        if matches!(lifecycle, Lifecycle::Stopped(_)) {
+            drain(outputs, DRAIN).await;
+        } else {
+            outputs.iter().for_each(tokio::task::JoinHandle::abort);
+        }
+        let last = {
+            let state = self.state();
+            key.exec.is_none() && state.containers.len() == 1
+        };
+        if last {
+            // The agent ends what is left and syncs; there is nothing to remove one by one.
+            self.stop_sandbox().await?;
+        } else if let Ok(sandbox) = self.sandbox()
+            && let Err(error) = sandbox
+                .agent()
+                .delete_process(&key.container, key.exec.as_ref())
+                .await
+        {
+            tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
+        }
+        let mut state = self.state();
+        match &key.exec {
+            None => drop(state.containers.remove(&key.container)),
+            Some(exec) => drop(state.container(&key.container)?.execs.remove(exec)),
+        }
+        drop(state);
+        let exit = lifecycle.exit().unwrap_or(Exit {
+            status: KILLED,
+            at: SystemTime::now(),
+        });
+        self.announce_delete(key, pid, exit);
+        Ok(exit)
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(crate) async fn resize(
+        &self,
+        key: &ProcessKey,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), TaskError> {
+        self.state()
+            .process(key)?
+            .lifecycle
+            .must_live("resize the terminal of")?;
+        let sandbox = self.sandbox()?;
+        sandbox
+            .agent()
+            .resize_terminal(&key.container, key.exec.as_ref(), columns, rows)
+            .await?;
+        Ok(())
+    }
+
+    /// The caller has written all of the process's input.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(crate) async fn close_stdin(&self, key: &ProcessKey) -> Result<(), TaskError> {
+        let (input, lifecycle) = {
+            let mut state = self.state();
+            let process = state.process(key)?;
+            (process.copying.close_stdin(), process.lifecycle)
+        };
+        let Some(input) = input else { return Ok(()) };
+        if lifecycle.exit().is_some() {
+            return Ok(());
+        }
+        let sandbox = self.sandbox()?;
+        // The process may take as long as it likes to read what is in the fifo, or never read it: the answer does not
+        // wait for that.
+        let key = key.clone();
+        tokio::spawn(async move {
+            let _ = input.await;
+            let closed = sandbox
+                .agent()
+                .close_stdin(&key.container, key.exec.as_ref())
+                .await;
+            if let Err(error) = closed {
+                tracing::debug!("closing the input of {key}: {error}");
+            }
+        });
+        Ok(())
+    }
+
+    /// The container's processes, as the guest numbers them.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(crate) async fn list(
+        &self,
+        container: &ContainerId,
+    ) -> Result<Vec<ListedProcess>, TaskError> {
+        self.state().container(container)?;
+        let sandbox = self.sandbox()?;
+        match sandbox.agent().list_processes(container).await {
+            Ok(processes) => Ok(processes),
+            Err(error) => Err(self.reason_for(error.into()).await),
+        }
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// [`TaskError`] unless it runs.
+    pub(crate) async fn pause(&self, key: &ProcessKey) -> Result<(), TaskError> {
+        self.state().process(key)?.lifecycle.must_run("pause")?;
+        self.sandbox()?.agent().pause(&key.container).await?;
+        self.state().process(key)?.lifecycle.pause()?;
+        let container_id = key.container.to_string();
+        self.publisher.send(&TaskPaused {
+            container_id,
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// [`TaskError`] unless it is paused.
+    pub(crate) async fn resume(&self, key: &ProcessKey) -> Result<(), TaskError> {
+        let mut next = self.state().process(key)?.lifecycle;
+        next.resume()?;
+        self.sandbox()?.agent().resume(&key.container).await?;
+        self.state().process(key)?.lifecycle.resume()?;
+        let container_id = key.container.to_string();
+        self.publisher.send(&TaskResumed {
+            container_id,
+            ..Default::default()
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! The server: the task service on the socket that `start` made, until it is told to end.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+
+use containerd_shim_protos::shim_async::create_task;
+use futures::stream;
+use sandbox_runtime::Config;
+use sandbox_types::SandboxId;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use ttrpc::r#async::Server;
+use ttrpc::r#async::transport::Listener;
+
+use crate::error::{ShimError, chain};
+use crate::events::Publisher;
+use crate::flags::Flags;
+use crate::pod::Pod;
+use crate::task::TaskService;
+use crate::{log, start};
+
+/// Takes the listening socket from standard input, and puts nothing in its place.
+fn inherited_listener() -> Result<StdListener, ShimError> {
+    let take = || -> io::Result<OwnedFd> {
+        let socket = io::stdin().as_fd().try_clone_to_owned()?;
+        let null = fs::File::open("/dev/null")?;
+        rustix::stdio::dup2_stdin(null)?;
+        Ok(socket)
+    };
+    let socket = take().map_err(ShimError::system(
+        "take the task socket from standard input",
+    ))?;
+    let listener = StdListener::from(socket);
+    listener
+        .local_addr()
+        .and_then(|_| listener.set_nonblocking(true))
+        .map_err(ShimError::system(
+            "use standard input as the task socket; run `start` instead",
+        ))?;
+    Ok(listener)
+}
+
+/// Serves until shut down.
+///
+/// One thread, the main one: what the runtime spawns is told to die with the thread that spawned it.
+///
+/// # Errors
+/// [`ShimError`] when it cannot begin.
+pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
+    let listener = inherited_listener()?;
+    let bundle = start::bundle(flags)?;
+    log::install(&bundle, flags.debug);
+    // A session of its own: what is typed at the caller's terminal is not for the shim.
+    nix::unistd::setsid().map_err(|error| ShimError::System {
+        what: "begin a session".to_owned(),
+        source: error.into(),
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ShimError::system("start the event loop"))?;
+    let served = runtime.block_on(run(flags, listener));
+    if let Err(error) = &served {
+        tracing::error!("{}", chain(error));
+    }
+    served
+}
+
+async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
+    let config = Config::load()?;
+    let socket = start::socket(&config, flags)?;
+    let id = SandboxId::new(flags.id.as_str())?;
+    let publisher = Publisher::from_environment(&flags.namespace);
+    let pod = Arc::new(Pod::new(
+        id,
+        flags.namespace.clone(),
+        config,
+        publisher.clone(),
+    ));
+
+    let listener = UnixListener::from_std(listener).map_err(ShimError::system("listen"))?;
+    let connections = stream::unfold(listener, |listener| async move {
+        let accepted = listener.accept().await.map(|(connection, _)| connection);
+        Some((accepted, listener))
+    });
+    let mut server = Server::new()
+        .add_listener(Listener::new(connections))
+        .register_service(create_task(Arc::new(TaskService {
+            pod: Arc::clone(&pod),
+        })));
+    server.start().await.map_err(ShimError::Serve)?;
+    tracing::info!("serving pod {} on {}", flags.id, socket.display());
+
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(ShimError::system("listen for SIGTERM"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(ShimError::system("listen for SIGINT"))?;
+    tokio::select! {
+        () = pod.until_ended() => {}
+        _ = terminate.recv() => tracing::info!("ended by SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("ended by SIGINT"),
+    }
+    // No new connections; the answer to Shutdown still goes out before the connection closes.
+    let _ = fs::remove_file(&socket);
+    let stopped = pod.stop_sandbox().await;
+    if let Err(error) = &stopped {
+        tracing::error!("{}", chain(error));
+    }
+    if let Err(error) = server.shutdown().await {
+        tracing::debug!("closing connections: {error}");
+    }
+    publisher.flush().await;
+    Ok(())
+}

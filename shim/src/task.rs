@@ -1,0 +1,192 @@
+//! The task service, `containerd.task.v2.Task`: requests in, [`Pod`] calls, replies out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ProcessInfo, ResizePtyRequest, ResumeRequest,
+    ShutdownRequest, StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest,
+    StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim_async::Task;
+use sandbox_types::ContainerId;
+use ttrpc::r#async::TtrpcContext;
+
+use crate::error::TaskError;
+use crate::events::timestamp;
+use crate::pod::{Pod, ProcessKey};
+
+/// The service of one pod.
+pub(crate) struct TaskService {
+    /// The pod.
+    pub(crate) pod: Arc<Pod>,
+}
+
+fn empty() -> Empty {
+    Empty::default()
+}
+
+fn unsupported<T>(what: &'static str) -> ttrpc::Result<T> {
+    Err(TaskError::Unsupported { what }.into())
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        let view = self.pod.view(&key)?;
+        let exit = view.lifecycle.exit();
+        Ok(StateResponse {
+            id: request.id,
+            exec_id: request.exec_id,
+            bundle: view.bundle.display().to_string(),
+            pid: self.pod.pid(),
+            status: view.lifecycle.status().into(),
+            stdin: view.stdio.stdin,
+            stdout: view.stdio.stdout,
+            stderr: view.stdio.stderr,
+            terminal: view.stdio.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        if !request.checkpoint.is_empty() {
+            return unsupported("restoring a checkpoint");
+        }
+        let pid = self.pod.create(request).await?;
+        Ok(CreateTaskResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        let pid = self.pod.start(&key).await?;
+        Ok(StartResponse {
+            pid,
+            ..Default::default()
+        })
+    }
+
+    async fn delete(
+        &self,
+        _: &TtrpcContext,
+        request: DeleteRequest,
+    ) -> ttrpc::Result<DeleteResponse> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        let pid = self.pod.pid();
+        let exit = self.pod.delete(&key).await?;
+        Ok(DeleteResponse {
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
+        let processes = self
+            .pod
+            .list(&container)
+            .await?
+            .into_iter()
+            .map(|process| ProcessInfo {
+                pid: process.pid,
+                ..Default::default()
+            })
+            .collect();
+        Ok(PidsResponse {
+            processes,
+            ..Default::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        self.pod.pause(&ProcessKey::new(&request.id, "")?).await?;
+        Ok(empty())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.pod.resume(&ProcessKey::new(&request.id, "")?).await?;
+        Ok(empty())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        unsupported("checkpointing a container")
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        self.pod.kill(&key, request.signal, request.all).await?;
+        Ok(empty())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.pod.exec(&request).await?;
+        Ok(empty())
+    }
+
+    async fn resize_pty(
+        &self,
+        _: &TtrpcContext,
+        request: ResizePtyRequest,
+    ) -> ttrpc::Result<Empty> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        self.pod.resize(&key, request.width, request.height).await?;
+        Ok(empty())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        if request.stdin {
+            self.pod
+                .close_stdin(&ProcessKey::new(&request.id, &request.exec_id)?)
+                .await?;
+        }
+        Ok(empty())
+    }
+
+    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        unsupported("changing a running container's limits")
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let key = ProcessKey::new(&request.id, &request.exec_id)?;
+        let exit = self.pod.wait(&key).await?;
+        Ok(WaitResponse {
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        unsupported("reading a container's statistics")
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: self.pod.pid(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
+        if request.now || self.pod.is_empty() {
+            self.pod.end();
+        }
+        Ok(empty())
+    }
+}
