@@ -18,7 +18,7 @@
 //!
 //! **Order.** Blobs and layers are written first, the name last; they are deleted in the opposite order.
 //!
-//! **Locks.** Taken in the order `store.lock`, `locks/<layer>`, `images.lock`. Adding holds `store.lock` shared; clearing away
+//! **Locks.** Taken in the order `store.lock`, `locks/<layer>`, `images.lock`. Whatever writes a file holds `store.lock` shared; clearing away
 //! only *tries* to have it exclusively: if an import is under way, whoever comes next clears away. Two imports
 //! of one layer meet at its file in `locks/`; the second finds the work done.
 //!
@@ -121,6 +121,7 @@ impl Store {
     /// [`StoreError::InUse`], or what is wrong with the store.
     pub fn remove(&self, reference: &Reference) -> Result<Removed, StoreError> {
         let name = {
+            let _activity = self.begin_activity()?;
             let _lock = self.lock_images()?;
             let mut index = self.read_index()?;
             let (name, record) = index.find_only(reference)?;
@@ -147,6 +148,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::LayerMissing`] if the image was removed since it was resolved.
     pub fn lease(&self, owner: &ContainerId, image: &Image) -> Result<(), StoreError> {
+        let _activity = self.begin_activity()?;
         let _lock = self.lock_images()?;
         for layer in &image.layers {
             self.check_layer(&image.name.to_string(), layer.diff_id)?;

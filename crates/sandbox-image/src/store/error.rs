@@ -22,7 +22,7 @@ pub enum StoreError {
     },
     /// No image has this name or ID.
     #[error(
-        "no image {reference} in the store; import one with `sandboxctl image import --name {reference} PATH`, or see `sandboxctl image ls`"
+        "there is no image {reference}; `sandboxctl image ls` shows those that there are, `sandboxctl image import` brings in another"
     )]
     NotFound {
         /// What was looked for.

@@ -44,6 +44,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             concurrent,
         ),
         test(
+            "leases_taken_while_others_open_the_store_are_kept",
+            Needs::Root,
+            concurrent_leases,
+        ),
+        test(
             "same_tar_gives_the_same_bytes_in_any_store",
             Needs::Root,
             reproducible,
@@ -265,6 +270,43 @@ fn concurrent() -> Result<(), String> {
         "names",
     )?;
     check(leftovers(&store) == (0, 3), "leftovers")
+}
+
+fn concurrent_leases() -> Result<(), String> {
+    let (_folder, store) = new_store();
+    let image = import(&store, &[simple_layer("x")], "a")?;
+    let results: Vec<Result<(), String>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|n| {
+                let (store, image) = (&store, &image);
+                scope.spawn(move || {
+                    let owner: ContainerId = format!("c{n}").parse().unwrap();
+                    for _ in 0..50 {
+                        let store = Store::open(store.root()).map_err(|error| chain(&error))?;
+                        store.lease(&owner, image).map_err(|error| chain(&error))?;
+                        check(
+                            store.remove(&name("a")).is_err(),
+                            "a leased image was removed",
+                        )?;
+                        store.collect().map_err(|error| chain(&error))?;
+                        if n > 0 {
+                            store.release(&owner).map_err(|error| chain(&error))?;
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    results.into_iter().collect::<Result<(), String>>()?;
+    store
+        .resolve(&name("a"))
+        .map(drop)
+        .map_err(|error| chain(&error))
 }
 
 fn reproducible() -> Result<(), String> {
