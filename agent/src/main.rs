@@ -1,3 +1,107 @@
-//! To be written.
+//! PID 1 of the guest: builds the containers and serves the host over vsock.
+//!
+//! ```text
+//! sandbox-agent              as PID 1: brings the guest up and serves (see `sandbox_protocol` for the ports)
+//! sandbox-agent helper       makes one process of a container, for the agent (see `helper`)
+//! sandbox-agent unix DIR     serves on Unix sockets in DIR, named by port, for tests without a guest
+//! ```
+//!
+//! One thread, one event loop. What blocks is short (mounts, cgroup files); what makes processes runs in
+//! helpers. If the agent panics, PID 1 ends and with it the machine: a guest without its agent is of no use.
 
-fn main() {}
+mod boot;
+mod cgroup;
+mod containers;
+mod events;
+mod guest;
+mod guest_path;
+mod helper;
+mod launch;
+mod mount;
+mod process;
+mod reaper;
+mod serve;
+mod service;
+mod spec;
+mod stdio;
+mod streams;
+mod sys;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Writes a line to the console.
+macro_rules! log {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        // There is nowhere to say that saying failed.
+        let _ = writeln!(std::io::stderr(), "sandbox-agent: {}", format_args!($($argument)*));
+    }};
+}
+use log;
+
+/// An error and its sources, on one line.
+fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        // Wrappers that pass their source's text on add nothing.
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+fn main() -> ExitCode {
+    let started_ns = events::boot_time_ns();
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next();
+    if first.as_deref() == Some(helper::ARGUMENT.as_ref()) {
+        return helper::main();
+    }
+    // Tokio would keep the panic of a task to itself.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
+    let directory = match (first, arguments.next()) {
+        (Some(word), Some(directory)) if word == "unix" => Some(PathBuf::from(directory)),
+        _ if std::process::id() == 1 => None,
+        _ => {
+            log!("this is the first process of a guest, not a program to run by hand");
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve::run(directory, started_ns) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log!("{}", error_chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Wrapped {
+        #[error(transparent)]
+        Passed(#[from] std::io::Error),
+        #[error("outer")]
+        Added(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn error_chain_names_every_cause_once() {
+        let cause = || std::io::Error::other("inner");
+        assert_eq!(error_chain(&Wrapped::Passed(cause())), "inner");
+        assert_eq!(error_chain(&Wrapped::Added(cause())), "outer: inner");
+    }
+}

@@ -1,0 +1,248 @@
+//! The containers' control groups (kernel `Documentation/admin-guide/cgroup-v2.rst`).
+//!
+//! ```text
+//! /sys/fs/cgroup/agent          the agent and its helpers
+//! /sys/fs/cgroup/sandbox/<id>   a container
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use sandbox_types::ContainerId;
+use tokio::io::unix::AsyncFd;
+
+/// Where the hierarchy is mounted.
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// Parent of the containers' groups.
+const PARENT: &str = "sandbox";
+/// How deep below a container's group its own subgroups are looked at.
+const MAX_DEPTH: usize = 32;
+/// The most processes that are listed.
+const MAX_PIDS: usize = 65_536;
+/// How long the kernel may take to freeze or empty a group.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Why something could not be done with a group.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CgroupError {
+    /// A file of the group could not be read or written.
+    #[error("cannot access {path}")]
+    File {
+        /// Which file.
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The group did not come into the state in time.
+    #[error("control group {path} did not become {state:?} within {SETTLE:?}")]
+    Unsettled {
+        /// Which group.
+        path: PathBuf,
+        /// The line of `cgroup.events` that was waited for.
+        state: &'static str,
+    },
+}
+
+/// One container's group.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// The group of container `id`, which libcontainer makes.
+    pub(crate) fn of(id: &ContainerId) -> Self {
+        Self {
+            path: Path::new(ROOT).join(PARENT).join(id.as_str()),
+        }
+    }
+
+    /// The parent of all containers' groups.
+    pub(crate) fn all() -> Self {
+        Self {
+            path: Path::new(ROOT).join(PARENT),
+        }
+    }
+
+    /// As the OCI runtime spec's `linux.cgroupsPath` has it.
+    pub(crate) fn spec_path(id: &ContainerId) -> String {
+        format!("/{PARENT}/{id}")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), CgroupError> {
+        let path = self.file(name);
+        fs::write(&path, text).map_err(|source| CgroupError::File { path, source })
+    }
+
+    /// Kills every process; no error if there is no such group.
+    pub(crate) fn kill(&self) -> Result<(), CgroupError> {
+        match self.write("cgroup.kill", "1") {
+            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Freezes or thaws it, and waits until that is so.
+    pub(crate) async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
+        self.settled(if frozen { "frozen 1" } else { "frozen 0" })
+            .await
+    }
+
+    /// Waits until no process is left.
+    pub(crate) async fn empty(&self) -> Result<(), CgroupError> {
+        if !self.path.exists() {
+            return Ok(());
+        }
+        self.settled("populated 0").await
+    }
+
+    async fn settled(&self, state: &'static str) -> Result<(), CgroupError> {
+        let path = self.file("cgroup.events");
+        let failed = |source| CgroupError::File {
+            path: path.clone(),
+            source,
+        };
+        let changes = FileChanges::new(&path).map_err(failed)?;
+        let wait = async {
+            loop {
+                let events = fs::read_to_string(&path).map_err(failed)?;
+                if events.lines().any(|line| line == state) {
+                    return Ok(());
+                }
+                changes.next().await.map_err(failed)?;
+            }
+        };
+        match tokio::time::timeout(SETTLE, wait).await {
+            Ok(result) => result,
+            Err(_) => Err(CgroupError::Unsettled {
+                path: self.path.clone(),
+                state,
+            }),
+        }
+    }
+
+    /// Every process in it and below.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        collect_pids(&self.path, MAX_DEPTH, &mut pids);
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Removes it and what is below.
+    pub(crate) fn remove(&self) -> Result<(), CgroupError> {
+        remove_tree(&self.path, MAX_DEPTH)
+    }
+
+    /// How often the kernel has killed a process in it for want of memory.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        fs::read_to_string(self.file("memory.events")).map_or(0, |text| count(&text, "oom_kill"))
+    }
+
+    /// Changes of what [`Self::oom_kills`] counts.
+    pub(crate) fn memory_events(&self) -> io::Result<FileChanges> {
+        FileChanges::new(&self.file("memory.events"))
+    }
+}
+
+fn count(events: &str, key: &str) -> u64 {
+    events
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(name, _)| *name == key)
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or(0)
+}
+
+fn subgroups(path: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+}
+
+fn collect_pids(path: &Path, depth: usize, pids: &mut Vec<u32>) {
+    // Not readable in a threaded group, whose processes its domain lists.
+    let listed = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let room = MAX_PIDS.saturating_sub(pids.len());
+    pids.extend(
+        listed
+            .lines()
+            .filter_map(|line| line.parse::<u32>().ok())
+            .take(room),
+    );
+    if let Some(depth) = depth.checked_sub(1) {
+        for group in subgroups(path) {
+            collect_pids(&group, depth, pids);
+        }
+    }
+}
+
+fn remove_tree(path: &Path, depth: usize) -> Result<(), CgroupError> {
+    if let Some(depth) = depth.checked_sub(1) {
+        for group in subgroups(path) {
+            remove_tree(&group, depth)?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CgroupError::File {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Tells when a file of the hierarchy has changed.
+#[derive(Debug)]
+pub(crate) struct FileChanges {
+    inotify: AsyncFd<OwnedFd>,
+}
+
+impl FileChanges {
+    fn new(path: &Path) -> io::Result<Self> {
+        let inotify =
+            inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&inotify, path, inotify::WatchFlags::MODIFY)?;
+        Ok(Self {
+            inotify: crate::sys::watched(inotify)?,
+        })
+    }
+
+    /// Until the file changes, or has changed since the last call.
+    pub(crate) async fn next(&self) -> io::Result<()> {
+        let mut buffer = [0u8; 1024];
+        loop {
+            let mut guard = self.inotify.readable().await?;
+            match guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buffer)?)) {
+                Ok(read) => return read.map(drop),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oom_kills_are_told_from_other_events() {
+        let events = "low 0\nhigh 3\nmax 21\noom 2\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(count(events, "oom_kill"), 1);
+        assert_eq!(count("", "oom_kill"), 0);
+    }
+}

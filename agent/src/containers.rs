@@ -1,0 +1,608 @@
+//! The containers of this guest and what can be done with them.
+
+mod error;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use oci_spec::runtime::LinuxSeccomp;
+use rustix::termios::Winsize;
+use sandbox_protocol::agent::{CreateContainerRequest, ProcessExited};
+use sandbox_types::{ContainerId, ExecId};
+use tokio::sync::oneshot;
+
+pub(crate) use self::error::ContainerError;
+use crate::cgroup::Cgroup;
+use crate::events::Events;
+use crate::helper::Action;
+use crate::launch::{self, Launch, LaunchError};
+use crate::mount::Mounted;
+use crate::process::{Prepared, Process, State};
+use crate::reaper::{ExitStatus, Reaper};
+use crate::spec::{self, Confinement, GuestSpec};
+use crate::stdio::{Streams, Wanted, descriptor};
+
+/// How long a delete waits for output that is still being read.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// `SIGRTMAX` (signal(7)).
+const MAX_SIGNAL: i32 = 64;
+const SIGKILL: i32 = 9;
+
+/// Every container.
+#[derive(Debug)]
+pub(crate) struct Containers {
+    reaper: Reaper,
+    events: Events,
+    containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    directories: AtomicU64,
+    /// Held while a container is made, so that no two of one name are.
+    creating: tokio::sync::Mutex<()>,
+}
+
+/// A container.
+#[derive(Debug)]
+struct Container {
+    id: ContainerId,
+    /// Bundle and libcontainer's state.
+    directory: PathBuf,
+    cgroup: Cgroup,
+    mounted: Mutex<Mounted>,
+    seccomp: Option<LinuxSeccomp>,
+    processes: Mutex<HashMap<Option<ExecId>, Arc<Process>>>,
+    /// Held while a process is added, started or deleted.
+    changing: tokio::sync::Mutex<()>,
+    oom_reported: Mutex<u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Containers {
+    pub(crate) fn new(reaper: Reaper, events: Events) -> Self {
+        Self {
+            reaper,
+            events,
+            containers: Mutex::default(),
+            directories: AtomicU64::new(1),
+            creating: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn container(&self, id: &ContainerId) -> Result<Arc<Container>, ContainerError> {
+        lock(&self.containers)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| ContainerError::NoContainer { id: id.clone() })
+    }
+
+    /// A process of a container; `None` is its first.
+    pub(crate) fn process(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<Arc<Process>, ContainerError> {
+        self.container(id)?.process(exec)
+    }
+
+    /// Builds the root and makes the container; its process waits. The reply is its pid.
+    pub(crate) async fn create(
+        self: &Arc<Self>,
+        id: ContainerId,
+        request: CreateContainerRequest,
+    ) -> Result<i32, ContainerError> {
+        let _creating = self.creating.lock().await;
+        if lock(&self.containers).contains_key(&id) {
+            return Err(ContainerError::Exists {
+                what: id.to_string(),
+            });
+        }
+        let wanted = wanted(request.stdio.as_ref());
+        let guest = spec::adapt(
+            &request.spec_json,
+            &request.root_path,
+            &Cgroup::spec_path(&id),
+            wanted.terminal,
+        )?;
+        let mut mounted = Mounted::default();
+        for step in &request.mounts {
+            mounted.add(step)?;
+        }
+        let directory = self.new_directory(&guest)?;
+        set_network_parameters(&guest.network_sysctl)?;
+        let result = self
+            .launch_first(&id, directory.clone(), mounted, wanted, guest.confinement)
+            .await;
+        if result.is_err() {
+            let cgroup = Cgroup::of(&id);
+            clean(cgroup.kill());
+            clean(cgroup.empty().await);
+            clean(cgroup.remove());
+            remove_directory(&directory);
+        }
+        result
+    }
+
+    async fn launch_first(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        directory: PathBuf,
+        mounted: Mounted,
+        wanted: Wanted,
+        confinement: Confinement,
+    ) -> Result<i32, ContainerError> {
+        let (streams, stdio) = Streams::new(wanted).map_err(ContainerError::Streams)?;
+        let seccomp = confinement.seccomp.clone();
+        let launch = Launch {
+            action: Action::Create,
+            directory: directory.clone(),
+            stdio,
+            confinement,
+        };
+        let launched = launch::launch(launch, &self.reaper).await?;
+        let pid = launched.pid;
+        let process = Arc::new(Process::new(
+            None,
+            State::Created { pid },
+            streams,
+            Prepared::Waiting(launched.report),
+        ));
+        if let Some(terminal) = launched.terminal {
+            process.set_terminal(Some(descriptor(terminal).map_err(ContainerError::Streams)?));
+        }
+        let container = Arc::new(Container {
+            id: id.clone(),
+            directory,
+            cgroup: Cgroup::of(id),
+            mounted: Mutex::new(mounted),
+            seccomp,
+            processes: Mutex::new(HashMap::from([(None, process.clone())])),
+            changing: tokio::sync::Mutex::default(),
+            oom_reported: Mutex::new(0),
+        });
+        self.watch_memory(&container);
+        self.watch_exit(&container, process, pid, launched.exited);
+        lock(&self.containers).insert(id.clone(), container);
+        Ok(pid)
+    }
+
+    fn new_directory(&self, guest: &GuestSpec) -> Result<PathBuf, ContainerError> {
+        let number = self.directories.fetch_add(1, Ordering::Relaxed);
+        let directory = spec::agent_dir().join(number.to_string());
+        let failed = |source| ContainerError::Directory {
+            path: directory.clone(),
+            source,
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
+            .map_err(failed)?;
+        guest
+            .spec
+            .save(directory.join("config.json"))
+            .map_err(spec::SpecError::from)?;
+        Ok(directory)
+    }
+
+    /// Describes a process to be added to a running container.
+    pub(crate) async fn add_process(
+        &self,
+        id: &ContainerId,
+        exec: ExecId,
+        process_json: &[u8],
+        wanted: Wanted,
+    ) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        let _changing = container.changing.lock().await;
+        let first = container.process(None)?.state();
+        if !matches!(first, State::Running { .. }) {
+            return Err(container.wrong_state("add a process to", None, first));
+        }
+        if lock(&container.processes).contains_key(&Some(exec.clone())) {
+            return Err(ContainerError::Exists {
+                what: format!("{id}/{exec}"),
+            });
+        }
+        let (process, capabilities) = spec::adapt_added_process(process_json, wanted.terminal)?;
+        let path = container.directory.join(format!("exec-{exec}.json"));
+        let text = serde_json::to_vec(&process).map_err(spec::SpecError::from)?;
+        fs::write(&path, text).map_err(|source| ContainerError::Directory {
+            path: path.clone(),
+            source,
+        })?;
+        let (streams, stdio) = Streams::new(wanted).map_err(ContainerError::Streams)?;
+        let launch = Launch {
+            action: Action::Add(path),
+            directory: container.directory.clone(),
+            stdio,
+            confinement: Confinement {
+                seccomp: container.seccomp.clone(),
+                capabilities,
+            },
+        };
+        let process = Process::new(
+            Some(exec.clone()),
+            State::Added,
+            streams,
+            Prepared::Launch(Box::new(launch)),
+        );
+        lock(&container.processes).insert(Some(exec), Arc::new(process));
+        Ok(())
+    }
+
+    /// Starts a created container's process or an added one; the reply, its pid, comes when the program runs.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<i32, ContainerError> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        let _changing = container.changing.lock().await;
+        let state = process.state();
+        let prepared = match state {
+            State::Created { .. } | State::Added => process.take_prepared(),
+            _ => None,
+        };
+        let Some(prepared) = prepared else {
+            return Err(container.wrong_state("start", exec, state));
+        };
+        process.set_state(State::Starting { pid: state.alive() });
+        let result = match prepared {
+            Prepared::Waiting(report) => match state.alive() {
+                Some(pid) => match launch::signal_start(&container.directory) {
+                    Ok(()) => report.executed().await.map(|()| pid),
+                    Err(error) => Err(error),
+                },
+                None => Err(LaunchError::Died),
+            },
+            Prepared::Launch(launch) => {
+                if let Action::Add(path) = &launch.action {
+                    let path = path.clone();
+                    let result = self.start_added(&container, &process, *launch).await;
+                    let _ = fs::remove_file(path);
+                    result
+                } else {
+                    self.start_added(&container, &process, *launch).await
+                }
+            }
+        };
+        match result {
+            Ok(pid) => {
+                process.set_state(State::Running { pid });
+                Ok(pid)
+            }
+            Err(error) => {
+                process.set_state(State::Failed);
+                process.release();
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn start_added(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        process: &Arc<Process>,
+        launch: Launch,
+    ) -> Result<i32, LaunchError> {
+        let launched = launch::launch(launch, &self.reaper).await?;
+        let pid = launched.pid;
+        process.set_state(State::Starting { pid: Some(pid) });
+        if let Some(terminal) = launched.terminal {
+            let terminal = descriptor(terminal).map_err(|source| LaunchError::Io {
+                what: "use the terminal",
+                source,
+            })?;
+            process.set_terminal(Some(terminal));
+        }
+        self.watch_exit(container, process.clone(), pid, launched.exited);
+        launched.report.executed().await?;
+        Ok(pid)
+    }
+
+    /// Tells the host of the process's end, unless the answer to its start did.
+    fn watch_exit(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        process: Arc<Process>,
+        pid: i32,
+        exited: oneshot::Receiver<ExitStatus>,
+    ) {
+        let (events, container) = (self.events.clone(), container.clone());
+        tokio::spawn(async move {
+            let Ok(status) = exited.await else { return };
+            process
+                .until(|state| !matches!(state, State::Starting { .. }))
+                .await;
+            if process.state() == State::Failed {
+                return;
+            }
+            container.report_oom(&events);
+            process.set_state(State::Exited { pid, status });
+            events.exited(ProcessExited {
+                container_id: container.id.to_string(),
+                exec_id: process
+                    .exec
+                    .as_ref()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                pid: unsigned(pid),
+                exit_status: status,
+                ..ProcessExited::default()
+            });
+        });
+    }
+
+    fn watch_memory(&self, container: &Arc<Container>) {
+        let changes = match container.cgroup.memory_events() {
+            Ok(changes) => changes,
+            Err(error) => {
+                crate::log!("cannot watch the memory of {}: {error}", container.id);
+                return;
+            }
+        };
+        let (events, container) = (self.events.clone(), Arc::downgrade(container));
+        tokio::spawn(async move {
+            while changes.next().await.is_ok() {
+                let Some(container) = container.upgrade() else {
+                    return;
+                };
+                container.report_oom(&events);
+            }
+        });
+    }
+
+    pub(crate) fn signal(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        let number = i32::try_from(signal).unwrap_or(i32::MAX);
+        if !(1..=MAX_SIGNAL).contains(&number) {
+            return Err(ContainerError::NoSignal { signal });
+        }
+        if all {
+            if number == SIGKILL {
+                return Ok(container.cgroup.kill()?);
+            }
+            for pid in container.cgroup.pids() {
+                // It may have ended since it was listed.
+                if let Ok(pid) = i32::try_from(pid) {
+                    let _ = crate::sys::kill(pid, number);
+                }
+            }
+            return Ok(());
+        }
+        let process = container.process(exec)?;
+        let Some(pid) = process.state().alive() else {
+            return Err(ContainerError::Ended {
+                what: container.name_of(exec),
+            });
+        };
+        crate::sys::kill(pid, number).map_err(|source| ContainerError::Signal {
+            what: container.name_of(exec),
+            signal,
+            source,
+        })
+    }
+
+    pub(crate) fn resize(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), ContainerError> {
+        let container = self.container(id)?;
+        let what = || container.name_of(exec);
+        let terminal = container.process(exec)?.terminal();
+        let terminal = terminal.ok_or_else(|| ContainerError::NoTerminal { what: what() })?;
+        let size = Winsize {
+            ws_row: u16::try_from(rows).unwrap_or(u16::MAX),
+            ws_col: u16::try_from(columns).unwrap_or(u16::MAX),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(terminal.get_ref(), size).map_err(|errno| {
+            ContainerError::Terminal {
+                what: what(),
+                source: errno.into(),
+            }
+        })
+    }
+
+    pub(crate) fn close_stdin(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<(), ContainerError> {
+        if let Some(stdin) = &self.process(id, exec)?.streams.stdin {
+            stdin.close();
+        }
+        Ok(())
+    }
+
+    /// The processes of a container, with the exec id of those that were added.
+    pub(crate) fn list(
+        &self,
+        id: &ContainerId,
+    ) -> Result<Vec<(u32, Option<ExecId>)>, ContainerError> {
+        let container = self.container(id)?;
+        let added: HashMap<u32, ExecId> = lock(&container.processes)
+            .values()
+            .filter_map(|process| Some((unsigned(process.state().alive()?), process.exec.clone()?)))
+            .collect();
+        let pids = container.cgroup.pids();
+        Ok(pids
+            .into_iter()
+            .map(|pid| (pid, added.get(&pid).cloned()))
+            .collect())
+    }
+
+    pub(crate) async fn freeze(
+        &self,
+        id: &ContainerId,
+        frozen: bool,
+    ) -> Result<(), ContainerError> {
+        Ok(self.container(id)?.cgroup.freeze(frozen).await?)
+    }
+
+    /// Removes an ended process, or a container whose first process has ended or was never started. The reply is
+    /// its pid and exit status.
+    pub(crate) async fn delete(
+        &self,
+        id: &ContainerId,
+        exec: Option<&ExecId>,
+    ) -> Result<(u32, ExitStatus), ContainerError> {
+        let container = self.container(id)?;
+        let _changing = container.changing.lock().await;
+        // Another delete may have been waited for.
+        let process = self.process(id, exec)?;
+        let state = process.state();
+        if matches!(state, State::Running { .. } | State::Starting { .. }) {
+            return Err(container.wrong_state("delete", exec, state));
+        }
+        if exec.is_none() {
+            container.tear_down().await;
+            lock(&self.containers).remove(id);
+        } else {
+            process.release();
+            process.streams.drain(DRAIN).await;
+            process.streams.abandon();
+            lock(&container.processes).remove(&exec.cloned());
+        }
+        Ok(match process.state() {
+            State::Exited { pid, status } => (unsigned(pid), status),
+            _ => (0, 0),
+        })
+    }
+
+    /// Ends every container, for the power-off.
+    pub(crate) async fn end_all(&self) {
+        let containers: Vec<_> = lock(&self.containers).values().cloned().collect();
+        let all = Cgroup::all();
+        clean(all.kill());
+        clean(all.empty().await);
+        for container in containers.into_iter().rev() {
+            lock(&container.mounted).unmount();
+        }
+    }
+}
+
+impl Container {
+    fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>, ContainerError> {
+        lock(&self.processes)
+            .get(&exec.cloned())
+            .cloned()
+            .ok_or_else(|| ContainerError::NoProcess {
+                what: self.name_of(exec),
+            })
+    }
+
+    fn name_of(&self, exec: Option<&ExecId>) -> String {
+        match exec {
+            Some(exec) => format!("{}/{exec}", self.id),
+            None => self.id.to_string(),
+        }
+    }
+
+    fn wrong_state(
+        &self,
+        action: &'static str,
+        exec: Option<&ExecId>,
+        state: State,
+    ) -> ContainerError {
+        ContainerError::WrongState {
+            action,
+            what: self.name_of(exec),
+            state,
+        }
+    }
+
+    fn report_oom(&self, events: &Events) {
+        let kills = self.cgroup.oom_kills();
+        let mut reported = lock(&self.oom_reported);
+        if kills > *reported {
+            *reported = kills;
+            events.out_of_memory(self.id.as_str());
+        }
+    }
+
+    async fn tear_down(&self) {
+        clean(self.cgroup.kill());
+        clean(self.cgroup.empty().await);
+        let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
+        for process in &processes {
+            if process.state().alive().is_some() {
+                process.until(State::over).await;
+            }
+            process.release();
+            process.streams.drain(DRAIN).await;
+            process.streams.abandon();
+        }
+        clean(self.cgroup.remove());
+        lock(&self.mounted).unmount();
+        remove_directory(&self.directory);
+    }
+}
+
+/// Says what a clean-up step could not do, and goes on.
+fn clean<E: std::error::Error>(result: Result<(), E>) {
+    if let Err(error) = result {
+        crate::log!("{}", crate::error_chain(&error));
+    }
+}
+
+fn remove_directory(directory: &std::path::Path) {
+    if let Err(error) = fs::remove_dir_all(directory) {
+        crate::log!("cannot remove {}: {error}", directory.display());
+    }
+}
+
+pub(crate) fn wanted(stdio: Option<&sandbox_protocol::agent::Stdio>) -> Wanted {
+    Wanted {
+        stdin: stdio.is_some_and(|stdio| stdio.stdin),
+        stdout: stdio.is_some_and(|stdio| stdio.stdout),
+        stderr: stdio.is_some_and(|stdio| stdio.stderr),
+        terminal: stdio.is_some_and(|stdio| stdio.terminal),
+    }
+}
+
+fn unsigned(pid: i32) -> u32 {
+    u32::try_from(pid).unwrap_or(0)
+}
+
+/// Sets `net.*` parameters in the network namespace that all containers of the guest share.
+fn set_network_parameters(parameters: &[(String, String)]) -> Result<(), ContainerError> {
+    for (key, value) in parameters {
+        let relative = match key.contains('/') {
+            true => key.clone(),
+            false => key.replace('.', "/"),
+        };
+        let plain = relative
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..");
+        let path = PathBuf::from("/proc/sys").join(relative);
+        let result = match plain {
+            true => fs::write(&path, value),
+            false => Err(std::io::ErrorKind::InvalidInput.into()),
+        };
+        result.map_err(|source| ContainerError::Sysctl {
+            key: key.clone(),
+            value: value.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! The short-lived process that makes a container, or adds a process to one, with libcontainer.
+//!
+//! libcontainer clones without exec, which is not safe in a process that has other threads or a runtime, so the
+//! agent re-executes itself as `sandbox-agent helper` for each. The helper reads an [`Order`] from its
+//! standard input, has libcontainer make the processes as the *agent's* children (`CLONE_PARENT`), and says
+//! what happened on a pipe:
+//!
+//! ```text
+//! agent                   helper                    init (in the container)
+//!   |-- order (memfd) ------>|-- clone ... clone ------->|
+//!   |                        |                           | checks the program ----> report: failed
+//!   |<-- report: created ----|  exits                    | waits for the start signal
+//!   |-- start signal (notify socket) ------------------->| filters, capabilities, execve
+//!   |<-- report: failed, or end-of-file: the program runs|
+//! ```
+//!
+//! The pipe closes with a successful execve, so its end is the start's success.
+
+mod executor;
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::container::{Container, ContainerStatus};
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use serde::{Deserialize, Serialize};
+
+use self::executor::AgentExecutor;
+use crate::spec::Confinement;
+
+/// First argument of the program when it is to be the helper.
+pub(crate) const ARGUMENT: &str = "helper";
+/// Name that libcontainer knows every container by; its directory tells them apart.
+pub(crate) const CONTAINER_NAME: &str = "c";
+/// The longest message in a [`Report`], in bytes: a report is one write that a pipe takes whole (`PIPE_BUF`).
+const MAX_MESSAGE_BYTES: usize = 1024;
+/// Open files that a container's process may have if its spec does not say: soft and hard.
+const DEFAULT_NOFILE: (u64, u64) = (1024, 1_048_576);
+
+/// What to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Action {
+    /// Make the container whose bundle is in `directory`.
+    Create,
+    /// Add the process that this file describes.
+    Add(PathBuf),
+}
+
+/// The agent's instructions. Descriptor numbers are those of the helper.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// What to do.
+    pub(crate) action: Action,
+    /// Bundle and state of the container.
+    pub(crate) directory: PathBuf,
+    /// Write end of the report pipe.
+    pub(crate) report_fd: RawFd,
+    /// The process's stdin, stdout and stderr; `None` with a terminal.
+    pub(crate) stdio: Option<[RawFd; 3]>,
+    /// Where the terminal is to be sent.
+    pub(crate) console_socket: Option<PathBuf>,
+    /// What the executor applies.
+    pub(crate) confinement: Confinement,
+}
+
+/// What happened; one JSON object a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The process is there.
+    Created {
+        /// As the guest's first pid namespace numbers it.
+        pid: i32,
+    },
+    /// It is not, or its program could not be run.
+    Failed(Failure),
+}
+
+/// Why a process could not be made or its program not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// Which kind.
+    pub(crate) kind: FailureKind,
+    /// The whole chain of errors.
+    pub(crate) message: String,
+}
+
+/// Kinds of [`Failure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FailureKind {
+    /// There is no such program.
+    ProgramNotFound,
+    /// It cannot be executed.
+    ProgramNotExecutable,
+    /// Anything else.
+    Setup,
+}
+
+/// Write end of the report pipe.
+#[derive(Debug, Clone)]
+struct Reporter(Arc<OwnedFd>);
+
+impl Reporter {
+    fn send(&self, report: &Report) {
+        let Ok(mut line) = serde_json::to_vec(report) else {
+            return;
+        };
+        line.push(b'\n');
+        // Nobody is left to tell if this fails: the agent sees the end of the pipe.
+        let _ = rustix::io::write(&self.0, &line);
+    }
+
+    fn fail(&self, kind: FailureKind, mut message: String) {
+        let mut end = message.len().min(MAX_MESSAGE_BYTES);
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        self.send(&Report::Failed(Failure { kind, message }));
+    }
+}
+
+/// The helper's `main`.
+pub(crate) fn main() -> ExitCode {
+    let mut text = Vec::new();
+    let order: Order = match std::io::stdin()
+        .read_to_end(&mut text)
+        .map_err(|error| error.to_string())
+        .and_then(|_| serde_json::from_slice(&text).map_err(|error| error.to_string()))
+    {
+        Ok(order) => order,
+        Err(error) => {
+            let _ = writeln!(
+                std::io::stderr(),
+                "sandbox-agent: helper: bad order: {error}"
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    let report = Reporter(Arc::new(inherited(order.report_fd)));
+    let nofile = rustix::process::Rlimit {
+        current: Some(DEFAULT_NOFILE.0),
+        maximum: Some(DEFAULT_NOFILE.1),
+    };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, nofile) {
+        report.fail(
+            FailureKind::Setup,
+            format!("cannot set RLIMIT_NOFILE: {error}"),
+        );
+        return ExitCode::FAILURE;
+    }
+    match run(order, &report) {
+        Ok(pid) => {
+            report.send(&Report::Created { pid });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            // The executor's own report, if there is one, came first and counts.
+            report.fail(FailureKind::Setup, crate::error_chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(order: Order, report: &Reporter) -> Result<i32, LibcontainerError> {
+    let mut builder = ContainerBuilder::new(CONTAINER_NAME.to_owned(), SyscallType::Linux)
+        .with_root_path(&order.directory)?
+        .with_console_socket(order.console_socket)
+        .with_executor(AgentExecutor::new(report.clone(), order.confinement));
+    if let Some([stdin, stdout, stderr]) = order.stdio {
+        builder = builder
+            .with_stdin(inherited(stdin))
+            .with_stdout(inherited(stdout))
+            .with_stderr(inherited(stderr));
+    }
+    match order.action {
+        Action::Create => {
+            let container = builder
+                .as_init(&order.directory)
+                .with_systemd(false)
+                .as_sibling(true)
+                .build()?;
+            container
+                .pid()
+                .map(|pid| pid.as_raw())
+                .ok_or_else(|| LibcontainerError::Other("the container has no process".to_owned()))
+        }
+        Action::Add(process) => {
+            mark_running(&order.directory)?;
+            let pid = builder
+                .as_tenant()
+                .with_detach(true)
+                .as_sibling(true)
+                .with_process(Some(process))
+                .build()?;
+            Ok(pid.as_raw())
+        }
+    }
+}
+
+/// The agent starts containers itself, so libcontainer's state does not know yet that this one runs.
+fn mark_running(directory: &Path) -> Result<(), LibcontainerError> {
+    let mut container = Container::load(directory.join(CONTAINER_NAME))?;
+    if container.status() == ContainerStatus::Created {
+        container.set_status(ContainerStatus::Running).save()?;
+    }
+    Ok(())
+}
+
+/// Takes a descriptor that the agent left open for this process.
+#[expect(
+    unsafe_code,
+    reason = "an inherited descriptor is only known by its number"
+)]
+fn inherited(fd: RawFd) -> OwnedFd {
+    // SAFETY: the agent opened `fd` for this process and named it in the order once; nothing else here has it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_with_a_long_message_is_one_line_that_a_pipe_takes_whole() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let report = Reporter(Arc::new(write));
+        report.fail(FailureKind::Setup, "\u{e4}\n\"".repeat(4000));
+        drop(report);
+        let mut text = String::new();
+        std::fs::File::from(read).read_to_string(&mut text).unwrap();
+        assert!(text.len() <= 4096 && text.ends_with('\n'));
+        assert_eq!(text.lines().count(), 1);
+        assert!(matches!(
+            serde_json::from_str(&text).unwrap(),
+            Report::Failed(Failure {
+                kind: FailureKind::Setup,
+                ..
+            })
+        ));
+    }
+}

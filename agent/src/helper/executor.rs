@@ -1,0 +1,402 @@
+//! The last steps of a container's process, in the container's namespaces: it finds its program, gives up its
+//! privileges and executes it.
+//!
+//! libcontainer leaves the system call filter out of processes that are added to a container, so the agent
+//! takes filter and capabilities out of the spec and applies them here, for the first process and for added
+//! ones alike. Until then the process holds all capabilities, but runs only the agent's code: nothing here may
+//! load or run anything that the container supplies, name services included.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::fs;
+use std::io::Read as _;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use libcontainer::capabilities;
+use libcontainer::seccomp;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use nix::errno::Errno;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
+use rustix::fs::{Gid, OFlags, Uid};
+use rustix::termios::Winsize;
+
+use super::{FailureKind, Reporter};
+use crate::spec::{Confinement, HOME_UNKNOWN};
+
+/// Where programs are looked for if the process has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The most of a container's `/etc/passwd` that is read, in bytes.
+const MAX_PASSWD_BYTES: u64 = 1024 * 1024;
+/// Device number of `/dev/null` (kernel `Documentation/admin-guide/devices.txt`).
+const DEV_NULL: (u32, u32) = (1, 3);
+
+/// Runs the program of a container's process.
+#[derive(Clone)]
+pub(super) struct AgentExecutor {
+    report: Reporter,
+    confinement: Confinement,
+}
+
+/// A program that cannot be run.
+struct Refusal {
+    kind: FailureKind,
+    message: String,
+}
+
+impl AgentExecutor {
+    pub(super) fn new(report: Reporter, confinement: Confinement) -> Self {
+        Self {
+            report,
+            confinement,
+        }
+    }
+
+    /// Returns only if it fails.
+    fn run(&self, spec: &Spec) -> Result<std::convert::Infallible, Refusal> {
+        let process = process_of(spec)?;
+        let program = find_program(process)?;
+        let strings = |items: Vec<String>| {
+            items
+                .into_iter()
+                .map(CString::new)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|_| setup("an argument or variable contains a zero byte"))
+        };
+        let arguments = strings(process.args().clone().unwrap_or_default())?;
+        let variables = strings(environment(process))?;
+        let path = CString::new(program.as_os_str().as_encoded_bytes())
+            .map_err(|_| setup("the program's name contains a zero byte"))?;
+
+        reset_signals().map_err(|errno| setup(format!("cannot reset signals: {errno}")))?;
+        self.confine(process)?;
+        match nix::unistd::execve(&path, &arguments, &variables) {
+            Err(errno) => Err(Refusal {
+                kind: FailureKind::ProgramNotExecutable,
+                message: match errno {
+                    Errno::ENOENT => format!(
+                        "cannot execute {}: its interpreter is not in the container",
+                        program.display()
+                    ),
+                    _ => format!("cannot execute {}: {}", program.display(), errno.desc()),
+                },
+            }),
+            Ok(never) => Ok(never),
+        }
+    }
+
+    /// A filter can be installed with `CAP_SYS_ADMIN` or with no-new-privileges set (seccomp(2)). With the
+    /// latter it comes last, so that it need not allow what dropping capabilities takes.
+    fn confine(&self, process: &Process) -> Result<(), Refusal> {
+        let filters_last = process.no_new_privileges() == Some(true);
+        refuse_vsock().map_err(|error| setup(format!("cannot refuse AF_VSOCK: {error}")))?;
+        if !filters_last {
+            self.load_profile()?;
+        }
+        let sets = every_set(self.confinement.capabilities.as_ref());
+        let syscall = SyscallType::Linux.create_syscall();
+        capabilities::drop_privileges(&sets, syscall.as_ref())
+            .map_err(|error| setup(format!("cannot drop capabilities: {error}")))?;
+        if filters_last {
+            self.load_profile()?;
+        }
+        Ok(())
+    }
+
+    fn load_profile(&self) -> Result<(), Refusal> {
+        if let Some(profile) = &self.confinement.seccomp {
+            seccomp::initialize_seccomp(profile).map_err(|error| {
+                setup(format!(
+                    "cannot install the seccomp profile: {}",
+                    crate::error_chain(&error)
+                ))
+            })?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, spec: &Spec) -> Result<(), Refusal> {
+        let process = process_of(spec)?;
+        find_program(process)?;
+        prepare_stdio(process)
+    }
+}
+
+impl Executor for AgentExecutor {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.prepare(spec).map_err(|refusal| {
+            self.report.fail(refusal.kind, refusal.message.clone());
+            ExecutorValidationError::ArgValidationError(refusal.message)
+        })
+    }
+
+    /// The environment is made for execve and nothing here reads it.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let Err(refusal) = self.run(spec);
+        self.report.fail(refusal.kind, refusal.message.clone());
+        Err(ExecutorError::Other(refusal.message))
+    }
+}
+
+fn setup(message: impl Into<String>) -> Refusal {
+    Refusal {
+        kind: FailureKind::Setup,
+        message: message.into(),
+    }
+}
+
+fn process_of(spec: &Spec) -> Result<&Process, Refusal> {
+    spec.process()
+        .as_ref()
+        .ok_or_else(|| setup("the spec has no process"))
+}
+
+/// The program that `args[0]` names: itself if it has a slash, else the first of that name in `PATH` that can
+/// be executed (execvp(3)).
+fn find_program(process: &Process) -> Result<PathBuf, Refusal> {
+    let name = process
+        .args()
+        .as_ref()
+        .and_then(|args| args.first())
+        .map_or("", String::as_str);
+    let path = process
+        .env()
+        .iter()
+        .flatten()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    let candidates: Vec<PathBuf> = if name.contains('/') {
+        vec![PathBuf::from(name)]
+    } else if name.is_empty() {
+        vec![]
+    } else {
+        path.split(':')
+            .map(|directory| match directory {
+                "" => Path::new(".").join(name),
+                directory => Path::new(directory).join(name),
+            })
+            .collect()
+    };
+    let mut present = None;
+    for candidate in candidates {
+        let Ok(metadata) = fs::metadata(&candidate) else {
+            continue;
+        };
+        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+            return Ok(candidate);
+        }
+        present.get_or_insert((candidate, metadata.is_dir()));
+    }
+    Err(match present {
+        Some((path, directory)) => Refusal {
+            kind: FailureKind::ProgramNotExecutable,
+            message: format!(
+                "cannot execute {}: {}",
+                path.display(),
+                match directory {
+                    true => "it is a directory",
+                    false => "permission denied",
+                }
+            ),
+        },
+        None if name.contains('/') => Refusal {
+            kind: FailureKind::ProgramNotFound,
+            message: format!("cannot execute {name}: no such file in the container"),
+        },
+        None => Refusal {
+            kind: FailureKind::ProgramNotFound,
+            message: format!("cannot execute {name:?}: not found in PATH ({path})"),
+        },
+    })
+}
+
+fn environment(process: &Process) -> Vec<String> {
+    let mut variables = process.env().clone().unwrap_or_default();
+    for variable in &mut variables {
+        if variable == HOME_UNKNOWN {
+            let home = home_of(Path::new("/etc/passwd"), process.user().uid());
+            *variable = format!("HOME={}", home.as_deref().unwrap_or("/"));
+        }
+    }
+    variables
+}
+
+/// Home directory of `uid` in a container's own passwd(5), which may be anything at all.
+fn home_of(passwd: &Path, uid: u32) -> Option<String> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY; // a fifo there must not block
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(i32::try_from(flags.bits()).ok()?)
+        .open(passwd)
+        .ok()?;
+    if !file.metadata().ok()?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_PASSWD_BYTES).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let found = fields.next()?.parse() == Ok(uid);
+        let home = fields.nth(2)?;
+        (found && home.starts_with('/')).then(|| home.to_owned())
+    })
+}
+
+/// Gives the process's own user its standard streams, so that it can open `/dev/stdout` again, and the terminal
+/// its size.
+fn prepare_stdio(process: &Process) -> Result<(), Refusal> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let uid = process.user().uid();
+    for stream in [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()] {
+        give(stream, uid)
+            .map_err(|errno| setup(format!("cannot change the owner of a stream: {errno}")))?;
+    }
+    if let (Some(true), Some(size)) = (process.terminal(), process.console_size()) {
+        let size = Winsize {
+            ws_row: u16::try_from(size.height()).unwrap_or(u16::MAX),
+            ws_col: u16::try_from(size.width()).unwrap_or(u16::MAX),
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(stdin.as_fd(), size)
+            .map_err(|errno| setup(format!("cannot set the terminal's size: {errno}")))?;
+    }
+    Ok(())
+}
+
+fn give(stream: BorrowedFd<'_>, uid: u32) -> Result<(), rustix::io::Errno> {
+    let stat = rustix::fs::fstat(stream)?;
+    let device = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    if stat.st_uid == uid || device == DEV_NULL {
+        return Ok(());
+    }
+    match rustix::fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>) {
+        // In a user namespace that the stream's owner is not part of, nobody can own it.
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::INVAL) => Ok(()),
+        result => result,
+    }
+}
+
+/// Undoes what the Rust runtime did to SIGPIPE; a program inherits ignored signals through execve.
+#[expect(
+    unsafe_code,
+    reason = "signal(2) can install handlers, which is unsafe"
+)]
+fn reset_signals() -> Result<(), Errno> {
+    // SAFETY: the default action is no handler.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+}
+
+/// A container must not reach the host's or the agent's vsock ports, whatever its profile allows.
+fn refuse_vsock() -> Result<(), libseccomp::error::SeccompError> {
+    let family = u64::try_from(nix::libc::AF_VSOCK).unwrap_or(u64::MAX);
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow)?;
+    filter.set_ctl_nnp(false)?;
+    // Other system call tables have other ways to make a socket. The guest kernel has none of them.
+    filter.set_act_badarch(ScmpAction::Errno(nix::libc::ENOSYS))?;
+    filter.add_rule_conditional(
+        ScmpAction::Errno(nix::libc::EAFNOSUPPORT),
+        ScmpSyscall::from_name("socket")?,
+        &[ScmpArgCompare::new(
+            0,
+            ScmpCompareOp::MaskedEqual(0xffff_ffff),
+            family,
+        )],
+    )?;
+    filter.load()
+}
+
+/// All five sets, as the spec has it: a set that is not there is empty.
+fn every_set(sets: Option<&LinuxCapabilities>) -> LinuxCapabilities {
+    let set = |of: fn(&LinuxCapabilities) -> &Option<Capabilities>| {
+        Some(sets.and_then(|sets| of(sets).clone()).unwrap_or_default())
+    };
+    let mut all = LinuxCapabilities::default();
+    all.set_bounding(set(LinuxCapabilities::bounding))
+        .set_effective(set(LinuxCapabilities::effective))
+        .set_permitted(set(LinuxCapabilities::permitted))
+        .set_inheritable(set(LinuxCapabilities::inheritable))
+        .set_ambient(set(LinuxCapabilities::ambient));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn process(args: &[&str], env: &[&str]) -> Process {
+        serde_json::from_value(json!({
+            "user": {"uid": 0, "gid": 0}, "args": args, "env": env, "cwd": "/",
+        }))
+        .unwrap()
+    }
+
+    fn kind(process: &Process) -> Option<FailureKind> {
+        find_program(process).err().map(|refusal| refusal.kind)
+    }
+
+    #[test]
+    fn program_missing_is_told_from_one_that_is_not_executable() {
+        let root = tempfile::tempdir().unwrap();
+        let path = format!("PATH=/nonexistent:{}", root.path().display());
+        fs::write(root.path().join("plain"), "").unwrap();
+        fs::create_dir(root.path().join("directory")).unwrap();
+        let run = |name: &str| kind(&process(&[name], &[&path]));
+        assert_eq!(run("missing"), Some(FailureKind::ProgramNotFound));
+        assert_eq!(run(""), Some(FailureKind::ProgramNotFound));
+        assert_eq!(run("/missing"), Some(FailureKind::ProgramNotFound));
+        assert_eq!(run("plain"), Some(FailureKind::ProgramNotExecutable));
+        assert_eq!(run("directory"), Some(FailureKind::ProgramNotExecutable));
+        fs::set_permissions(root.path().join("plain"), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(run("plain"), None);
+    }
+
+    #[test]
+    fn capability_set_that_is_absent_is_empty() {
+        let some = serde_json::from_value(json!({"bounding": ["CAP_KILL"]})).unwrap();
+        let all = every_set(Some(&some));
+        assert_eq!(all.bounding().as_ref().unwrap().len(), 1);
+        for set in [
+            all.effective(),
+            all.permitted(),
+            all.inheritable(),
+            all.ambient(),
+        ] {
+            assert_eq!(set.as_ref().map(|set| set.len()), Some(0));
+        }
+        assert_eq!(
+            every_set(None).bounding().as_ref().map(|set| set.len()),
+            Some(0)
+        );
+    }
+
+    #[test]
+    fn home_is_that_of_the_user_in_the_containers_passwd() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(
+            file.path(),
+            "junk\nroot:x:0:0:root:/root:/bin/sh\nu:x:7:7::/home/u:/bin/sh\nv:x:8:8::relative:\n",
+        )
+        .unwrap();
+        assert_eq!(home_of(file.path(), 7).as_deref(), Some("/home/u"));
+        assert_eq!(home_of(file.path(), 8), None);
+        assert_eq!(home_of(file.path(), 9), None);
+        assert_eq!(home_of(Path::new("/dev/null"), 0), None);
+    }
+}

@@ -1,0 +1,240 @@
+//! The ttrpc service. Each call's work is a task of its own: a connection that breaks off must not leave a
+//! container half made.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sandbox_protocol::agent::list_processes_reply;
+use sandbox_protocol::agent::{
+    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, CreateContainerRequest,
+    DeleteProcessReply, Empty, ListProcessesReply, ProcessReply, ProcessRequest,
+    ResizeTerminalRequest, SignalProcessRequest,
+};
+use sandbox_protocol::agent_ttrpc::Agent;
+use sandbox_types::{ContainerId, ExecId, IdError};
+use tokio::sync::mpsc;
+use ttrpc::r#async::TtrpcContext;
+use ttrpc::proto::Code;
+
+use crate::containers::{ContainerError, Containers, wanted};
+use crate::guest;
+
+/// The service.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentService {
+    pub(crate) containers: Arc<Containers>,
+    /// Told when the host wants the machine off.
+    pub(crate) shutdown: mpsc::Sender<()>,
+}
+
+type Reply<T> = ttrpc::Result<T>;
+
+fn container_id(id: &str) -> Result<ContainerId, ContainerError> {
+    Ok(ContainerId::new(id)?)
+}
+
+fn ids(id: &str, exec: &str) -> Result<(ContainerId, Option<ExecId>), ContainerError> {
+    Ok((ContainerId::new(id)?, exec_id(exec)?))
+}
+
+/// Empty means a container's first process.
+pub(crate) fn exec_id(exec: &str) -> Result<Option<ExecId>, IdError> {
+    match exec {
+        "" => Ok(None),
+        exec => Ok(Some(ExecId::new(exec)?)),
+    }
+}
+
+async fn answer<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ContainerError>> + Send + 'static,
+) -> Reply<T> {
+    match tokio::spawn(work).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(ttrpc::Error::RpcStatus(error.to_status())),
+        Err(error) => Err(ttrpc::Error::RpcStatus(ttrpc::get_status(
+            Code::INTERNAL,
+            error,
+        ))),
+    }
+}
+
+fn process_reply(pid: i32) -> ProcessReply {
+    ProcessReply {
+        pid: u32::try_from(pid).unwrap_or(0),
+        ..ProcessReply::default()
+    }
+}
+
+#[async_trait]
+impl Agent for AgentService {
+    async fn configure_guest(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureGuestRequest,
+    ) -> Reply<Empty> {
+        guest::configure(request.unix_time_ns, &request.hostname).map_err(|error| {
+            let code = match &error {
+                guest::GuestError::Time { .. } => Code::INVALID_ARGUMENT,
+                guest::GuestError::Refused { .. } => Code::INTERNAL,
+            };
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+        })?;
+        Ok(Empty::new())
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: CreateContainerRequest,
+    ) -> Reply<ProcessReply> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            containers.create(id, request).await.map(process_reply)
+        })
+        .await
+    }
+
+    async fn add_process(&self, _: &TtrpcContext, request: AddProcessRequest) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            let exec = ExecId::new(request.exec_id)?;
+            let wanted = wanted(request.stdio.as_ref());
+            containers
+                .add_process(&id, exec, &request.process_json, wanted)
+                .await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> Reply<ProcessReply> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let (id, exec) = ids(&request.container_id, &request.exec_id)?;
+            containers
+                .start(&id, exec.as_ref())
+                .await
+                .map(process_reply)
+        })
+        .await
+    }
+
+    async fn signal_process(
+        &self,
+        _: &TtrpcContext,
+        request: SignalProcessRequest,
+    ) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let (id, exec) = ids(&request.container_id, &request.exec_id)?;
+            containers.signal(&id, exec.as_ref(), request.signal, request.all)?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn resize_terminal(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeTerminalRequest,
+    ) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let (id, exec) = ids(&request.container_id, &request.exec_id)?;
+            containers.resize(&id, exec.as_ref(), request.columns, request.rows)?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn close_stdin(&self, _: &TtrpcContext, request: ProcessRequest) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let (id, exec) = ids(&request.container_id, &request.exec_id)?;
+            containers.close_stdin(&id, exec.as_ref())?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn delete_process(
+        &self,
+        _: &TtrpcContext,
+        request: ProcessRequest,
+    ) -> Reply<DeleteProcessReply> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let (id, exec) = ids(&request.container_id, &request.exec_id)?;
+            let (pid, exit_status) = containers.delete(&id, exec.as_ref()).await?;
+            Ok(DeleteProcessReply {
+                exit_status,
+                pid,
+                ..DeleteProcessReply::default()
+            })
+        })
+        .await
+    }
+
+    async fn list_processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> Reply<ListProcessesReply> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            let processes = containers
+                .list(&id)?
+                .into_iter()
+                .map(|(pid, exec)| list_processes_reply::Process {
+                    pid,
+                    exec_id: exec.map(String::from).unwrap_or_default(),
+                    ..list_processes_reply::Process::default()
+                })
+                .collect();
+            Ok(ListProcessesReply {
+                processes,
+                ..ListProcessesReply::default()
+            })
+        })
+        .await
+    }
+
+    async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Reply<Empty> {
+        self.freeze(request, true).await
+    }
+
+    async fn resume_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Reply<Empty> {
+        self.freeze(request, false).await
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        let reply = answer(async move {
+            containers.end_all().await;
+            Ok(Empty::new())
+        })
+        .await;
+        // The reply is sent before the machine goes off: see `power`.
+        let _ = self.shutdown.try_send(());
+        reply
+    }
+}
+
+impl AgentService {
+    async fn freeze(&self, request: ContainerRequest, frozen: bool) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            containers.freeze(&id, frozen).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+}
