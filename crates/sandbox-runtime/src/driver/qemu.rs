@@ -34,8 +34,9 @@ impl HypervisorDriver for Qemu {
         let mut launch = Launch::new("qemu", config.qemu_path()?);
         let memory = plan.memory.get();
         launch
+            // The local interrupt controller's timer is calibrated against the PIT, there being no other clock.
             .arg("-M")
-            .arg("microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram")
+            .arg("microvm,acpi=off,pit=on,pic=on,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram")
             .arg("-accel")
             .arg("tcg")
             .arg("-cpu")
@@ -51,6 +52,8 @@ impl HypervisorDriver for Qemu {
             .arg("-display")
             .arg("none")
             .arg("-no-reboot")
+            .arg("-sandbox")
+            .arg("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
             .arg("-global")
             .arg("virtio-mmio.force-legacy=false")
             .arg("-device")
