@@ -58,7 +58,7 @@ pub enum ImportError {
         reason: String,
     },
     /// A part is named but not there.
-    #[error("the image is incomplete: its {part} {name} is missing")]
+    #[error("the image is incomplete: its {part} {} is missing", name.escape_debug())]
     Missing {
         /// Which part.
         part: Part,
@@ -90,7 +90,7 @@ pub enum ImportError {
         found: u64,
     },
     /// A part is too large to be what it is said to be.
-    #[error("the image's {part} {name} is larger than {limit} bytes")]
+    #[error("the image's {part} {} is larger than {limit} bytes", name.escape_debug())]
     TooLarge {
         /// Which part.
         part: Part,
@@ -100,7 +100,7 @@ pub enum ImportError {
         limit: u64,
     },
     /// A part is not the JSON that it should be.
-    #[error("the image is corrupt: its {part} {name} is malformed")]
+    #[error("the image is corrupt: its {part} {} is malformed", name.escape_debug())]
     Malformed {
         /// Which part.
         part: Part,
@@ -118,7 +118,7 @@ pub enum ImportError {
         source: DigestError,
     },
     /// Nothing in the image is for this platform.
-    #[error("the image has nothing for {wanted}; it is for {}", offered.join(", "))]
+    #[error("the image has nothing for {wanted}; it is for {}", offered.join(", ").escape_debug())]
     Platform {
         /// The platform that is run here.
         wanted: &'static str,
@@ -183,7 +183,7 @@ pub enum ImportError {
         found: Digest,
     },
     /// There are several images.
-    #[error("there are several images ({}); say which one with --name", names.join(", "))]
+    #[error("there are several images ({}); say which one with --name", names.join(", ").escape_debug())]
     SeveralImages {
         /// Their names.
         names: Vec<String>,

@@ -300,7 +300,11 @@ impl Unpacking<'_> {
     fn read_error_plain(&self, source: io::Error) -> LayerError {
         LayerError::Tar {
             entries: self.entries,
-            source,
+            // The text may hold bytes of the tar, which are not for a terminal.
+            source: io::Error::new(
+                source.kind(),
+                printable(source.to_string().escape_debug().to_string().as_bytes()),
+            ),
         }
     }
 }
