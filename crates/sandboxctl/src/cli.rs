@@ -176,7 +176,7 @@ pub(crate) struct ContainerOptions {
     /// Take a capability from the process, or ALL
     #[arg(long, value_name = "CAP", help_heading = "Privileges")]
     pub(crate) cap_drop: Vec<String>,
-    /// no-new-privileges[=true|false]
+    /// no-new-privileges[=true|false], or seccomp=builtin|unconfined|FILE
     #[arg(long, value_name = "OPTION", help_heading = "Privileges")]
     pub(crate) security_opt: Vec<String>,
 

@@ -374,8 +374,9 @@ impl Container {
 
     /// Whether some process attends it now.
     pub(crate) fn is_attended(&self) -> bool {
+        // Shared, so that two that only look do not take each other for one that attends.
         File::open(&self.folder)
-            .is_ok_and(|folder| matches!(folder.try_lock(), Err(TryLockError::WouldBlock)))
+            .is_ok_and(|folder| matches!(folder.try_lock_shared(), Err(TryLockError::WouldBlock)))
     }
 }
 

@@ -5,6 +5,8 @@
 
 mod defaults;
 mod process;
+mod seccomp;
+mod security;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use oci_spec::runtime::{
 use crate::cli::ContainerOptions;
 use crate::names;
 use crate::values::{CPU_PERIOD_US, ValueError};
+use security::Seccomp;
 
 /// Why no configuration can be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +46,16 @@ pub(crate) enum SpecError {
     #[error("the image's own user does not read as one; give numbers with --user UID:GID")]
     ImageUser(#[source] ValueError),
     /// A security option that is not known.
-    #[error("--security-opt {option:?} is not known; there is no-new-privileges[=true|false]")]
+    #[error(
+        "--security-opt {option:?} is not known; there are no-new-privileges[=true|false] and seccomp=builtin|unconfined|FILE"
+    )]
     SecurityOption { option: String },
+    /// A module that the guest's kernel does not have.
+    #[error("--security-opt {option:?}: the guest's kernel has no AppArmor and no SELinux")]
+    NoSuchModule { option: String },
+    /// A seccomp profile cannot be used.
+    #[error(transparent)]
+    Seccomp(#[from] seccomp::SeccompError),
     /// A relative working directory in the image.
     #[error("the image's working directory is wrong; give one with --workdir")]
     ImageWorkdir(#[source] ValueError),
@@ -130,14 +141,25 @@ fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
 
 fn linux(request: &Request<'_>) -> Result<Linux, SpecError> {
     let sysctl: HashMap<_, _> = request.options.sysctl.iter().cloned().collect();
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(defaults::namespaces()?)
         .cgroups_path(Path::new("/sandboxctl").join(request.id))
         .masked_paths(defaults::MASKED_PATHS.map(str::to_owned))
         .readonly_paths(defaults::READONLY_PATHS.map(str::to_owned))
         .resources(resources(request.options)?)
-        .sysctl(sysctl);
-    Ok(linux.build()?)
+        .sysctl(sysctl)
+        .build()?;
+    linux.set_seccomp(match security::options(request.options)?.seccomp {
+        Seccomp::Unconfined => None,
+        Seccomp::Builtin => Some(seccomp::builtin(&process::capability_set(
+            request.options,
+        )?)?),
+        Seccomp::File(path) => {
+            let held = process::capability_set(request.options)?;
+            Some(seccomp::from_file(&path, &held)?)
+        }
+    });
+    Ok(linux)
 }
 
 /// The limits that the container's cgroup gets, after which the virtual machine is sized as well.

@@ -110,13 +110,18 @@ impl Outputs {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let result = copy_output(from, File::from(to), &waiting, &first);
+                let result = copy_output(&from, File::from(to), &waiting, &first);
                 waiting.store(DONE, Ordering::Relaxed);
+                let broken = result.is_err();
                 // The receiver may be gone with the run.
                 let _ = sender.send(match result {
                     Ok(()) => OutputEnd::Complete,
                     Err(error) => OutputEnd::Broken(error),
                 });
+                if broken {
+                    // Else what the container still writes would hold up its end.
+                    discard(&from);
+                }
             })?;
         self.open += 1;
         Ok(())
@@ -158,8 +163,21 @@ impl Outputs {
     }
 }
 
+/// Reads to the end for nothing.
+fn discard(mut from: &File) {
+    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    while wait_for(from, PollFlags::IN).is_ok() {
+        match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if is_again(&error) => {}
+            Err(_) => return,
+        }
+    }
+}
+
 fn copy_output(
-    mut from: File,
+    mut from: &File,
     mut to: File,
     waiting_since_ns: &AtomicU64,
     first_byte_ns: &AtomicU64,
@@ -168,7 +186,7 @@ fn copy_output(
     loop {
         waiting_since_ns.store(monotonic_ns(), Ordering::Relaxed);
         // Before the shim has opened its end there is neither data nor a hang-up, and this waits.
-        wait_for(&from, PollFlags::IN)?;
+        wait_for(from, PollFlags::IN)?;
         waiting_since_ns.store(BUSY, Ordering::Relaxed);
         let count = match from.read(&mut buffer) {
             Ok(0) => return Ok(()),

@@ -8,7 +8,7 @@ use oci_spec::runtime::{
     PosixRlimitBuilder, PosixRlimitType, Process, ProcessBuilder, User, UserBuilder,
 };
 
-use super::{Request, SpecError, defaults};
+use super::{Request, SpecError, defaults, security};
 use crate::cli::ContainerOptions;
 use crate::values::{self, UserName, Variable};
 
@@ -22,7 +22,7 @@ pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
         .user(user)
         .capabilities(capabilities(request.options)?)
         .rlimits(limits(request.options)?)
-        .no_new_privileges(no_new_privileges(request.options)?)
+        .no_new_privileges(security::options(request.options)?.no_new_privileges)
         .build()?;
     process.set_oom_score_adj(request.options.oom_score_adj);
     if let Some((columns, rows)) = request.terminal {
@@ -187,10 +187,10 @@ fn user(request: &Request<'_>) -> Result<User, SpecError> {
 
 /// docker's arithmetic (moby `caps.TweakCapabilities`): `ALL` added is everything but what is dropped; `ALL`
 /// dropped is nothing but what is added.
-fn capabilities(options: &ContainerOptions) -> Result<LinuxCapabilities, SpecError> {
+pub(super) fn capability_set(options: &ContainerOptions) -> Result<Capabilities, SpecError> {
     let add = names(&options.cap_add)?;
     let drop = names(&options.cap_drop)?;
-    let kept: Capabilities = match (add, drop) {
+    Ok(match (add, drop) {
         (Named::All, Named::All) => ALL.into_iter().collect(),
         (Named::All, Named::Some(drop)) => ALL.into_iter().filter(|c| !drop.contains(c)).collect(),
         (Named::Some(add), Named::All) => add,
@@ -199,7 +199,11 @@ fn capabilities(options: &ContainerOptions) -> Result<LinuxCapabilities, SpecErr
             .filter(|c| !drop.contains(c))
             .chain(add)
             .collect(),
-    };
+    })
+}
+
+fn capabilities(options: &ContainerOptions) -> Result<LinuxCapabilities, SpecError> {
+    let kept = capability_set(options)?;
     Ok(LinuxCapabilitiesBuilder::default()
         .bounding(kept.clone())
         .effective(kept.clone())
@@ -247,20 +251,4 @@ fn limits(options: &ContainerOptions) -> Result<Vec<PosixRlimit>, SpecError> {
         limits.push(limit(given.kind, given.soft, given.hard)?);
     }
     Ok(limits)
-}
-
-fn no_new_privileges(options: &ContainerOptions) -> Result<bool, SpecError> {
-    let mut set = false;
-    for option in &options.security_opt {
-        set = match option.as_str() {
-            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => true,
-            "no-new-privileges=false" | "no-new-privileges:false" => false,
-            _ => {
-                return Err(SpecError::SecurityOption {
-                    option: option.clone(),
-                });
-            }
-        };
-    }
-    Ok(set)
 }
