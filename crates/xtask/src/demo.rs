@@ -18,7 +18,9 @@ pub(crate) fn path() -> PathBuf {
 /// # Errors
 /// When busybox is missing, or the file system refuses.
 pub(crate) fn build() -> Result<PathBuf> {
-    let inputs = Inputs::default().text("recipe", "2").file(Path::new("/bin/busybox"))?;
+    let inputs = Inputs::default()
+        .text("recipe", "2")
+        .file(Path::new("/bin/busybox"))?;
     let folder = cache::product("demo", inputs, sandbox_harness::layout::write_demo)?;
     cache::link(&folder, &path())?;
     Ok(path())

@@ -45,13 +45,26 @@ pub(crate) fn build() -> Result<()> {
 pub(crate) fn agent() -> Result<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
     command
-        .args(["build", "--release", "--package", "sandbox-agent", "--target", TARGET])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "sandbox-agent",
+            "--target",
+            TARGET,
+        ])
         .current_dir(project_root())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
+        .env(
+            "RUSTFLAGS",
+            "-C target-feature=+crt-static -C strip=symbols",
+        )
         .env("LIBSECCOMP_LINK_TYPE", "static")
         .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     shell::run(&mut command)?;
-    Ok(project_root().join("target").join(TARGET).join("release/sandbox-agent"))
+    Ok(project_root()
+        .join("target")
+        .join(TARGET)
+        .join("release/sandbox-agent"))
 }
 
 /// A read-only EROFS with the agent as the only program.
@@ -70,7 +83,17 @@ fn rootfs(agent: &Path) -> Result<PathBuf> {
         fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/:/sbin/nologin\n")?;
         fs::write(tree.join("etc/group"), "root:x:0:\n")?;
         symlink("/proc/self/mounts", tree.join("etc/mtab"))?;
-        for entry in ["", "dev", "etc", "proc", "run", "sbin", "sys", "tmp", "sbin/sandbox-agent"] {
+        for entry in [
+            "",
+            "dev",
+            "etc",
+            "proc",
+            "run",
+            "sbin",
+            "sys",
+            "tmp",
+            "sbin/sandbox-agent",
+        ] {
             fs::set_permissions(tree.join(entry), fs::Permissions::from_mode(0o755))?;
         }
         for entry in ["etc/passwd", "etc/group"] {
@@ -90,11 +113,20 @@ fn rootfs(agent: &Path) -> Result<PathBuf> {
 }
 
 fn virtiofsd() -> Result<PathBuf> {
-    let inputs = Inputs::default().text("version", VIRTIOFSD_VERSION).text("recipe", "2");
+    let inputs = Inputs::default()
+        .text("version", VIRTIOFSD_VERSION)
+        .text("recipe", "2");
     let folder = cache::product("virtiofsd", inputs, |folder| {
         let mut command = Command::new(env!("CARGO"));
         command
-            .args(["install", "virtiofsd", "--version", VIRTIOFSD_VERSION, "--locked", "--root"])
+            .args([
+                "install",
+                "virtiofsd",
+                "--version",
+                VIRTIOFSD_VERSION,
+                "--locked",
+                "--root",
+            ])
             .arg(folder)
             .args(["--target-dir"])
             .arg(folder.join("target"));
@@ -109,7 +141,10 @@ fn scratch() -> Result<PathBuf> {
     let inputs = Inputs::default()
         .text("recipe", "1")
         .text("bytes", &SCRATCH_BYTES.to_string())
-        .text("mke2fs", &shell::read("dpkg-query", &["-W", "-f=${Version}", "e2fsprogs"])?);
+        .text(
+            "mke2fs",
+            &shell::read("dpkg-query", &["-W", "-f=${Version}", "e2fsprogs"])?,
+        );
     let folder = cache::product("scratch", inputs, |folder| {
         sandbox_image::scratch::create_template(&folder.join("scratch.ext4"), SCRATCH_BYTES)
             .context("cannot make the template of the writable layer")

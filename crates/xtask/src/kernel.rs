@@ -46,7 +46,12 @@ pub(crate) fn vmlinux() -> Result<PathBuf> {
         fs::create_dir(&tree)?;
         shell::run_quietly(
             Command::new("tar")
-                .args(["--extract", "--strip-components=1", "--file", SOURCE_TARBALL])
+                .args([
+                    "--extract",
+                    "--strip-components=1",
+                    "--file",
+                    SOURCE_TARBALL,
+                ])
                 .arg("--directory")
                 .arg(&tree),
             None,
@@ -109,7 +114,9 @@ fn build(source: &Path, output: Option<&Path>, fragment: &Path, log: &Path) -> R
         );
     }
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-    shell::step(format!("building the guest kernel with {jobs} jobs; this takes minutes, once"));
+    shell::step(format!(
+        "building the guest kernel with {jobs} jobs; this takes minutes, once"
+    ));
     shell::run_quietly(&mut make(&[&format!("-j{jobs}"), "vmlinux"]), Some(log))
 }
 
@@ -120,9 +127,10 @@ fn options_refused<'a>(fragment: &'a str, config: &str) -> Vec<&'a str> {
         .lines()
         .filter(|line| line.starts_with("CONFIG_"))
         .filter(|line| match line.strip_suffix("=n") {
-            Some(option) => lines
-                .iter()
-                .any(|set| set.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))),
+            Some(option) => lines.iter().any(|set| {
+                set.strip_prefix(option)
+                    .is_some_and(|rest| rest.starts_with('='))
+            }),
             None => !lines.contains(line),
         })
         .collect()
@@ -136,6 +144,9 @@ mod tests {
     fn option_that_did_not_take_is_named() {
         let fragment = "# reason\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_C=32\nCONFIG_D=n\n";
         let config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=64\nCONFIG_D=y\nCONFIG_BB=y\n";
-        assert_eq!(options_refused(fragment, config), ["CONFIG_C=32", "CONFIG_D=n"]);
+        assert_eq!(
+            options_refused(fragment, config),
+            ["CONFIG_C=32", "CONFIG_D=n"]
+        );
     }
 }

@@ -95,10 +95,17 @@ fn run_demo() -> Result<()> {
     let layout = demo::build()?;
     let sandboxctl = binaries().join("sandboxctl");
     shell::step("importing the demo image");
-    shell::run(Command::new(&sandboxctl).args(["image", "import", "--name", "demo"]).arg(layout))?;
+    shell::run(
+        Command::new(&sandboxctl)
+            .args(["image", "import", "--name", "demo"])
+            .arg(layout),
+    )?;
     shell::step("sandboxctl run --rm demo sh -c '…'");
     println!("host:      kernel {}", shell::read("uname", &["-r"])?);
-    println!("host:      PID 1 is {}", std::fs::read_to_string("/proc/1/comm")?.trim());
+    println!(
+        "host:      PID 1 is {}",
+        std::fs::read_to_string("/proc/1/comm")?.trim()
+    );
     shell::run(Command::new(&sandboxctl).args([
         "run",
         "--rm",
@@ -120,7 +127,12 @@ fn main() -> Result<ExitCode> {
         Task::Test { only } => return tests::run(only.as_deref()),
         Task::Structure => structure::check()?,
         Task::Lint => lint()?,
-        Task::Testhost { timeout, memory, environment, command } => {
+        Task::Testhost {
+            timeout,
+            memory,
+            environment,
+            command,
+        } => {
             let code = testhost::run(&testhost::Options {
                 command,
                 timeout: Duration::from_secs(timeout),
@@ -137,14 +149,24 @@ fn main() -> Result<ExitCode> {
 fn lint() -> Result<()> {
     shell::step("format");
     shell::run(
-        Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]).current_dir(project_root()),
+        Command::new(env!("CARGO"))
+            .args(["fmt", "--all", "--check"])
+            .current_dir(project_root()),
     )
     .context("run `cargo fmt --all`")?;
     structure::check()?;
     shell::step("lints");
     shell::run(
         Command::new(env!("CARGO"))
-            .args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])
+            .args([
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ])
             .current_dir(project_root()),
     )
 }

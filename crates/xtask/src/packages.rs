@@ -29,7 +29,16 @@ const BUILD: &[&str] = &[
 
 /// What the tests need on top.
 const TEST: &[&str] = &[
-    "containerd", "cpio", "git", "iproute2", "kmod", "procps", "runc", "skopeo", "tmux", "umoci",
+    "containerd",
+    "cpio",
+    "git",
+    "iproute2",
+    "kmod",
+    "procps",
+    "runc",
+    "skopeo",
+    "tmux",
+    "umoci",
 ];
 
 /// The emulator: for hosts without hardware virtualization, and for the test host.
@@ -199,9 +208,15 @@ mod tests {
     fn mirror_is_found_in_both_forms() {
         let deb822 = "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n\n\
                       Types: deb\nURIs: http://mirror.example/security\nSuites: bookworm-security\n";
-        assert_eq!(mirror_in(deb822, "bookworm").as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(
+            mirror_in(deb822, "bookworm").as_deref(),
+            Some("http://mirror.example/debian")
+        );
         let one_line = "# comment\ndeb [signed-by=/k.gpg] http://m.example/debian bookworm main\n";
-        assert_eq!(mirror_in(one_line, "bookworm").as_deref(), Some("http://m.example/debian"));
+        assert_eq!(
+            mirror_in(one_line, "bookworm").as_deref(),
+            Some("http://m.example/debian")
+        );
         assert_eq!(mirror_in(deb822, "trixie"), None);
     }
 }

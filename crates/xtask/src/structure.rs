@@ -15,8 +15,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sandbox-vmm", &["sandbox-types"]),
     ("sandbox-image", &["sandbox-types"]),
     ("sandbox-runtime", &["sandbox-types", "sandbox-protocol"]),
-    ("sandboxctl", &["sandbox-types", "sandbox-protocol", "sandbox-image", "sandbox-runtime"]),
-    ("containerd-shim-sandbox-v2", &["sandbox-types", "sandbox-protocol", "sandbox-runtime"]),
+    (
+        "sandboxctl",
+        &[
+            "sandbox-types",
+            "sandbox-protocol",
+            "sandbox-image",
+            "sandbox-runtime",
+        ],
+    ),
+    (
+        "containerd-shim-sandbox-v2",
+        &["sandbox-types", "sandbox-protocol", "sandbox-runtime"],
+    ),
     ("sandbox-agent", &["sandbox-types", "sandbox-protocol"]),
     // Tests reach the product's programs by path, never as libraries.
     ("sandbox-harness", &[]),
@@ -45,14 +56,22 @@ pub(crate) fn check() -> Result<()> {
 fn dependencies() -> Result<Vec<String>> {
     let metadata = shell::read(
         env!("CARGO"),
-        &["metadata", "--format-version=1", "--no-deps", "--offline", "--manifest-path"]
-            .iter()
-            .map(PathBuf::from)
-            .chain([project_root().join("Cargo.toml")])
-            .collect::<Vec<_>>(),
+        &[
+            "metadata",
+            "--format-version=1",
+            "--no-deps",
+            "--offline",
+            "--manifest-path",
+        ]
+        .iter()
+        .map(PathBuf::from)
+        .chain([project_root().join("Cargo.toml")])
+        .collect::<Vec<_>>(),
     )?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let packages = metadata["packages"].as_array().context("cargo metadata has no packages")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata has no packages")?;
     let uses: BTreeMap<&str, Vec<&str>> = packages
         .iter()
         .filter_map(|package| {
@@ -73,7 +92,9 @@ fn forbidden(uses: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
     let mut wrong = Vec::new();
     for (member, used) in uses {
         match allowed.get(member) {
-            None => wrong.push(format!("{member} is not in the list of members (structure.rs)")),
+            None => wrong.push(format!(
+                "{member} is not in the list of members (structure.rs)"
+            )),
             Some(allowed) => wrong.extend(
                 used.iter()
                     .filter(|other| !allowed.contains(other))
@@ -91,10 +112,17 @@ fn files() -> Result<Vec<String>> {
     for name in list.lines() {
         let path = root.join(name);
         if name.ends_with("/mod.rs") {
-            wrong.push(format!("{name}: modules are named for what they are, not mod.rs"));
+            wrong.push(format!(
+                "{name}: modules are named for what they are, not mod.rs"
+            ));
         }
-        if Path::new(name).extension().is_some_and(|extension| extension == "rs") {
-            let Ok(text) = fs::read_to_string(&path) else { continue };
+        if Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "rs")
+        {
+            let Ok(text) = fs::read_to_string(&path) else {
+                continue;
+            };
             let lines = text.lines().count();
             if lines > MAX_LINES {
                 wrong.push(format!("{name}: {lines} lines, at most {MAX_LINES}"));
@@ -120,6 +148,10 @@ mod tests {
         ]);
         let wrong = forbidden(&uses);
         assert_eq!(wrong.len(), 2, "{wrong:?}");
-        assert!(wrong.iter().any(|line| line == "sandbox-types may not depend on sandbox-runtime"));
+        assert!(
+            wrong
+                .iter()
+                .any(|line| line == "sandbox-types may not depend on sandbox-runtime")
+        );
     }
 }

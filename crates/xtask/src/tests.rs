@@ -47,7 +47,12 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     let e2e = |driver: &str| Suite {
         name: format!("e2e-{driver}"),
         program: binaries().join("sandbox-e2e"),
-        arguments: vec!["--driver".into(), driver.into(), "--demo".into(), demo.clone().into()],
+        arguments: vec![
+            "--driver".into(),
+            driver.into(),
+            "--demo".into(),
+            demo.clone().into(),
+        ],
         folder: project_root().to_owned(),
     };
     let again: Vec<Suite> = suites
@@ -62,14 +67,21 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
         .collect();
     suites.push(e2e("qemu"));
     let here = suites.into_iter().map(|suite| (suite, false));
-    let there = again.into_iter().chain([e2e("kvm")]).map(|suite| (suite, !kvm));
+    let there = again
+        .into_iter()
+        .chain([e2e("kvm")])
+        .map(|suite| (suite, !kvm));
 
     let mut report = Report::default();
     for (suite, in_testhost) in here.chain(there) {
         if only.is_some_and(|part| !suite.name.contains(part)) {
             continue;
         }
-        let place = if in_testhost { " (in the test host)" } else { "" };
+        let place = if in_testhost {
+            " (in the test host)"
+        } else {
+            ""
+        };
         shell::step(format!("{}{place}", suite.name));
         run_suite(&suite, in_testhost, &mut report)?;
     }
@@ -99,7 +111,10 @@ fn kvm_runs_kernels() -> bool {
     let hardware = flags
         .lines()
         .filter(|line| line.starts_with("flags"))
-        .any(|line| line.split_whitespace().any(|flag| flag == "vmx" || flag == "svm"));
+        .any(|line| {
+            line.split_whitespace()
+                .any(|flag| flag == "vmx" || flag == "svm")
+        });
     hardware && Path::new("/dev/kvm").exists() && !Path::new("/sys/module/kvm_pvm").exists()
 }
 
@@ -107,7 +122,13 @@ fn kvm_runs_kernels() -> bool {
 fn workspace_suites() -> Result<Vec<Suite>> {
     shell::step("building the tests");
     let output = Command::new(env!("CARGO"))
-        .args(["test", "--release", "--workspace", "--no-run", "--message-format=json"])
+        .args([
+            "test",
+            "--release",
+            "--workspace",
+            "--no-run",
+            "--message-format=json",
+        ])
         .current_dir(project_root())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -130,10 +151,16 @@ fn workspace_suites() -> Result<Vec<Suite>> {
         ) else {
             continue;
         };
-        let folder = Path::new(manifest).parent().context("a manifest has a folder")?;
+        let folder = Path::new(manifest)
+            .parent()
+            .context("a manifest has a folder")?;
         let package = folder.file_name().unwrap_or_default().to_string_lossy();
         suites.push(Suite {
-            name: if package == target { target.to_owned() } else { format!("{package}/{target}") },
+            name: if package == target {
+                target.to_owned()
+            } else {
+                format!("{package}/{target}")
+            },
             program: program.into(),
             arguments: Vec::new(),
             folder: folder.to_owned(),
@@ -148,7 +175,11 @@ fn run_suite(suite: &Suite, in_testhost: bool, report: &mut Report) -> Result<()
         // A program of its own, so that the test host's clean-up does not depend on ours.
         let mut command = Command::new(std::env::current_exe()?);
         command
-            .args(["testhost", "--timeout", &TESTHOST_LIMIT.as_secs().to_string()])
+            .args([
+                "testhost",
+                "--timeout",
+                &TESTHOST_LIMIT.as_secs().to_string(),
+            ])
             .args(["--env", "PATH", "--env", "SANDBOX_TEST_KERNEL", "--"])
             .arg(&suite.program);
         command

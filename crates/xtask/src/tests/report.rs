@@ -53,12 +53,17 @@ fn count(summary: &str, word: &str) -> Option<u64> {
 impl Report {
     /// A suite begins.
     pub(super) fn begin(&mut self, name: &str) {
-        self.0.push(Outcome { name: name.to_owned(), ..Default::default() });
+        self.0.push(Outcome {
+            name: name.to_owned(),
+            ..Default::default()
+        });
     }
 
     /// A line that it printed.
     pub(super) fn line(&mut self, line: &str) {
-        let Some(suite) = self.0.last_mut() else { return };
+        let Some(suite) = self.0.last_mut() else {
+            return;
+        };
         let line = plain(line);
         if let Some(summary) = line.strip_prefix("test result: ") {
             suite.passed += count(summary, "passed").unwrap_or(0);
@@ -66,16 +71,23 @@ impl Report {
             suite.closed = true;
             return;
         }
-        let Some((test, outcome)) =
-            line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "))
+        let Some((test, outcome)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
         else {
             return;
         };
         let test = test.trim();
         if let Some(reason) = outcome.trim().strip_prefix("ignored") {
             let reason = reason.trim_matches([' ', ',', '(', ')']);
-            let reason = if reason.is_empty() { "no reason given" } else { reason };
-            suite.skipped.push(format!("{} {test}: {reason}", suite.name));
+            let reason = if reason.is_empty() {
+                "no reason given"
+            } else {
+                reason
+            };
+            suite
+                .skipped
+                .push(format!("{} {test}: {reason}", suite.name));
         } else if outcome.trim().starts_with("FAILED") {
             suite.failures.push(format!("{} {test}", suite.name));
         }
@@ -134,7 +146,9 @@ impl Report {
 
     /// Every suite ran to its end, no test failed, and at least one passed.
     pub(super) fn passed_everything(&self) -> bool {
-        self.0.iter().all(|suite| suite.failed == 0 && !suite.broke())
+        self.0
+            .iter()
+            .all(|suite| suite.failed == 0 && !suite.broke())
             && self.0.iter().any(|suite| suite.passed > 0)
     }
 }
@@ -165,8 +179,14 @@ mod tests {
             true,
         );
         assert!(report.passed_everything());
-        assert_eq!(report.0[0].skipped, ["suite b: no /dev/kvm", "suite c: slow"]);
-        assert_eq!(report.skips_not_in("# comment\nno /dev/kvm\n"), ["suite c: slow"]);
+        assert_eq!(
+            report.0[0].skipped,
+            ["suite b: no /dev/kvm", "suite c: slow"]
+        );
+        assert_eq!(
+            report.skips_not_in("# comment\nno /dev/kvm\n"),
+            ["suite c: slow"]
+        );
     }
 
     #[test]
@@ -179,7 +199,10 @@ mod tests {
     #[test]
     fn colours_do_not_hide_an_outcome() {
         let report = read(
-            &["test a ... \u{1b}[31mFAILED\u{1b}[0m", "test result: FAILED. 0 passed; 1 failed; 0 ignored"],
+            &[
+                "test a ... \u{1b}[31mFAILED\u{1b}[0m",
+                "test result: FAILED. 0 passed; 1 failed; 0 ignored",
+            ],
             false,
         );
         assert_eq!(report.0[0].failures, ["suite a"]);

@@ -1,0 +1,38 @@
+#!/bin/busybox sh
+# PID 1 of the test host: mounts, then the command, then its exit code, then power-off.
+b=/bin/busybox
+$b mount -t proc proc /proc
+$b mount -t sysfs sysfs /sys
+$b mount -t devtmpfs devtmpfs /dev
+for module in $($b cat /modules/order); do
+	$b insmod "/modules/$module" || echo "testhost: module $module did not load"
+done
+# This machine's root, and a temporary layer over it.
+$b mount -t virtiofs hostroot /host || { echo "testhost: no host root"; $b poweroff -f; }
+$b mount -t virtiofs result /result || { echo "testhost: no result folder"; $b poweroff -f; }
+$b mount -t tmpfs -o size=75% tmpfs /top
+$b mkdir /top/upper /top/work
+$b mount -t overlay -o lowerdir=/host,upperdir=/top/upper,workdir=/top/work overlay /new
+$b mount -t proc proc /new/proc
+$b mount -t sysfs sysfs /new/sys
+$b mount --move /dev /new/dev
+$b mkdir -p /new/dev/pts /new/dev/shm
+$b mount -t devpts -o ptmxmode=666,mode=620,gid=5 devpts /new/dev/pts
+$b mount -t tmpfs tmpfs /new/dev/shm
+$b ln -sf /proc/self/fd /new/dev/fd
+$b ln -sf /proc/self/fd/0 /new/dev/stdin
+$b ln -sf /proc/self/fd/1 /new/dev/stdout
+$b ln -sf /proc/self/fd/2 /new/dev/stderr
+$b mount -t tmpfs -o mode=1777,size=75% tmpfs /new/tmp
+$b mount -t tmpfs tmpfs /new/run
+$b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+$b ip link set lo up
+$b mkdir -p /new/run/testhost
+$b mount --move /result /new/run/testhost
+# The command's output: bytes as they are, on a console that the kernel does not write to.
+$b stty -F /new/dev/hvc0 raw -echo
+echo "testhost: the command starts"
+$b chroot /new /bin/sh /run/testhost/command </new/dev/null >/new/dev/hvc0 2>&1
+echo "$?" >/new/run/testhost/code
+$b sync
+$b poweroff -f
