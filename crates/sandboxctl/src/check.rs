@@ -1,7 +1,7 @@
 //! `sandboxctl check`: what this machine has, what it lacks, and what to do.
 
 use sandbox_runtime::config::ConfigError;
-use sandbox_runtime::host::{self, RequirementState};
+use sandbox_runtime::host::{self, Requirement, RequirementState};
 
 use crate::app::App;
 use crate::cli::{CheckArgs, Format};
@@ -10,7 +10,8 @@ use crate::table;
 /// Prints the requirements; whether sandboxes can run.
 pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
     let config = app.configuration()?;
-    let requirements = host::requirements(&config);
+    let mut requirements = host::requirements(&config);
+    requirements.push(mkfs());
     let driver = host::choose_driver(&config);
     let runs = driver.is_ok()
         && requirements
@@ -44,4 +45,28 @@ pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
         Err(error) => table::line(&format!("Sandboxes cannot run here: {error}.")),
     }
     Ok(runs)
+}
+
+/// The program that `image import` makes layers with.
+fn mkfs() -> Requirement {
+    const PROGRAM: &str = "mkfs.erofs";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|folder| folder.join(PROGRAM))
+        .find(|path| path.is_file());
+    match found {
+        Some(path) => Requirement {
+            name: PROGRAM,
+            state: RequirementState::Holds,
+            detail: path.display().to_string(),
+            next_step: String::new(),
+        },
+        // What is imported already runs without it.
+        None => Requirement {
+            name: PROGRAM,
+            state: RequirementState::Degraded,
+            detail: "not found on PATH; images cannot be imported".to_owned(),
+            next_step: "apt install erofs-utils".to_owned(),
+        },
+    }
 }

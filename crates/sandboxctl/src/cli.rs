@@ -202,7 +202,7 @@ pub(crate) struct ContainerOptions {
     pub(crate) pids_limit: Option<i64>,
 
     /// Print this help
-    #[arg(long, action = ArgAction::Help)]
+    #[arg(long, action = ArgAction::HelpShort)]
     pub(crate) help: Option<bool>,
 }
 

@@ -101,6 +101,8 @@ impl ShimProgram {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Keys of our terminal that mean a signal are not meant for the shim and its machine.
+            .process_group(0)
             .kill_on_drop(true);
         let child = command.spawn().map_err(|source| ShimError::Run {
             program: self.program.clone(),

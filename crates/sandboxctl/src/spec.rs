@@ -36,7 +36,7 @@ pub(crate) enum SpecError {
     Capability { name: String },
     /// A user that only the image's passwd file knows.
     #[error(
-        "{source_of_user} runs as user {user:?}, and names cannot be looked up in the image yet; give numbers with --user UID:GID"
+        "{source_of_user} names the user or group {user:?}, and names cannot be looked up in the image yet; give numbers with --user UID:GID"
     )]
     UserName {
         source_of_user: &'static str,

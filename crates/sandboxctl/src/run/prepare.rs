@@ -53,15 +53,21 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         terminal: args.tty.then(terminal::size),
         caller_variable: &|name| std::env::var(name).ok(),
     })?;
-    let mut config = configuration(app, args)?;
+    let (mut config, notice) = configuration(app, args)?;
     config.socket_dir = App::socket_dir(&config, &id);
     check_size(&config, args)?;
     kernel::check(&config.kernel_path()?)?;
     config.image_path()?;
+    let shim_program = sibling_program(PROGRAM)?;
+    let scratch = config.scratch_path()?;
+    // Only once nothing stands in the way: it is no part of an error.
+    if let Some(notice) = notice {
+        eprintln!("sandboxctl: {notice}");
+    }
     Ok(Plan {
         id: ContainerId::new(id)?,
-        shim_program: sibling_program(PROGRAM)?,
-        scratch: config.scratch_path()?,
+        shim_program,
+        scratch,
         config,
         store,
         image,
@@ -70,7 +76,9 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
 }
 
 /// The configuration file's settings, and over them the command line's.
-fn configuration(app: &App, args: &RunArgs) -> Result<Config, RunError> {
+///
+/// With it comes the line to show when the guest is emulated without having been asked for.
+fn configuration(app: &App, args: &RunArgs) -> Result<(Config, Option<String>), RunError> {
     let mut config = app.configuration()?;
     match args.hypervisor {
         Some(HypervisorChoice::Auto) => config.hypervisor = Hypervisor::Auto,
@@ -87,15 +95,12 @@ fn configuration(app: &App, args: &RunArgs) -> Result<Config, RunError> {
         })?);
     }
     let (driver, notice) = host::choose_driver(&config)?;
-    if let Some(notice) = notice {
-        eprintln!("sandboxctl: {notice}");
-    }
     // The shim need not look again.
     config.hypervisor = match driver {
         Driver::Kvm => Hypervisor::Kvm,
         Driver::Qemu => Hypervisor::Qemu,
     };
-    Ok(config)
+    Ok((config, notice))
 }
 
 /// Whether a machine of the size that the limits ask for can be made at all.
