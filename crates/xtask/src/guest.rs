@@ -71,7 +71,10 @@ pub(crate) fn agent() -> Result<PathBuf> {
 fn rootfs(agent: &Path) -> Result<PathBuf> {
     let inputs = Inputs::default()
         .text("recipe", "1")
-        .text("mkfs", &shell::read("mkfs.erofs", &["--version"])?)
+        .text(
+            "mkfs",
+            &shell::read("dpkg-query", &["-W", "-f=${Version}", "erofs-utils"])?,
+        )
         .file(agent)?;
     let folder = cache::product("rootfs", inputs, |folder| {
         let tree = folder.join("tree");

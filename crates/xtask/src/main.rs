@@ -37,6 +37,8 @@ enum Task {
     Guest,
     /// Build everything: the workspace and the guest.
     Build,
+    /// Make the demo image, an OCI layout, in `target/demo`.
+    Demo,
     /// Set up, build, and run a container in a micro-VM.
     Run,
     /// Set up, build, and run every test that can run here.
@@ -123,6 +125,7 @@ fn main() -> Result<ExitCode> {
         Task::Setup { tests: true } => packages::for_test()?,
         Task::Guest => guest::build()?,
         Task::Build => build()?,
+        Task::Demo => println!("{}", demo::build()?.display()),
         Task::Run => run_demo()?,
         Task::Test { only } => return tests::run(only.as_deref()),
         Task::Structure => structure::check()?,

@@ -9,6 +9,7 @@ use sandbox_protocol::agent::{CreateContainerRequest, Stdio};
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
 use sandbox_runtime::{Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
+use sandbox_types::timeline::Phase;
 
 use super::{Container, Pod, Process};
 use crate::error::{TaskError, chain};
@@ -95,6 +96,7 @@ impl Pod {
             ..Default::default()
         };
         sandbox.agent().create_container(&create).await?;
+        sandbox.mark(Phase::ContainerCreated);
         let mut process = Process::new(stdio);
         self.attach(&sandbox, id, None, open, &mut process).await?;
         let container = Container {
