@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::agent::{AgentClient, AgentError};
 use crate::cleanup::CleanupError;
 use crate::config::{Config, ConfigError, check_socket_path};
+use crate::console::Console;
 use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
@@ -165,6 +166,7 @@ pub struct Sandbox {
     driver: Driver,
     emulation_notice: Option<String>,
     monitor_pid: u32,
+    console: Option<Console>,
     vsock: PathBuf,
     timeline: Arc<Timeline>,
     stop: watch::Sender<bool>,
@@ -200,6 +202,7 @@ impl Sandbox {
             timeline: Arc::clone(&timeline),
             lifecycle: Lifecycle::new(),
             machine: None,
+            owns_dir: false,
         };
         let links = Links {
             ready,
@@ -208,13 +211,17 @@ impl Sandbox {
             outcome,
         };
         tokio::spawn(supervisor.run(links));
-        let Started { agent, monitor_pid } =
-            came_up.await.map_err(|_| SandboxError::Abandoned)??;
+        let Started {
+            agent,
+            monitor_pid,
+            console,
+        } = came_up.await.map_err(|_| SandboxError::Abandoned)??;
         let sandbox = Self {
             agent,
             driver,
             emulation_notice,
             monitor_pid,
+            console,
             vsock,
             timeline,
             stop,
@@ -258,6 +265,12 @@ impl Sandbox {
     #[must_use]
     pub fn monitor_pid(&self) -> u32 {
         self.monitor_pid
+    }
+
+    /// The last lines of the guest's console, made printable.
+    #[must_use]
+    pub fn console_tail(&self) -> Vec<String> {
+        self.console.as_ref().map(Console::tail).unwrap_or_default()
     }
 
     /// The timeline so far.

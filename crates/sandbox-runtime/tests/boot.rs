@@ -19,7 +19,7 @@ use std::time::Duration;
 use fixture::{Fixture, Outcome, Root};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use sandbox_protocol::agent::StreamKind;
-use sandbox_runtime::{DeathCause, Driver, Sandbox, SandboxError, SandboxEvent};
+use sandbox_runtime::{AgentError, DeathCause, Driver, Sandbox, SandboxError, SandboxEvent};
 use sandbox_types::timeline::Phase;
 use tokio::io::AsyncReadExt;
 
@@ -107,10 +107,14 @@ fn container_gives_its_output_and_exit_code(fixture: &Fixture, root: &Root) -> O
         agent.start_process(&container, None).await?;
         let mut out = String::new();
         stdout.read_to_string(&mut out).await?;
-        assert_eq!(out, "out\nkept\n");
         let mut err = String::new();
         stderr.read_to_string(&mut err).await?;
-        assert_eq!(err, "err\n");
+        assert_eq!(
+            (out.as_str(), err.as_str()),
+            ("out\nkept\n", "err\n"),
+            "{:#?}",
+            sandbox.console_tail()
+        );
         let event = events.recv().await;
         let Some(SandboxEvent::ProcessExited {
             container: ended,
@@ -273,7 +277,11 @@ fn name_in_use_is_refused(fixture: &Fixture) -> Outcome {
             other => return Err(format!("not refused: {other:?}").into()),
         }
         // The one that runs is none the worse.
-        sandbox.agent().configure_guest(1, "").await?;
+        let processes = sandbox.agent().list_processes(&fixture.container()).await;
+        assert!(
+            matches!(processes, Err(AgentError::Refused { .. })),
+            "{processes:?}"
+        );
         sandbox.stop().await?;
         Ok(())
     })

@@ -112,9 +112,19 @@ impl HypervisorDriver for Qemu {
     }
 }
 
-/// `reboot=t`: QEMU's microvm has no keyboard controller to reset through.
+/// The common command line, fitted to this machine.
+///
+/// - `reboot=t`: microvm has no keyboard controller to reset through.
+/// - `init_on_alloc=1`, with shares: QEMU's translator keeps code by physical page and sees only the guest's own writes. A page
+///   that once held code and is then filled by another process, virtiofsd, with a program would run the old
+///   code. A kernel that clears every page before it is used again makes the translator forget it.
 fn kernel_command_line(request: &MachineRequest<'_>) -> String {
-    request.command_line().replace("reboot=k", "reboot=t")
+    let common = request.command_line().replace("reboot=k", "reboot=t");
+    if request.plan.shares.is_empty() {
+        common
+    } else {
+        format!("{common} init_on_alloc=1")
+    }
 }
 
 fn start_vsock(

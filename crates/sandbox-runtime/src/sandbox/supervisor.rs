@@ -20,6 +20,7 @@ use super::{SandboxError, SandboxPlan};
 use crate::agent::{AgentClient, AgentError};
 use crate::cleanup::{self, CleanupError, Record};
 use crate::config::check_socket_path;
+use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
@@ -37,6 +38,7 @@ pub(super) type Outcome = Option<Result<(), Arc<CleanupError>>>;
 pub(super) struct Started {
     pub(super) agent: AgentClient,
     pub(super) monitor_pid: u32,
+    pub(super) console: Option<Console>,
 }
 
 /// The supervisor's ends of what connects it with the handle.
@@ -56,6 +58,8 @@ pub(super) struct Supervisor {
     pub(super) timeline: Arc<Timeline>,
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
+    /// The folder is ours to remove: it may be that of another sandbox of the same name.
+    pub(super) owns_dir: bool,
 }
 
 /// Who wants a sandbox to end.
@@ -104,6 +108,10 @@ impl Supervisor {
         let started = Started {
             agent: agent.clone(),
             monitor_pid: self.machine.as_ref().map_or(0, Machine::pid),
+            console: self
+                .machine
+                .as_ref()
+                .map(|machine| machine.console().clone()),
         };
         let abandoned = ready.send(Ok(started)).is_err();
         let mut forwarding = tokio::spawn(forward(stream, events.clone()));
@@ -197,6 +205,7 @@ impl Supervisor {
     /// Makes the folder, mounts and sockets, and starts the processes. Returns where the agent will announce itself.
     fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
         make_dir(&self.dir)?;
+        self.owns_dir = true;
         let mut record = Record::new(&self.dir);
         for host_mount in &self.plan.host_mounts {
             record.add_mount(&host_mount.target)?;
@@ -266,13 +275,18 @@ impl Supervisor {
             machine.kill().await;
         }
         self.machine = None;
-        let dir = self.dir.clone();
-        let removed = tokio::task::spawn_blocking(move || cleanup::remove_dir(&dir)).await;
+        let dir = self.owns_dir.then(|| self.dir.clone());
+        // It waits for processes and file systems, so not on the runtime's own thread.
+        let removal = tokio::task::spawn_blocking(move || {
+            dir.map_or(Ok(()), |dir| cleanup::remove_dir(&dir).map(drop))
+        });
+        let removed = match removal.await {
+            Ok(removed) => removed.map_err(Arc::new),
+            // It panicked, or the runtime is ending: then there is nobody to tell.
+            Err(_) => Ok(()),
+        };
         self.lifecycle.take(Step::Released);
-        match removed {
-            Ok(Ok(_)) | Err(_) => Ok(()),
-            Ok(Err(error)) => Err(Arc::new(error)),
-        }
+        removed
     }
 }
 

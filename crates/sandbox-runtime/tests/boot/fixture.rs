@@ -32,13 +32,14 @@ const TEST_LIMIT: Duration = Duration::from_secs(240);
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What the environment configures (`SANDBOX_CONFIG`: other artifacts, say), in the test's own folders.
 fn config(dir: &Path) -> Config {
     let mut config = Config {
         allow_emulation: true,
         memory_mib: 256,
         run_dir: dir.join("run"),
         boot_timeout_s: 120,
-        ..Config::default()
+        ..Config::load().unwrap_or_default()
     };
     // Under the emulator the drivers are not both worth a test; where KVM is real it is the product.
     if choose_driver(&config).is_ok_and(|(driver, _)| driver == Driver::Qemu) {
