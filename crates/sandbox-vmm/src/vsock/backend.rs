@@ -26,13 +26,16 @@ use vmm_sys_util::event::{
 
 use super::error::VsockError;
 use super::muxer::{Muxer, MuxerConfig};
-use super::protocol::{FEATURES, QUEUE_SIZE, RX_QUEUE, TX_QUEUE};
+use super::protocol::{FEATURES, RX_QUEUE, TX_QUEUE};
 use super::service::serve;
 use crate::fd::{FdError, Inherited};
 use crate::virtio::copy_config;
 
 /// Queues that QEMU hands over: receive and transmit.
 const SERVED_QUEUES: usize = 2;
+/// The most entries of a queue: QEMU's virtio-mmio lets the driver choose up to its own
+/// `VIRTQUEUE_MAX_SIZE` whatever the device wants, and Linux takes the most there is.
+const QUEUE_SIZE: usize = 1024;
 /// What the event loop calls the muxer; up to [`SERVED_QUEUES`] is its own.
 const HOST_EVENT: u64 = SERVED_QUEUES as u64 + 1;
 
@@ -241,7 +244,7 @@ impl VhostUserBackendMut for Backend {
     }
 
     fn max_queue_size(&self) -> usize {
-        QUEUE_SIZE.into()
+        QUEUE_SIZE
     }
 
     fn features(&self) -> u64 {

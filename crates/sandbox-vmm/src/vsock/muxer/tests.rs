@@ -27,7 +27,7 @@ fn guest_connects(driver: &mut Driver, listener: &UnixListener, guest: u32) -> U
 /// A host client's connection to guest port `guest`; the guest accepts.
 fn host_connects(driver: &mut Driver, guest: u32) -> (UnixStream, Header) {
     let mut client = UnixStream::connect(driver.path()).unwrap();
-    write!(client, "CONNECT {guest}\n").unwrap();
+    writeln!(client, "CONNECT {guest}").unwrap();
     let asked = driver.receive();
     assert_eq!(asked.len(), 1, "{asked:?}");
     let request = asked[0].0;
