@@ -75,7 +75,6 @@ pub(crate) async fn run(
     };
     timeline.mark(Phase::ImageReady);
     let result = launch_and_attend(args, &mut made, &bundle, &mut signals, &mut timeline).await;
-    timeline.merge_file(&bundle.timeline);
     Fifos::remove(made.attended.folder());
     made.conclude(&result, args.rm);
     if args.timings {
@@ -133,10 +132,12 @@ async fn launch_and_attend(
         report::warn(&error);
     }
     let result = session.attend(signals).await;
-    timeline.mark(Phase::Exited);
-    if let Some(at) = session.first_output_ns() {
-        timeline.mark_at(Phase::FirstOutput, at);
+    // What the shim saw itself says more than what was seen from here.
+    timeline.merge_file(&bundle.timeline);
+    for (phase, at) in session.marks() {
+        timeline.mark_at(phase, at);
     }
+    timeline.mark(Phase::Exited);
     if result.is_err() || session.finish().await.is_err() {
         session.abandon().await;
         clear_away(bundle).await;

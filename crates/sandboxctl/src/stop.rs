@@ -33,7 +33,7 @@ pub(crate) enum StopError {
     #[error("cannot kill container {name}")]
     Kill { name: String, source: RpcError },
     /// There is nothing to send a signal to.
-    #[error("container {name} is not running: it {state}; see `sandboxctl ps -a`")]
+    #[error("container {name} is not running, it has {state}; see `sandboxctl ps -a`")]
     NotRunning { name: String, state: String },
     /// It still runs.
     #[error(

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
+use sandbox_types::timeline::Phase;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
@@ -16,6 +17,7 @@ use crate::shim::{RpcError, RpcFailure, Shim};
 use crate::signals::{Resizes, Signals};
 use crate::stdio::{Input, OutputEnd, Outputs, duplicate};
 use crate::terminal::{self, RawMode};
+use crate::timings::monotonic_ns;
 
 /// `SIGKILL`.
 const KILL: u32 = 9;
@@ -33,6 +35,8 @@ pub(super) struct Session<'a> {
     input: Option<Input>,
     raw_mode: Option<RawMode>,
     wait: Option<JoinHandle<Result<u32, RpcError>>>,
+    /// When Create had answered, `CLOCK_MONOTONIC`.
+    created_ns: Option<u64>,
 }
 
 impl<'a> Session<'a> {
@@ -45,6 +49,7 @@ impl<'a> Session<'a> {
             input: None,
             raw_mode: None,
             wait: None,
+            created_ns: None,
         }
     }
 
@@ -75,6 +80,7 @@ impl<'a> Session<'a> {
         if let Err(error) = self.answered(created).await {
             return Err(self.explain(error).await);
         }
+        self.created_ns = Some(monotonic_ns());
         let (tasks, id) = (self.shim.tasks.clone(), self.id().to_owned());
         self.wait = Some(tokio::spawn(async move { tasks.wait(&id).await }));
         if self.args.tty && terminal::on_stdin() && self.args.interactive {
@@ -88,7 +94,7 @@ impl<'a> Session<'a> {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.raw_mode = None;
-                Err(self.explain_start(error).await)
+                Err(self.explain(error).await)
             }
         }
     }
@@ -127,6 +133,14 @@ impl<'a> Session<'a> {
 
     /// What a failed call means: the sandbox died, the shim died, or just what the shim said.
     async fn explain(&self, error: RpcError) -> RunError {
+        if let RpcFailure::Program(failure) = error.failure {
+            return RunError::Program {
+                failure,
+                program: self.bundle.program.clone(),
+                image: self.args.image.to_string(),
+                message: error.message,
+            };
+        }
         let folder = &self.bundle.shim.bundle;
         if let Some(death) = Death::read(folder) {
             return RunError::SandboxDied { death };
@@ -143,24 +157,6 @@ impl<'a> Session<'a> {
             };
         }
         error.into()
-    }
-
-    async fn explain_start(&self, error: RpcError) -> RunError {
-        let program = self.bundle.program.clone();
-        let image = self.args.image.to_string();
-        match error.failure {
-            RpcFailure::NotFound => RunError::ProgramNotFound {
-                program,
-                image,
-                message: error.message,
-            },
-            RpcFailure::PermissionDenied => RunError::ProgramNotExecutable {
-                program,
-                image,
-                message: error.message,
-            },
-            RpcFailure::Refused | RpcFailure::Unanswered => self.explain(error).await,
-        }
     }
 
     /// Passes on signals, sizes and input until the process has ended and its outputs were read.
@@ -277,9 +273,14 @@ impl<'a> Session<'a> {
         None
     }
 
-    /// When the first byte of output came.
-    pub(super) fn first_output_ns(&self) -> Option<u64> {
-        self.outputs.first_byte_ns()
+    /// The phases that were seen from here.
+    pub(super) fn marks(&self) -> impl Iterator<Item = (Phase, u64)> {
+        [
+            (Phase::ContainerCreated, self.created_ns),
+            (Phase::FirstOutput, self.outputs.first_byte_ns()),
+        ]
+        .into_iter()
+        .filter_map(|(phase, at)| Some((phase, at?)))
     }
 
     /// Removes the container from the shim, and ends the shim.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use sandbox_image::scratch::ScratchError;
+use sandbox_protocol::start_failure::StartFailure;
 use sandbox_runtime::config::ConfigError;
 use sandbox_runtime::host::HostError;
 use sandbox_types::{IdError, MachineSizeError};
@@ -75,22 +76,10 @@ pub(crate) enum RunError {
     /// Our output cannot be written.
     #[error("cannot write the container's output; it was killed")]
     Output(#[source] io::Error),
-    /// The program is not there.
-    #[error(
-        "cannot run {program:?} in image {image}: there is no such program{}; give its full path, or see what the image has",
-        said(message)
-    )]
-    ProgramNotFound {
-        program: String,
-        image: String,
-        message: String,
-    },
-    /// The program is none.
-    #[error(
-        "cannot run {program:?} in image {image}: it is not executable{}; check its permissions and its first line",
-        said(message)
-    )]
-    ProgramNotExecutable {
+    /// The program cannot be run.
+    #[error("cannot run {program:?} in image {image}: {}", cannot_run(*failure, message))]
+    Program {
+        failure: StartFailure,
         program: String,
         image: String,
         message: String,
@@ -112,10 +101,20 @@ pub(crate) enum RunError {
     Interrupted { signal: u32 },
 }
 
-fn said(message: &str) -> String {
+fn cannot_run(failure: StartFailure, message: &str) -> String {
+    let (what, next) = match failure {
+        StartFailure::ProgramNotFound => (
+            "there is no such program",
+            "check the spelling, or give its full path",
+        ),
+        StartFailure::ProgramNotExecutable => (
+            "it cannot be executed",
+            "check its permissions and its first line",
+        ),
+    };
     match message.trim() {
-        "" => String::new(),
-        message => format!(" ({message})"),
+        "" => format!("{what}; {next}"),
+        message => format!("{what} ({message}); {next}"),
     }
 }
 
@@ -150,8 +149,7 @@ impl RunError {
     /// What `sandboxctl` exits with, as docker does.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::ProgramNotFound { .. } => 127,
-            Self::ProgramNotExecutable { .. } => 126,
+            Self::Program { failure, .. } => failure.exit_code(),
             Self::Interrupted { signal } => u8::try_from(128 + signal).unwrap_or(125),
             _ => 125,
         }
@@ -194,22 +192,19 @@ mod tests {
 
     #[test]
     fn exit_codes_are_dockers() {
-        let program = || ("x".to_owned(), "demo".to_owned(), String::new());
-        let (name, image, message) = program();
-        let missing = RunError::ProgramNotFound {
-            program: name,
-            image,
-            message,
-        };
-        assert_eq!(missing.exit_code(), 127);
-        assert!(missing.to_string().contains("\"x\" in image demo"));
-        let (name, image, message) = program();
-        let not_executable = RunError::ProgramNotExecutable {
-            program: name,
-            image,
-            message,
-        };
-        assert_eq!(not_executable.exit_code(), 126);
+        for (failure, code) in [
+            (StartFailure::ProgramNotFound, 127),
+            (StartFailure::ProgramNotExecutable, 126),
+        ] {
+            let error = RunError::Program {
+                failure,
+                program: "x".to_owned(),
+                image: "demo".to_owned(),
+                message: String::new(),
+            };
+            assert_eq!(error.exit_code(), code);
+            assert!(error.to_string().contains("\"x\" in image demo"));
+        }
         assert_eq!(RunError::Interrupted { signal: 2 }.exit_code(), 130);
         assert_eq!(RunError::NotATerminal.exit_code(), 125);
     }

@@ -7,6 +7,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context::{self, Context};
 use containerd_shim_protos::ttrpc::{Code, Error};
+use sandbox_protocol::start_failure::StartFailure;
 
 use crate::stdio::Fifos;
 
@@ -18,10 +19,10 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(90);
 /// What became of a call that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RpcFailure {
-    /// `NOT_FOUND`.
+    /// The container's program cannot be run.
+    Program(StartFailure),
+    /// There is no such process, any more.
     NotFound,
-    /// `PERMISSION_DENIED`.
-    PermissionDenied,
     /// Any other answer.
     Refused,
     /// No answer: the connection broke or time ran out.
@@ -51,10 +52,10 @@ fn failed(call: &'static str) -> impl FnOnce(Error) -> RpcError {
     move |error| match error {
         Error::RpcStatus(status) => RpcError {
             call,
-            failure: match status.code() {
-                Code::NOT_FOUND => RpcFailure::NotFound,
-                Code::PERMISSION_DENIED => RpcFailure::PermissionDenied,
-                _ => RpcFailure::Refused,
+            failure: match (StartFailure::from_status(&status), status.code()) {
+                (Some(failure), _) => RpcFailure::Program(failure),
+                (None, Code::NOT_FOUND) => RpcFailure::NotFound,
+                (None, _) => RpcFailure::Refused,
             },
             message: status.message,
         },
