@@ -4,6 +4,7 @@
 //! says how to start the former and what its exit means; everything else is the same for all.
 
 use std::fmt;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -98,6 +99,18 @@ pub enum DriverError {
     },
 }
 
+fn open(what: &'static str, path: &Path, read_only: bool) -> Result<File, DriverError> {
+    OpenOptions::new()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(|source| DriverError::Open {
+            what,
+            path: path.to_owned(),
+            source,
+        })
+}
+
 /// What a driver starts a machine from.
 pub(crate) struct MachineRequest<'a> {
     pub(crate) plan: &'a SandboxPlan,
@@ -177,6 +190,10 @@ impl Machine {
         driver: Driver,
         mut request: MachineRequest<'_>,
     ) -> Result<Self, DriverError> {
+        for device in &request.plan.block {
+            // Not every driver says as clearly what is wrong with one.
+            open("the disk image", &device.path, device.read_only)?;
+        }
         let mut driver: Box<dyn HypervisorDriver> = match driver {
             Driver::Kvm => Box::new(kvm::Kvm::new()),
             Driver::Qemu => Box::new(qemu::Qemu),

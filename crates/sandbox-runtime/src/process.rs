@@ -272,26 +272,23 @@ impl Process {
 
     /// Kills it and everything in its process group.
     pub(crate) fn kill(&mut self) {
-        kill_group(self.pid);
+        self.kill_group();
         // Already gone is as good.
         let _ = self.child.start_kill();
+    }
+
+    /// Until the child has been waited for, the number is nobody else's.
+    fn kill_group(&self) {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid {
+            let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if self.end.is_none() {
-            kill_group(self.pid);
-        }
-    }
-}
-
-/// The group keeps its leader's number from being used again, so this reaches ours or nothing.
-fn kill_group(pid: u32) {
-    if let Ok(pid) = i32::try_from(pid)
-        && pid > 1
-    {
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+        self.kill_group();
     }
 }
 

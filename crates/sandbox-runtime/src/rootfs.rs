@@ -5,6 +5,7 @@
 //! | mount | becomes |
 //! | --- | --- |
 //! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
+//! | `erofs`, when there are more of them than room for devices | a file in one share, mounted in the guest from there |
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
 //! | `overlay` or `bind` of host directories, alone | a mount on the host at `<bundle>/rootfs`, shared over virtio-fs |
@@ -61,6 +62,11 @@ impl DeviceAllocator {
         Self { taken: 0, driver }
     }
 
+    /// How many more there is room for.
+    fn room(&self) -> usize {
+        self.driver.device_slots().saturating_sub(self.taken)
+    }
+
     /// The number of the next device.
     fn take(&mut self) -> Result<usize, RootfsError> {
         let limit = self.driver.device_slots();
@@ -93,7 +99,7 @@ pub enum RootfsError {
     },
     /// More devices than the machine has room for.
     #[error(
-        "the container needs more devices than the {limit} that a machine of the {driver} driver has room for; an image with fewer layers needs fewer"
+        "the container needs more devices than the {limit} that a machine of the {driver} driver has room for"
     )]
     TooManyDevices {
         /// The driver.
@@ -178,6 +184,15 @@ pub fn plan_rootfs(
             plan.host_mounts.push(host_mount);
         }
         _ => {
+            let devices = mounts
+                .iter()
+                .filter(|mount| matches!(mount.type_.as_str(), "erofs" | "ext4"))
+                .count();
+            let layers = if devices > next_device.room() {
+                Layers::Files(share_layers(&mut plan, &dir, bundle, next_device)?)
+            } else {
+                Layers::Devices
+            };
             let mut earlier = Vec::new();
             for (index, mount) in mounts.iter().enumerate() {
                 let target = if index + 1 == mounts.len() {
@@ -185,7 +200,12 @@ pub fn plan_rootfs(
                 } else {
                     format!("{dir}/mounts/{index}")
                 };
-                plan_guest_mount(&mut plan, mount, &target, &mut earlier, next_device).map_err(
+                let step = Step {
+                    mount,
+                    target,
+                    layers: &layers,
+                };
+                step.plan(&mut plan, &mut earlier, next_device).map_err(
                     |problem| match problem {
                         StepError::Mount(reason) => RootfsError::Mount {
                             index,
@@ -272,77 +292,138 @@ const MKDIR_OPTION: &str = "X-containerd.mkdir.path=";
 /// Options for containerd, not for a file system.
 const CONTAINERD_OPTION: &str = "X-containerd.";
 
-fn plan_guest_mount(
+/// How the read-only layers reach the guest.
+enum Layers {
+    /// Each as a device.
+    Devices,
+    /// As files in one share.
+    Files(LayerShare),
+}
+
+/// A folder of layer images, on the host and in the guest.
+struct LayerShare {
+    host: PathBuf,
+    guest: String,
+}
+
+/// Shares a folder for layer images, for when devices are short.
+fn share_layers(
     plan: &mut RootfsPlan,
-    mount: &Mount,
-    target: &str,
-    earlier: &mut Vec<EarlierMount>,
+    container_dir: &str,
+    bundle: &Path,
     next_device: &mut DeviceAllocator,
-) -> Result<(), StepError> {
-    let kind = parse_type(&mount.type_)?;
-    let fill_in = |text: &str| -> Result<String, MountProblem> {
-        if kind.format {
-            Ok(expand(text, earlier)?)
-        } else {
-            Ok(text.to_owned())
-        }
+) -> Result<LayerShare, RootfsError> {
+    let share = LayerShare {
+        host: bundle.join("layers"),
+        guest: format!("{container_dir}/layers"),
     };
+    let tag = format!("share{}", next_device.take()?);
     let mut step = agent::Mount {
-        fstype: kind.fstype.to_owned(),
-        target: target.to_owned(),
+        fstype: "virtiofs".to_owned(),
+        target: share.guest.clone(),
+        options: vec!["ro".to_owned()],
         ..Default::default()
     };
-    let mut source = None;
-    match kind.fstype {
-        "erofs" | "ext4" => {
-            let path = PathBuf::from(&mount.source);
-            if !path.is_absolute() {
+    step.set_share_tag(tag.clone());
+    plan.guest_mounts.push(step);
+    plan.shares.push(Share {
+        directory: share.host.clone(),
+        tag,
+        read_only: true,
+    });
+    Ok(share)
+}
+
+/// One mount of the request, on its way to a step in the guest.
+struct Step<'a> {
+    mount: &'a Mount,
+    target: String,
+    layers: &'a Layers,
+}
+
+impl Step<'_> {
+    fn plan(
+        self,
+        plan: &mut RootfsPlan,
+        earlier: &mut Vec<EarlierMount>,
+        next_device: &mut DeviceAllocator,
+    ) -> Result<(), StepError> {
+        let mount = self.mount;
+        let kind = parse_type(&mount.type_)?;
+        let fill_in = |text: &str| -> Result<String, MountProblem> {
+            if kind.format {
+                Ok(expand(text, earlier)?)
+            } else {
+                Ok(text.to_owned())
+            }
+        };
+        let mut step = agent::Mount {
+            fstype: kind.fstype.to_owned(),
+            target: self.target.clone(),
+            ..Default::default()
+        };
+        let mut source = None;
+        let mut is_image = true;
+        match (kind.fstype, self.layers) {
+            ("erofs" | "ext4", _) if !Path::new(&mount.source).is_absolute() => {
                 return Err(MountProblem::RelativeSource.into());
             }
-            let read_only =
-                kind.fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
-            let serial = format!("disk{}", next_device.take().map_err(StepError::Devices)?);
-            step.set_block_serial(serial.clone());
-            if read_only {
+            ("erofs", Layers::Files(share)) => {
+                // The number of mounts before it is a name that no other has.
+                let name = earlier.len().to_string();
+                step.set_literal(format!("{}/{name}", share.guest));
                 step.options.push("ro".to_owned());
+                plan.host_mounts.push(HostMount {
+                    fstype: "bind".to_owned(),
+                    source: mount.source.clone(),
+                    options: vec!["ro".to_owned()],
+                    target: share.host.join(name),
+                });
             }
-            plan.block.push(BlockDevice {
-                path,
-                read_only,
-                serial,
-            });
-        }
-        "tmpfs" | "overlay" => {
-            let literal = fill_in(&mount.source)?;
+            ("erofs" | "ext4", _) => {
+                let read_only =
+                    kind.fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+                let serial = format!("disk{}", next_device.take().map_err(StepError::Devices)?);
+                step.set_block_serial(serial.clone());
+                if read_only {
+                    step.options.push("ro".to_owned());
+                }
+                plan.block.push(BlockDevice {
+                    path: PathBuf::from(&mount.source),
+                    read_only,
+                    serial,
+                });
+            }
             // An overlay that names nothing of the guest names directories of the host.
-            if kind.fstype == "overlay" && !kind.format {
-                return Err(MountProblem::HostMountNotAlone.into());
+            ("overlay", _) if !kind.format => return Err(MountProblem::HostMountNotAlone.into()),
+            ("tmpfs" | "overlay", _) => {
+                source = Some(fill_in(&mount.source)?);
+                is_image = false;
+                step.set_literal(kind.fstype.to_owned());
             }
-            source = Some(literal);
-            step.set_literal(kind.fstype.to_owned());
+            ("bind" | "rbind", _) => return Err(MountProblem::HostMountNotAlone.into()),
+            _ => return Err(MountProblem::UnknownType(mount.type_.clone()).into()),
         }
-        "bind" | "rbind" => return Err(MountProblem::HostMountNotAlone.into()),
-        _ => return Err(MountProblem::UnknownType(mount.type_.clone()).into()),
-    }
-    for option in &mount.options {
-        let option = fill_in(option)?;
-        if let Some(directory) = option.strip_prefix(MKDIR_OPTION) {
-            if !kind.mkdir {
+        for option in &mount.options {
+            let option = fill_in(option)?;
+            if let Some(directory) = option.strip_prefix(MKDIR_OPTION) {
+                if !kind.mkdir {
+                    return Err(MountProblem::UnsupportedOption(option).into());
+                }
+                step.mkdir.push(parse_directory(directory)?);
+            } else if option.starts_with(CONTAINERD_OPTION) || option.starts_with("device=") {
                 return Err(MountProblem::UnsupportedOption(option).into());
+            } else if !is_image || !matches!(option.as_str(), "loop" | "ro" | "rw") {
+                step.options.push(option);
             }
-            step.mkdir.push(parse_directory(directory)?);
-        } else if option.starts_with(CONTAINERD_OPTION) || option.starts_with("device=") {
-            return Err(MountProblem::UnsupportedOption(option).into());
-        } else if !matches!(option.as_str(), "loop" | "ro" | "rw") || step.has_literal() {
-            step.options.push(option);
         }
+        plan.guest_mounts.push(step);
+        earlier.push(EarlierMount {
+            mount_point: self.target,
+            source,
+        });
+        Ok(())
     }
-    plan.guest_mounts.push(step);
-    earlier.push(EarlierMount {
-        mount_point: target.to_owned(),
-        source,
-    });
-    Ok(())
 }
 
 /// `PATH[:MODE[:UID:GID]]`, mode in octal and 0700 by default.

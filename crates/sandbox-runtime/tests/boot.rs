@@ -36,6 +36,11 @@ const CASES: &[(&str, Case)] = &[
         container_from_a_host_overlay_gives_its_output_and_exit_code,
     ),
     (
+        "container_from_more_layers_than_devices_gives_its_output_and_exit_code",
+        container_from_more_layers_than_devices_gives_its_output_and_exit_code,
+    ),
+    ("disk_missing_is_named", disk_missing_is_named),
+    (
         "sandbox_stopped_twice_is_gone_once",
         sandbox_stopped_twice_is_gone_once,
     ),
@@ -137,7 +142,27 @@ fn container_gives_its_output_and_exit_code(fixture: &Fixture, root: &Root) -> O
 }
 
 fn container_from_layers_gives_its_output_and_exit_code(fixture: &Fixture) -> Outcome {
-    container_gives_its_output_and_exit_code(fixture, &fixture.layered_root()?)
+    container_gives_its_output_and_exit_code(fixture, &fixture.layered_root(1)?)
+}
+
+fn container_from_more_layers_than_devices_gives_its_output_and_exit_code(
+    fixture: &Fixture,
+) -> Outcome {
+    let count = fixture.driver().device_slots();
+    container_gives_its_output_and_exit_code(fixture, &fixture.layered_root(count)?)
+}
+
+fn disk_missing_is_named(fixture: &Fixture) -> Outcome {
+    let root = fixture.layered_root(1)?;
+    std::fs::remove_file(fixture.path("layer0.erofs"))?;
+    fixture.run(async {
+        let error = match Sandbox::start(fixture.plan(&root)).await {
+            Err(SandboxError::Driver(error)) => error.to_string(),
+            other => return Err(format!("not refused: {other:?}").into()),
+        };
+        assert!(error.contains("layer0.erofs"), "{error}");
+        Ok(())
+    })
 }
 
 fn container_from_a_host_overlay_gives_its_output_and_exit_code(fixture: &Fixture) -> Outcome {

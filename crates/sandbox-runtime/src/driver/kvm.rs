@@ -3,7 +3,7 @@
 //! It gets every file it needs as an open descriptor, its configuration as JSON on descriptor 3 and a socket on
 //! descriptor 4, on which it reports what happens; it ends when that socket does.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -19,7 +19,7 @@ use sandbox_types::monitor::{
 use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-use super::{DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, virtiofsd};
+use super::{DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, virtiofsd};
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
@@ -135,18 +135,6 @@ impl HypervisorDriver for Kvm {
 
 fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
     move |source| DriverError::Plumbing { what, source }
-}
-
-fn open(what: &'static str, path: &Path, read_only: bool) -> Result<File, DriverError> {
-    OpenOptions::new()
-        .read(true)
-        .write(!read_only)
-        .open(path)
-        .map_err(|source| DriverError::Open {
-            what,
-            path: path.to_owned(),
-            source,
-        })
 }
 
 fn config_file(config: &MonitorConfig) -> std::io::Result<OwnedFd> {

@@ -1,5 +1,6 @@
 //! Mounts on the host: the roots that reach the guest through virtio-fs.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,7 @@ impl HostMount {
     /// [`HostMountError`]; nothing is mounted then.
     pub fn mount(&self) -> Result<(), HostMountError> {
         let MountOptions { mut flags, data } = parse_options(&self.options);
-        std::fs::create_dir_all(&self.target).map_err(|e| self.error("make", e))?;
+        self.make_target().map_err(|e| self.error("make", e))?;
         let is_bind = self.fstype == "bind" || self.fstype == "rbind";
         if is_bind {
             flags |= MsFlags::MS_BIND;
@@ -122,6 +123,22 @@ impl HostMount {
             // The mount is of no use half-done; what comes back from undoing it would hide the cause.
             let _ = unmount(&self.target);
         })
+    }
+
+    /// A file is bound onto a file.
+    fn make_target(&self) -> io::Result<()> {
+        if !Path::new(&self.source).is_file() {
+            return std::fs::create_dir_all(&self.target);
+        }
+        if let Some(parent) = self.target.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        // What may be there is left as it is.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.target)
+            .map(drop)
     }
 
     fn finish(&self, is_bind: bool, flags: MsFlags) -> Result<(), HostMountError> {

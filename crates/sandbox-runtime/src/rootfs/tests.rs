@@ -199,11 +199,41 @@ fn directory_outside_the_containers_place_is_refused() {
 }
 
 #[test]
+fn rootfs_with_more_layers_than_devices_fit_has_them_as_files_in_one_share() {
+    for driver in [Driver::Kvm, Driver::Qemu] {
+        let count = driver.device_slots();
+        let fits = vec![mount("erofs", "/l", &[]); count];
+        assert_eq!(plan_on(driver, &fits).unwrap().block.len(), count);
+
+        let mut mounts = vec![mount("erofs", "/l", &["ro", "loop"]); count];
+        mounts.push(mount("ext4", "/rw", &[]));
+        let overlay = format!("lowerdir={{{{ overlay {} 0 }}}}", count - 1);
+        mounts.push(mount("format/overlay", "overlay", &[&overlay]));
+        let plan = plan_on(driver, &mounts).unwrap();
+        assert_eq!(plan.block.len(), 1);
+        let [share] = plan.shares.as_slice() else {
+            panic!("{:?}", plan.shares);
+        };
+        assert_eq!(share.directory, Path::new("/bundle/layers"));
+        assert!(share.read_only);
+        assert_eq!(plan.host_mounts.len(), count);
+        assert_eq!(plan.host_mounts[1].target, Path::new("/bundle/layers/1"));
+        assert!(plan.host_mounts[1].is_read_only());
+        assert_eq!(plan.guest_mounts[0].share_tag(), share.tag);
+        assert_eq!(plan.guest_mounts[0].target, format!("{DIR}/layers"));
+        assert_eq!(plan.guest_mounts[2].literal(), format!("{DIR}/layers/1"));
+        assert_eq!(plan.guest_mounts[2].fstype, "erofs");
+        assert_eq!(plan.guest_mounts[2].options, ["ro"]);
+        assert_eq!(plan.guest_mounts[2].target, format!("{DIR}/mounts/1"));
+    }
+}
+
+#[test]
 fn rootfs_with_more_devices_than_there_is_room_for_says_how_many_fit() {
     for driver in [Driver::Kvm, Driver::Qemu] {
-        let fits = vec![mount("erofs", "/l", &[]); driver.device_slots()];
+        let fits = vec![mount("ext4", "/l", &[]); driver.device_slots()];
         assert!(plan_on(driver, &fits).is_ok());
-        let one_more = vec![mount("erofs", "/l", &[]); driver.device_slots() + 1];
+        let one_more = vec![mount("ext4", "/l", &[]); driver.device_slots() + 1];
         assert_eq!(
             plan_on(driver, &one_more),
             Err(RootfsError::TooManyDevices {

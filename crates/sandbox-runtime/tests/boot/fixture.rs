@@ -190,34 +190,46 @@ impl Fixture {
         Ok(tree)
     }
 
-    /// One EROFS layer and a writable one, overlaid in the guest.
-    pub(crate) fn layered_root(&self) -> Result<Root, Failure> {
-        let layer = self.path("layer.erofs");
-        let tree = self.tree()?;
-        let made = Command::new("mkfs.erofs")
-            .args(["-T0", "--quiet"])
-            .args([&layer, &tree])
-            .output()?;
-        if !made.status.success() {
-            return Err(format!("mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr)).into());
+    /// EROFS layers, the first with a shell, and a writable one, overlaid in the guest.
+    pub(crate) fn layered_root(&self, layers: usize) -> Result<Root, Failure> {
+        let mut mounts = Vec::new();
+        for n in 0..layers {
+            let tree = if n == 0 {
+                self.tree()?
+            } else {
+                let tree = self.path(&format!("tree{n}"));
+                fs::create_dir(&tree)?;
+                fs::write(tree.join(format!("layer{n}")), "")?;
+                tree
+            };
+            let layer = self.path(&format!("layer{n}.erofs"));
+            let made = Command::new("mkfs.erofs")
+                .args(["-T0", "--quiet"])
+                .args([&layer, &tree])
+                .output()?;
+            if !made.status.success() {
+                return Err(
+                    format!("mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr)).into(),
+                );
+            }
+            mounts.push(mount("erofs", &layer.to_string_lossy(), &["ro"]));
         }
         let writable = self.path("rw.ext4");
         copy_sparse(&self.config().scratch_path()?, &writable)?;
-        self.root(&[
-            mount("erofs", &layer.to_string_lossy(), &["ro"]),
-            mount("ext4", &writable.to_string_lossy(), &["rw"]),
-            mount(
-                "format/mkdir/overlay",
-                "overlay",
-                &[
-                    "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
-                    "X-containerd.mkdir.path={{ mount 1 }}/work:0755",
-                    "lowerdir={{ overlay 0 0 }}",
-                    "upperdir={{ mount 1 }}/upper",
-                    "workdir={{ mount 1 }}/work",
-                ],
-            ),
-        ])
+        mounts.push(mount("ext4", &writable.to_string_lossy(), &["rw"]));
+        let at = |suffix: &str| format!("{{{{ mount {layers} }}}}/{suffix}");
+        mounts.push(mount(
+            "format/mkdir/overlay",
+            "overlay",
+            &[
+                &format!("X-containerd.mkdir.path={}:0755", at("upper")),
+                &format!("X-containerd.mkdir.path={}:0755", at("work")),
+                &format!("lowerdir={{{{ overlay {} 0 }}}}", layers - 1),
+                &format!("upperdir={}", at("upper")),
+                &format!("workdir={}", at("work")),
+            ],
+        ));
+        self.root(&mounts)
     }
 
     /// An overlay of host folders, shared with the guest.
