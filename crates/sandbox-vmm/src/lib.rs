@@ -6,7 +6,17 @@
 //! Threads and epoll, no async runtime: one thread for each vCPU, one for each device, and the main thread,
 //! which waits for the first of them, or its parent, to end the machine.
 
+pub mod arch;
+pub mod bus;
+pub mod control;
+pub mod devices;
+pub mod end;
 pub mod fd;
+pub mod log;
+pub mod machine;
+pub mod memory;
+pub mod run;
+pub mod vcpu;
 pub mod virtio;
 pub mod vsock;
 

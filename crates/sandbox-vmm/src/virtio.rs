@@ -4,11 +4,17 @@
 //! configuration space, and from [`VirtioDevice::activate`] to [`VirtioDevice::reset`] it owns its queues,
 //! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
-//! Members: the trait; [`interrupt`]; [`worker`]; and the transport [`mmio`]. Each device is a folder of
-//! the device itself, the parser of its requests, and its error: [`block`], [`rng`], [`fs`], and
-//! [`crate::vsock`].
+//! Members: the trait; [`interrupt`]; [`worker`]; [`chain`], on which the parsers work; the transport
+//! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! itself, the parser of its requests, and its error: [`block`], [`rng`], [`fs`], and [`crate::vsock`].
 
+pub mod block;
+pub mod chain;
+pub mod fs;
 pub mod interrupt;
+pub mod mmio;
+pub mod rng;
+pub mod vhost_user;
 pub mod worker;
 
 use std::io;
@@ -80,6 +86,9 @@ pub enum ActivateError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The device's thread was lost earlier, and with it what it worked on.
+    #[error("the device was lost when its thread ended")]
+    Lost,
     /// The vhost-user back end refused.
     #[error("the vhost-user back end refused to {action}")]
     Backend {

@@ -1,0 +1,13 @@
+//! An x86-64 machine without firmware, ACPI, PCI or legacy timers.
+//!
+//! - [`layout`]: the physical address space;
+//! - [`pvh`]: loading the kernel and what it finds at its entry;
+//! - [`mptable`]: processors and interrupts, for a kernel without ACPI;
+//! - [`cpuid`]: what the processor says of itself;
+//! - [`registers`]: the state in which a vCPU begins.
+
+pub mod cpuid;
+pub mod layout;
+pub mod mptable;
+pub mod pvh;
+pub mod registers;

@@ -1,0 +1,167 @@
+//! The physical address space.
+//!
+//! ```text
+//! 0x0000_0000  RAM: start of day structures and the command line, see the constants
+//! 0x000a_0000  reserved (what PCs have video memory and firmware in); the MP table at 0xf0000
+//! 0x0010_0000  RAM: the kernel
+//! 0xd000_0000  the hole: virtio-mmio devices, then KVM's own pages, IO-APIC and local APIC
+//! 0x1_0000_0000  the rest of RAM
+//! ```
+
+use sandbox_types::MemMib;
+use vm_memory::GuestAddress;
+
+/// `hvm_start_info`.
+pub const START_INFO: GuestAddress = GuestAddress(0x6000);
+/// The memory map that `hvm_start_info` points to.
+pub const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
+/// The kernel's command line.
+pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
+/// The longest command line with its terminating zero: `COMMAND_LINE_SIZE` of Linux on x86.
+pub const COMMAND_LINE_BYTES: usize = 2048;
+/// End of the RAM below 1 MiB.
+pub const LOW_RAM_END: u64 = 0xa_0000;
+/// The MP floating pointer, in the range where the kernel looks for it (Intel MP specification 1.4, 4).
+pub const MP_TABLE: GuestAddress = GuestAddress(0xf_0000);
+/// The most the MP table may take: up to 1 MiB.
+pub const MP_TABLE_BYTES: usize = 0x1_0000;
+/// Where kernels are loaded, and no lower.
+pub const HIGH_RAM_START: u64 = 0x10_0000;
+/// Start of the hole below 4 GiB.
+pub const HOLE_START: u64 = 0xd000_0000;
+/// End of the hole.
+pub const HOLE_END: u64 = 1 << 32;
+/// The first virtio-mmio device.
+pub const VIRTIO_MMIO_START: u64 = HOLE_START;
+/// Bytes of address space for each of them.
+pub const VIRTIO_MMIO_BYTES: u64 = 0x1000;
+/// Interrupt of the first virtio-mmio device. Lower ones are of the keyboard, serial ports and the cascade.
+pub const FIRST_VIRTIO_GSI: u32 = 5;
+/// The last interrupt line: KVM's IO-APIC has 24.
+pub const LAST_GSI: u32 = 23;
+/// The most virtio-mmio devices.
+pub const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize;
+/// Interrupt of the first serial port.
+pub const SERIAL_GSI: u32 = 4;
+/// A page for KVM's identity map (Intel processors without unrestricted guests).
+pub const IDENTITY_MAP: u64 = 0xfeff_c000;
+/// Three pages for KVM's task state segment (likewise).
+pub const KVM_TSS: u64 = 0xfeff_d000;
+/// The IO-APIC.
+pub const IO_APIC: u32 = 0xfec0_0000;
+/// The local APICs.
+pub const LOCAL_APIC: u32 = 0xfee0_0000;
+
+/// A piece of RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamRange {
+    /// Its first address.
+    pub start: u64,
+    /// Its size in bytes, never 0.
+    pub bytes: u64,
+}
+
+/// The RAM of a machine of that size: one piece, or two around the hole.
+#[must_use]
+pub fn ram_ranges(memory: MemMib) -> Vec<RamRange> {
+    let bytes = memory.bytes();
+    let below = bytes.min(HOLE_START);
+    let mut ranges = vec![RamRange {
+        start: 0,
+        bytes: below,
+    }];
+    if bytes > below {
+        ranges.push(RamRange {
+            start: HOLE_END,
+            bytes: bytes - below,
+        });
+    }
+    ranges
+}
+
+/// What a part of the address space is, in the words of the PVH memory map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MapKind {
+    /// Usable.
+    Ram,
+    /// Not to be used.
+    Reserved,
+}
+
+/// One entry of the memory map that the kernel gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapEntry {
+    /// Its first address.
+    pub start: u64,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// What it is.
+    pub kind: MapKind,
+}
+
+/// The memory map of a machine of that size, in order, without overlaps.
+#[must_use]
+pub fn memory_map(memory: MemMib) -> Vec<MapEntry> {
+    let entry = |start, end: u64, kind| MapEntry {
+        start,
+        bytes: end - start,
+        kind,
+    };
+    let mut map = vec![
+        entry(0, LOW_RAM_END, MapKind::Ram),
+        entry(LOW_RAM_END, HIGH_RAM_START, MapKind::Reserved),
+    ];
+    for range in ram_ranges(memory) {
+        let start = range.start.max(HIGH_RAM_START);
+        map.push(entry(start, range.start + range.bytes, MapKind::Ram));
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ram_of_any_size_is_whole_and_outside_the_hole(mib in 64_u64..=512 * 1024) {
+            let memory = MemMib::new(mib).unwrap();
+            let ranges = ram_ranges(memory);
+            prop_assert_eq!(ranges.iter().map(|r| r.bytes).sum::<u64>(), mib << 20);
+            for range in &ranges {
+                prop_assert!(range.bytes > 0);
+                prop_assert_eq!(range.start % (2 << 20), 0);
+                let end = range.start + range.bytes;
+                prop_assert!(end <= HOLE_START || range.start >= HOLE_END);
+            }
+        }
+
+        #[test]
+        fn memory_map_of_any_size_is_ordered_and_within_ram(mib in 64_u64..=512 * 1024) {
+            let memory = MemMib::new(mib).unwrap();
+            let map = memory_map(memory);
+            for pair in map.windows(2) {
+                prop_assert!(pair[0].start + pair[0].bytes <= pair[1].start);
+            }
+            let hidden = HIGH_RAM_START - LOW_RAM_END;
+            let usable: u64 = map.iter().filter(|e| e.kind == MapKind::Ram).map(|e| e.bytes).sum();
+            prop_assert_eq!(usable, (mib << 20) - hidden);
+        }
+    }
+
+    #[test]
+    fn boot_structures_lie_in_low_ram_without_overlap() {
+        let command_line_end = COMMAND_LINE.0 + COMMAND_LINE_BYTES as u64;
+        assert!(START_INFO.0 < MEMORY_MAP.0 && MEMORY_MAP.0 < COMMAND_LINE.0);
+        assert!(command_line_end <= LOW_RAM_END);
+        assert!(MP_TABLE.0 + MP_TABLE_BYTES as u64 <= HIGH_RAM_START);
+    }
+
+    #[test]
+    fn every_device_has_a_place_in_the_hole() {
+        let end = VIRTIO_MMIO_START + MAX_VIRTIO_DEVICES as u64 * VIRTIO_MMIO_BYTES;
+        assert!(end <= u64::from(IO_APIC));
+    }
+}

@@ -1,0 +1,220 @@
+//! Loading an ELF kernel, and what it finds at its PVH entry point (Xen `docs/misc/pvh.pandoc`,
+//! `public/arch-x86/hvm/start_info.h`).
+
+use std::fs::File;
+
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use sandbox_types::{MemMib, VcpuCount};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::layout::{self, MapKind};
+use super::mptable;
+
+/// `XEN_HVM_START_MAGIC_VALUE`.
+const START_MAGIC: u32 = 0x336e_c578;
+/// Version 1 has the memory map.
+const START_VERSION: u32 = 1;
+/// `XEN_HVM_MEMMAP_TYPE_*`, which are those of E820.
+const MEMMAP_TYPE_RAM: u32 = 1;
+const MEMMAP_TYPE_RESERVED: u32 = 2;
+
+/// Why a kernel cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// It is no ELF kernel, or does not fit.
+    #[error("cannot load the guest kernel into {memory} of memory")]
+    Load {
+        /// Guest memory.
+        memory: MemMib,
+        /// What the loader said.
+        source: linux_loader::loader::Error,
+    },
+    /// No `XEN_ELFNOTE_PHYS32_ENTRY`.
+    #[error(
+        "the guest kernel has no PVH entry point; it must be an uncompressed vmlinux built with CONFIG_PVH"
+    )]
+    NoPvhEntry,
+    /// Its uninitialized data ends behind the end of memory.
+    #[error("the guest kernel ends at {end:#x}, which is outside {memory} of memory")]
+    TooLarge {
+        /// The first address behind it.
+        end: u64,
+        /// Guest memory.
+        memory: MemMib,
+    },
+    /// The command line is too long.
+    #[error(
+        "the kernel command line has {length} bytes with the devices'; the kernel takes {} at most",
+        layout::COMMAND_LINE_BYTES - 1
+    )]
+    CommandLineTooLong {
+        /// Its length.
+        length: usize,
+    },
+    /// The command line is not text for the kernel.
+    #[error("the kernel command line contains a zero byte")]
+    CommandLineZero,
+    /// Guest memory did not take a boot structure.
+    #[error("cannot write {what} to guest memory")]
+    Write {
+        /// Which.
+        what: &'static str,
+        /// Why.
+        source: vm_memory::GuestMemoryError,
+    },
+}
+
+/// Loads `kernel` and returns its PVH entry point.
+///
+/// # Errors
+/// [`BootError`].
+pub fn load_kernel(
+    memory: &GuestMemoryMmap,
+    size: MemMib,
+    kernel: &mut File,
+) -> Result<GuestAddress, BootError> {
+    let start = GuestAddress(layout::HIGH_RAM_START);
+    let loaded =
+        Elf::load(memory, None, kernel, Some(start)).map_err(|source| BootError::Load {
+            memory: size,
+            source,
+        })?;
+    let below_hole = size.bytes().min(layout::HOLE_START);
+    if loaded.kernel_end > below_hole {
+        return Err(BootError::TooLarge {
+            end: loaded.kernel_end,
+            memory: size,
+        });
+    }
+    match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(entry) => Ok(entry),
+        PvhBootCapability::PvhEntryNotPresent | PvhBootCapability::PvhEntryIgnored => {
+            Err(BootError::NoPvhEntry)
+        }
+    }
+}
+
+/// Writes what the kernel looks for: start of day information, memory map, command line and MP table.
+///
+/// # Errors
+/// [`BootError`].
+pub fn write_boot_data(
+    memory: &GuestMemoryMmap,
+    size: MemMib,
+    vcpus: VcpuCount,
+    command_line: &str,
+) -> Result<(), BootError> {
+    if command_line.len() >= layout::COMMAND_LINE_BYTES {
+        return Err(BootError::CommandLineTooLong {
+            length: command_line.len(),
+        });
+    }
+    if command_line.contains('\0') {
+        return Err(BootError::CommandLineZero);
+    }
+    let put = |what, bytes: &[u8], address| {
+        memory
+            .write_slice(bytes, address)
+            .map_err(|source| BootError::Write { what, source })
+    };
+    let mut text = command_line.as_bytes().to_vec();
+    text.push(0);
+    put("the command line", &text, layout::COMMAND_LINE)?;
+    let (map, entries) = memory_map(size);
+    put("the memory map", &map, layout::MEMORY_MAP)?;
+    put(
+        "the start information",
+        &start_info(entries),
+        layout::START_INFO,
+    )?;
+    // The table lies below 1 MiB.
+    let address = u32::try_from(layout::MP_TABLE.0).unwrap_or(0);
+    put(
+        "the MP table",
+        &mptable::build(vcpus, address),
+        layout::MP_TABLE,
+    )
+}
+
+/// `hvm_start_info`, version 1: no modules, no RSDP.
+fn start_info(map_entries: u32) -> Vec<u8> {
+    let mut info = Vec::with_capacity(56);
+    // magic, version, flags, nr_modules
+    for word in [START_MAGIC, START_VERSION, 0, 0] {
+        info.extend(word.to_le_bytes());
+    }
+    // modlist_paddr, cmdline_paddr, rsdp_paddr, memmap_paddr
+    for address in [0, layout::COMMAND_LINE.0, 0, layout::MEMORY_MAP.0] {
+        info.extend(address.to_le_bytes());
+    }
+    // memmap_entries, reserved
+    for word in [map_entries, 0] {
+        info.extend(word.to_le_bytes());
+    }
+    info
+}
+
+/// An array of `hvm_memmap_table_entry`, and how many.
+fn memory_map(size: MemMib) -> (Vec<u8>, u32) {
+    let mut map = Vec::new();
+    let mut entries = 0;
+    for entry in layout::memory_map(size) {
+        let kind = match entry.kind {
+            MapKind::Ram => MEMMAP_TYPE_RAM,
+            MapKind::Reserved => MEMMAP_TYPE_RESERVED,
+        };
+        map.extend(entry.start.to_le_bytes());
+        map.extend(entry.bytes.to_le_bytes());
+        map.extend(kind.to_le_bytes());
+        map.extend(0_u32.to_le_bytes());
+        entries += 1;
+    }
+    (map, entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> (GuestMemoryMmap, MemMib) {
+        let size = MemMib::new(64).unwrap();
+        let ranges = [(GuestAddress(0), 64 << 20)];
+        (GuestMemoryMmap::from_ranges(&ranges).unwrap(), size)
+    }
+
+    #[test]
+    fn boot_data_for_a_small_machine_points_to_its_command_line_and_map() {
+        let (memory, size) = memory();
+        write_boot_data(&memory, size, VcpuCount::ONE, "quiet").unwrap();
+        let mut info = [0_u8; 56];
+        memory.read_slice(&mut info, layout::START_INFO).unwrap();
+        assert_eq!(info[..4], START_MAGIC.to_le_bytes());
+        assert_eq!(info[24..32], layout::COMMAND_LINE.0.to_le_bytes());
+        assert_eq!(info[40..48], layout::MEMORY_MAP.0.to_le_bytes());
+        assert_eq!(info[48..52], 3_u32.to_le_bytes());
+        let mut text = [0_u8; 6];
+        memory.read_slice(&mut text, layout::COMMAND_LINE).unwrap();
+        assert_eq!(&text, b"quiet\0");
+    }
+
+    #[test]
+    fn command_line_over_the_kernels_limit_is_refused() {
+        let (memory, size) = memory();
+        let line = "x".repeat(layout::COMMAND_LINE_BYTES);
+        let error = write_boot_data(&memory, size, VcpuCount::ONE, &line).unwrap_err();
+        assert!(matches!(
+            error,
+            BootError::CommandLineTooLong { length: 2048 }
+        ));
+    }
+
+    #[test]
+    fn kernel_that_is_no_elf_file_is_refused() {
+        let (memory, size) = memory();
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &[0x4d; 4096]).unwrap();
+        let error = load_kernel(&memory, size, &mut file).unwrap_err();
+        assert!(matches!(error, BootError::Load { .. }));
+    }
+}

@@ -1,0 +1,304 @@
+//! A machine: a KVM virtual machine with memory, processors and devices.
+//!
+//! ```text
+//! MachineConfig ──build──> Machine ──start──> RunningMachine ──> its MachineEnd is set
+//! ```
+//!
+//! KVM waits for a grace period on each change of a bus or of the memory slots once there are readers, so the
+//! order is: all memory slots, the interrupt controllers, then vCPUs and devices.
+
+mod kvm;
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Barrier, Mutex};
+
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use sandbox_types::{MemMib, VcpuCount};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::cpuid::Topology;
+use crate::arch::x86_64::layout;
+use crate::arch::x86_64::pvh::{self, BootError};
+use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::bus::{Bus, BusDevice, BusError, BusRange};
+use crate::devices::power::{EXIT_PORTS, RESET_PORTS};
+use crate::devices::serial::SERIAL_PORTS;
+use crate::devices::{ConsoleRing, ExitPort, ResetPort, SerialPort};
+use crate::end::MachineEnd;
+use crate::memory::{self, MemoryError, Sharing};
+use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
+use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::{Interrupt, VirtioDevice};
+
+pub use kvm::from_fd;
+
+/// What to build.
+pub struct MachineConfig {
+    /// `/dev/kvm`.
+    pub kvm: Kvm,
+    /// An ELF kernel with a PVH note.
+    pub kernel: File,
+    /// Its command line, to which the devices are appended.
+    pub command_line: String,
+    /// Guest memory.
+    pub memory: MemMib,
+    /// Whether back ends share it.
+    pub sharing: Sharing,
+    /// Processors.
+    pub vcpus: VcpuCount,
+    /// Virtio devices in the order of their addresses, which is that in which the kernel finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Where the serial port's output goes.
+    pub console: ConsoleRing,
+}
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refused.
+    #[error("KVM refused to {action}")]
+    Kvm {
+        /// What was tried.
+        action: &'static str,
+        /// What it said.
+        source: kvm_ioctls::Error,
+    },
+    /// Not the stable API.
+    #[error("KVM speaks API version {version}, not 12")]
+    ApiVersion {
+        /// What it speaks.
+        version: i32,
+    },
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel and boot data.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// A vCPU's state.
+    #[error(transparent)]
+    Registers(#[from] RegisterError),
+    /// A vCPU's thread.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// A place on a bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A device's transport.
+    #[error(transparent)]
+    Transport(#[from] MmioError),
+    /// More devices than interrupt lines.
+    #[error(
+        "a machine has at most {} virtio devices, not {count}",
+        layout::MAX_VIRTIO_DEVICES
+    )]
+    TooManyDevices {
+        /// How many there would be.
+        count: usize,
+    },
+    /// No event descriptor.
+    #[error("cannot make an event descriptor")]
+    Event {
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+fn refused(action: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { action, source }
+}
+
+fn event() -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| MachineError::Event { source })
+}
+
+/// A machine that has not run yet.
+#[derive(Debug)]
+pub struct Machine {
+    vm: VmFd,
+    memory: GuestMemoryMmap,
+    vcpus: Vec<VcpuFd>,
+    buses: Buses,
+    end: MachineEnd,
+}
+
+impl Machine {
+    /// Builds a machine up to its first instruction.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn build(mut config: MachineConfig) -> Result<Self, MachineError> {
+        let version = config.kvm.get_api_version();
+        if version != 12 {
+            return Err(MachineError::ApiVersion { version });
+        }
+        let vm = config.kvm.create_vm().map_err(refused("create a VM"))?;
+        let memory = memory::create(config.memory, config.sharing)?;
+        kvm::add_memory(&vm, &memory)?;
+        kvm::create_interrupt_controllers(&vm)?;
+        let entry = pvh::load_kernel(&memory, config.memory, &mut config.kernel)?;
+        let vcpus = create_vcpus(&config.kvm, &vm, config.vcpus, entry)?;
+        let end = MachineEnd::new().map_err(|source| MachineError::Event { source })?;
+        let ports = port_devices(&vm, config.console, &end)?;
+        let mut command_line = config.command_line;
+        let mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line)?;
+        pvh::write_boot_data(&memory, config.memory, config.vcpus, &command_line)?;
+        Ok(Self {
+            vm,
+            memory,
+            vcpus,
+            buses: Buses {
+                ports: Arc::new(ports),
+                mmio: Arc::new(mmio),
+            },
+            end,
+        })
+    }
+
+    /// Starts the vCPUs. `first_instruction` is called when all threads are there, right before they enter the
+    /// guest.
+    ///
+    /// # Errors
+    /// [`VcpuError`]; threads that were started wait for ever then, and the process has to end.
+    pub fn start<T>(
+        self,
+        first_instruction: impl FnOnce() -> T,
+    ) -> Result<(RunningMachine, T), VcpuError> {
+        vcpu::install_kick_handler()?;
+        let start = Arc::new(Barrier::new(self.vcpus.len().saturating_add(1)));
+        let mut handles = Vec::with_capacity(self.vcpus.len());
+        // There are at most 32.
+        for (id, vcpu) in (0_u8..).zip(self.vcpus) {
+            handles.push(VcpuHandle::spawn(
+                id,
+                vcpu,
+                self.buses.clone(),
+                self.end.clone(),
+                Arc::clone(&start),
+            )?);
+        }
+        let value = first_instruction();
+        start.wait();
+        let running = RunningMachine {
+            vcpus: handles,
+            end: self.end,
+            _vm: self.vm,
+            _memory: self.memory,
+        };
+        Ok((running, value))
+    }
+}
+
+/// A machine whose vCPUs run until its end is set.
+#[derive(Debug)]
+pub struct RunningMachine {
+    vcpus: Vec<VcpuHandle>,
+    end: MachineEnd,
+    _vm: VmFd,
+    _memory: GuestMemoryMmap,
+}
+
+impl RunningMachine {
+    /// Its end.
+    #[must_use]
+    pub fn end(&self) -> &MachineEnd {
+        &self.end
+    }
+
+    /// Waits until no vCPU is in the guest any more. The end must have been set.
+    pub fn join(self) {
+        for vcpu in &self.vcpus {
+            vcpu.kick();
+        }
+        for vcpu in self.vcpus {
+            vcpu.join();
+        }
+    }
+}
+
+fn create_vcpus(
+    kvm: &Kvm,
+    vm: &VmFd,
+    count: VcpuCount,
+    entry: GuestAddress,
+) -> Result<Vec<VcpuFd>, MachineError> {
+    let supported = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("say what its vCPUs support"))?;
+    let topology = Topology {
+        vcpus: count,
+        tsc_deadline: kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer),
+    };
+    let mut vcpus = Vec::new();
+    for id in 0..count.get() {
+        let vcpu = vm
+            .create_vcpu(u64::from(id))
+            .map_err(refused("create a vCPU"))?;
+        let mut cpuid = supported.clone();
+        topology.apply(&mut cpuid, id);
+        vcpu.set_cpuid2(&cpuid)
+            .map_err(refused("set what a vCPU says of itself"))?;
+        registers::set_common_state(&vcpu, id)?;
+        if id == 0 {
+            registers::set_boot_state(&vcpu, id, entry)?;
+        }
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+fn port_devices(vm: &VmFd, console: ConsoleRing, end: &MachineEnd) -> Result<Bus, MachineError> {
+    let panic = console.panic_flag();
+    let irq = event()?;
+    vm.register_irqfd(&irq, layout::SERIAL_GSI)
+        .map_err(refused("connect the serial port's interrupt"))?;
+    let mut ports = Bus::new();
+    let mut insert = |range, device: Arc<Mutex<dyn BusDevice>>| ports.insert(range, device);
+    insert(
+        SERIAL_PORTS,
+        Arc::new(Mutex::new(SerialPort::new(irq, console))),
+    )?;
+    insert(
+        RESET_PORTS,
+        Arc::new(Mutex::new(ResetPort::new(end.clone(), panic))),
+    )?;
+    insert(EXIT_PORTS, Arc::new(Mutex::new(ExitPort::new(end.clone()))))?;
+    Ok(ports)
+}
+
+fn virtio_devices(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    command_line: &mut String,
+) -> Result<Bus, MachineError> {
+    let count = devices.len();
+    if count > layout::MAX_VIRTIO_DEVICES {
+        return Err(MachineError::TooManyDevices { count });
+    }
+    let mut mmio = Bus::new();
+    let mut start = layout::VIRTIO_MMIO_START;
+    let mut gsi = layout::FIRST_VIRTIO_GSI;
+    for device in devices {
+        let irq = event()?;
+        vm.register_irqfd(&irq, gsi)
+            .map_err(refused("connect a device's interrupt"))?;
+        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq))?;
+        for (index, kick) in (0_u32..).zip(transport.kicks()) {
+            vm.register_ioevent(kick, &IoEventAddress::Mmio(start + QUEUE_NOTIFY), index)
+                .map_err(refused("connect a queue's notifications"))?;
+        }
+        let range = BusRange {
+            start,
+            length: layout::VIRTIO_MMIO_BYTES,
+        };
+        mmio.insert(range, Arc::new(Mutex::new(transport)))?;
+        // Linux: Documentation/admin-guide/kernel-parameters, virtio_mmio.device=<size>@<base>:<irq>.
+        command_line.push_str(&format!(" virtio_mmio.device=4K@{start:#x}:{gsi}"));
+        start += layout::VIRTIO_MMIO_BYTES;
+        gsi += 1;
+    }
+    Ok(mmio)
+}

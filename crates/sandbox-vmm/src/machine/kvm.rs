@@ -1,0 +1,50 @@
+//! The calls to KVM that need care.
+#![expect(
+    unsafe_code,
+    reason = "KVM is handed a descriptor by number, and maps memory by address"
+)]
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use super::{MachineError, refused};
+use crate::arch::x86_64::layout;
+
+/// KVM by an open `/dev/kvm`.
+#[must_use]
+pub fn from_fd(fd: OwnedFd) -> Kvm {
+    // SAFETY: the descriptor is open and its ownership passes on. If it is not KVM's, its calls fail.
+    unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// Makes `memory` the memory of the VM.
+pub(super) fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MachineError> {
+    for (slot, region) in (0_u32..).zip(memory.iter()) {
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is a mapping of that length, which the machine keeps for as long as the VM.
+        let set = unsafe { vm.set_user_memory_region(slot) };
+        set.map_err(refused("take a range of guest memory"))?;
+    }
+    Ok(())
+}
+
+/// PIC, IO-APIC and local APICs in the kernel, and the pages that KVM itself needs on some processors. There
+/// is no PIT: the kernel has the local APIC's timer, and the clock from kvmclock.
+pub(super) fn create_interrupt_controllers(vm: &VmFd) -> Result<(), MachineError> {
+    vm.set_identity_map_address(layout::IDENTITY_MAP)
+        .map_err(refused("set the address of its identity map"))?;
+    let tss = usize::try_from(layout::KVM_TSS).unwrap_or(usize::MAX);
+    vm.set_tss_address(tss)
+        .map_err(refused("set the address of its task state segment"))?;
+    vm.create_irq_chip()
+        .map_err(refused("create the interrupt controllers"))
+}

@@ -1,0 +1,235 @@
+//! `sandbox-vmm run`: from the configuration to the guest's end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
+use sandbox_types::monitor::{
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent,
+};
+
+use crate::control::{ConfigError, Control, read_config};
+use crate::devices::{ConsoleError, ConsoleRing};
+use crate::fd::{FdError, Inherited};
+use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
+use crate::memory::Sharing;
+use crate::vcpu::VcpuError;
+use crate::virtio::VirtioDevice;
+use crate::virtio::block::Block;
+use crate::virtio::block::error::BlockError;
+use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::rng::Rng;
+use crate::vsock::{MuxerConfig, Vsock, VsockError};
+
+/// Exit code when the machine could not be built.
+pub const EXIT_FAILED: u8 = 1;
+/// Descriptors for which the kernel makes room at once: growing the table later, with threads, makes it wait
+/// for a grace period each time.
+const DESCRIPTORS: i32 = 512;
+
+/// Why the machine could not be built or waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A descriptor that is not there.
+    #[error(transparent)]
+    Descriptor(#[from] FdError),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The console.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// A disk.
+    #[error("disk {index} ({serial:?})")]
+    Block {
+        /// Its place in the configuration.
+        index: usize,
+        /// Its serial number.
+        serial: String,
+        /// What is wrong.
+        source: BlockError,
+    },
+    /// A shared directory.
+    #[error("shared directory {tag:?}")]
+    Share {
+        /// Its tag.
+        tag: String,
+        /// What is wrong.
+        source: FsError,
+    },
+    /// The vsock device.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Its threads.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The main thread cannot wait.
+    #[error("cannot wait for the end of the guest")]
+    Wait {
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Now, as the shim understands it.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let part = |value: i64| u64::try_from(value).unwrap_or(0);
+    part(now.tv_sec)
+        .saturating_mul(1_000_000_000)
+        .saturating_add(part(now.tv_nsec))
+}
+
+/// Builds and runs the machine of the configuration on [`CONFIG_FD`], and returns the process's exit code.
+/// `process_ns` is when `main` began.
+///
+/// The devices and vCPUs still exist when it returns; the process is to exit at once.
+#[must_use]
+pub fn run(process_ns: u64) -> u8 {
+    let mut inherited = Inherited::new();
+    let mut control = match inherited.take(CONTROL_FD, "the control socket") {
+        Ok(fd) => Control::new(fd),
+        Err(error) => {
+            eprintln!("sandbox-vmm: {error}; it is started by the runtime, not by hand");
+            return EXIT_FAILED;
+        }
+    };
+    match run_machine(&mut inherited, &mut control, process_ns) {
+        Ok(Some(reason)) => {
+            let code = reason.exit_code();
+            control.tell(&MonitorEvent::Exited { reason });
+            code
+        }
+        // The other side is gone: nobody is left to be told.
+        Ok(None) => 0,
+        Err(error) => {
+            let message = crate::error_chain(&error);
+            eprintln!("sandbox-vmm: {message}");
+            control.tell(&MonitorEvent::Failed { message });
+            EXIT_FAILED
+        }
+    }
+}
+
+fn run_machine(
+    inherited: &mut Inherited,
+    control: &mut Control,
+    process_ns: u64,
+) -> Result<Option<GuestExit>, RunError> {
+    let config = read_config(inherited.take(CONFIG_FD, "the configuration")?)?;
+    make_room_for_descriptors(&*control);
+    let machine = Machine::build(machine_config(inherited, config)?)?;
+    let (running, first_instruction_ns) = machine.start(monotonic_ns)?;
+    control.tell(&MonitorEvent::Started {
+        process_ns,
+        first_instruction_ns,
+    });
+    let end = wait(&running, control)?;
+    // Neither joined nor dropped: taking a VM apart takes KVM milliseconds, which would delay the news of its
+    // end. The process ends, and the kernel does it.
+    std::mem::forget(running);
+    Ok(end)
+}
+
+/// Duplicates a descriptor to a high number and closes it again.
+fn make_room_for_descriptors(any: impl AsFd) {
+    // Without it everything works, only slower.
+    drop(rustix::io::fcntl_dupfd_cloexec(any, DESCRIPTORS - 1));
+}
+
+fn machine_config(
+    inherited: &mut Inherited,
+    config: MonitorConfig,
+) -> Result<MachineConfig, RunError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in config.block.iter().enumerate() {
+        let fd = inherited.take(disk.fd, "a disk")?;
+        devices.push(Box::new(block(index, disk, fd)?));
+    }
+    devices.push(Box::new(Rng::new()));
+    let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
+    devices.push(Box::new(Vsock::new(MuxerConfig {
+        guest_cid: config.vsock.cid,
+        listener: UnixListener::from(listener),
+        path: PathBuf::from(config.vsock.path),
+    })?));
+    for share in &config.shares {
+        let fd = inherited.take(share.fd, "a vhost-user back end")?;
+        let device =
+            FsDevice::new(&share.tag, UnixStream::from(fd)).map_err(|source| RunError::Share {
+                tag: share.tag.clone(),
+                source,
+            })?;
+        devices.push(Box::new(device));
+    }
+    let console = File::from(inherited.take(config.console_fd, "the console's memory file")?);
+    Ok(MachineConfig {
+        kvm: machine::from_fd(inherited.take(config.kvm_fd, "/dev/kvm")?),
+        kernel: File::from(inherited.take(config.kernel_fd, "the guest kernel")?),
+        command_line: config.command_line,
+        memory: config.memory,
+        sharing: if config.shares.is_empty() {
+            Sharing::Private
+        } else {
+            Sharing::Shared
+        },
+        vcpus: config.vcpus,
+        devices,
+        console: ConsoleRing::new(console)?,
+    })
+}
+
+fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunError> {
+    // Linux's name of the disk: there are fewer than 26.
+    let letter = u8::try_from(index)
+        .ok()
+        .and_then(|index| b'a'.checked_add(index))
+        .map_or('?', char::from);
+    Block::new(
+        &format!("vd{letter}"),
+        File::from(fd),
+        disk.read_only,
+        &disk.serial,
+    )
+    .map_err(|source| RunError::Block {
+        index,
+        serial: disk.serial.clone(),
+        source,
+    })
+}
+
+/// Waits until the guest ends, or the other side of the control socket is gone (`None`).
+fn wait(running: &RunningMachine, control: &mut Control) -> Result<Option<GuestExit>, RunError> {
+    let end = running.end();
+    loop {
+        let mut fds = [
+            PollFd::new(end, PollFlags::IN),
+            PollFd::new(&*control, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => {
+                return Err(RunError::Wait {
+                    source: errno.into(),
+                });
+            }
+        }
+        let [_, control_ready] = fds.map(|fd| !fd.revents().is_empty());
+        if let Some(exit) = end.get() {
+            return Ok(Some(exit.clone()));
+        }
+        if control_ready && control.is_closed() {
+            return Ok(None);
+        }
+    }
+}

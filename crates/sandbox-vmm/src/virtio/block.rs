@@ -1,0 +1,238 @@
+//! Block device over a raw file (VirtIO 1.3, 5.2).
+//!
+//! One queue and one thread, which does one request after the other. Writes are durable after a flush; there
+//! is no write-through mode. Members: the device; [`request`], the parser; [`disk`], the file; [`error`].
+
+pub mod disk;
+pub mod error;
+pub mod request;
+
+use std::fs::File;
+use std::os::fd::BorrowedFd;
+
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use self::disk::Disk;
+use self::error::BlockError;
+use self::request::{MAX_RANGES, Operation, Request};
+use super::worker::WorkerTask;
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
+use crate::log;
+
+/// Entries in the queue.
+const QUEUE_SIZE: u16 = 256;
+/// Data descriptors in a request: the queue without header and status.
+const SEG_MAX: u32 = 254;
+/// Sectors in one range of a discard or write-zeroes request: 1 GiB.
+const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// Discard in units of a page.
+const DISCARD_ALIGNMENT: u32 = 8;
+
+#[derive(Debug)]
+enum State {
+    /// The disk waits for a driver.
+    Idle(Disk),
+    /// The thread has it.
+    Active(Worker<BlockTask>),
+    /// The thread was lost with it.
+    Broken,
+}
+
+/// The block device.
+#[derive(Debug)]
+pub struct Block {
+    read_only: bool,
+    config: [u8; 60],
+    state: State,
+    name: String,
+}
+
+impl Block {
+    /// A device over `file`. `name` is that of its thread, `serial` what the driver can ask for.
+    ///
+    /// # Errors
+    /// [`BlockError::Serial`] or [`BlockError::Size`].
+    pub fn new(name: &str, file: File, read_only: bool, serial: &str) -> Result<Self, BlockError> {
+        let disk = Disk::new(file, read_only, serial)?;
+        Ok(Self {
+            read_only,
+            config: config_space(disk.sectors()),
+            state: State::Idle(disk),
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// `virtio_blk_config` (5.2.4).
+fn config_space(sectors: u64) -> [u8; 60] {
+    let mut config = [0; 60];
+    let mut put = |at: usize, bytes: &[u8]| {
+        for (to, from) in config.iter_mut().skip(at).zip(bytes) {
+            *to = *from;
+        }
+    };
+    let ranges = u32::try_from(MAX_RANGES).unwrap_or(1).to_le_bytes();
+    put(0, &sectors.to_le_bytes());
+    put(12, &SEG_MAX.to_le_bytes());
+    put(34, &1_u16.to_le_bytes());
+    put(36, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(40, &ranges);
+    put(44, &DISCARD_ALIGNMENT.to_le_bytes());
+    put(48, &MAX_RANGE_SECTORS.to_le_bytes());
+    put(52, &ranges);
+    put(56, &[1]);
+    config
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_FLUSH;
+        features |= if self.read_only {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        };
+        features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::copy_config(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let [queue] = activation.take_queues()?;
+        match std::mem::replace(&mut self.state, State::Broken) {
+            State::Idle(disk) => {
+                let task = BlockTask {
+                    disk,
+                    queue,
+                    memory: activation.memory,
+                    interrupt: activation.interrupt.clone(),
+                };
+                self.state = State::Active(Worker::start(&self.name, task, activation.interrupt)?);
+                Ok(())
+            }
+            other => {
+                self.state = other;
+                Err(ActivateError::Lost)
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Active(worker) => worker
+                .stop()
+                .map_or(State::Broken, |task| State::Idle(task.disk)),
+            other => other,
+        };
+    }
+}
+
+/// The thread's part.
+#[derive(Debug)]
+struct BlockTask {
+    disk: Disk,
+    queue: ActiveQueue,
+    memory: GuestMemoryMmap,
+    interrupt: Interrupt,
+}
+
+impl WorkerTask for BlockTask {
+    type Error = BlockError;
+
+    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
+        vec![(crate::fd::borrow(&self.queue.kick), 0)]
+    }
+
+    fn ready(&mut self, _number: u64) -> Result<(), BlockError> {
+        // Level-triggered: an empty counter only means that someone was faster.
+        let _ = self.queue.kick.read();
+        loop {
+            let queue = &mut self.queue.queue;
+            queue
+                .disable_notification(&self.memory)
+                .map_err(BlockError::Ring)?;
+            self.serve_available()?;
+            let queue = &mut self.queue.queue;
+            if !queue
+                .enable_notification(&self.memory)
+                .map_err(BlockError::Ring)?
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl BlockTask {
+    fn serve_available(&mut self) -> Result<(), BlockError> {
+        let memory = &self.memory;
+        let queue = &mut self.queue.queue;
+        while let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() {
+            let head = chain.head_index();
+            let used = match Request::parse(chain, memory) {
+                Ok(request) => serve(&mut self.disk, memory, &request),
+                Err(error) => {
+                    log::guest(format_args!("block: {}", crate::error_chain(&error)));
+                    0
+                }
+            };
+            queue
+                .add_used(memory, head, used)
+                .map_err(BlockError::Ring)?;
+            if queue.needs_notification(memory).map_err(BlockError::Ring)? {
+                self.interrupt
+                    .signal_queue()
+                    .map_err(BlockError::Interrupt)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does a request, writes its status, and says how many bytes were written.
+fn serve(disk: &mut Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
+    let done = match &request.operation {
+        Operation::In { sector, data } => disk.read(memory, *sector, data),
+        Operation::Out { sector, data } => disk.write(memory, *sector, data).map(|()| 0),
+        Operation::Flush => disk.flush().map(|()| 0),
+        Operation::GetId { data } => disk.write_serial(memory, data),
+        Operation::Discard { ranges } | Operation::WriteZeroes { ranges } => {
+            disk.punch(ranges).map(|()| 0)
+        }
+        Operation::Unsupported { .. } => Err(BlockError::Unsupported),
+    };
+    let (status, written) = match done {
+        Ok(written) => (VIRTIO_BLK_S_OK, written),
+        Err(BlockError::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+        Err(error) => {
+            log::guest(format_args!("block: {}", crate::error_chain(&error)));
+            (VIRTIO_BLK_S_IOERR, 0)
+        }
+    };
+    let status = u8::try_from(status).unwrap_or(1);
+    match memory.write_obj(status, request.status) {
+        Ok(()) => written.saturating_add(1),
+        // The driver gets no status, as it gave no place for one.
+        Err(_) => 0,
+    }
+}

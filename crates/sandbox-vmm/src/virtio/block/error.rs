@@ -1,0 +1,70 @@
+//! What can go wrong with a block device.
+
+use std::io;
+
+use crate::virtio::chain::ChainError;
+
+/// Why a block device cannot be made, a request is not done, or the device cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// The serial number is not one.
+    #[error("the disk's serial {serial:?} must be at most 20 ASCII characters (VirtIO 1.3, 5.2.6)")]
+    Serial {
+        /// It.
+        serial: String,
+    },
+    /// The file has no size.
+    #[error("cannot find out the size of the disk")]
+    Size {
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The guest asks for sectors behind the end.
+    #[error("{bytes} bytes from sector {sector} are outside the disk of {sectors} sectors")]
+    OutOfRange {
+        /// The first.
+        sector: u64,
+        /// How much.
+        bytes: u64,
+        /// What there is.
+        sectors: u64,
+    },
+    /// The guest asks for a part of a sector.
+    #[error("{bytes} bytes are no whole number of sectors")]
+    PartialSector {
+        /// How much.
+        bytes: u64,
+    },
+    /// The guest writes to a read-only disk.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The data is not in guest memory.
+    #[error("the data of the request is not in guest memory")]
+    Memory(#[source] vm_memory::GuestMemoryError),
+    /// Flags of a range that have no meaning.
+    #[error("a range has the flags {flags:#x}, which it cannot have")]
+    RangeFlags {
+        /// They.
+        flags: u32,
+    },
+    /// The file failed.
+    #[error("cannot {action} the disk")]
+    Disk {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The request is one that this device, or its file, does not do.
+    #[error("the request is not supported")]
+    Unsupported,
+    /// The chain is no block request.
+    #[error("malformed request")]
+    Malformed(#[from] ChainError),
+    /// The driver broke the ring; the device needs a reset.
+    #[error("the driver broke the ring")]
+    Ring(#[source] virtio_queue::Error),
+    /// The driver cannot be interrupted.
+    #[error("cannot interrupt the driver")]
+    Interrupt(#[source] io::Error),
+}

@@ -1,0 +1,166 @@
+//! Entropy device (VirtIO 1.3, 5.4): the guest's buffers filled from the host's random number generator.
+//!
+//! Members: the device; [`request`], the parser; [`error`].
+
+pub mod error;
+pub mod request;
+
+use std::os::fd::BorrowedFd;
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use self::error::RngError;
+use self::request::Request;
+use super::worker::WorkerTask;
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
+use crate::log;
+
+/// Entries in the queue.
+const QUEUE_SIZE: u16 = 64;
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Active(Worker<RngTask>),
+}
+
+/// The entropy device.
+#[derive(Debug)]
+pub struct Rng {
+    state: State,
+}
+
+impl Rng {
+    /// A device that waits for a driver.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { state: State::Idle }
+    }
+}
+
+impl Default for Rng {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        let [queue] = activation.take_queues()?;
+        let task = RngTask {
+            queue,
+            memory: activation.memory,
+            interrupt: activation.interrupt.clone(),
+        };
+        self.state = State::Active(Worker::start("rng", task, activation.interrupt)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let State::Active(worker) = std::mem::replace(&mut self.state, State::Idle) {
+            worker.stop();
+        }
+    }
+}
+
+/// The thread's part.
+#[derive(Debug)]
+struct RngTask {
+    queue: ActiveQueue,
+    memory: GuestMemoryMmap,
+    interrupt: Interrupt,
+}
+
+impl WorkerTask for RngTask {
+    type Error = RngError;
+
+    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
+        vec![(crate::fd::borrow(&self.queue.kick), 0)]
+    }
+
+    fn ready(&mut self, _number: u64) -> Result<(), RngError> {
+        // Level-triggered: an empty counter only means that someone was faster.
+        let _ = self.queue.kick.read();
+        loop {
+            self.serve_available()?;
+            let queue = &mut self.queue.queue;
+            if !queue
+                .enable_notification(&self.memory)
+                .map_err(RngError::Ring)?
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl RngTask {
+    fn serve_available(&mut self) -> Result<(), RngError> {
+        let memory = &self.memory;
+        let queue = &mut self.queue.queue;
+        while let Some(chain) = queue.iter(memory).map_err(RngError::Ring)?.next() {
+            let head = chain.head_index();
+            let used = match Request::parse(chain).and_then(|request| fill(memory, &request)) {
+                Ok(written) => written,
+                Err(error) => {
+                    log::guest(format_args!("rng: {}", crate::error_chain(&error)));
+                    0
+                }
+            };
+            queue.add_used(memory, head, used).map_err(RngError::Ring)?;
+            if queue.needs_notification(memory).map_err(RngError::Ring)? {
+                self.interrupt.signal_queue().map_err(RngError::Interrupt)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Fills the request's segments and says how many bytes that were.
+fn fill(memory: &GuestMemoryMmap, request: &Request) -> Result<u32, RngError> {
+    let mut written = 0_u32;
+    for segment in &request.segments {
+        let mut left = segment.length;
+        while left > 0 {
+            let mut block = [0_u8; 256];
+            let wanted = usize::try_from(left)
+                .unwrap_or(block.len())
+                .min(block.len());
+            let part = block.get_mut(..wanted).unwrap_or_default();
+            let count = getrandom(&mut *part, GetRandomFlags::empty())
+                .map_err(|errno| RngError::Host(errno.into()))?;
+            let address = segment
+                .address
+                .0
+                .wrapping_add(u64::from(segment.length - left));
+            memory
+                .write_slice(
+                    part.get(..count).unwrap_or_default(),
+                    vm_memory::GuestAddress(address),
+                )
+                .map_err(RngError::Memory)?;
+            let count = u32::try_from(count).unwrap_or(left).min(left);
+            left -= count;
+            written = written.saturating_add(count);
+        }
+    }
+    Ok(written)
+}
