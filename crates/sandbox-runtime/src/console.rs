@@ -13,6 +13,10 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// How many lines of the console an error shows.
 pub(crate) const TAIL_LINES: usize = 20;
+/// The most lines that are shown, when a panic lies further up.
+const MAX_TAIL_LINES: usize = 60;
+/// How Linux announces a panic (kernel/panic.c).
+const PANIC_MARK: &str = "Kernel panic";
 /// The longest line that is shown, in bytes.
 const MAX_LINE_BYTES: usize = 512;
 
@@ -50,6 +54,18 @@ fn last_lines(bytes: &[u8], count: usize) -> Vec<String> {
         .collect();
     lines.reverse();
     lines
+}
+
+/// What a person needs of a console: its last lines, and from where the kernel announced a panic, which its call trace
+/// may have pushed up; at most [`MAX_TAIL_LINES`].
+fn telling_lines(bytes: &[u8]) -> Vec<String> {
+    let lines = last_lines(bytes, MAX_TAIL_LINES);
+    let last = lines.len().saturating_sub(TAIL_LINES);
+    let panic = lines
+        .iter()
+        .position(|line| line.contains(PANIC_MARK))
+        .unwrap_or(last);
+    lines.into_iter().skip(panic.min(last)).collect()
 }
 
 /// The last bytes of a stream.
@@ -127,15 +143,14 @@ impl Console {
 
     /// The last lines that are not empty.
     pub(crate) fn tail(&self) -> Vec<String> {
-        last_lines(&self.contents(), TAIL_LINES)
+        telling_lines(&self.contents())
     }
 
     /// Whether the kernel announced a panic.
     pub(crate) fn shows_panic(&self) -> bool {
-        const MARK: &[u8] = b"Kernel panic";
         self.contents()
-            .windows(MARK.len())
-            .any(|window| window == MARK)
+            .windows(PANIC_MARK.len())
+            .any(|window| window == PANIC_MARK.as_bytes())
     }
 }
 
@@ -173,6 +188,20 @@ fn read_ring(fd: impl AsFd) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tail_reaches_up_to_the_panic() {
+        let mut console = String::from("quiet\n");
+        console.push_str("Kernel panic - not syncing: why\n");
+        for line in 0..30 {
+            console.push_str(&format!("trace {line}\n"));
+        }
+        let lines = telling_lines(console.as_bytes());
+        assert_eq!(lines.len(), 31);
+        assert_eq!(lines[0], "Kernel panic - not syncing: why");
+        let calm = telling_lines(console.replace("Kernel panic", "all is well").as_bytes());
+        assert_eq!(calm.len(), TAIL_LINES);
+    }
     use proptest::prelude::*;
 
     fn write_ring(fd: &OwnedFd, text: &[u8]) {

@@ -231,10 +231,10 @@ fn driver_choice(config: &Config, facts: &KvmFacts) -> Requirement {
     const NAME: &str = "hypervisor driver";
     match choose(config, facts) {
         Ok((driver, None)) => Requirement::holds(NAME, driver.to_string()),
-        Ok((driver, Some(line))) => Requirement {
+        Ok((driver, Some(_))) => Requirement {
             name: NAME,
             state: RequirementState::Degraded,
-            detail: format!("{driver}: {line}"),
+            detail: format!("{driver}, which emulates and is slower"),
             next_step: "use a host with hardware virtualization".to_owned(),
         },
         Err(error) => Requirement::missing(
@@ -329,7 +329,7 @@ fn cgroups() -> Requirement {
     } else {
         Requirement::missing(
             NAME,
-            "1, or none; limits inside the guest hold all the same, host-side accounting does not",
+            "1, or none: limits inside the guest hold, accounting on the host does not",
             "boot with systemd.unified_cgroup_hierarchy=1",
         )
         .degraded()

@@ -359,6 +359,15 @@ impl Fixture {
     }
 }
 
+impl Drop for Fixture {
+    /// A test that panicked took its sandbox's task with it.
+    fn drop(&mut self) {
+        if self.owned.is_some() {
+            let _ = sandbox_runtime::cleanup::remove_sandbox(&self.config(), NAMESPACE, &self.id());
+        }
+    }
+}
+
 /// The part of a shim that is killed: starts a sandbox over the folder's overlay, says so, and waits.
 pub(crate) fn run_as_victim(dir: &Path) -> ExitCode {
     let fixture = Fixture::of_victim(dir);
