@@ -115,7 +115,7 @@ fn run_demo() -> Result<()> {
         "demo",
         "sh",
         "-c",
-        "echo \"container: kernel $(uname -r)\"; echo \"container: PID 1 is $(cat /proc/1/comm)\"",
+        "echo \"container: kernel $(uname -r)\"; echo \"container: PID 1 is $(cat /proc/1/comm)\"; true",
     ]))
 }
 

@@ -175,6 +175,14 @@ fn install_emulator() -> Result<()> {
     }
 }
 
+/// Makes apt know the packages that there are.
+///
+/// # Errors
+/// When apt fails.
+pub(crate) fn refresh() -> Result<()> {
+    apt_get(&["update"])
+}
+
 /// Installs what `make run` needs.
 ///
 /// # Errors

@@ -3,9 +3,9 @@
 //!
 //! It boots Debian's cloud kernel with a small initramfs. That mounts this machine's own root over virtiofs, puts a
 //! temporary overlay on it, and runs the command there: the command sees every file of this machine, and nothing
-//! that it writes reaches this machine. `/tmp` and `/run` are its own; cgroups are version 2. What it prints comes
-//! back live through a virtio console, its exit code through a small shared folder, and nothing is left behind,
-//! whatever ends it.
+//! that it writes reaches this machine. `/tmp` and `/run` are its own; cgroups are version 2. What it prints
+//! comes back as it is written, and its exit code, through a small shared folder, and nothing is left behind, whatever
+//! ends it.
 //!
 //! An emulated machine can wedge. A kernel that reports a lockup, or says nothing of the command for the whole time
 //! limit, is reported as the test host's failure and not as the command's.

@@ -60,9 +60,14 @@ fn run(world: &World) -> Result<()> {
 fn stdin(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
     let image = containerd.import_demo(world)?;
-    let mut command =
-        containerd.ctr_command(&["run", "--rm", "--runtime", RUNTIME, image, "c1", "cat"]);
-    process::run(&mut command, b"through containerd\n", world.setup().limit)?
+    let mut running =
+        containerd.start_ctr(&["run", "--rm", "--runtime", RUNTIME, image, "c1", "cat"])?;
+    running.write(b"through containerd\n")?;
+    // ctr passes the end of its input on only once the task exists, so it must not come before.
+    running.wait_for_line("through containerd")?;
+    running.close_stdin();
+    running
+        .finish()?
         .expect_code(0)?
         .expect_stdout("through containerd\n")?;
     Ok(())

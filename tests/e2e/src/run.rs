@@ -68,7 +68,7 @@ fn pid_1(world: &World) -> Result<()> {
             "demo",
             "sh",
             "-c",
-            "echo $$; cat /proc/1/comm",
+            "echo $$; cat /proc/1/comm; true",
         ])?
         .expect_code(0)?;
     finished.expect_stdout("1\nsh\n")?;

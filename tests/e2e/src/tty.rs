@@ -27,11 +27,18 @@ fn shell(world: &World) -> Result<()> {
     terminal.press("Enter")?;
     terminal.wait_for("cat runs", |line| line == "waiting")?;
     terminal.press("C-c")?;
+    terminal.wait_for_screen("the next prompt", |screen| {
+        screen.trim_end().ends_with("^C\n/ #")
+    })?;
     terminal.type_text("echo code=$?")?;
     terminal.press("Enter")?;
     terminal.wait_for("Ctrl-C ended cat", |line| line == "code=130")?;
     terminal.type_text("(exit 5)")?;
     terminal.press("Enter")?;
+    // While the command runs the terminal is in another mode, in which Ctrl-D means something else.
+    terminal.wait_for_screen("the next prompt", |screen| {
+        screen.trim_end().ends_with("# (exit 5)\n/ #")
+    })?;
     terminal.press("C-d")?;
     terminal.wait_for("Ctrl-D ended the shell", |line| line.contains("exit=5"))?;
     Ok(())

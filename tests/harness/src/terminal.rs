@@ -116,12 +116,18 @@ impl Terminal {
     /// # Errors
     /// With the screen, when it does not in time.
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        self.wait_for_screen(what, |screen| {
+            screen.lines().any(|line| wanted(line.trim_end()))
+        })
+    }
+
+    /// Waits until the whole screen satisfies `wanted`.
+    ///
+    /// # Errors
+    /// With the screen, when it does not in time.
+    pub fn wait_for_screen(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
         wait_until(what, self.limit, || {
-            self.screen()
-                .ok()?
-                .lines()
-                .any(|line| wanted(line.trim_end()))
-                .then_some(())
+            wanted(&self.screen().ok()?).then_some(())
         })
         .with_context(|| format!("the screen shows:\n{}", self.screen().unwrap_or_default()))
     }

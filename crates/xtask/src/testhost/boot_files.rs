@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::cache::{self, Inputs};
-use crate::shell;
+use crate::{packages, shell};
 
 /// The package that names Debian's newest cloud kernel.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -44,14 +44,33 @@ impl BootFiles {
     /// # Errors
     /// When a package or program is missing.
     pub(crate) fn get() -> Result<Self> {
-        let package = kernel_package()?;
+        // Asked of apt once per build of the machine; a cached one needs neither apt nor a network.
+        let pinned = cache::root()?.join("testhost-kernel");
+        let package = match fs::read_to_string(&pinned) {
+            Ok(package) => package,
+            Err(_) => {
+                let package = kernel_package()?;
+                fs::create_dir_all(cache::root()?)?;
+                fs::write(&pinned, &package)?;
+                package
+            }
+        };
+        Self::of_package(&package).or_else(|_| {
+            // The pinned version may have left the mirror.
+            let package = kernel_package()?;
+            fs::write(&pinned, &package)?;
+            Self::of_package(&package)
+        })
+    }
+
+    fn of_package(package: &str) -> Result<Self> {
         let inputs = Inputs::default()
             .text("recipe", "1")
-            .text("kernel", &package)
+            .text("kernel", package)
             .text("modules", &MODULES.join(" "))
             .text("init", INIT)
             .file(Path::new("/bin/busybox"))?;
-        let folder = cache::product("testhost", inputs, |folder| make(folder, &package))?;
+        let folder = cache::product("testhost", inputs, |folder| make(folder, package))?;
         Ok(Self {
             kernel: folder.join("vmlinuz"),
             initramfs: folder.join("initramfs"),
@@ -61,6 +80,9 @@ impl BootFiles {
 
 /// `name=version` of the kernel's package.
 fn kernel_package() -> Result<String> {
+    if shell::read("apt-cache", &["show", "--no-all-versions", KERNEL_PACKAGE]).is_err() {
+        packages::refresh()?;
+    }
     let policy = |name: &str| -> Result<String> {
         let shown = shell::read("apt-cache", &["show", "--no-all-versions", name])
             .with_context(|| format!("package {name} is not known; run `apt-get update`"))?;

@@ -4,9 +4,8 @@
 const SIGNS: &[&str] = &[
     "soft lockup",
     "hard LOCKUP",
-    "rcu: INFO: rcu_preempt detected stalls",
-    "rcu_sched self-detected stall",
-    "blocked for more than",
+    "detected stalls on",
+    "self-detected stall on",
     "Kernel panic",
 ];
 

@@ -4,14 +4,11 @@
 //! working folder that such an end leaves is removed by the next run.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -66,7 +63,7 @@ fn quote(word: &str) -> String {
 
 /// The shell script that the machine runs: folder, environment, command.
 fn script(options: &Options, folder: &Path) -> String {
-    let mut text = format!("cd {} || exit 125\n", quote(&folder.to_string_lossy()));
+    let mut text = format!("cd {} || exit 126\n", quote(&folder.to_string_lossy()));
     for name in ["PATH", "HOME"]
         .into_iter()
         .chain(options.env.iter().map(String::as_str))
@@ -105,7 +102,7 @@ fn serve(folder: &Path, socket: &Path, log: &Path, extra: &[&str]) -> Result<Hel
     Ok(Helper(child))
 }
 
-fn qemu(options: &Options, files: &BootFiles, work: &Path) -> Result<(Helper, ChildStdout)> {
+fn qemu(options: &Options, files: &BootFiles, work: &Path) -> Result<Helper> {
     let memory = options.memory_mib;
     let socket = |name: &str| work.join(name).display().to_string();
     let mut command = dies_with_us(Path::new("qemu-system-x86_64"));
@@ -157,48 +154,57 @@ fn qemu(options: &Options, files: &BootFiles, work: &Path) -> Result<(Helper, Ch
         .args(["-device", "vhost-user-fs-pci,chardev=result,tag=result"])
         .args(["-device", "virtio-rng-pci"])
         .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .stdout(Stdio::null())
         .stderr(fs::File::create(work.join("qemu.log"))?);
-    let mut child = command.spawn().context("cannot start qemu-system-x86_64")?;
-    let output = child.stdout.take().context("QEMU's output is piped")?;
-    Ok((Helper(child), output))
+    Ok(Helper(
+        command.spawn().context("cannot start qemu-system-x86_64")?,
+    ))
 }
 
-/// Passes the command's output on; stores when it last came, in milliseconds since `start`.
-fn pass_on(mut output: ChildStdout, start: Instant, last: Arc<AtomicU64>) -> JoinHandle<()> {
-    std::thread::spawn(move || {
-        let mut buffer = vec![0; 64 * 1024];
-        let mut stdout = io::stdout();
-        while let Ok(len) = output.read(&mut buffer) {
-            let now = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            last.store(now, Ordering::Relaxed);
-            let whole = buffer.get(..len).unwrap_or_default();
-            if len == 0
-                || stdout
-                    .write_all(whole)
-                    .and_then(|()| stdout.flush())
-                    .is_err()
-            {
-                break;
-            }
+/// Passes on what the command writes to a file of the result folder, as it grows.
+struct Follower<W> {
+    file: PathBuf,
+    passed: u64,
+    to: W,
+}
+
+impl<W: Write> Follower<W> {
+    fn new(file: PathBuf, to: W) -> Self {
+        Self {
+            file,
+            passed: 0,
+            to,
         }
-    })
+    }
+
+    /// Passes on what is new; returns whether there was anything.
+    fn pass_on(&mut self) -> Result<bool> {
+        let Ok(mut file) = fs::File::open(&self.file) else {
+            return Ok(false);
+        };
+        file.seek(SeekFrom::Start(self.passed))?;
+        let new = io::copy(&mut file, &mut self.to)?;
+        self.to.flush()?;
+        self.passed += new;
+        Ok(new > 0)
+    }
 }
 
-/// Waits for the end of the machine.
-fn watch(
-    machine: &mut Helper,
-    options: &Options,
-    work: &Path,
-    start: Instant,
-    last: &AtomicU64,
-) -> Result<Outcome> {
+/// Waits for the end of the machine, and passes the command's output on meanwhile.
+fn watch(machine: &mut Helper, options: &Options, work: &Path) -> Result<Outcome> {
     let console_now = || {
         String::from_utf8_lossy(&fs::read(work.join("console")).unwrap_or_default()).into_owned()
     };
+    let result = work.join("result");
+    let mut stdout = Follower::new(result.join("stdout"), io::stdout());
+    let mut stderr = Follower::new(result.join("stderr"), io::stderr());
+    let start = Instant::now();
+    let mut last_output = start;
     loop {
-        if let Some(status) = machine.0.try_wait()? {
-            let code = fs::read_to_string(work.join("result/code")).unwrap_or_default();
+        let ended = machine.0.try_wait()?;
+        let told = stdout.pass_on()? | stderr.pass_on()?;
+        if let Some(status) = ended {
+            let code = fs::read_to_string(result.join("code")).unwrap_or_default();
             return Ok(match code.trim().parse() {
                 Ok(code) => Outcome::Exited(code),
                 Err(_) => Outcome::Wedged(format!(
@@ -209,10 +215,11 @@ fn watch(
                 )),
             });
         }
-        let elapsed = start.elapsed();
-        let silent = elapsed.saturating_sub(Duration::from_millis(last.load(Ordering::Relaxed)));
-        let given_up = elapsed > options.timeout;
-        if (given_up || silent > SILENCE)
+        if told {
+            last_output = Instant::now();
+        }
+        let given_up = start.elapsed() > options.timeout;
+        if (given_up || last_output.elapsed() > SILENCE)
             && let Some(line) = console::wedged(&console_now())
         {
             return Ok(Outcome::Wedged(line.trim().to_owned()));
@@ -246,7 +253,7 @@ pub(super) fn run(options: &Options, files: &BootFiles) -> Result<(Outcome, Stri
         Path::new("/"),
         &path.join("root.sock"),
         &path.join("root.log"),
-        &["--no-announce-submounts", "--cache", "auto"],
+        &["--no-announce-submounts", "--readonly", "--cache", "auto"],
     )?;
     let shared = serve(
         &result,
@@ -254,13 +261,9 @@ pub(super) fn run(options: &Options, files: &BootFiles) -> Result<(Outcome, Stri
         &path.join("result.log"),
         &["--cache", "never"],
     )?;
-    let start = Instant::now();
-    let last = Arc::new(AtomicU64::new(0));
-    let (mut machine, output) = qemu(options, files, &path)?;
-    let passing = pass_on(output, start, Arc::clone(&last));
-    let outcome = watch(&mut machine, options, &path, start, &last);
+    let mut machine = qemu(options, files, &path)?;
+    let outcome = watch(&mut machine, options, &path);
     drop(machine);
-    let _ = passing.join();
     drop((root, shared));
     let console = fs::read(path.join("console")).unwrap_or_default();
     Ok((outcome?, String::from_utf8_lossy(&console).into_owned()))
@@ -280,7 +283,7 @@ mod tests {
             env: Vec::new(),
         };
         let text = script(&options, Path::new("/a folder"));
-        assert!(text.starts_with("cd '/a folder' || exit 125\n"), "{text}");
+        assert!(text.starts_with("cd '/a folder' || exit 126\n"), "{text}");
         assert!(
             text.ends_with("exec 'echo' 'a b' 'it'\\''s $HOME'\n"),
             "{text}"
