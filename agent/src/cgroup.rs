@@ -101,10 +101,12 @@ impl Cgroup {
 
     /// Waits until no process is left.
     pub(crate) async fn empty(&self) -> Result<(), CgroupError> {
-        if !self.path.exists() {
-            return Ok(());
+        match self.settled("populated 0").await {
+            Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
+            result => result,
         }
-        self.settled("populated 0").await
     }
 
     async fn settled(&self, state: &'static str) -> Result<(), CgroupError> {

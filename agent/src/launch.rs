@@ -133,7 +133,11 @@ pub(crate) async fn launch(launch: Launch, reaper: &Reaper) -> Result<Launched, 
             report,
             terminal: console.map(Console::receive).transpose()?,
         }),
-        Some(Report::Failed(failure)) => Err(LaunchError::Failed(failure)),
+        Some(Report::Failed(failure)) => {
+            // The helper still cleans up; it has when its end of the pipe closes.
+            while report.next().await?.is_some() {}
+            Err(LaunchError::Failed(failure))
+        }
         None => Err(LaunchError::Died),
     }
 }

@@ -52,24 +52,29 @@ pub(crate) enum MountError {
         source: io::Error,
     },
     /// The kernel refused one step of the mount.
-    #[error("cannot mount {from} ({fstype}) on {target}: {step}{log}")]
-    Kernel {
-        /// What was to be mounted.
-        from: String,
-        /// Its type; `bind` for a bind.
-        fstype: String,
-        /// Where.
-        target: PathBuf,
-        /// Which call.
-        step: String,
-        /// What the kernel said about it, if anything.
-        log: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Kernel(Box<KernelRefusal>),
     /// `/sys/block` could not be read.
     #[error("cannot list the block devices")]
     Devices(#[source] io::Error),
+}
+
+/// The kernel refused one step of a mount.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot mount {from} ({fstype}) on {target}: {step}{log}")]
+pub(crate) struct KernelRefusal {
+    /// What was to be mounted.
+    from: String,
+    /// Its type; `bind` for a bind.
+    fstype: String,
+    /// Where.
+    target: PathBuf,
+    /// Which call.
+    step: String,
+    /// What the kernel said about it, if anything.
+    log: String,
+    #[source]
+    source: io::Error,
 }
 
 /// What has been mounted, to be unmounted in reverse order.
@@ -146,14 +151,14 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     fn refused(&self, step: &str, errno: Errno, context: Option<BorrowedFd<'_>>) -> MountError {
-        MountError::Kernel {
+        MountError::Kernel(Box::new(KernelRefusal {
             from: self.from.to_owned(),
             fstype: self.fstype.to_owned(),
             target: self.target.to_owned(),
             step: step.to_owned(),
             log: context.map(kernel_log).unwrap_or_default(),
             source: errno.into(),
-        }
+        }))
     }
 
     fn mount(&self, options: &MountOptions) -> Result<(), MountError> {

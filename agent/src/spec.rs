@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use libseccomp::ScmpSyscall;
 use oci_spec::runtime::{
     Linux, LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Root, Spec,
+    LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use sandbox_protocol::GUEST_RUN_DIR;
 use serde::{Deserialize, Serialize};
@@ -97,7 +97,7 @@ pub(crate) fn adapt(
 ) -> Result<GuestSpec, SpecError> {
     let mut spec: Spec = serde_json::from_slice(spec_json)?;
     let root_path = GuestPath::new(root_path)?;
-    let mut root = spec.root().clone().unwrap_or_else(Root::default);
+    let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(root_path.as_path().to_owned());
     spec.set_root(Some(root));
     spec.set_hooks(None);
@@ -260,10 +260,7 @@ fn adapt_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
 
 fn adapt_resources(linux: &mut Linux) -> Result<(), SpecError> {
     // Without resources libcontainer attaches no device program at all, and everything would be allowed.
-    let mut resources = linux
-        .resources()
-        .clone()
-        .unwrap_or_else(LinuxResources::default);
+    let mut resources = linux.resources().clone().unwrap_or_default();
     if resources.devices().as_ref().is_none_or(Vec::is_empty) {
         let deny_all = LinuxDeviceCgroupBuilder::default()
             .allow(false)

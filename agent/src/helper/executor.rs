@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -189,8 +189,19 @@ fn find_program(process: &Process) -> Result<PathBuf, Refusal> {
     };
     let mut present = None;
     for candidate in candidates {
-        let Ok(metadata) = fs::metadata(&candidate) else {
-            continue;
+        let metadata = match fs::metadata(&candidate) {
+            Ok(metadata) => metadata,
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                continue;
+            }
+            Err(error) => {
+                return Err(Refusal {
+                    kind: FailureKind::ProgramNotExecutable,
+                    message: format!("cannot execute {}: {error}", candidate.display()),
+                });
+            }
         };
         if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
             return Ok(candidate);
