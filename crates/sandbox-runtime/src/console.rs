@@ -148,9 +148,18 @@ impl Console {
 
     /// Whether the kernel announced a panic.
     pub(crate) fn shows_panic(&self) -> bool {
+        self.shows(b"Kernel panic")
+    }
+
+    /// Whether it panicked because its first process, the agent, ended.
+    pub(crate) fn shows_end_of_init(&self) -> bool {
+        self.shows(b"Kernel panic - not syncing: Attempted to kill init!")
+    }
+
+    fn shows(&self, mark: &[u8]) -> bool {
         self.contents()
-            .windows(PANIC_MARK.len())
-            .any(|window| window == PANIC_MARK.as_bytes())
+            .windows(mark.len())
+            .any(|window| window == mark)
     }
 }
 

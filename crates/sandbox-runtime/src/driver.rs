@@ -246,6 +246,10 @@ impl Machine {
     pub(crate) async fn cause_of_death(&mut self, first: Sign) -> DeathCause {
         let end = tokio::time::timeout(SETTLE, self.process.wait()).await.ok();
         let machine = end.map(|end| self.driver.cause(end, &self.process, &self.console));
+        let machine = machine.map(|cause| match cause {
+            DeathCause::GuestPanic if self.console.shows_end_of_init() => DeathCause::AgentDied,
+            cause => cause,
+        });
         let mut helper = None;
         for process in &mut self.helpers {
             if let Some(end) = process.wait().now_or_never() {

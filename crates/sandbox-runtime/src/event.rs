@@ -78,6 +78,9 @@ pub enum DeathCause {
     /// The agent closed its event connection while the machine ran on.
     #[error("the agent in the guest is gone")]
     AgentGone,
+    /// The agent, the guest's first process, ended; its kernel cannot go on without it.
+    #[error("the agent in the guest died, and the guest kernel panicked without it")]
+    AgentDied,
     /// The agent broke the protocol.
     #[error("the agent in the guest broke the protocol: {0}")]
     AgentMisbehaved(String),

@@ -64,6 +64,10 @@ const CASES: &[(&str, Case)] = &[
         "guest_panic_is_told_with_the_console",
         guest_panic_is_told_with_the_console,
     ),
+    (
+        "agent_that_dies_is_told_as_such",
+        agent_that_dies_is_told_as_such,
+    ),
     ("boot_out_of_time_is_told", boot_out_of_time_is_told),
     ("name_in_use_is_refused", name_in_use_is_refused),
     (
@@ -276,6 +280,21 @@ fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
                         .any(|line| line.contains("Kernel panic")),
                     "{death}"
                 );
+                Ok(())
+            }
+            other => Err(format!("not a death while booting: {other:?}").into()),
+        }
+    })
+}
+
+fn agent_that_dies_is_told_as_such(fixture: &Fixture) -> Outcome {
+    fixture.run(async {
+        let mut plan = fixture.plan(&Root::none());
+        // In its place a program that ends at once.
+        plan.config.image = Some(fixture.image_without_agent()?);
+        match Sandbox::start(plan).await {
+            Err(SandboxError::DiedBooting(death)) => {
+                assert_eq!(death.cause, DeathCause::AgentDied, "{death}");
                 Ok(())
             }
             other => Err(format!("not a death while booting: {other:?}").into()),

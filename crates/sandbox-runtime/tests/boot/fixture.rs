@@ -203,15 +203,7 @@ impl Fixture {
                 tree
             };
             let layer = self.path(&format!("layer{n}.erofs"));
-            let made = Command::new("mkfs.erofs")
-                .args(["-T0", "--quiet"])
-                .args([&layer, &tree])
-                .output()?;
-            if !made.status.success() {
-                return Err(
-                    format!("mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr)).into(),
-                );
-            }
+            make_erofs(&layer, &tree)?;
             mounts.push(mount("erofs", &layer.to_string_lossy(), &["ro"]));
         }
         let writable = self.path("rw.ext4");
@@ -230,6 +222,16 @@ impl Fixture {
             ],
         ));
         self.root(&mounts)
+    }
+
+    /// A guest image whose agent is a program that ends at once.
+    pub(crate) fn image_without_agent(&self) -> Result<PathBuf, Failure> {
+        let tree = self.tree()?;
+        fs::create_dir(tree.join("sbin"))?;
+        symlink("/bin/busybox", tree.join("sbin/sandbox-agent"))?;
+        let image = self.path("image.erofs");
+        make_erofs(&image, &tree)?;
+        Ok(image)
     }
 
     /// An overlay of host folders, shared with the guest.
@@ -402,6 +404,18 @@ fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
         source: source.to_owned(),
         options: options.iter().map(|&option| option.to_owned()).collect(),
         ..Default::default()
+    }
+}
+
+fn make_erofs(image: &Path, tree: &Path) -> Outcome {
+    let made = Command::new("mkfs.erofs")
+        .args(["-T0", "--quiet"])
+        .args([image, tree])
+        .output()?;
+    if made.status.success() {
+        Ok(())
+    } else {
+        Err(format!("mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr)).into())
     }
 }
 
