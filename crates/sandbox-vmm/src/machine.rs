@@ -279,9 +279,9 @@ fn virtio_devices(
         return Err(MachineError::TooManyDevices { count });
     }
     let mut mmio = Bus::new();
-    let mut start = layout::VIRTIO_MMIO_START;
-    let mut gsi = layout::FIRST_VIRTIO_GSI;
-    for device in devices {
+    let lines = layout::FIRST_VIRTIO_GSI..=layout::LAST_GSI;
+    for ((index, gsi), device) in (0..).zip(lines).zip(devices) {
+        let start = layout::VIRTIO_MMIO_START + index * layout::VIRTIO_MMIO_BYTES;
         let irq = event()?;
         vm.register_irqfd(&irq, gsi)
             .map_err(refused("connect a device's interrupt"))?;
@@ -297,8 +297,6 @@ fn virtio_devices(
         mmio.insert(range, Arc::new(Mutex::new(transport)))?;
         // Linux: Documentation/admin-guide/kernel-parameters, virtio_mmio.device=<size>@<base>:<irq>.
         command_line.push_str(&format!(" virtio_mmio.device=4K@{start:#x}:{gsi}"));
-        start += layout::VIRTIO_MMIO_BYTES;
-        gsi += 1;
     }
     Ok(mmio)
 }

@@ -6,6 +6,8 @@
 pub mod disk;
 pub mod error;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -21,7 +23,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::disk::Disk;
 use self::error::BlockError;
-use self::request::{MAX_RANGES, Operation, Request};
+use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
 use crate::log;
@@ -216,9 +218,8 @@ fn serve(disk: &mut Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
         Operation::Out { sector, data } => disk.write(memory, *sector, data).map(|()| 0),
         Operation::Flush => disk.flush().map(|()| 0),
         Operation::GetId { data } => disk.write_serial(memory, data),
-        Operation::Discard { ranges } | Operation::WriteZeroes { ranges } => {
-            disk.punch(ranges).map(|()| 0)
-        }
+        Operation::Discard { ranges } => disk.punch(ranges, 0).map(|()| 0),
+        Operation::WriteZeroes { ranges } => disk.punch(ranges, FLAG_UNMAP).map(|()| 0),
         Operation::Unsupported { .. } => Err(BlockError::Unsupported),
     };
     let (status, written) = match done {

@@ -4,6 +4,8 @@
 
 pub mod error;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::BorrowedFd;
 

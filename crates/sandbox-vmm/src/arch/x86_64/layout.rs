@@ -151,13 +151,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn boot_structures_lie_in_low_ram_without_overlap() {
-        let command_line_end = COMMAND_LINE.0 + COMMAND_LINE_BYTES as u64;
-        assert!(START_INFO.0 < MEMORY_MAP.0 && MEMORY_MAP.0 < COMMAND_LINE.0);
-        assert!(command_line_end <= LOW_RAM_END);
-        assert!(MP_TABLE.0 + MP_TABLE_BYTES as u64 <= HIGH_RAM_START);
-    }
+    /// Boot structures lie in low RAM without overlap, each with the room it has at most.
+    const _: () = {
+        assert!(START_INFO.0 + 0x1000 <= MEMORY_MAP.0 && MEMORY_MAP.0 + 0x1000 <= COMMAND_LINE.0);
+        assert!(COMMAND_LINE.0 + COMMAND_LINE_BYTES as u64 <= LOW_RAM_END);
+        assert!(LOW_RAM_END <= MP_TABLE.0 && MP_TABLE.0 + MP_TABLE_BYTES as u64 <= HIGH_RAM_START);
+    };
 
     #[test]
     fn every_device_has_a_place_in_the_hole() {

@@ -21,8 +21,6 @@ use crate::virtio::chain::{Segment, total};
 const SECTOR_BYTES: u64 = 512;
 /// The longest serial number (5.2.6).
 const SERIAL_BYTES: usize = 20;
-/// `VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`, the only flag of a range.
-const FLAG_UNMAP: u32 = 1;
 
 /// A disk image.
 #[derive(Debug)]
@@ -120,10 +118,10 @@ impl Disk {
     /// # Errors
     /// [`BlockError`]; [`BlockError::Unsupported`] if the file cannot have holes, or for flags without
     /// a meaning (5.2.6.2).
-    pub fn punch(&self, ranges: &[Range]) -> Result<(), BlockError> {
+    pub fn punch(&self, ranges: &[Range], allowed_flags: u32) -> Result<(), BlockError> {
         self.check_writable()?;
         for range in ranges {
-            if range.flags & !FLAG_UNMAP != 0 {
+            if range.flags & !allowed_flags != 0 {
                 return Err(BlockError::Unsupported);
             }
             let bytes = u64::from(range.sectors) * SECTOR_BYTES;

@@ -41,12 +41,6 @@ pub enum BlockError {
     /// The data is not in guest memory.
     #[error("the data of the request is not in guest memory")]
     Memory(#[source] vm_memory::GuestMemoryError),
-    /// Flags of a range that have no meaning.
-    #[error("a range has the flags {flags:#x}, which it cannot have")]
-    RangeFlags {
-        /// They.
-        flags: u32,
-    },
     /// The file failed.
     #[error("cannot {action} the disk")]
     Disk {

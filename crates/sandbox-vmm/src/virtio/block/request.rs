@@ -14,6 +14,8 @@ use crate::virtio::chain::{ChainError, Segment, Segments, total};
 
 /// `virtio_blk_discard_write_zeroes` entries in a request: `max_discard_seg` and `max_write_zeroes_seg`.
 pub const MAX_RANGES: usize = 16;
+/// `VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`, the only flag of a range, and not one of a discard (5.2.6.2).
+pub const FLAG_UNMAP: u32 = 1;
 /// Bytes of one of them.
 const RANGE_BYTES: usize = 16;
 /// Bytes of the header.

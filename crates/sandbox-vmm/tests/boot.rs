@@ -1,0 +1,329 @@
+//! The monitor as its parent sees it: real kernels, booted to the end that each test wants.
+
+#[path = "boot/guest.rs"]
+mod guest;
+#[path = "support/host.rs"]
+mod host;
+#[path = "boot/monitor.rs"]
+mod monitor;
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use monitor::{Disk, Ended, Guest, Monitor};
+use sandbox_types::monitor::{GuestExit, MonitorEvent};
+use sha2::{Digest, Sha256};
+
+const SECTOR: usize = 512;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = vec![
+        booting("power_off_port_ends_with_shutdown", power_off),
+        booting("second_vcpu_comes_online", second_vcpu),
+        booting("init_that_exits_is_a_panic", init_exits),
+        booting("crash_by_sysrq_is_a_panic", sysrq_crash),
+        booting("reboot_without_a_panic_is_a_reset", reboot),
+        booting("reboot_by_triple_fault_is_told_apart", triple_fault),
+        booting("disks_are_read_and_written_as_configured", disks),
+        booting("rng_device_feeds_the_kernel", rng),
+        booting("console_flood_keeps_the_tail", flood),
+        sharing("shared_directory_is_mounted_and_written", share),
+        booting("parent_that_hangs_up_ends_the_guest", hang_up),
+        Trial::ignorable_test("kernel_that_is_none_is_reported", || {
+            run(host::without_kvm(), bad_kernel)
+        }),
+        Trial::ignorable_test("configuration_that_is_none_is_reported", || {
+            run(None, bad_configuration)
+        }),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A test that needs a host on which the kernel runs.
+fn booting(name: &str, test: fn(&Path) -> Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let kernel = match host::artifact("SANDBOX_TEST_KERNEL", "vmlinux") {
+            Ok(kernel) => kernel,
+            Err(reason) => return Ok(Completion::ignored_with(reason)),
+        };
+        run(host::without_virtualization(), || test(&kernel))
+    })
+}
+
+/// A test that also needs virtiofsd.
+fn sharing(name: &str, test: fn(&Path, &Path) -> Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let artifacts = host::artifact("SANDBOX_TEST_KERNEL", "vmlinux").and_then(|kernel| {
+            let virtiofsd = host::artifact("SANDBOX_TEST_VIRTIOFSD", "virtiofsd")?;
+            Ok((kernel, virtiofsd))
+        });
+        match artifacts {
+            Ok((kernel, virtiofsd)) => {
+                run(host::without_virtualization(), || test(&kernel, &virtiofsd))
+            }
+            Err(reason) => Ok(Completion::ignored_with(reason)),
+        }
+    })
+}
+
+fn run(
+    unable: Option<String>,
+    test: impl FnOnce() -> Result<()>,
+) -> std::result::Result<Completion, Failed> {
+    if let Some(reason) = unable {
+        return Ok(Completion::ignored_with(reason));
+    }
+    match test() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => Err(format!("{error:#}").into()),
+    }
+}
+
+/// The guest root, built once.
+fn root() -> Result<PathBuf> {
+    static ROOT: OnceLock<std::result::Result<(tempfile::TempDir, PathBuf), String>> =
+        OnceLock::new();
+    let built = ROOT.get_or_init(|| {
+        let build = || -> Result<_> {
+            let dir = tempfile::tempdir()?;
+            let image = guest::build_root(dir.path())?;
+            Ok((dir, image))
+        };
+        build().map_err(|error| format!("{error:#}"))
+    });
+    match built {
+        Ok((_, image)) => Ok(image.clone()),
+        Err(error) => Err(anyhow::anyhow!("cannot build the guest's root: {error}")),
+    }
+}
+
+fn guest<'a>(kernel: &'a Path, arguments: &str) -> Result<Guest<'a>> {
+    Ok(Guest {
+        kernel,
+        disks: vec![Disk {
+            path: root()?,
+            writable: false,
+            serial: "guest-root",
+        }],
+        shares: Vec::new(),
+        vcpus: 1,
+        arguments: arguments.to_owned(),
+    })
+}
+
+fn boot(kernel: &Path, arguments: &str) -> Result<Ended> {
+    Monitor::start(guest(kernel, arguments)?)?.wait()
+}
+
+fn power_off(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=power-off")?;
+    ended.expect(&GuestExit::Shutdown)?;
+    ended.shows("init: reached")?.shows("cpus=1")?;
+    let Some(MonitorEvent::Started {
+        process_ns,
+        first_instruction_ns,
+    }) = ended.events.first()
+    else {
+        anyhow::bail!("the first event is not Started: {:?}", ended.events);
+    };
+    ensure!(process_ns < first_instruction_ns, "{:?}", ended.events);
+    Ok(())
+}
+
+fn second_vcpu(kernel: &Path) -> Result<()> {
+    let mut guest = guest(kernel, "reboot=k scenario=power-off")?;
+    guest.vcpus = 2;
+    let ended = Monitor::start(guest)?.wait()?;
+    ended.expect(&GuestExit::Shutdown)?.shows("cpus=2")?;
+    Ok(())
+}
+
+fn init_exits(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=die")?;
+    ended
+        .expect(&GuestExit::Panic)?
+        .shows("Attempted to kill init")?;
+    Ok(())
+}
+
+fn sysrq_crash(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=crash")?;
+    ended.expect(&GuestExit::Panic)?.shows("Kernel panic")?;
+    Ok(())
+}
+
+fn reboot(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=reset")?;
+    ended.expect(&GuestExit::Reset)?.hides("Kernel panic")?;
+    Ok(())
+}
+
+fn triple_fault(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=t scenario=reset")?;
+    ended.expect(&GuestExit::TripleFault)?;
+    Ok(())
+}
+
+fn disks(kernel: &Path) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let content: Vec<u8> = (0_u32..(3 << 18) + 128)
+        .flat_map(|word| word.wrapping_mul(2_654_435_761).to_le_bytes())
+        .collect();
+    ensure!(content.len().is_multiple_of(SECTOR));
+    let (fixed, scratch) = (dir.path().join("fixed"), dir.path().join("scratch"));
+    fs::write(&fixed, &content)?;
+    fs::write(&scratch, vec![0; 1 << 20])?;
+    let mut guest = guest(kernel, "reboot=k scenario=disks")?;
+    guest.disks.push(Disk {
+        path: fixed.clone(),
+        writable: false,
+        serial: "twenty-bytes-serial!",
+    });
+    guest.disks.push(Disk {
+        path: scratch.clone(),
+        writable: true,
+        serial: "scratch",
+    });
+    let ended = Monitor::start(guest)?.wait()?;
+    let sum = Sha256::digest(&content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<String>();
+    ended
+        .expect(&GuestExit::Shutdown)?
+        .shows("serial=twenty-bytes-serial! ro=1")?
+        .shows(&format!("sum={sum}"))?
+        .hides("read-only was written")?
+        .shows("wrote vdc")?;
+    ensure!(fs::read(&fixed)? == content, "the read-only disk changed");
+    let written = fs::read(&scratch)?;
+    let expected = b"written by the guest";
+    let at = 5 * SECTOR;
+    ensure!(written.get(at..at + expected.len()) == Some(expected.as_slice()));
+    Ok(())
+}
+
+fn rng(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=rng")?;
+    ended
+        .expect(&GuestExit::Shutdown)?
+        .shows("rng=virtio_rng")?
+        .shows("bytes=4096")?;
+    Ok(())
+}
+
+fn flood(kernel: &Path) -> Result<()> {
+    let ended = boot(kernel, "reboot=k scenario=flood")?;
+    ended
+        .expect(&GuestExit::Shutdown)?
+        .shows("flooded")?
+        .hides("init: reached")?;
+    Ok(())
+}
+
+/// A virtiofsd that ends with its connection, and in any case with this.
+struct Virtiofsd(Child);
+
+impl Drop for Virtiofsd {
+    fn drop(&mut self) {
+        // Both fail when it has ended, as it should have.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn serve(program: &Path, dir: &Path) -> Result<(Virtiofsd, UnixStream)> {
+    use command_fds::{CommandFdExt, FdMapping};
+    let socket = tempfile::tempdir()?;
+    let path = socket.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&path)?;
+    let mut command = Command::new(program);
+    command
+        .args([
+            "--fd",
+            "3",
+            "--sandbox",
+            "none",
+            "--cache",
+            "auto",
+            "--shared-dir",
+        ])
+        .arg(dir)
+        .stderr(Stdio::null())
+        .fd_mappings(vec![FdMapping {
+            parent_fd: listener.into(),
+            child_fd: 3,
+        }])?;
+    let server = Virtiofsd(command.spawn().context("cannot start virtiofsd")?);
+    Ok((server, UnixStream::connect(&path)?))
+}
+
+fn share(kernel: &Path, virtiofsd: &Path) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("from-host"), "hello from the host\n")?;
+    let (_server, socket) = serve(virtiofsd, dir.path())?;
+    let mut guest = guest(kernel, "reboot=k scenario=share")?;
+    guest.shares.push(("data".to_owned(), socket));
+    let ended = Monitor::start(guest)?.wait()?;
+    ended
+        .expect(&GuestExit::Shutdown)?
+        .shows("hello from the host")?
+        .shows("shared")?;
+    ensure!(fs::read_to_string(dir.path().join("from-guest"))? == "from-guest\n");
+    Ok(())
+}
+
+fn hang_up(kernel: &Path) -> Result<()> {
+    let mut monitor = Monitor::start(guest(kernel, "reboot=k scenario=idle")?)?;
+    let event = monitor.event()?;
+    ensure!(
+        matches!(event, Some(MonitorEvent::Started { .. })),
+        "{event:?}"
+    );
+    monitor.hang_up();
+    monitor.exit_code()?;
+    Ok(())
+}
+
+fn bad_kernel() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("kernel");
+    fs::write(&path, "no kernel at all")?;
+    let guest = Guest {
+        kernel: &path,
+        disks: Vec::new(),
+        shares: Vec::new(),
+        vcpus: 1,
+        arguments: String::new(),
+    };
+    expect_failure(Monitor::start(guest)?.wait()?, "kernel")
+}
+
+fn bad_configuration() -> Result<()> {
+    expect_failure(
+        Monitor::start_with(b"{ \"vcpus\": 0 }")?.wait()?,
+        "configuration",
+    )
+}
+
+fn expect_failure(ended: Ended, names: &str) -> Result<()> {
+    let [MonitorEvent::Failed { message }] = ended.events.as_slice() else {
+        anyhow::bail!("not one Failed event: {:?}", ended.events);
+    };
+    ensure!(
+        message.contains(names),
+        "does not name the {names}: {message}"
+    );
+    ensure!(
+        matches!(ended.code, Some(code) if code != 0 && code < 80),
+        "exit code {:?}",
+        ended.code
+    );
+    Ok(())
+}

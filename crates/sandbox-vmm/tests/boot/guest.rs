@@ -1,0 +1,94 @@
+//! A guest's root: busybox, and an init that does what the kernel command line says.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
+
+const BUSYBOX: &str = "/bin/busybox";
+const APPLETS: [&str; 14] = [
+    "sh",
+    "mount",
+    "dd",
+    "cat",
+    "printf",
+    "nproc",
+    "sha256sum",
+    "wc",
+    "od",
+    "sync",
+    "reboot",
+    "sleep",
+    "grep",
+    "head",
+];
+
+/// The init. The kernel passes `scenario=…` of its command line as an environment variable.
+const INIT: &str = r#"#!/bin/sh
+export PATH=/bin
+mount -t devtmpfs dev /dev 2>/dev/null
+exec </dev/console >/dev/console 2>&1
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+power_off() { sync; printf '\@POWER_OFF@' | dd of=/dev/port bs=1 seek=@EXIT_PORT@ conv=notrunc 2>/dev/null; }
+echo "init: reached"
+case "$scenario" in
+power-off)
+    echo "cpus=$(nproc)"
+    ;;
+disks)
+    echo "serial=$(cat /sys/block/vdb/serial) ro=$(cat /sys/block/vdb/ro)"
+    echo "sum=$(sha256sum </dev/vdb)"
+    echo intruder | dd of=/dev/vdb bs=512 2>/dev/null && echo "read-only was written"
+    printf 'written by the guest' | dd of=/dev/vdc bs=512 seek=5 conv=notrunc,fsync 2>/dev/null && echo "wrote vdc"
+    ;;
+rng)
+    echo "rng=$(cat /sys/class/misc/hw_random/rng_current) bytes=$(head -c 4096 /dev/hwrng | wc -c)"
+    ;;
+share)
+    mount -t virtiofs data /mnt && cat /mnt/from-host && echo from-guest >/mnt/from-guest && echo "shared"
+    ;;
+flood)
+    dd if=/dev/zero bs=1k count=24 2>/dev/null | od -v -An -tx1
+    echo "flooded"
+    ;;
+die) exit 3 ;;
+crash) echo c >/proc/sysrq-trigger ;;
+reset) reboot -f ;;
+idle) sleep 100000 ;;
+esac
+power_off
+echo "init: still here"
+sleep 100000
+"#;
+
+/// Builds the root file system in `dir`.
+pub(crate) fn build_root(dir: &Path) -> Result<PathBuf> {
+    let tree = dir.join("root");
+    for folder in ["bin", "dev", "proc", "sys", "mnt"] {
+        fs::create_dir_all(tree.join(folder))?;
+    }
+    fs::copy(BUSYBOX, tree.join("bin/busybox"))
+        .with_context(|| format!("cannot copy {BUSYBOX}"))?;
+    for applet in APPLETS {
+        symlink("busybox", tree.join("bin").join(applet))?;
+    }
+    let init = INIT
+        .replace("@POWER_OFF@", &format!("{POWER_OFF:03o}"))
+        .replace("@EXIT_PORT@", &EXIT_PORT.to_string());
+    let path = tree.join("init");
+    fs::write(&path, init)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let image = dir.join("root.erofs");
+    let status = Command::new("mkfs.erofs")
+        .arg("--quiet")
+        .args([&image, &tree])
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run mkfs.erofs")?;
+    ensure!(status.success(), "mkfs.erofs failed: {status}");
+    Ok(image)
+}

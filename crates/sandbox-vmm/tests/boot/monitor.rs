@@ -1,0 +1,294 @@
+//! A running monitor, as its parent sees it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use command_fds::{CommandFdExt, FdMapping};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use sandbox_types::monitor::{
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
+    VsockConfig, console_ring,
+};
+use sandbox_types::{GuestCid, MemMib, VcpuCount};
+
+/// The longest that a guest may take to end, also under nested emulation on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(150);
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda \
+    rootfstype=erofs ro init=/init panic=-1 oops=panic tsc=reliable no_timer_check nomodule \
+    random.trust_cpu=on";
+/// The first descriptor for what the configuration names.
+const FIRST_FD: i32 = 10;
+
+/// What to start.
+pub(crate) struct Guest<'a> {
+    pub(crate) kernel: &'a Path,
+    /// `vda`, `vdb`, …; all but those named writable are read-only.
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) shares: Vec<(String, UnixStream)>,
+    pub(crate) vcpus: u64,
+    /// Appended to the command line.
+    pub(crate) arguments: String,
+}
+
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
+    pub(crate) writable: bool,
+    pub(crate) serial: &'static str,
+}
+
+/// A monitor process.
+pub(crate) struct Monitor {
+    child: Child,
+    control: Option<BufReader<UnixStream>>,
+    console: File,
+    _dir: tempfile::TempDir,
+}
+
+/// How a monitor ended.
+pub(crate) struct Ended {
+    pub(crate) events: Vec<MonitorEvent>,
+    pub(crate) code: Option<i32>,
+    pub(crate) console: String,
+}
+
+struct Descriptors(Vec<FdMapping>);
+
+impl Descriptors {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> Result<i32> {
+        let child_fd = FIRST_FD + i32::try_from(self.0.len())?;
+        self.at(child_fd, fd);
+        Ok(child_fd)
+    }
+
+    fn at(&mut self, child_fd: i32, fd: impl Into<OwnedFd>) {
+        self.0.push(FdMapping {
+            parent_fd: fd.into(),
+            child_fd,
+        });
+    }
+}
+
+impl Monitor {
+    /// Starts a monitor for `guest`.
+    pub(crate) fn start(guest: Guest<'_>) -> Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let mut fds = Descriptors(Vec::new());
+        let console = console_file()?;
+        let kvm = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")?;
+        let block = guest
+            .disks
+            .iter()
+            .map(|disk| {
+                let file = fs::OpenOptions::new()
+                    .read(true)
+                    .write(disk.writable)
+                    .open(&disk.path)
+                    .with_context(|| format!("cannot open {}", disk.path.display()))?;
+                Ok(BlockConfig {
+                    fd: fds.add(file)?,
+                    read_only: !disk.writable,
+                    serial: disk.serial.to_owned(),
+                })
+            })
+            .collect::<Result<_>>()?;
+        let shares = guest
+            .shares
+            .into_iter()
+            .map(|(tag, socket)| {
+                Ok(ShareConfig {
+                    fd: fds.add(socket)?,
+                    tag,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let vsock = dir.path().join("vsock.sock");
+        let config = MonitorConfig {
+            kvm_fd: fds.add(kvm)?,
+            kernel_fd: fds.add(File::open(guest.kernel).context("cannot open the kernel")?)?,
+            command_line: format!("{COMMAND_LINE} {}", guest.arguments),
+            memory: MemMib::new(192)?,
+            vcpus: VcpuCount::new(guest.vcpus)?,
+            block,
+            shares,
+            vsock: VsockConfig {
+                cid: GuestCid::FIRST,
+                listener_fd: fds.add(UnixListener::bind(&vsock)?)?,
+                path: vsock
+                    .to_str()
+                    .context("the folder's name is no text")?
+                    .to_owned(),
+            },
+            console_fd: fds.add(console.try_clone()?)?,
+        };
+        let config = serde_json::to_vec(&config)?;
+        Self::spawn(&config, fds, console, dir)
+    }
+
+    /// Starts a monitor with `config` for its configuration and nothing else.
+    pub(crate) fn start_with(config: &[u8]) -> Result<Self> {
+        Self::spawn(
+            config,
+            Descriptors(Vec::new()),
+            console_file()?,
+            tempfile::tempdir()?,
+        )
+    }
+
+    fn spawn(
+        config: &[u8],
+        mut fds: Descriptors,
+        console: File,
+        dir: tempfile::TempDir,
+    ) -> Result<Self> {
+        let (control, theirs) = UnixStream::pair()?;
+        control.set_read_timeout(Some(DEADLINE))?;
+        let mut file = File::from(memfd_create("config", MemfdFlags::CLOEXEC)?);
+        file.write_all(config)?;
+        file.seek(SeekFrom::Start(0))?;
+        fds.at(CONFIG_FD, file);
+        fds.at(CONTROL_FD, theirs);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-vmm"));
+        command.arg("run").fd_mappings(fds.0)?;
+        let child = command.spawn().context("cannot start the monitor")?;
+        // The command holds the other end of the socket, whose end we wait for.
+        drop(command);
+        Ok(Self {
+            child,
+            control: Some(BufReader::new(control)),
+            console,
+            _dir: dir,
+        })
+    }
+
+    /// Hangs up, as a shim that dies does.
+    pub(crate) fn hang_up(&mut self) {
+        self.control = None;
+    }
+
+    /// The next event.
+    pub(crate) fn event(&mut self) -> Result<Option<MonitorEvent>> {
+        let control = self.control.as_mut().context("hung up")?;
+        let mut line = String::new();
+        match control.read_line(&mut line) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(
+                serde_json::from_str(&line).with_context(|| line.clone())?,
+            )),
+            Err(error) => Err(anyhow!(
+                "no event from the monitor: {error}; console:\n{}",
+                self.console()?
+            )),
+        }
+    }
+
+    /// Waits for the monitor's end.
+    pub(crate) fn wait(mut self) -> Result<Ended> {
+        let mut events = Vec::new();
+        while let Some(event) = self.event()? {
+            events.push(event);
+        }
+        let code = self.exit_code()?;
+        Ok(Ended {
+            events,
+            code,
+            console: self.console()?,
+        })
+    }
+
+    /// Waits for the process; bounded.
+    pub(crate) fn exit_code(&mut self) -> Result<Option<i32>> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        let mut fds = [rustix::event::PollFd::new(
+            &pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let limit = rustix::time::Timespec {
+            tv_sec: 20,
+            tv_nsec: 0,
+        };
+        if rustix::event::poll(&mut fds, Some(&limit))? == 0 {
+            bail!("the monitor did not exit");
+        }
+        Ok(self.child.wait()?.code())
+    }
+
+    /// What the guest wrote on its console, as far as the ring keeps it.
+    pub(crate) fn console(&self) -> Result<String> {
+        let mut written = [0; 8];
+        self.console.read_exact_at(&mut written, 0)?;
+        let written = u64::from_le_bytes(written);
+        let kept = u64::try_from(console_ring::DATA_BYTES)?;
+        let mut data = vec![0; console_ring::DATA_BYTES];
+        self.console
+            .read_exact_at(&mut data, u64::try_from(console_ring::HEADER_BYTES)?)?;
+        if written <= kept {
+            data.truncate(usize::try_from(written)?);
+        } else {
+            data.rotate_left(usize::try_from(written % kept)?);
+        }
+        Ok(String::from_utf8_lossy(&data).into_owned())
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // Both fail when it has ended, as it should have.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Ended {
+    /// The guest ended like this, and the process with it.
+    pub(crate) fn expect(&self, exit: &GuestExit) -> Result<&Self> {
+        let wanted = MonitorEvent::Exited {
+            reason: exit.clone(),
+        };
+        ensure!(
+            self.events.last() == Some(&wanted),
+            "the last event is not {wanted:?}: {:?}\n{}",
+            self.events,
+            self.console
+        );
+        let code = Some(i32::from(exit.exit_code()));
+        ensure!(self.code == code, "exit code {:?}, not {code:?}", self.code);
+        Ok(self)
+    }
+
+    /// The console shows `text`.
+    pub(crate) fn shows(&self, text: &str) -> Result<&Self> {
+        ensure!(
+            self.console.contains(text),
+            "the console does not show {text:?}:\n{}",
+            self.console
+        );
+        Ok(self)
+    }
+
+    /// It does not.
+    pub(crate) fn hides(&self, text: &str) -> Result<&Self> {
+        ensure!(
+            !self.console.contains(text),
+            "the console shows {text:?}:\n{}",
+            self.console
+        );
+        Ok(self)
+    }
+}
+
+fn console_file() -> Result<File> {
+    let file = memfd_create("console", MemfdFlags::CLOEXEC)?;
+    ftruncate(&file, u64::try_from(console_ring::FILE_BYTES)?)?;
+    Ok(file.into())
+}

@@ -1,0 +1,334 @@
+//! What a vCPU does to the machine, from a few bytes of real-mode code. Any `/dev/kvm` will do, also one that
+//! runs no ordinary kernel.
+#![expect(
+    unsafe_code,
+    reason = "KVM takes the address of guest memory, which the test keeps alive"
+)]
+
+#[path = "support/host.rs"]
+mod host;
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use libtest_mimic::{Arguments, Completion, Trial};
+use rustix::event::{PollFd, PollFlags, poll};
+use sandbox_types::monitor::{GuestExit, POWER_OFF, console_ring};
+use sandbox_vmm::bus::{Bus, BusDevice, BusRange};
+use sandbox_vmm::devices::console::ConsoleRing;
+use sandbox_vmm::devices::power::{EXIT_PORTS, ExitPort, RESET_PORTS, ResetPort};
+use sandbox_vmm::devices::serial::{SERIAL_PORTS, SerialPort};
+use sandbox_vmm::end::MachineEnd;
+use sandbox_vmm::vcpu::{Buses, VcpuHandle, install_kick_handler};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Memory ends here, so that what a real-mode program can reach behind it is not memory.
+const MEMORY_BYTES: usize = 0x1_0000;
+const CODE: GuestAddress = GuestAddress(0x1000);
+/// The device of the tests: segment 0x9000 and what is behind.
+const DEVICE: BusRange = BusRange {
+    start: 0x9_0000,
+    length: 0x100,
+};
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = vec![
+        trial("power_off_value_on_the_exit_port_is_a_shutdown", power_off),
+        trial("pulse_of_the_reset_line_is_a_reset", reset),
+        trial("pulse_after_a_panic_on_the_console_is_a_panic", panic),
+        trial("interrupt_without_a_table_is_a_triple_fault", triple_fault),
+        trial("access_behind_memory_reaches_the_device_there", mmio),
+        trial("port_without_a_device_reads_ones", absent_port),
+        trial("halt_without_interrupts_to_wait_for_is_an_error", halt),
+        trial("vcpu_that_spins_leaves_when_kicked", spin),
+        trial("vcpu_that_halts_leaves_when_kicked", halted),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn trial(name: &str, test: fn() -> Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || match host::without_kvm() {
+        Some(reason) => Ok(Completion::ignored_with(reason)),
+        None => match test() {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => Err(format!("{error:#}").into()),
+        },
+    })
+}
+
+/// A machine with one vCPU in real mode, the ports, and a device.
+struct Machine {
+    end: MachineEnd,
+    vcpu: VcpuHandle,
+    device: Arc<Mutex<Probe>>,
+    _vm: VmFd,
+    _memory: GuestMemoryMmap,
+}
+
+/// Remembers what is written, and reads as [`POWER_OFF`].
+#[derive(Default)]
+struct Probe {
+    written: Vec<(u64, Vec<u8>)>,
+}
+
+impl BusDevice for Probe {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(POWER_OFF);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        self.written.push((offset, data.to_vec()));
+    }
+}
+
+impl Machine {
+    /// A machine that begins to run `code`; with KVM's interrupt controllers, `HLT` stays in the kernel.
+    fn start(code: &[u8], interrupts: bool) -> Result<Self> {
+        Self::start_with(code, interrupts, |_| Ok(()))
+    }
+
+    /// The same, after `prepare` has seen the vCPU.
+    fn start_with(
+        code: &[u8],
+        interrupts: bool,
+        prepare: impl FnOnce(&VcpuFd) -> Result<()>,
+    ) -> Result<Self> {
+        install_kick_handler()?;
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?;
+        memory.write_slice(code, CODE)?;
+        let kvm = Kvm::new().context("cannot open /dev/kvm")?;
+        let vm = kvm.create_vm()?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: u64::try_from(MEMORY_BYTES)?,
+            userspace_addr: u64::try_from(memory.get_host_address(GuestAddress(0))?.addr())?,
+        };
+        // SAFETY: the mapping has that size and is dropped after the machine (see the order of the fields).
+        unsafe { vm.set_user_memory_region(region) }?;
+        if interrupts {
+            vm.create_irq_chip()?;
+        }
+        let vcpu = vm.create_vcpu(0)?;
+        enter_at(&vcpu, CODE)?;
+        prepare(&vcpu)?;
+
+        let end = MachineEnd::new()?;
+        let device = Arc::new(Mutex::new(Probe::default()));
+        let mut mmio = Bus::new();
+        mmio.insert(DEVICE, device.clone())?;
+        let buses = Buses {
+            ports: Arc::new(ports(&end)?),
+            mmio: Arc::new(mmio),
+        };
+        let vcpu = VcpuHandle::spawn(0, vcpu, buses, end.clone(), Arc::new(Barrier::new(1)))?;
+        Ok(Self {
+            end,
+            vcpu,
+            device,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// Waits for the end, and for the vCPU's thread.
+    fn wait(self) -> Result<(GuestExit, Arc<Mutex<Probe>>)> {
+        let limit = rustix::time::Timespec {
+            tv_sec: DEADLINE.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        let mut fds = [PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
+        ensure!(poll(&mut fds, Some(&limit))? == 1, "the machine runs on");
+        let exit = self.end.get().context("woken without an end")?.clone();
+        let device = self.device.clone();
+        self.join()?;
+        Ok((exit, device))
+    }
+
+    fn join(self) -> Result<()> {
+        let (done, joined) = mpsc::channel();
+        let vcpu = self.vcpu;
+        std::thread::spawn(move || {
+            vcpu.join();
+            // Nobody waits any more if the deadline has passed.
+            let _ = done.send(());
+        });
+        joined
+            .recv_timeout(DEADLINE)
+            .context("the vCPU's thread runs on")
+    }
+
+    /// Ends it from outside.
+    fn stop(self) -> Result<()> {
+        self.end.set(GuestExit::Shutdown);
+        self.vcpu.kick();
+        self.join()
+    }
+}
+
+fn enter_at(vcpu: &VcpuFd, address: GuestAddress) -> Result<()> {
+    let mut special = vcpu.get_sregs()?;
+    for segment in [&mut special.cs, &mut special.ds, &mut special.es] {
+        segment.base = 0;
+        segment.selector = 0;
+    }
+    vcpu.set_sregs(&special)?;
+    let mut general = vcpu.get_regs()?;
+    general.rip = address.0;
+    general.rflags = 2;
+    vcpu.set_regs(&general)?;
+    Ok(())
+}
+
+fn ports(end: &MachineEnd) -> Result<Bus> {
+    let file = rustix::fs::memfd_create("console", rustix::fs::MemfdFlags::CLOEXEC)?;
+    rustix::fs::ftruncate(&file, u64::try_from(console_ring::FILE_BYTES)?)?;
+    let console = ConsoleRing::new(file.into())?;
+    let flag = console.panic_flag();
+    let serial = SerialPort::new(EventFd::new(0)?, console);
+    let mut ports = Bus::new();
+    ports.insert(EXIT_PORTS, Arc::new(Mutex::new(ExitPort::new(end.clone()))))?;
+    ports.insert(
+        RESET_PORTS,
+        Arc::new(Mutex::new(ResetPort::new(end.clone(), flag))),
+    )?;
+    ports.insert(SERIAL_PORTS, Arc::new(Mutex::new(serial)))?;
+    Ok(ports)
+}
+
+/// Runs `code` to the end of the machine.
+fn run(code: &[u8]) -> Result<(GuestExit, Arc<Mutex<Probe>>)> {
+    Machine::start(code, false)?.wait()
+}
+
+fn expect(code: &[u8], wanted: &GuestExit) -> Result<()> {
+    let (exit, _) = run(code)?;
+    ensure!(exit == *wanted, "{exit:?}, not {wanted:?}");
+    Ok(())
+}
+
+fn power_off() -> Result<()> {
+    let code = [
+        0xba, 0x01, 0x05, // mov dx, 0x501
+        0xb0, 0x00, // mov al, 0
+        0xee, // out dx, al
+        0xb0, POWER_OFF, // mov al, POWER_OFF
+        0xee,      // out dx, al
+        0xf4,      // hlt
+    ];
+    expect(&code, &GuestExit::Shutdown)
+}
+
+fn reset() -> Result<()> {
+    let code = [
+        0xb0, 0xfe, // mov al, 0xfe
+        0xe6, 0x64, // out 0x64, al
+        0xf4, // hlt
+    ];
+    expect(&code, &GuestExit::Reset)
+}
+
+fn panic() -> Result<()> {
+    let message = b"Kernel panic - not syncing";
+    let mut code = vec![
+        0xfc, // cld
+        0xbe,
+        0x10,
+        0x10, // mov si, the message at CODE + 16
+        0xb9,
+        u8::try_from(message.len())?,
+        0x00, // mov cx, its length
+        0xba,
+        0xf8,
+        0x03, // mov dx, 0x3f8
+        0xf3,
+        0x6e, // rep outsb
+        0xb0,
+        0xfe, // mov al, 0xfe
+        0xe6,
+        0x64, // out 0x64, al
+    ];
+    ensure!(code.len() == 16);
+    code.extend(message);
+    expect(&code, &GuestExit::Panic)
+}
+
+fn triple_fault() -> Result<()> {
+    let code = [
+        0x0f, 0x0b, // ud2
+    ];
+    let machine = Machine::start_with(&code, false, |vcpu| {
+        // Protected mode, as real mode has a table wherever there is memory.
+        let mut special = vcpu.get_sregs()?;
+        special.cr0 |= 1;
+        special.idt.base = 0;
+        special.idt.limit = 0;
+        vcpu.set_sregs(&special)?;
+        Ok(())
+    })?;
+    let (exit, _) = machine.wait()?;
+    ensure!(exit == GuestExit::TripleFault, "{exit:?}");
+    Ok(())
+}
+
+fn mmio() -> Result<()> {
+    let code = [
+        0xb8, 0x00, 0x90, // mov ax, 0x9000
+        0x8e, 0xd8, // mov ds, ax
+        0xc7, 0x06, 0x10, 0x00, 0x34, 0x12, // mov word [0x10], 0x1234
+        0xa0, 0x20, 0x00, // mov al, [0x20]
+        0xba, 0x01, 0x05, // mov dx, 0x501
+        0xee, // out dx, al
+        0xf4, // hlt
+    ];
+    let (exit, device) = run(&code)?;
+    ensure!(exit == GuestExit::Shutdown, "the read went wrong: {exit:?}");
+    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure!(
+        device.written == [(0x10, vec![0x34, 0x12])],
+        "{:?}",
+        device.written
+    );
+    Ok(())
+}
+
+fn absent_port() -> Result<()> {
+    let code = [
+        0xe4,
+        0x71, // in al, 0x71
+        0xe6,
+        0x71, // out 0x71, al
+        0x2c,
+        0xff - POWER_OFF, // sub al, 0xff - POWER_OFF
+        0xba,
+        0x01,
+        0x05, // mov dx, 0x501
+        0xee, // out dx, al
+        0xf4, // hlt
+    ];
+    expect(&code, &GuestExit::Shutdown)
+}
+
+fn halt() -> Result<()> {
+    let (exit, _) = run(&[0xf4])?;
+    ensure!(matches!(exit, GuestExit::KvmError { .. }), "{exit:?}");
+    Ok(())
+}
+
+fn spin() -> Result<()> {
+    Machine::start(&[0xeb, 0xfe], false)?.stop()
+}
+
+fn halted() -> Result<()> {
+    Machine::start(&[0xf4], true)?.stop()
+}
