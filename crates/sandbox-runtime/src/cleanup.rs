@@ -16,6 +16,7 @@ use sandbox_types::SandboxId;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::console::Console;
 use crate::rootfs::host_mount::unmount;
 use crate::timeline::write_atomically;
 
@@ -145,6 +146,15 @@ fn read_record<T: Default + serde::de::DeserializeOwned>(path: &Path) -> Result<
         path: path.to_owned(),
         source,
     })
+}
+
+/// The last lines of the console that a sandbox left in its folder; for the caller of a shim that was killed, before
+/// [`remove_sandbox`]. Empty when there is none.
+#[must_use]
+pub fn console_tail(config: &Config, namespace: &str, id: &SandboxId) -> Vec<String> {
+    Console::open(&config.sandbox_dir(namespace, id))
+        .map(|console| console.tail())
+        .unwrap_or_default()
 }
 
 /// Kills the recorded processes of a sandbox, undoes its mounts and removes its folder. Nothing to remove is

@@ -1,16 +1,19 @@
 //! The guest's console: a bounded tail of what it printed, made printable.
 //!
-//! Two sources: under KVM the monitor writes a ring in a memory file ([`console_ring`]) that stays readable
-//! however the monitor went; under QEMU a task reads the serial port's pipe into a [`Tail`].
+//! It is a ring in a file of the sandbox's folder ([`console_ring`]), which stays readable however the monitor and the
+//! shim went. Under KVM the monitor writes it; under QEMU a task of the shim copies the serial port's pipe into it.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{Mode, OFlags};
 use sandbox_types::monitor::console_ring;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+/// The ring's name in the sandbox's folder.
+const CONSOLE_FILE: &str = "console";
 /// How many lines of the console an error shows.
 pub(crate) const TAIL_LINES: usize = 20;
 /// The most lines that are shown, when a panic lies further up.
@@ -111,34 +114,59 @@ pub(crate) async fn copy_into_tail(mut from: impl AsyncRead + Unpin, tail: Arc<T
     }
 }
 
-/// Where the guest's console is kept.
-#[derive(Debug, Clone)]
-pub(crate) enum Console {
-    /// The monitor's ring.
-    Ring(Arc<OwnedFd>),
-    /// A pipe's tail.
-    Tail(Arc<Tail>),
+/// Reads a stream to its end, keeping the tail in a console.
+pub(crate) async fn copy_into_console(mut from: impl AsyncRead + Unpin, console: Console) {
+    let mut buffer = [0u8; 4096];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        // A console that cannot be written costs diagnostics, not the sandbox.
+        let _ = console.push(buffer.get(..n).unwrap_or_default());
+    }
 }
 
+/// The guest's console, in a ring that is a file.
+#[derive(Debug, Clone)]
+pub(crate) struct Console(Arc<OwnedFd>);
+
 impl Console {
-    /// A ring for a monitor to write.
-    pub(crate) fn new_ring() -> std::io::Result<Self> {
-        let fd = rustix::fs::memfd_create("sandbox-console", MemfdFlags::CLOEXEC)?;
+    /// A new ring in the sandbox's folder.
+    pub(crate) fn create(dir: &Path) -> std::io::Result<Self> {
+        let fd = rustix::fs::open(
+            dir.join(CONSOLE_FILE),
+            OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::RUSR | Mode::WUSR,
+        )?;
         rustix::fs::ftruncate(&fd, console_ring::FILE_BYTES as u64)?;
-        Ok(Self::Ring(Arc::new(fd)))
+        Ok(Self(Arc::new(fd)))
     }
 
-    /// A tail for a pipe.
-    pub(crate) fn new_tail() -> (Self, Arc<Tail>) {
-        let tail = Arc::new(Tail::new(console_ring::DATA_BYTES));
-        (Self::Tail(Arc::clone(&tail)), tail)
+    /// The ring that a sandbox left in its folder.
+    pub(crate) fn open(dir: &Path) -> std::io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = rustix::fs::open(dir.join(CONSOLE_FILE), flags, Mode::empty())?;
+        Ok(Self(Arc::new(fd)))
+    }
+
+    /// Appends to the ring. For one writer.
+    pub(crate) fn push(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut header = [0u8; 8];
+        rustix::io::pread(&self.0, &mut header, 0)?;
+        let mut written = u64::from_le_bytes(header);
+        let size = console_ring::DATA_BYTES as u64;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = usize::try_from(size - written % size).unwrap_or(rest.len());
+            let (part, after) = rest.split_at(rest.len().min(room));
+            let at = console_ring::HEADER_BYTES as u64 + written % size;
+            rustix::io::pwrite(&self.0, part, at)?;
+            written = written.wrapping_add(part.len() as u64);
+            rest = after;
+        }
+        rustix::io::pwrite(&self.0, &written.to_le_bytes(), 0)?;
+        Ok(())
     }
 
     fn contents(&self) -> Vec<u8> {
-        match self {
-            Self::Ring(fd) => read_ring(fd.as_fd()).unwrap_or_default(),
-            Self::Tail(tail) => tail.contents(),
-        }
+        read_ring(self.0.as_fd()).unwrap_or_default()
     }
 
     /// The last lines that are not empty.
@@ -160,6 +188,12 @@ impl Console {
         self.contents()
             .windows(mark.len())
             .any(|window| window == mark)
+    }
+}
+
+impl AsFd for Console {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -213,20 +247,23 @@ mod tests {
     }
     use proptest::prelude::*;
 
-    fn write_ring(fd: &OwnedFd, text: &[u8]) {
-        for (n, byte) in text.iter().enumerate() {
-            let at = console_ring::HEADER_BYTES + n % console_ring::DATA_BYTES;
-            rustix::io::pwrite(fd, &[*byte], at as u64).unwrap();
-        }
-        rustix::io::pwrite(fd, &(text.len() as u64).to_le_bytes(), 0).unwrap();
-    }
-
     fn ring_with(text: &[u8]) -> Console {
-        let console = Console::new_ring().unwrap();
-        if let Console::Ring(fd) = &console {
-            write_ring(fd, text);
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::create(folder.path()).unwrap();
+        for part in text.chunks(1000) {
+            console.push(part).unwrap();
         }
         console
+    }
+
+    #[test]
+    fn ring_outlives_its_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        Console::create(folder.path())
+            .unwrap()
+            .push(b"last words\n")
+            .unwrap();
+        assert_eq!(Console::open(folder.path()).unwrap().tail(), ["last words"]);
     }
 
     #[test]
@@ -249,9 +286,7 @@ mod tests {
     #[test]
     fn ring_with_any_count_is_read() {
         let console = ring_with(b"x");
-        if let Console::Ring(fd) = &console {
-            rustix::io::pwrite(fd, &u64::MAX.to_le_bytes(), 0).unwrap();
-        }
+        rustix::io::pwrite(&console, &u64::MAX.to_le_bytes(), 0).unwrap();
         console.tail();
     }
 

@@ -124,6 +124,11 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) record: &'a mut Record,
 }
 
+/// For `map_err`: what could not be set up between the shim and the machine.
+fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
+    move |source| DriverError::Plumbing { what, source }
+}
+
 impl MachineRequest<'_> {
     /// The guest kernel's command line, without what describes devices.
     fn command_line(&self) -> String {

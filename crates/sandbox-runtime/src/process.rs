@@ -24,7 +24,7 @@ use nix::unistd::Pid;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 
-use crate::console::{Tail, copy_into_tail};
+use crate::console::{Console, Tail, copy_into_console, copy_into_tail};
 
 /// What is kept of a child's standard error, in bytes.
 const STDERR_TAIL_BYTES: usize = 8 * 1024;
@@ -99,7 +99,7 @@ pub(crate) struct Launch {
     program: PathBuf,
     args: Vec<OsString>,
     mappings: Vec<FdMapping>,
-    console: Option<Arc<Tail>>,
+    console: Option<Console>,
 }
 
 impl Launch {
@@ -144,9 +144,9 @@ impl Launch {
         self
     }
 
-    /// Keeps the tail of its standard output.
-    pub(crate) fn console(&mut self, tail: Arc<Tail>) -> &mut Self {
-        self.console = Some(tail);
+    /// Keeps the tail of its standard output as the guest's console.
+    pub(crate) fn console(&mut self, console: Console) -> &mut Self {
+        self.console = Some(console);
         self
     }
 
@@ -184,8 +184,8 @@ impl Launch {
         if let Some(pipe) = child.stderr.take() {
             readers.push(tokio::spawn(copy_into_tail(pipe, Arc::clone(&stderr))));
         }
-        if let (Some(pipe), Some(tail)) = (child.stdout.take(), self.console) {
-            readers.push(tokio::spawn(copy_into_tail(pipe, tail)));
+        if let (Some(pipe), Some(console)) = (child.stdout.take(), self.console) {
+            readers.push(tokio::spawn(copy_into_console(pipe, console)));
         }
         Ok(Process {
             name,
@@ -313,12 +313,13 @@ mod tests {
 
     #[tokio::test]
     async fn process_that_is_killed_takes_its_children_along() {
-        let tail = Arc::new(Tail::new(64));
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::create(folder.path()).unwrap();
         let mut launch = shell("sleep 1000 & echo $!; wait");
-        launch.console(Arc::clone(&tail));
+        launch.console(console.clone());
         let mut process = launch.spawn().unwrap();
         let grandchild = loop {
-            if let Some(line) = tail.lines(1).pop() {
+            if let Some(line) = console.tail().pop() {
                 break line;
             }
             tokio::task::yield_now().await;
@@ -337,17 +338,18 @@ mod tests {
         let (read2, mut write2) = io::pipe().unwrap();
         write2.write_all(b"passed\n").unwrap();
         drop(write2);
-        let tail = Arc::new(Tail::new(64));
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::create(folder.path()).unwrap();
         let mut launch = Launch::new("sh", "/bin/sh".into());
         let number = launch.pass(&read2).unwrap();
         launch
             .arg("-c")
             .arg(format!("cat <&3; cat /proc/self/fd/{number}"))
             .pass_as(read.into(), 3)
-            .console(Arc::clone(&tail));
+            .console(console.clone());
         let mut process = launch.spawn().unwrap();
         assert_eq!(process.wait().await, ProcessEnd::Exited(0));
-        assert_eq!(tail.lines(5), ["fixed", "passed"]);
+        assert_eq!(console.tail(), ["fixed", "passed"]);
     }
 
     #[tokio::test]

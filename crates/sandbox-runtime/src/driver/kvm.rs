@@ -19,7 +19,9 @@ use sandbox_types::monitor::{
 use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
-use super::{DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, virtiofsd};
+use super::{
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, plumbing, virtiofsd,
+};
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
@@ -55,12 +57,7 @@ impl HypervisorDriver for Kvm {
         let plan = request.plan;
         let config = &plan.config;
         let mut launch = Launch::new("sandbox-vmm", config.monitor_path()?);
-        let console = Console::new_ring().map_err(plumbing("the console's memory file"))?;
-        let Console::Ring(console_file) = &console else {
-            return Err(plumbing("the console's memory file")(
-                std::io::ErrorKind::Unsupported.into(),
-            ));
-        };
+        let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
         let mut helpers = Vec::new();
         let mut shares = Vec::new();
         for (index, share) in plan.shares.iter().enumerate() {
@@ -99,7 +96,7 @@ impl HypervisorDriver for Kvm {
                 listener_fd: launch.pass(request.vsock_listener)?,
                 path: request.vsock_path.display().to_string(),
             },
-            console_fd: launch.pass(console_file)?,
+            console_fd: launch.pass(&console)?,
         };
         let (ours, theirs) = UnixStream::pair().map_err(plumbing("the control socket"))?;
         let config_file =
@@ -131,10 +128,6 @@ impl HypervisorDriver for Kvm {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         cause(&report, end, || process.last_words(), console)
     }
-}
-
-fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
-    move |source| DriverError::Plumbing { what, source }
 }
 
 fn config_file(config: &MonitorConfig) -> std::io::Result<OwnedFd> {
@@ -224,12 +217,9 @@ mod tests {
             exit,
             failure: failure.map(str::to_owned),
         };
-        cause(
-            &report,
-            end,
-            || "words".to_owned(),
-            &Console::new_ring().unwrap(),
-        )
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::create(folder.path()).unwrap();
+        cause(&report, end, || "words".to_owned(), &console)
     }
 
     #[test]

@@ -12,7 +12,9 @@ use sandbox_types::GuestCid;
 use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
 
-use super::{DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, virtiofsd};
+use super::{
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, plumbing, virtiofsd,
+};
 use crate::console::Console;
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
@@ -94,8 +96,8 @@ impl HypervisorDriver for Qemu {
             devices.device("virtio-rng-device");
         }
 
-        let (console, tail) = Console::new_tail();
-        launch.console(tail);
+        let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
+        launch.console(console.clone());
         request.timeline.mark(Phase::MonitorStarted);
         request.timeline.mark(Phase::FirstInstruction);
         let process = launch.spawn()?;
@@ -231,7 +233,8 @@ mod tests {
 
     #[test]
     fn exit_status_tells_power_off_panic_and_reset_apart() {
-        let (console, tail) = Console::new_tail();
+        let folder = tempfile::tempdir().unwrap();
+        let console = Console::create(folder.path()).unwrap();
         let cause_of = |code| cause(ProcessEnd::Exited(code), || "words".into(), &console);
         assert_eq!(cause_of(33), DeathCause::GuestShutdown);
         assert_eq!(cause_of(0), DeathCause::GuestReset);
@@ -242,7 +245,9 @@ mod tests {
                 detail: "words".into()
             }
         );
-        tail.push(b"[    1.0] Kernel panic - not syncing: x\r\n");
+        console
+            .push(b"[    1.0] Kernel panic - not syncing: x\r\n")
+            .unwrap();
         assert_eq!(cause_of(0), DeathCause::GuestPanic);
         assert_eq!(
             cause(ProcessEnd::Killed(9), String::new, &console),
