@@ -5,6 +5,8 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
+use sandbox_runtime::{Config, cleanup};
+use sandbox_types::SandboxId;
 use sandbox_types::timeline::Phase;
 use tokio::task::JoinHandle;
 use tokio::time::{Duration, Instant, sleep, timeout};
@@ -13,7 +15,7 @@ use super::prepare::Bundle;
 use super::{DRAIN_IDLE, Death, Ended, RunError};
 use crate::cli::RunArgs;
 use crate::report;
-use crate::shim::{RpcError, RpcFailure, Shim};
+use crate::shim::{NAMESPACE, RpcError, RpcFailure, Shim};
 use crate::signals::{Resizes, Signals};
 use crate::stdio::{Input, OutputEnd, Outputs, duplicate};
 use crate::terminal::{self, RawMode};
@@ -154,9 +156,19 @@ impl<'a> Session<'a> {
             return RunError::ShimDied {
                 pid: self.shim.record.pid,
                 log: last_lines(&folder.join("log")),
+                console: self.console_tail(),
             };
         }
         error.into()
+    }
+
+    /// What the guest printed last, as a killed shim left it.
+    fn console_tail(&self) -> Vec<String> {
+        let config = Config::from_file(&self.bundle.shim.bundle.join("sandbox.toml"));
+        match (config, SandboxId::new(self.id())) {
+            (Ok(config), Ok(id)) => cleanup::console_tail(&config, NAMESPACE, &id),
+            _ => Vec::new(),
+        }
     }
 
     /// Passes on signals, sizes and input until the process has ended and its outputs were read.

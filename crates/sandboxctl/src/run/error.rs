@@ -89,10 +89,15 @@ pub(crate) enum RunError {
     Rpc(#[from] RpcError),
     /// The shim ended.
     #[error(
-        "the container was ended: its shim (process {pid}) died{}",
-        log_lines(log)
+        "the container was ended: its shim (process {pid}) died{}{}",
+        log_lines(log),
+        console_lines(console)
     )]
-    ShimDied { pid: u32, log: Vec<String> },
+    ShimDied {
+        pid: u32,
+        log: Vec<String>,
+        console: Vec<String>,
+    },
     /// The sandbox ended.
     #[error("the container was ended: {}{}", death.cause, console_lines(&death.console_tail))]
     SandboxDied { death: Death },
