@@ -18,7 +18,7 @@ use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::arch::x86_64::cpuid::Topology;
+use crate::arch::x86_64::cpuid::{CpuidError, Topology};
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::pvh::{self, BootError};
 use crate::arch::x86_64::registers::{self, RegisterError};
@@ -77,6 +77,9 @@ pub enum MachineError {
     /// Kernel and boot data.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// What a vCPU says of itself.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
     /// A vCPU's state.
     #[error(transparent)]
     Registers(#[from] RegisterError),
@@ -236,8 +239,7 @@ fn create_vcpus(
         let vcpu = vm
             .create_vcpu(u64::from(id))
             .map_err(refused("create a vCPU"))?;
-        let mut cpuid = supported.clone();
-        topology.apply(&mut cpuid, id);
+        let cpuid = topology.of_vcpu(supported.as_slice(), id)?;
         vcpu.set_cpuid2(&cpuid)
             .map_err(refused("set what a vCPU says of itself"))?;
         registers::set_common_state(&vcpu, id)?;

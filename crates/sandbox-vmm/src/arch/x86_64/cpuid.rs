@@ -1,7 +1,7 @@
 //! What CPUID answers in the guest: what KVM supports, without what no guest of ours needs, and with the
 //! topology of this machine: one package of as many single-threaded cores as there are vCPUs.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 use sandbox_types::VcpuCount;
 
 /// Leaf 1, ECX.
@@ -15,9 +15,20 @@ const HTT: u32 = 28;
 const CMP_LEGACY: u32 = 1;
 const SVM: u32 = 2;
 const TOPOEXT: u32 = 22;
-/// Level types of leaves 0xb and 0x1f.
+/// Leaves that describe the topology.
+const EXTENDED_TOPOLOGY: u32 = 0xb;
+const EXTENDED_TOPOLOGY_V2: u32 = 0x1f;
+/// Level types in them.
 const LEVEL_SMT: u32 = 1;
 const LEVEL_CORE: u32 = 2;
+
+/// More answers than KVM takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("CPUID would have {count} answers, more than KVM takes")]
+pub struct CpuidError {
+    /// How many.
+    pub count: usize,
+}
 
 /// How the vCPUs of a machine are numbered.
 #[derive(Debug, Clone, Copy)]
@@ -36,17 +47,50 @@ impl Topology {
             .trailing_zeros()
     }
 
-    /// Turns what KVM supports into what the vCPU with that APIC identifier says.
-    pub fn apply(self, cpuid: &mut CpuId, apic_id: u8) {
-        for entry in cpuid.as_mut_slice() {
-            self.apply_entry(entry, u32::from(apic_id));
+    /// What the vCPU with that APIC identifier says, from what KVM supports.
+    ///
+    /// # Errors
+    /// [`CpuidError`].
+    pub fn of_vcpu(self, supported: &[kvm_cpuid_entry2], apic_id: u8) -> Result<CpuId, CpuidError> {
+        let apic_id = u32::from(apic_id);
+        // KVM describes the host's topology in these, or none.
+        let mut entries: Vec<_> = supported
+            .iter()
+            .filter(|entry| ![EXTENDED_TOPOLOGY, EXTENDED_TOPOLOGY_V2].contains(&entry.function))
+            .copied()
+            .collect();
+        for entry in &mut entries {
+            self.apply_entry(entry, apic_id);
         }
+        entries.extend(self.extended_topology(apic_id));
+        let count = entries.len();
+        CpuId::from_entries(&entries).map_err(|_| CpuidError { count })
+    }
+
+    /// The two levels, threads of a core and cores of the package (Intel SDM 2A, leaf 0xb).
+    fn extended_topology(self, apic_id: u32) -> [kvm_cpuid_entry2; 2] {
+        let level = |index, shift, count, kind: u32| kvm_cpuid_entry2 {
+            function: EXTENDED_TOPOLOGY,
+            index,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: count,
+            ecx: index | (kind << 8),
+            edx: apic_id,
+            ..Default::default()
+        };
+        [
+            level(0, 0, 1, LEVEL_SMT),
+            level(1, self.core_bits(), self.vcpus.get().into(), LEVEL_CORE),
+        ]
     }
 
     fn apply_entry(self, entry: &mut kvm_cpuid_entry2, apic_id: u32) {
         let vcpus = u32::from(self.vcpus.get());
         let several = vcpus > 1;
         match entry.function {
+            // The highest leaf.
+            0x0 => entry.eax = entry.eax.max(EXTENDED_TOPOLOGY),
             0x1 => {
                 entry.ebx = (entry.ebx & 0xffff) | (vcpus << 16) | (apic_id << 24);
                 set(&mut entry.ecx, VMX, false);
@@ -67,17 +111,6 @@ impl Topology {
             }
             // No performance counters: they are a side channel, and nothing here needs them.
             0xa => clear(entry),
-            0xb | 0x1f => {
-                let (shift, count, level) = match entry.index {
-                    0 => (0, 1, LEVEL_SMT),
-                    1 => (self.core_bits(), vcpus, LEVEL_CORE),
-                    _ => (0, 0, 0),
-                };
-                entry.eax = shift;
-                entry.ebx = count;
-                entry.ecx = (entry.index & 0xff) | (level << 8);
-                entry.edx = apic_id;
-            }
             0x8000_0001 => {
                 set(&mut entry.ecx, SVM, false);
                 set(&mut entry.ecx, CMP_LEGACY, several);
@@ -135,9 +168,14 @@ mod tests {
             vcpus: VcpuCount::new(vcpus).unwrap(),
             tsc_deadline: true,
         };
-        let mut cpuid = CpuId::from_entries(&[entry(function, index)]).unwrap();
-        topology.apply(&mut cpuid, apic_id);
-        cpuid.as_slice()[0]
+        let cpuid = topology
+            .of_vcpu(&[entry(function, index)], apic_id)
+            .unwrap();
+        *cpuid
+            .as_slice()
+            .iter()
+            .find(|found| (found.function, found.index) == (function, index))
+            .unwrap()
     }
 
     #[test]
