@@ -3,7 +3,8 @@
 //!
 //! It boots Debian's cloud kernel with a small initramfs. That mounts this machine's own root over virtiofs, puts a
 //! temporary overlay on it, and runs the command there: the command sees every file of this machine, and nothing
-//! that it writes reaches this machine. `/tmp` and `/run` are its own; cgroups are version 2. What it prints
+//! that it writes reaches this machine. `/run` is its own, with
+//! `TMPDIR` in it; cgroups are version 2. What it prints
 //! comes back as it is written, and its exit code, through a small shared folder, and nothing is left behind, whatever
 //! ends it.
 //!

@@ -69,7 +69,7 @@ impl World {
     /// When its folders cannot be made.
     pub fn empty(setup: &Setup) -> Result<Self> {
         // Short: it is part of the paths of Unix sockets.
-        let folder = tempfile::Builder::new().prefix("sb-").tempdir_in("/tmp")?;
+        let folder = tempfile::Builder::new().prefix("sb-").tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         fs::create_dir(folder.path().join("run"))?;
         Ok(Self {

@@ -23,8 +23,9 @@ $b ln -sf /proc/self/fd /new/dev/fd
 $b ln -sf /proc/self/fd/0 /new/dev/stdin
 $b ln -sf /proc/self/fd/1 /new/dev/stdout
 $b ln -sf /proc/self/fd/2 /new/dev/stderr
-$b mount -t tmpfs -o mode=1777,size=75% tmpfs /new/tmp
-$b mount -t tmpfs tmpfs /new/run
+# Temporary files go where an overlay can be made of them, which cannot be on an overlay.
+$b mount -t tmpfs -o size=75% tmpfs /new/run
+$b mkdir -p -m 1777 /new/run/tmp
 $b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
 $b ip link set lo up
 $b mkdir -p /new/run/testhost

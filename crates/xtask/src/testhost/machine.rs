@@ -72,6 +72,7 @@ fn script(options: &Options, folder: &Path) -> String {
             text.push_str(&format!("export {name}={}\n", quote(&value)));
         }
     }
+    text.push_str("export TMPDIR=/run/tmp\n");
     let words: Vec<String> = options.command.iter().map(|word| quote(word)).collect();
     text.push_str(&format!("exec {}\n", words.join(" ")));
     text
