@@ -358,8 +358,10 @@ async fn terminal_has_its_size_and_is_resized(host: &mut Host<'_>) -> Result<()>
     let text = until(&mut stdout, "/dev/pts/").await?;
     ensure!(text.contains("50 120"), "{text:?}");
     // Ctrl-C reaches what runs, Ctrl-D ends the shell.
-    // The shell reads its line with signals off; what the line prints tells that they are on again.
-    stdin.write_all(b"echo go; sleep 1000\n").await?;
+    // What prints is a child of the shell's: signals are on again, and it has the terminal.
+    stdin
+        .write_all(b"sh -c 'echo go; exec sleep 1000'\n")
+        .await?;
     until(&mut stdout, "\ngo").await?;
     stdin.write_all(b"\x03").await?;
     until(&mut stdout, "^C").await?;
