@@ -18,7 +18,7 @@ use crate::{binaries, demo, guest, packages, project_root, shell};
 use report::Report;
 
 /// Test programs that boot guests under KVM: they run again in the test host.
-const NEED_KVM: &[&str] = &["boot"];
+const NEED_KVM: &[&str] = &["boot", "kvm"];
 
 /// How long the end-to-end tests may take in the test host.
 const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);

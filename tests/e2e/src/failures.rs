@@ -1,6 +1,7 @@
 //! What goes wrong is said, ends promptly, and leaves nothing.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,10 @@ pub(crate) const CASES: &[Case] = &[
     ("failure_unknown_image_says_how_to_get_one", unknown_image),
     ("failure_missing_kernel_names_the_path", missing_kernel),
     ("failure_file_that_is_no_kernel_is_refused", no_kernel),
+    (
+        "failure_no_kernel_built_says_how_to_build_it",
+        no_kernel_built,
+    ),
     ("failure_memory_too_small_is_refused", too_small),
     ("failure_not_root_is_said", not_root),
     ("failure_name_in_use_is_said", name_in_use),
@@ -35,18 +40,7 @@ fn ends_with_words(
     harm: impl FnOnce(&World) -> Result<()>,
     words: &[&str],
 ) -> Result<()> {
-    let mut running = world.start(&[
-        "run",
-        "--rm",
-        "-i",
-        "--name",
-        "victim",
-        "demo",
-        "sh",
-        "-c",
-        "echo up; cat",
-    ])?;
-    running.wait_for_line("up")?;
+    let running = world.start_waiting(&["--rm", "-i", "--name", "victim"])?;
     harm(world)?;
     let harmed = Instant::now();
     running.finish()?.expect_code(125)?.expect_stderr(words)?;
@@ -86,7 +80,7 @@ fn killed_shim(world: &World) -> Result<()> {
     ends_with_words(
         world,
         |world| world.kill_process("containerd-shim-sandbox-v2"),
-        &["shim", "died"],
+        &["shim", "died", "console"],
     )
 }
 
@@ -150,7 +144,35 @@ fn too_small(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Programs of the product in a folder of their own, without what belongs beside them.
+fn bare_copy(world: &World) -> Result<PathBuf> {
+    let folder = world.path().join("bare/bin");
+    fs::create_dir_all(&folder)?;
+    for program in ["sandboxctl", "containerd-shim-sandbox-v2", "sandbox-vmm"] {
+        fs::copy(world.setup().binaries.join(program), folder.join(program))?;
+    }
+    Ok(folder.join("sandboxctl"))
+}
+
+fn no_kernel_built(world: &World) -> Result<()> {
+    let mut command = Command::new(bare_copy(world)?);
+    command.args([
+        "run",
+        "--hypervisor",
+        world.setup().driver.name(),
+        "--rm",
+        "demo",
+        "true",
+    ]);
+    world.adopt(&mut command);
+    process::run(&mut command, b"", world.setup().limit)?
+        .expect_code(125)?
+        .expect_stderr(&["was not found", "make"])?;
+    Ok(())
+}
+
 fn not_root(world: &World) -> Result<()> {
+    // A copy: the checkout may be in a folder that others cannot enter.
     let mut command = Command::new("setpriv");
     command
         .args([
@@ -161,49 +183,17 @@ fn not_root(world: &World) -> Result<()> {
             "--clear-groups",
             "--",
         ])
-        .arg(world.setup().binaries.join("sandboxctl"))
+        .arg(bare_copy(world)?)
         .args(["run", "--rm", "demo", "true"]);
     world.adopt(&mut command);
-    let finished = process::run(&mut command, b"", world.setup().limit)?;
-    if finished.code == 126 || finished.code == 127 {
-        // The checkout is in a folder that others cannot enter: run a copy.
-        let copy = world.path().join("sandboxctl");
-        fs::copy(world.setup().binaries.join("sandboxctl"), &copy)?;
-        let mut command = Command::new("setpriv");
-        command
-            .args([
-                "--reuid",
-                "65534",
-                "--regid",
-                "65534",
-                "--clear-groups",
-                "--",
-            ])
-            .arg(copy)
-            .args(["run", "--rm", "demo", "true"]);
-        world.adopt(&mut command);
-        process::run(&mut command, b"", world.setup().limit)?
-            .expect_code(125)?
-            .expect_stderr(&["root"])?;
-        return Ok(());
-    }
-    finished.expect_code(125)?.expect_stderr(&["root"])?;
+    process::run(&mut command, b"", world.setup().limit)?
+        .expect_code(125)?
+        .expect_stderr(&["root"])?;
     Ok(())
 }
 
 fn name_in_use(world: &World) -> Result<()> {
-    let mut first = world.start(&[
-        "run",
-        "--rm",
-        "-i",
-        "--name",
-        "one",
-        "demo",
-        "sh",
-        "-c",
-        "echo up; cat",
-    ])?;
-    first.wait_for_line("up")?;
+    let mut first = world.start_waiting(&["--rm", "-i", "--name", "one"])?;
     world
         .sandboxctl(&["run", "--rm", "--name", "one", "demo", "true"])?
         .expect_code(125)?
@@ -214,17 +204,7 @@ fn name_in_use(world: &World) -> Result<()> {
 }
 
 fn killed_sandboxctl(world: &World) -> Result<()> {
-    let mut running = world.start(&[
-        "run",
-        "-i",
-        "--name",
-        "orphan",
-        "demo",
-        "sh",
-        "-c",
-        "echo up; cat",
-    ])?;
-    running.wait_for_line("up")?;
+    let running = world.start_waiting(&["-i", "--name", "orphan"])?;
     running.signal(nix::sys::signal::Signal::SIGKILL)?;
     running.finish()?.expect_code(137)?;
     let ps = world.sandboxctl(&["ps", "-a"])?.expect_code(0)?;

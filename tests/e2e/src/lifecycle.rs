@@ -84,17 +84,7 @@ fn ps_kill_rm(world: &World) -> Result<()> {
 }
 
 fn rm_refuses(world: &World) -> Result<()> {
-    let mut running = world.start(&[
-        "run",
-        "-i",
-        "--name",
-        "busy",
-        "demo",
-        "sh",
-        "-c",
-        "echo up; cat",
-    ])?;
-    running.wait_for_line("up")?;
+    let running = world.start_waiting(&["-i", "--name", "busy"])?;
     world
         .sandboxctl(&["rm", "busy"])?
         .expect_code(125)?

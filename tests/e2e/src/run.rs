@@ -89,17 +89,7 @@ fn exit_signal(world: &World) -> Result<()> {
         .expect_code(0)?
         .expect_stdout("inner 137\n")?;
     // PID 1 cannot be killed from inside its namespace; the abort of the whole container is the shim's to see.
-    let mut running = world.start(&[
-        "run",
-        "--rm",
-        "--name",
-        "victim",
-        "demo",
-        "sh",
-        "-c",
-        "echo up; cat",
-    ])?;
-    running.wait_for_line("up")?;
+    let running = world.start_waiting(&["--rm", "-i", "--name", "victim"])?;
     world
         .sandboxctl(&["kill", "-s", "KILL", "victim"])?
         .expect_code(0)?;

@@ -184,6 +184,17 @@ impl World {
         Running::start(&mut self.sandboxctl_command(arguments), self.setup.limit)
     }
 
+    /// Starts the demo image with these options and a shell that echoes its input until it ends; returns when it runs.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_waiting(&self, options: &[&str]) -> Result<Running> {
+        let arguments = [&["run"], options, &["demo", "sh", "-c", "echo up; cat"]].concat();
+        let mut running = self.start(&arguments)?;
+        running.wait_for_line("up")?;
+        Ok(running)
+    }
+
     /// The one process of this world whose command line contains `part`.
     ///
     /// # Errors
