@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sandbox_harness::{Driver, Setup, World};
+use sandbox_harness::{Driver, Setup, World, leaks};
 
 /// A test: what it is called, and what it does in a world that has the demo image.
 type Case = (&'static str, fn(&World) -> Result<()>);
@@ -87,5 +87,14 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_iter(arguments);
     // Two processors, and every test boots machines.
     arguments.test_threads.get_or_insert(2);
-    Ok(libtest_mimic::run(&arguments, trials).exit_code())
+    // Tests run side by side, so what the machine has only once is compared around all of them.
+    let before = leaks::machine();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let added = before.added_in(&leaks::machine());
+    ensure!(
+        added.is_empty(),
+        "the tests left behind:\n  {}",
+        added.join("\n  ")
+    );
+    Ok(conclusion.exit_code())
 }
