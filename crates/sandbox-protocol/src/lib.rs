@@ -8,6 +8,7 @@
 //! | [`STREAM_PORT`] | agent | one connection per stdin, stdout, stderr: a framed [`agent::StreamOpen`], a framed [`agent::StreamOpened`] back, then bytes |
 //! | [`EVENT_PORT`] | host | framed [`agent::AgentEvent`]s; the first is `Ready`; end-of-file means that the agent is gone |
 
+pub mod extensions;
 pub mod frame;
 pub mod limits;
 pub mod start_failure;

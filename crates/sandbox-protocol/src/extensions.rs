@@ -1,0 +1,23 @@
+//! How a caller of the task service asks for what the OCI runtime spec has no words for. Both sides of the service
+//! use these names: `sandboxctl` writes them, the shim understands them. containerd does not know them.
+
+/// Annotation of a container's spec: which program of the agent's own its first process is (`AgentProgram`), one of
+/// [`PROGRAM_INIT`], [`PROGRAM_ARCHIVE_READ`], [`PROGRAM_ARCHIVE_WRITE`].
+pub const PROGRAM_ANNOTATION: &str = "dev.sandbox.program";
+
+/// `AGENT_PROGRAM_INIT`.
+pub const PROGRAM_INIT: &str = "init";
+/// `AGENT_PROGRAM_ARCHIVE_READ`.
+pub const PROGRAM_ARCHIVE_READ: &str = "archive-read";
+/// `AGENT_PROGRAM_ARCHIVE_WRITE`.
+pub const PROGRAM_ARCHIVE_WRITE: &str = "archive-write";
+
+/// Type of an exec's spec, in the place of containerd's, when the agent's own program is to run: behind it comes one
+/// of the words above. The value is a `process` object in JSON as ever.
+pub const EXEC_PROGRAM_TYPE: &str = "types.sandbox.dev/program/";
+
+/// Option of a bind mount of a regular file: it is copied into the guest instead of being shared, so that later
+/// changes on either side are not seen on the other. `x-` options are a caller's own (mount(8)).
+pub const COPY_OPTION: &str = "x-sandbox.copy";
+/// The largest file that [`COPY_OPTION`] takes, in bytes.
+pub const MAX_COPIED_FILE_BYTES: u64 = 1024 * 1024;
