@@ -8,7 +8,7 @@
 //! | --- | --- |
 //! | [`cli`], [`values`] | what can be typed |
 //! | [`run`] | a container from Create to Shutdown |
-//! | [`spec`] | its OCI configuration |
+//! | [`spec`], [`settings`] | its OCI configuration, and the same in docker's words |
 //! | [`container`], [`look`] | what is written down, and what is true now |
 //! | [`shim`] | the shim's program and its task service |
 //! | [`stdio`], [`terminal`], [`signals`] | what passes between the caller and the container |
@@ -26,6 +26,7 @@ mod names;
 mod ps;
 mod report;
 mod run;
+mod settings;
 mod shim;
 mod signals;
 mod spec;

@@ -4,23 +4,34 @@
 //! Pure: what it needs of the caller's surroundings (environment, terminal) is handed in.
 
 mod defaults;
+mod mounts;
 mod process;
 mod seccomp;
 mod security;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{
-    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources,
-    LinuxResourcesBuilder, Mount, RootBuilder, Spec, SpecBuilder,
+    Linux, LinuxBuilder, LinuxCpuBuilder, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType,
+    LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder, RootBuilder, Spec,
+    SpecBuilder,
 };
+use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_INIT};
+
+use sandbox_types::{MachineSizeError, MemMib};
 
 use crate::cli::ContainerOptions;
 use crate::names;
+use crate::values;
+use crate::values::device::{Device, KNOWN};
+use crate::values::mounts::MountError;
 use crate::values::{CPU_PERIOD_US, ValueError};
+pub(crate) use defaults::SHM_BYTES;
+pub(crate) use mounts::{binds, make_sources, tmpfs};
+pub(crate) use process::command;
 use security::Seccomp;
 
 /// Why no configuration can be made.
@@ -47,11 +58,13 @@ pub(crate) enum SpecError {
     ImageUser(#[source] ValueError),
     /// A security option that is not known.
     #[error(
-        "--security-opt {option:?} is not known; there are no-new-privileges[=true|false] and seccomp=builtin|unconfined|FILE"
+        "--security-opt {option:?} is not known; there are no-new-privileges[=true|false], seccomp=builtin|unconfined|FILE, systempaths=unconfined, apparmor=unconfined and label=disable"
     )]
     SecurityOption { option: String },
     /// A module that the guest's kernel does not have.
-    #[error("--security-opt {option:?}: the guest's kernel has no AppArmor and no SELinux")]
+    #[error(
+        "--security-opt {option:?}: the guest's kernel has no AppArmor and no SELinux; leave the option out, the virtual machine confines the container"
+    )]
     NoSuchModule { option: String },
     /// A seccomp profile cannot be used.
     #[error(transparent)]
@@ -68,6 +81,47 @@ pub(crate) enum SpecError {
     /// A line of an environment file is wrong.
     #[error("the environment file {} has a wrong line", path.display())]
     EnvironmentLine { path: PathBuf, source: ValueError },
+    /// A label file cannot be read.
+    #[error("cannot read the label file {}", path.display())]
+    LabelFile {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// A line of a label file is wrong.
+    #[error("the label file {} has a wrong line", path.display())]
+    LabelLine { path: PathBuf, source: ValueError },
+    /// The shim cannot copy files into the guest yet.
+    #[error("--add-host and --dns… cannot be honoured yet; write the file in the container")]
+    NoCopies,
+    /// A mount cannot be made.
+    #[error("cannot mount what the options ask for")]
+    Mount(#[source] MountError),
+    /// A folder of the host's is not there.
+    #[error(
+        "cannot give the container {}; `-v` makes a missing folder, `--mount` does not",
+        path.display()
+    )]
+    BindSource {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// Swap without memory.
+    #[error("--memory-swap says how much memory and swap there is together; give --memory as well")]
+    SwapAlone,
+    /// Less of both than of one.
+    #[error(
+        "--memory-swap is less than --memory, but it counts memory and swap together; give at least {memory} bytes, or -1"
+    )]
+    SwapBelowMemory { memory: u64 },
+    /// A reservation above the limit.
+    #[error("--memory-reservation is above --memory; what is kept cannot be more than the limit")]
+    ReservationAboveMemory,
+    /// More processors are listed than there are.
+    #[error(
+        "--cpuset-cpus {list} needs {needed} processors, and --cpus gives the virtual machine {given}; leave --cpus out, or list 0-{}",
+        given - 1
+    )]
+    CpuList { list: String, needed: u8, given: u8 },
     /// The parts do not make a configuration.
     #[error("cannot put the container's OCI configuration together")]
     Build(#[from] OciSpecError),
@@ -104,6 +158,13 @@ impl Request<'_> {
 /// Makes the configuration.
 pub(crate) fn generate(request: &Request<'_>) -> Result<Spec, SpecError> {
     let options = request.options;
+    if !(options.add_host.is_empty()
+        && options.dns.is_empty()
+        && options.dns_search.is_empty()
+        && options.dns_option.is_empty())
+    {
+        return Err(SpecError::NoCopies);
+    }
     let mut spec = SpecBuilder::default()
         .version("1.1.0")
         .root(
@@ -112,7 +173,7 @@ pub(crate) fn generate(request: &Request<'_>) -> Result<Spec, SpecError> {
                 .readonly(options.read_only)
                 .build()?,
         )
-        .mounts(mounts(options)?)
+        .mounts(mounts::mounts(request)?)
         .process(process::generate(request)?)
         .hostname(request.hostname())
         .linux(linux(request)?)
@@ -120,67 +181,166 @@ pub(crate) fn generate(request: &Request<'_>) -> Result<Spec, SpecError> {
     if let Some(name) = &options.domainname {
         spec.set_domainname(Some(name.clone()));
     }
-    if !options.annotation.is_empty() {
-        let annotations: HashMap<_, _> = options.annotation.iter().cloned().collect();
+    let mut annotations: HashMap<_, _> = options.annotation.iter().cloned().collect();
+    if options.init {
+        annotations.insert(PROGRAM_ANNOTATION.to_owned(), PROGRAM_INIT.to_owned());
+    }
+    if !annotations.is_empty() {
         spec.set_annotations(Some(annotations));
     }
+    mounts::check_sources(options)?;
     Ok(spec)
 }
 
-/// docker's mounts, and each tmpfs in place of the default mount at the same path or after them all.
-fn mounts(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
-    let mut mounts = defaults::mounts(options.shm_size)?;
-    for tmpfs in &options.tmpfs {
-        let options: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
-        let mount = defaults::mount(&tmpfs.target, "tmpfs", "tmpfs", &options)?;
-        mounts.retain(|other| other.destination() != mount.destination());
-        mounts.push(mount);
+/// The container's labels: the image's, below those of files, below those of options (docker).
+pub(crate) fn labels(
+    image: &ImageConfig,
+    options: &ContainerOptions,
+) -> Result<BTreeMap<String, String>, SpecError> {
+    let mut labels: BTreeMap<String, String> = image
+        .labels()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    for path in &options.label_file {
+        let text = std::fs::read_to_string(path).map_err(|source| SpecError::LabelFile {
+            path: path.clone(),
+            source,
+        })?;
+        labels.extend(
+            values::label_file(&text).map_err(|source| SpecError::LabelLine {
+                path: path.clone(),
+                source,
+            })?,
+        );
     }
-    Ok(mounts)
+    labels.extend(options.label.iter().cloned());
+    Ok(labels)
+}
+
+/// How many processors the virtual machine must have for the options' list of them; `None` leaves it to the
+/// limit, or to the configuration.
+pub(crate) fn vcpus(options: &ContainerOptions) -> Result<Option<u8>, SpecError> {
+    let Some(list) = &options.cpuset_cpus else {
+        return Ok(None);
+    };
+    let needed = list.highest + 1;
+    let Some(quota) = options.cpus else {
+        return Ok(Some(needed));
+    };
+    // The machine has as many as the limit, rounded up.
+    let given = quota.unsigned_abs().div_ceil(CPU_PERIOD_US);
+    let given = u8::try_from(given).unwrap_or(u8::MAX);
+    if given < needed {
+        return Err(SpecError::CpuList {
+            list: list.text.clone(),
+            needed,
+            given,
+        });
+    }
+    Ok(Some(given))
+}
+
+/// The memory of a machine for a container with this limit.
+pub(crate) fn machine_memory(
+    limit_bytes: u64,
+    overhead_mib: u32,
+) -> Result<MemMib, MachineSizeError> {
+    MemMib::new(
+        limit_bytes
+            .div_ceil(1 << 20)
+            .saturating_add(overhead_mib.into()),
+    )
 }
 
 fn linux(request: &Request<'_>) -> Result<Linux, SpecError> {
-    let sysctl: HashMap<_, _> = request.options.sysctl.iter().cloned().collect();
+    let options = request.options;
+    let security = security::options(options)?;
+    let sysctl: HashMap<_, _> = options.sysctl.iter().cloned().collect();
     let mut linux = LinuxBuilder::default()
         .namespaces(defaults::namespaces()?)
         .cgroups_path(Path::new("/sandboxctl").join(request.id))
-        .masked_paths(defaults::MASKED_PATHS.map(str::to_owned))
-        .readonly_paths(defaults::READONLY_PATHS.map(str::to_owned))
-        .resources(resources(request.options)?)
+        .resources(resources(options)?)
         .sysctl(sysctl)
         .build()?;
-    linux.set_seccomp(match security::options(request.options)?.seccomp {
-        Seccomp::Unconfined => None,
-        Seccomp::Builtin => Some(seccomp::builtin(&process::capability_set(
-            request.options,
-        )?)?),
-        Seccomp::File(path) => {
-            let held = process::capability_set(request.options)?;
-            Some(seccomp::from_file(&path, &held)?)
-        }
+    if !options.privileged && !security.system_paths {
+        linux
+            .set_masked_paths(Some(defaults::MASKED_PATHS.map(str::to_owned).to_vec()))
+            .set_readonly_paths(Some(defaults::READONLY_PATHS.map(str::to_owned).to_vec()));
+    } else {
+        linux.set_masked_paths(None).set_readonly_paths(None);
+    }
+    let devices = devices(options)?;
+    linux.set_devices((!devices.is_empty()).then_some(devices));
+    let held = process::capability_set(options)?;
+    linux.set_seccomp(match security.seccomp {
+        None if options.privileged => None,
+        Some(Seccomp::Unconfined) => None,
+        None | Some(Seccomp::Builtin) => Some(seccomp::builtin(&held)?),
+        Some(Seccomp::File(path)) => Some(seccomp::from_file(&path, &held)?),
     });
     Ok(linux)
 }
 
+/// The device nodes beside those that every container has.
+fn devices(options: &ContainerOptions) -> Result<Vec<LinuxDevice>, SpecError> {
+    let all = KNOWN
+        .iter()
+        .filter(|_| options.privileged)
+        .map(|device| (device.path, *device));
+    let asked = options
+        .device
+        .iter()
+        .filter_map(|device| Some((device.path.as_str(), device.guest?)));
+    let mut made: Vec<LinuxDevice> = Vec::new();
+    for (path, device) in all.chain(asked) {
+        if made.iter().any(|other| other.path() == Path::new(path)) {
+            continue;
+        }
+        made.push(
+            LinuxDeviceBuilder::default()
+                .path(path)
+                .typ(LinuxDeviceType::C)
+                .major(device.major)
+                .minor(device.minor)
+                .file_mode(device.mode)
+                .uid(0_u32)
+                .gid(0_u32)
+                .build()?,
+        );
+    }
+    Ok(made)
+}
+
 /// The limits that the container's cgroup gets, after which the virtual machine is sized as well.
 fn resources(options: &ContainerOptions) -> Result<LinuxResources, SpecError> {
+    let asked: Vec<&Device> = options.device.iter().collect();
     let mut resources = LinuxResourcesBuilder::default()
-        .devices(defaults::device_rules()?)
+        .devices(if options.privileged {
+            defaults::all_devices()?
+        } else {
+            defaults::device_rules(&asked)?
+        })
         .build()?;
     let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    check_memory(options)?;
     if options.memory.is_some() || options.memory_reservation.is_some() {
         let mut memory = LinuxMemoryBuilder::default().build()?;
-        memory.set_limit(options.memory.map(bytes));
-        memory.set_reservation(options.memory_reservation.map(bytes));
+        memory
+            .set_limit(options.memory.map(bytes))
+            .set_reservation(options.memory_reservation.map(bytes))
+            .set_swap(swap(options));
         resources.set_memory(Some(memory));
     }
-    if options.cpus.is_some() || options.cpu_shares.is_some() {
+    if options.cpus.is_some() || options.cpu_shares.is_some() || options.cpuset_cpus.is_some() {
         let mut cpu = LinuxCpuBuilder::default().build()?;
         cpu.set_shares(options.cpu_shares);
         if let Some(quota) = options.cpus {
             cpu.set_quota(Some(quota));
             cpu.set_period(Some(CPU_PERIOD_US));
         }
+        cpu.set_cpus(options.cpuset_cpus.as_ref().map(|list| list.text.clone()));
         resources.set_cpu(Some(cpu));
     }
     // docker takes 0 and -1 for no limit.
@@ -188,6 +348,29 @@ fn resources(options: &ContainerOptions) -> Result<LinuxResources, SpecError> {
         resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
     }
     Ok(resources)
+}
+
+fn check_memory(options: &ContainerOptions) -> Result<(), SpecError> {
+    match (options.memory_swap, options.memory) {
+        (Some(swap), None) if swap != 0 => return Err(SpecError::SwapAlone),
+        (Some(swap), Some(memory)) if swap > 0 && swap.unsigned_abs() < memory => {
+            return Err(SpecError::SwapBelowMemory { memory });
+        }
+        _ => {}
+    }
+    match (options.memory_reservation, options.memory) {
+        (Some(kept), Some(memory)) if kept > memory => Err(SpecError::ReservationAboveMemory),
+        _ => Ok(()),
+    }
+}
+
+/// Memory and swap together: as much swap as memory where nothing is said (docker).
+pub(crate) fn swap(options: &ContainerOptions) -> Option<i64> {
+    let memory = options.memory?;
+    match options.memory_swap {
+        None | Some(0) => i64::try_from(memory.saturating_mul(2)).ok(),
+        given => given,
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,13 @@
 //!
 //! Each parser is pure and says in its error what it would have taken.
 
+pub(crate) mod device;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod network;
+
+use std::fmt;
+
 use oci_spec::runtime::PosixRlimitType;
 
 /// Why the value of an option was not taken.
@@ -34,8 +41,11 @@ pub(crate) enum ValueError {
     #[error("{value:?} is not a kernel parameter; write NAME=VALUE, such as net.ipv4.ip_forward=1")]
     Sysctl { value: String },
     /// Not a user.
-    #[error("{value:?} is not a user; write UID[:GID]")]
+    #[error("{value:?} is not a user; write USER[:GROUP], names or numbers")]
     User { value: String },
+    /// Not a group.
+    #[error("{value:?} is not a group; write a name or a number")]
+    Group { value: String },
     /// Not an absolute path.
     #[error("{value:?} is not an absolute path in the container")]
     Path { value: String },
@@ -47,6 +57,30 @@ pub(crate) enum ValueError {
     /// Not a label.
     #[error("{value:?} is not a label; write KEY=VALUE")]
     Label { value: String },
+    /// Not a limit of memory and swap.
+    #[error("{value:?} is not a limit; write a size such as 512m, or -1 for none")]
+    MemorySwap { value: String },
+    /// Not a list of processors.
+    #[error("{value:?} is not a list of processors; write numbers and ranges, such as 0-2,5")]
+    CpuList { value: String },
+    /// Not a platform that the guest is.
+    #[error("the virtual machine runs linux/amd64 only, not {value}")]
+    Platform { value: String },
+    /// No registry can be asked.
+    #[error(
+        "there is no client for registries yet; import the image with `sandboxctl image import`, and leave --pull out"
+    )]
+    Pull,
+    /// A policy other than `no`.
+    #[error(
+        "{value:?}: nothing restarts containers yet; leave --restart out, or start the container again with `sandboxctl start`"
+    )]
+    Restart { value: String },
+    /// Docker's option that cgroup v2 has no counterpart of.
+    #[error(
+        "the guest's control groups (v2) cannot switch the killing off; protect the process with --oom-score-adj -1000"
+    )]
+    OomKillDisable,
 }
 
 /// The least memory a container may be limited to, as docker has it.
@@ -150,11 +184,19 @@ pub(crate) fn variable(value: &str) -> Result<Variable, ValueError> {
 
 /// The variables of an environment file: one a line, `#` begins a comment line.
 pub(crate) fn environment_file(text: &str) -> Result<Vec<Variable>, ValueError> {
-    text.lines()
+    lines(text).map(variable).collect()
+}
+
+/// The labels of a label file: one a line, `#` begins a comment line.
+pub(crate) fn label_file(text: &str) -> Result<Vec<(String, String)>, ValueError> {
+    lines(text).map(label).collect()
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.trim_start_matches('\u{feff}')
+        .lines()
         .map(str::trim_start)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(variable)
-        .collect()
 }
 
 /// A resource limit of the container's process.
@@ -163,6 +205,16 @@ pub(crate) struct Ulimit {
     pub(crate) kind: PosixRlimitType,
     pub(crate) soft: u64,
     pub(crate) hard: u64,
+}
+
+impl Ulimit {
+    /// docker's name.
+    pub(crate) fn name(&self) -> &'static str {
+        ULIMITS
+            .iter()
+            .find(|(_, kind)| *kind == self.kind)
+            .map_or("", |(name, _)| name)
+    }
 }
 
 /// docker's names of the limits.
@@ -255,6 +307,16 @@ pub(crate) struct UserName {
     pub(crate) group: Option<String>,
 }
 
+impl fmt::Display for UserName {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.user)?;
+        match &self.group {
+            Some(group) => write!(to, ":{group}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// `USER[:GROUP]`, names or numbers.
 pub(crate) fn user(value: &str) -> Result<UserName, ValueError> {
     let (user, group) = match value.split_once(':') {
@@ -272,30 +334,101 @@ pub(crate) fn user(value: &str) -> Result<UserName, ValueError> {
     })
 }
 
-/// A tmpfs to mount: its target and its options.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tmpfs {
-    pub(crate) target: String,
-    pub(crate) options: Vec<String>,
+/// A group's name or number.
+pub(crate) fn group(value: &str) -> Result<String, ValueError> {
+    if value.is_empty() || value.contains([':', ',', '\0']) {
+        return Err(ValueError::Group {
+            value: value.to_owned(),
+        });
+    }
+    Ok(value.to_owned())
 }
 
-/// `PATH[:OPTION,…]`. docker's own options come first, so that a later `exec` overrides its `noexec`.
-pub(crate) fn tmpfs(value: &str) -> Result<Tmpfs, ValueError> {
-    let (path, options) = value.split_once(':').unwrap_or((value, ""));
-    let target = absolute(path)?;
-    let mut merged: Vec<String> = Vec::new();
-    for option in ["noexec", "nosuid", "nodev"]
-        .into_iter()
-        .chain(options.split(',').filter(|option| !option.is_empty()))
-    {
-        let positive = option.strip_prefix("no").unwrap_or(option);
-        merged.retain(|kept| kept.strip_prefix("no").unwrap_or(kept) != positive);
-        merged.push(option.to_owned());
+/// A limit of memory and swap together: a size, or -1 for none.
+pub(crate) fn memory_swap(value: &str) -> Result<i64, ValueError> {
+    if value == "-1" {
+        return Ok(-1);
     }
-    Ok(Tmpfs {
-        target,
-        options: merged,
+    size(value)
+        .ok()
+        .and_then(|bytes| i64::try_from(bytes).ok())
+        .ok_or_else(|| ValueError::MemorySwap {
+            value: value.to_owned(),
+        })
+}
+
+/// Processors by number (cpuset(7), "List format"), in the kernel's spelling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CpuList {
+    pub(crate) text: String,
+    /// The highest number.
+    pub(crate) highest: u8,
+}
+
+/// `0-2,5`.
+pub(crate) fn cpu_list(value: &str) -> Result<CpuList, ValueError> {
+    let wrong = || ValueError::CpuList {
+        value: value.to_owned(),
+    };
+    let number = |text: &str| {
+        text.parse::<u8>()
+            .ok()
+            .filter(|number| *number < sandbox_types::VcpuCount::MAX.get())
+            .ok_or_else(wrong)
+    };
+    let mut highest = 0;
+    for part in value.split(',') {
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(part)?, number(part)?),
+        };
+        if first > last {
+            return Err(wrong());
+        }
+        highest = highest.max(last);
+    }
+    Ok(CpuList {
+        text: value.to_owned(),
+        highest,
     })
+}
+
+/// `--platform`: the guest's own.
+pub(crate) fn platform(value: &str) -> Result<String, ValueError> {
+    match value.to_ascii_lowercase().as_str() {
+        "linux" | "linux/amd64" | "linux/x86_64" | "linux/x86-64" | "amd64" | "x86_64" => {
+            Ok("linux/amd64".to_owned())
+        }
+        _ => Err(ValueError::Platform {
+            value: value.to_owned(),
+        }),
+    }
+}
+
+/// `--pull`: an image is in the store, or it is not.
+pub(crate) fn pull(value: &str) -> Result<String, ValueError> {
+    match value {
+        "missing" | "never" => Ok(value.to_owned()),
+        _ => Err(ValueError::Pull),
+    }
+}
+
+/// `--restart`.
+pub(crate) fn restart(value: &str) -> Result<String, ValueError> {
+    match value {
+        "no" | "" => Ok("no".to_owned()),
+        _ => Err(ValueError::Restart {
+            value: value.to_owned(),
+        }),
+    }
+}
+
+/// `--oom-kill-disable`, which only `false` can have.
+pub(crate) fn oom_kill_disable(value: &str) -> Result<bool, ValueError> {
+    match value {
+        "false" => Ok(false),
+        _ => Err(ValueError::OomKillDisable),
+    }
 }
 
 /// A signal's number from its number or its name, with `SIG` or without, or `RTMIN+n`.

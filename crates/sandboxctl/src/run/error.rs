@@ -13,6 +13,7 @@ use super::Death;
 use crate::app::AppError;
 use crate::container::ContainerError;
 use crate::kernel::KernelError;
+use crate::settings::SettingsError;
 use crate::shim::{RpcError, ShimError};
 use crate::signals;
 use crate::spec::SpecError;
@@ -36,6 +37,9 @@ pub(crate) enum RunError {
     Shim(#[from] ShimError),
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// What it was made with cannot be noted.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// A terminal was asked for, and standard input is none.
     #[error("the input device is not a TTY; leave out -t, or run it in a terminal")]
     NotATerminal,

@@ -8,13 +8,14 @@ use oci_spec::runtime::Spec;
 use sandbox_image::{Image, Store, scratch};
 use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
-use sandbox_types::{ContainerId, MachineSizeError, MemMib};
+use sandbox_types::ContainerId;
 
 use super::RunError;
 use crate::app::{App, AppError};
 use crate::cli::{HypervisorChoice, RunArgs};
 use crate::container::{Attended, Containers, NewContainer};
 use crate::names;
+use crate::settings::{Attachment, Settings};
 use crate::shim::{PROGRAM, RootMount, ShimProgram};
 use crate::spec::{self, Request};
 use crate::stdio::Fifos;
@@ -29,6 +30,7 @@ pub(super) struct Plan {
     pub(super) store: Store,
     pub(super) image: Image,
     pub(super) spec: Spec,
+    pub(super) settings: Settings,
 }
 
 /// Checks everything that can be checked, and makes nothing.
@@ -44,18 +46,32 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         source,
     })?;
     let defaults = oci_spec::image::Config::default();
-    let spec = spec::generate(&Request {
+    let image_config = image.config.config().as_ref().unwrap_or(&defaults);
+    let image_name = image.name.to_string();
+    let request = Request {
         id: &id,
-        image_name: &image.name.to_string(),
-        image: image.config.config().as_ref().unwrap_or(&defaults),
+        image_name: &image_name,
+        image: image_config,
         options: &args.container,
         command: &args.command,
         terminal: args.tty.then(terminal::size),
         caller_variable: &|name| std::env::var(name).ok(),
-    })?;
+    };
+    let spec = spec::generate(&request)?;
     let (mut config, notice) = configuration(app, args)?;
+    if let Some(vcpus) = spec::vcpus(&args.container)? {
+        config.vcpus = vcpus;
+    }
     config.socket_dir = App::socket_dir(&config, &id);
     check_size(&config, args)?;
+    let attachment = Attachment {
+        interactive: args.interactive,
+        tty: args.tty,
+        detached: false,
+        remove: args.rm,
+        cidfile: args.cidfile.as_deref(),
+    };
+    let settings = Settings::new(&request, &spec, &attachment, &config)?;
     kernel::check(&config.kernel_path()?)?;
     config.image_path()?;
     let shim_program = sibling_program(PROGRAM)?;
@@ -72,6 +88,7 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         store,
         image,
         spec,
+        settings,
     })
 }
 
@@ -106,17 +123,9 @@ fn configuration(app: &App, args: &RunArgs) -> Result<(Config, Option<String>), 
 /// Whether a machine of the size that the limits ask for can be made at all.
 fn check_size(config: &Config, args: &RunArgs) -> Result<(), RunError> {
     if let Some(bytes) = args.container.memory {
-        machine_memory(bytes, config.memory_overhead_mib).map_err(RunError::MachineSize)?;
+        spec::machine_memory(bytes, config.memory_overhead_mib).map_err(RunError::MachineSize)?;
     }
     Ok(())
-}
-
-fn machine_memory(limit_bytes: u64, overhead_mib: u32) -> Result<MemMib, MachineSizeError> {
-    MemMib::new(
-        limit_bytes
-            .div_ceil(1 << 20)
-            .saturating_add(overhead_mib.into()),
-    )
 }
 
 /// A container's folder with everything in it.
@@ -147,7 +156,7 @@ pub(super) fn register(
         image: plan.image.name.to_string(),
         image_digest: plan.image.digest.to_string(),
         command,
-        labels: args.container.label.iter().cloned().collect(),
+        labels: plan.settings.config.labels.clone(),
     })?;
     Ok(attended)
 }
@@ -171,6 +180,8 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &RunArgs) -> Result<B
         &folder.join("config.json"),
         &serde_json::to_vec(&plan.spec)?,
     )?;
+    plan.settings.save(&folder)?;
+    spec::make_sources(&args.container)?;
     // containerd makes these two: where the shim logs, and where a root file system of the host's goes.
     write(&folder.join("log"), b"")?;
     let root = folder.join("rootfs");
@@ -316,8 +327,8 @@ mod tests {
 
     #[test]
     fn memory_that_no_machine_has_is_refused() {
-        assert_eq!(machine_memory(6 << 20, 96).unwrap().get(), 102);
-        assert_eq!(machine_memory((6 << 20) + 1, 96).unwrap().get(), 103);
-        assert!(machine_memory(1 << 40, 96).is_err());
+        assert_eq!(spec::machine_memory(6 << 20, 96).unwrap().get(), 102);
+        assert_eq!(spec::machine_memory((6 << 20) + 1, 96).unwrap().get(), 103);
+        assert!(spec::machine_memory(1 << 40, 96).is_err());
     }
 }

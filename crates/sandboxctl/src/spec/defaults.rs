@@ -6,6 +6,8 @@ use oci_spec::runtime::{
     LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder,
 };
 
+use crate::values::device::Device;
+
 /// The search path of an image that sets none.
 pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -102,7 +104,7 @@ pub(super) const ALL_CAPABILITIES: [Capability; 41] = [
 pub(super) const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// docker's size of `/dev/shm`.
-const SHM_BYTES: u64 = 64 << 20;
+pub(crate) const SHM_BYTES: u64 = 64 << 20;
 
 /// One mount.
 pub(super) fn mount(
@@ -126,10 +128,13 @@ pub(super) fn mount(
 }
 
 /// The file systems of the kernel's and the temporary ones.
-pub(super) fn mounts(shm_bytes: Option<u64>) -> Result<Vec<Mount>, OciSpecError> {
+///
+/// A privileged container may change what the guest's kernel shows of itself.
+pub(super) fn mounts(shm_bytes: Option<u64>, privileged: bool) -> Result<Vec<Mount>, OciSpecError> {
     let shm_size = format!("size={}", shm_bytes.unwrap_or(SHM_BYTES));
     let kept_in = ["nosuid", "noexec", "nodev"];
     let read_only = ["nosuid", "noexec", "nodev", "ro"];
+    let system: &[&str] = if privileged { &kept_in } else { &read_only };
     let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
     let pts = [
         "nosuid",
@@ -144,8 +149,8 @@ pub(super) fn mounts(shm_bytes: Option<u64>) -> Result<Vec<Mount>, OciSpecError>
         mount("/proc", "proc", "proc", &kept_in)?,
         mount("/dev", "tmpfs", "tmpfs", &dev)?,
         mount("/dev/pts", "devpts", "devpts", &pts)?,
-        mount("/sys", "sysfs", "sysfs", &read_only)?,
-        mount("/sys/fs/cgroup", "cgroup", "cgroup", &read_only)?,
+        mount("/sys", "sysfs", "sysfs", system)?,
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", system)?,
         mount("/dev/mqueue", "mqueue", "mqueue", &kept_in)?,
         mount("/dev/shm", "tmpfs", "shm", &shm)?,
     ])
@@ -168,7 +173,9 @@ pub(super) fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
 
 /// No device but these: null, zero, full, random, urandom, tty, console, ptmx and the terminals. Any node
 /// may be made, but not opened.
-pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+///
+/// Beside them those that were asked for.
+pub(super) fn device_rules(asked: &[&Device]) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
     const ALLOWED: [(i64, Option<i64>); 9] = [
         (1, Some(3)),
         (1, Some(5)),
@@ -205,5 +212,29 @@ pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
         rule.set_minor(minor);
         rules.push(rule);
     }
+    for device in asked {
+        let Some(guest) = device.guest else {
+            continue;
+        };
+        rules.push(
+            LinuxDeviceCgroupBuilder::default()
+                .allow(true)
+                .typ(LinuxDeviceType::C)
+                .major(guest.major)
+                .minor(guest.minor)
+                .access(device.access.as_str())
+                .build()?,
+        );
+    }
     Ok(rules)
+}
+
+/// Every device.
+pub(super) fn all_devices() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    Ok(vec![
+        LinuxDeviceCgroupBuilder::default()
+            .allow(true)
+            .access("rwm")
+            .build()?,
+    ])
 }

@@ -17,7 +17,7 @@ pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
     let mut process = ProcessBuilder::default()
         .terminal(request.terminal.is_some())
         .args(arguments(request)?)
-        .env(environment(request, user.uid())?)
+        .env(environment(request)?)
         .cwd(working_directory(request)?)
         .user(user)
         .capabilities(capabilities(request.options)?)
@@ -34,19 +34,24 @@ pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
 
 /// Entry point and command. An entry point given on the command line makes the image's command go, and an
 /// empty one stands for none (docker).
-fn arguments(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
+pub(crate) fn command(request: &Request<'_>) -> (Vec<String>, Vec<String>) {
     let image_entrypoint = request.image.entrypoint().clone().unwrap_or_default();
     let image_command = request.image.cmd().clone().unwrap_or_default();
-    let (mut arguments, default_command) = match &request.options.entrypoint {
+    let (entrypoint, default_command) = match &request.options.entrypoint {
         Some(program) if program.is_empty() => (Vec::new(), Vec::new()),
         Some(program) => (vec![program.clone()], Vec::new()),
         None => (image_entrypoint, image_command),
     };
     if request.command.is_empty() {
-        arguments.extend(default_command);
+        (entrypoint, default_command)
     } else {
-        arguments.extend_from_slice(request.command);
+        (entrypoint, request.command.to_vec())
     }
+}
+
+fn arguments(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
+    let (mut arguments, command) = command(request);
+    arguments.extend(command);
     if arguments.is_empty() {
         return Err(SpecError::NoCommand {
             image: request.image_name.to_owned(),
@@ -56,8 +61,8 @@ fn arguments(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
 }
 
 /// The variables in docker's order of precedence: its own, the image's, environment files, `-e`. A later one
-/// takes the place of an earlier one of the same name.
-fn environment(request: &Request<'_>, uid: u32) -> Result<Vec<String>, SpecError> {
+/// takes the place of an earlier one of the same name. A `HOME` that nobody sets is looked up in the guest.
+fn environment(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
     let mut variables = Environment::default();
     variables.set_pair(defaults::PATH);
     variables.set("HOSTNAME", request.hostname());
@@ -84,9 +89,6 @@ fn environment(request: &Request<'_>, uid: u32) -> Result<Vec<String>, SpecError
     for variable in &request.options.env {
         variables.apply(variable, request);
     }
-    if !variables.has("HOME") {
-        variables.set("HOME", if uid == 0 { "/root" } else { "/" });
-    }
     Ok(variables.0)
 }
 
@@ -99,10 +101,6 @@ impl Environment {
             pair.strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with('='))
         })
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.position(name).is_some()
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -180,7 +178,8 @@ fn user(request: &Request<'_>) -> Result<User, SpecError> {
         .gid(name.group.as_deref().map_or(Ok(0), number)?)
         .build()?;
     if !request.options.group_add.is_empty() {
-        user.set_additional_gids(Some(request.options.group_add.clone()));
+        let groups = request.options.group_add.iter().map(|group| number(group));
+        user.set_additional_gids(Some(groups.collect::<Result<Vec<_>, _>>()?));
     }
     Ok(user)
 }
@@ -188,6 +187,9 @@ fn user(request: &Request<'_>) -> Result<User, SpecError> {
 /// docker's arithmetic (moby `caps.TweakCapabilities`): `ALL` added is everything but what is dropped; `ALL`
 /// dropped is nothing but what is added.
 pub(super) fn capability_set(options: &ContainerOptions) -> Result<Capabilities, SpecError> {
+    if options.privileged {
+        return Ok(ALL.into_iter().collect());
+    }
     let add = names(&options.cap_add)?;
     let drop = names(&options.cap_drop)?;
     Ok(match (add, drop) {

@@ -1,5 +1,6 @@
-//! Profiles of system calls, in docker's format (moby `profiles/seccomp`): an OCI `linux.seccomp` object
-//! whose rules may depend on capabilities, architectures and the kernel's version.
+//! Profiles of system calls, in docker's format (moby `profiles/seccomp`), an OCI `linux.seccomp` object
+//! whose rules may depend on capabilities, architectures and the kernel's version, or in the OCI's own, which is the
+//! same with `architectures` and `flags` and without conditions.
 //!
 //! The built-in profile is an allow list after docker's. It differs in two points: `socketcall`, the 32-bit
 //! multiplexer, is not in it, because behind it a filter cannot see which family a socket is of; and what docker
@@ -11,11 +12,11 @@ use std::{fs, io};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Arch, Capabilities, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg,
-    LinuxSeccompBuilder, LinuxSyscall, LinuxSyscallBuilder,
+    LinuxSeccompBuilder, LinuxSeccompFilterFlag, LinuxSyscall, LinuxSyscallBuilder,
 };
 use serde::Deserialize;
 
-/// The profile that `--security-opt seccomp=builtin` stands for.
+/// The profile of a container that asks for no other.
 const BUILTIN: &str = include_str!("seccomp.json");
 /// A profile is some tens of kilobytes.
 const MAX_PROFILE_BYTES: u64 = 4 << 20;
@@ -39,6 +40,21 @@ pub(crate) enum SeccompError {
         path: PathBuf,
         source: serde_json::Error,
     },
+    /// Something that cannot be had from the guest.
+    #[error("the seccomp profile {} has {what}; take it out of the profile", path.display())]
+    Unsupported { path: PathBuf, what: &'static str },
+    /// Both ways of saying the same.
+    #[error(
+        "the seccomp profile {} has both \"architectures\" and \"archMap\"; keep one of them",
+        path.display()
+    )]
+    TwoArchitectures { path: PathBuf },
+    /// A profile for other machines.
+    #[error(
+        "the seccomp profile {} is not for the guest's architecture; add SCMP_ARCH_X86_64",
+        path.display()
+    )]
+    OtherArchitecture { path: PathBuf },
     /// A rule without system calls.
     #[error("a rule of the seccomp profile names no system call")]
     NoNames,
@@ -53,7 +69,24 @@ struct Profile {
     default_action: LinuxSeccompAction,
     default_errno_ret: Option<u32>,
     #[serde(default)]
-    syscalls: Vec<Rule>,
+    architectures: Option<Vec<Arch>>,
+    #[serde(default)]
+    arch_map: Option<Vec<ArchMap>>,
+    #[serde(default)]
+    flags: Option<Vec<LinuxSeccompFilterFlag>>,
+    #[serde(default)]
+    listener_path: Option<String>,
+    #[serde(default)]
+    syscalls: Option<Vec<Rule>>,
+}
+
+/// An architecture and those whose system calls its kernel takes as well.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ArchMap {
+    architecture: String,
+    #[serde(default)]
+    sub_architectures: Option<Vec<Arch>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,19 +171,66 @@ fn parse(text: &str, path: &Path, held: &Capabilities) -> Result<LinuxSeccomp, S
             path: path.to_owned(),
             source,
         })?;
+    if profile.listener_path.is_some_and(|path| !path.is_empty()) {
+        return Err(SeccompError::Unsupported {
+            path: path.to_owned(),
+            what: "a listenerPath, a supervisor that cannot be reached from the guest",
+        });
+    }
+    let architectures = architectures(profile.architectures, profile.arch_map, path)?;
     let rules = profile
         .syscalls
+        .unwrap_or_default()
         .into_iter()
         .filter(|rule| rule.includes.all_hold(held) && !rule.excludes.any_holds(held))
         .map(resolve)
         .collect::<Result<Vec<_>, _>>()?;
     let mut filter = LinuxSeccompBuilder::default()
         .default_action(profile.default_action)
-        .architectures([Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32])
+        .architectures(architectures)
         .syscalls(rules)
         .build()?;
-    filter.set_default_errno_ret(profile.default_errno_ret);
+    filter
+        .set_default_errno_ret(profile.default_errno_ret)
+        .set_flags(profile.flags.filter(|flags| !flags.is_empty()));
     Ok(filter)
+}
+
+/// The guest's architecture and what goes with it. A profile that lists none is for all.
+fn architectures(
+    listed: Option<Vec<Arch>>,
+    map: Option<Vec<ArchMap>>,
+    path: &Path,
+) -> Result<Vec<Arch>, SeccompError> {
+    let given = match (
+        listed.filter(|list| !list.is_empty()),
+        map.filter(|map| !map.is_empty()),
+    ) {
+        (Some(_), Some(_)) => {
+            return Err(SeccompError::TwoArchitectures {
+                path: path.to_owned(),
+            });
+        }
+        (Some(listed), None) => listed,
+        (None, Some(map)) => map
+            .into_iter()
+            .find(|entry| entry.architecture == "SCMP_ARCH_X86_64")
+            .map(|entry| {
+                let others = entry.sub_architectures.unwrap_or_default();
+                std::iter::once(Arch::ScmpArchX86_64)
+                    .chain(others)
+                    .collect()
+            })
+            .unwrap_or_default(),
+        (None, None) => vec![Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
+    };
+    if given.contains(&Arch::ScmpArchX86_64) {
+        Ok(given)
+    } else {
+        Err(SeccompError::OtherArchitecture {
+            path: path.to_owned(),
+        })
+    }
 }
 
 fn resolve(rule: Rule) -> Result<LinuxSyscall, SeccompError> {
@@ -253,6 +333,50 @@ mod tests {
             .flat_map(|rule| rule.names().clone())
             .collect();
         assert_eq!(names, ["b", "d"]);
+    }
+
+    #[test]
+    fn profile_of_the_ocis_is_taken_as_it_is() {
+        let text = r#"{
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 38,
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+            "syscalls": [{ "names": ["read"], "action": "SCMP_ACT_ALLOW" }]
+        }"#;
+        let filter = parse(text, Path::new("x"), &held(&[])).unwrap();
+        assert_eq!(
+            filter.architectures().as_deref(),
+            Some(&[Arch::ScmpArchX86_64][..])
+        );
+        assert_eq!(filter.default_errno_ret(), Some(38));
+        assert_eq!(filter.flags().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn profile_of_what_the_guest_has_not_is_refused_with_a_reason() {
+        let parse = |rest: &str| {
+            let text = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW",{rest}}}"#);
+            super::parse(&text, Path::new("x"), &held(&[])).unwrap_err()
+        };
+        assert!(matches!(
+            parse(r#""architectures":["SCMP_ARCH_AARCH64"]"#),
+            SeccompError::OtherArchitecture { .. }
+        ));
+        assert!(matches!(
+            parse(r#""archMap":[{"architecture":"SCMP_ARCH_AARCH64"}]"#),
+            SeccompError::OtherArchitecture { .. }
+        ));
+        assert!(matches!(
+            parse(
+                r#""architectures":["SCMP_ARCH_X86_64"],"archMap":[{"architecture":"SCMP_ARCH_X86_64"}]"#
+            ),
+            SeccompError::TwoArchitectures { .. }
+        ));
+        assert!(matches!(
+            parse(r#""listenerPath":"/run/x""#),
+            SeccompError::Unsupported { .. }
+        ));
     }
 
     #[test]

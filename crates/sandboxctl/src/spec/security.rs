@@ -20,14 +20,18 @@ pub(super) enum Seccomp {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Security {
     pub(super) no_new_privileges: bool,
-    pub(super) seccomp: Seccomp,
+    /// None where no option speaks of it.
+    pub(super) seccomp: Option<Seccomp>,
+    /// Whether the kernel's files are neither masked nor read-only.
+    pub(super) system_paths: bool,
 }
 
 /// Reads the options. docker takes `:` for `=`, as it once was.
 pub(super) fn options(options: &ContainerOptions) -> Result<Security, SpecError> {
     let mut security = Security {
         no_new_privileges: false,
-        seccomp: Seccomp::Unconfined,
+        seccomp: None,
+        system_paths: false,
     };
     for option in &options.security_opt {
         let unknown = || SpecError::SecurityOption {
@@ -40,13 +44,14 @@ pub(super) fn options(options: &ContainerOptions) -> Result<Security, SpecError>
         match (key, value) {
             ("no-new-privileges", None | Some("true")) => security.no_new_privileges = true,
             ("no-new-privileges", Some("false")) => security.no_new_privileges = false,
-            ("seccomp", Some("unconfined")) => security.seccomp = Seccomp::Unconfined,
-            ("seccomp", Some("builtin")) => security.seccomp = Seccomp::Builtin,
+            ("seccomp", Some("unconfined")) => security.seccomp = Some(Seccomp::Unconfined),
+            ("seccomp", Some("builtin")) => security.seccomp = Some(Seccomp::Builtin),
             ("seccomp", Some(path)) if !path.is_empty() => {
-                security.seccomp = Seccomp::File(path.into());
+                security.seccomp = Some(Seccomp::File(path.into()));
             }
             // What is asked to be off is off.
-            ("apparmor", Some("unconfined")) | ("label", Some("disable")) => {}
+            ("apparmor", Some("unconfined" | "")) | ("label", Some("disable" | "")) => {}
+            ("systempaths", Some("unconfined")) => security.system_paths = true,
             ("apparmor" | "label", Some(_)) => {
                 return Err(SpecError::NoSuchModule {
                     option: option.clone(),
@@ -73,14 +78,16 @@ mod tests {
     fn options_say_what_docker_says() {
         let security = read(&["no-new-privileges", "seccomp=p.json"]).unwrap();
         assert!(security.no_new_privileges);
-        assert_eq!(security.seccomp, Seccomp::File("p.json".into()));
+        assert_eq!(security.seccomp, Some(Seccomp::File("p.json".into())));
         let security = read(&["no-new-privileges:true", "no-new-privileges=false"]).unwrap();
         assert!(!security.no_new_privileges);
         assert_eq!(
             read(&["seccomp=builtin"]).unwrap().seccomp,
-            Seccomp::Builtin
+            Some(Seccomp::Builtin)
         );
         assert!(read(&["apparmor=unconfined"]).is_ok());
+        assert_eq!(read(&[]).unwrap().seccomp, None);
+        assert!(read(&["systempaths=unconfined"]).unwrap().system_paths);
     }
 
     #[test]

@@ -2,7 +2,9 @@ use oci_spec::image::ConfigBuilder;
 use oci_spec::runtime::Capability;
 
 use super::*;
-use crate::values;
+use crate::values::mounts;
+use crate::values::namespaces::Ipc;
+use crate::values::{self, device};
 
 fn image() -> ImageConfig {
     ConfigBuilder::default()
@@ -40,8 +42,8 @@ impl Case {
         }
     }
 
-    fn generate(&self) -> Result<Spec, SpecError> {
-        generate(&Request {
+    fn request(&self) -> Request<'_> {
+        Request {
             id: "0123456789abcdef",
             image_name: "demo",
             image: &self.image,
@@ -49,7 +51,11 @@ impl Case {
             command: &self.command,
             terminal: self.terminal,
             caller_variable: &|name| (name == "MINE").then(|| "my own".to_owned()),
-        })
+        }
+    }
+
+    fn generate(&self) -> Result<Spec, SpecError> {
+        generate(&self.request())
     }
 
     fn process(&self) -> oci_spec::runtime::Process {
@@ -150,12 +156,7 @@ fn environment_of_command_line_wins() {
     let mut case = Case::default();
     assert_eq!(
         case.environment(),
-        [
-            "PATH=/bin",
-            "HOSTNAME=0123456789ab",
-            "A=image",
-            "HOME=/root"
-        ]
+        ["PATH=/bin", "HOSTNAME=0123456789ab", "A=image"]
     );
     case.options.env = ["A=mine", "MINE", "HOSTNAME", "HOME=/here"]
         .map(|text| values::variable(text).unwrap())
@@ -206,7 +207,6 @@ fn user_is_numeric_or_root() {
     };
     let user = run("1000:100").process().user().clone();
     assert_eq!((user.uid(), user.gid()), (1000, 100));
-    assert!(run("1000").environment().contains(&"HOME=/".to_owned()));
     assert_eq!(run("root").process().user().uid(), 0);
     let error = run("nobody").generate().unwrap_err().to_string();
     assert!(
@@ -269,15 +269,27 @@ fn resources_are_the_options() {
 fn tmpfs_takes_the_place_of_a_default() {
     let case = Case::with(ContainerOptions {
         tmpfs: vec![
-            values::tmpfs("/tmp:rw,size=1m").unwrap(),
-            values::tmpfs("/dev/shm").unwrap(),
+            mounts::tmpfs("/tmp:rw,size=1m").unwrap(),
+            mounts::tmpfs("/dev/shm").unwrap(),
         ],
         ..ContainerOptions::default()
     });
     let spec = case.generate().unwrap();
     let mounts = spec.mounts().as_ref().unwrap();
-    assert_eq!(mounts.len(), 8);
-    assert_eq!(mounts[6].destination(), std::path::Path::new("/tmp"));
+    let last: Vec<_> = mounts
+        .iter()
+        .rev()
+        .take(2)
+        .map(|mount| mount.destination().to_str().unwrap())
+        .collect();
+    assert_eq!(last, ["/dev/shm", "/tmp"]);
+    assert_eq!(
+        mounts
+            .iter()
+            .filter(|mount| mount.destination() == Path::new("/dev/shm"))
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -305,4 +317,218 @@ fn hardened_options_reach_the_spec() {
         wrong.generate(),
         Err(SpecError::NoSuchModule { .. })
     ));
+}
+
+fn json(options: ContainerOptions) -> serde_json::Value {
+    serde_json::to_value(Case::with(options).generate().unwrap()).unwrap()
+}
+
+#[test]
+fn seccomp_is_on_unless_it_is_asked_off() {
+    let filter = |options: ContainerOptions| json(options)["linux"]["seccomp"].clone();
+    let with = |option: &str| ContainerOptions {
+        security_opt: words(&[option]),
+        ..ContainerOptions::default()
+    };
+    let default = filter(ContainerOptions::default());
+    assert_eq!(default["defaultAction"], "SCMP_ACT_ERRNO");
+    assert_eq!(default, filter(with("seccomp=builtin")));
+    assert!(filter(with("seccomp=unconfined")).is_null());
+    let privileged = |option: Option<&str>| ContainerOptions {
+        privileged: true,
+        ..option.map(with).unwrap_or_default()
+    };
+    assert!(filter(privileged(None)).is_null());
+    assert_eq!(
+        filter(privileged(Some("seccomp=builtin")))["defaultAction"],
+        "SCMP_ACT_ERRNO"
+    );
+}
+
+#[test]
+fn privileged_has_the_guests_kernel() {
+    let json = json(ContainerOptions {
+        privileged: true,
+        cap_drop: words(&["ALL"]),
+        ..ContainerOptions::default()
+    });
+    let capabilities = json["process"]["capabilities"]["bounding"].as_array();
+    assert_eq!(capabilities.unwrap().len(), 41);
+    assert!(json["linux"]["maskedPaths"].is_null());
+    assert!(json["linux"]["readonlyPaths"].is_null());
+    let rules = json["linux"]["resources"]["devices"].as_array().unwrap();
+    assert_eq!(rules.len(), 1);
+    assert_eq!(rules[0]["allow"], true);
+    let devices = json["linux"]["devices"].as_array().unwrap();
+    assert!(devices.iter().any(|device| device["path"] == "/dev/fuse"));
+    for mount in json["mounts"].as_array().unwrap() {
+        let options = mount["options"].as_array().unwrap();
+        assert!(!options.iter().any(|word| word == "ro"), "{mount}");
+    }
+}
+
+#[test]
+fn device_is_made_and_allowed() {
+    let json = json(ContainerOptions {
+        device: vec![
+            device::device("/dev/net/tun:rw").unwrap(),
+            device::device("/dev/null").unwrap(),
+        ],
+        ..ContainerOptions::default()
+    });
+    let devices = json["linux"]["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 1);
+    assert_eq!(devices[0]["path"], "/dev/net/tun");
+    assert_eq!(devices[0]["minor"], 200);
+    let rules = json["linux"]["resources"]["devices"].as_array().unwrap();
+    let last = rules.last().unwrap();
+    assert_eq!(
+        (&last["minor"], &last["access"]),
+        (&200.into(), &"rw".into())
+    );
+}
+
+#[test]
+fn binds_come_in_the_order_of_their_depth() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    let json = json(ContainerOptions {
+        volume: vec![
+            mounts::volume(&format!("{here}:/a/b/c:ro")).unwrap(),
+            mounts::volume(&format!("{here}/made:/a")).unwrap(),
+        ],
+        mount: vec![mounts::mount("type=tmpfs,target=/a/b").unwrap()],
+        ..ContainerOptions::default()
+    });
+    let mounts = json["mounts"].as_array().unwrap();
+    let last = &mounts[mounts.len() - 3..];
+    let places: Vec<_> = last
+        .iter()
+        .map(|mount| mount["destination"].as_str().unwrap())
+        .collect();
+    assert_eq!(places, ["/a", "/a/b", "/a/b/c"]);
+    assert_eq!(
+        last[2]["options"],
+        serde_json::json!(["rbind", "ro", "rprivate"])
+    );
+    // Nothing is made before it is known that everything is right.
+    assert!(!folder.path().join("made").exists());
+}
+
+#[test]
+fn bind_that_cannot_be_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().display();
+    let missing = format!("type=bind,source={here}/none,target=/a");
+    let case = Case::with(ContainerOptions {
+        mount: vec![mounts::mount(&missing).unwrap()],
+        ..ContainerOptions::default()
+    });
+    assert!(matches!(case.generate(), Err(SpecError::BindSource { .. })));
+    let case = Case::with(ContainerOptions {
+        volume: vec![mounts::volume(&format!("{here}:/a")).unwrap()],
+        tmpfs: vec![mounts::tmpfs("/a/").unwrap()],
+        ..ContainerOptions::default()
+    });
+    assert!(matches!(case.generate(), Err(SpecError::Mount(_))));
+}
+
+#[test]
+fn missing_folder_of_volume_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let wanted = folder.path().join("x/y");
+    let options = ContainerOptions {
+        volume: vec![mounts::volume(&format!("{}:/a", wanted.display())).unwrap()],
+        ..ContainerOptions::default()
+    };
+    make_sources(&options).unwrap();
+    assert!(wanted.is_dir());
+}
+
+#[test]
+fn memory_and_swap_follow_docker() {
+    let memory = |memory, memory_swap, memory_reservation| {
+        Case::with(ContainerOptions {
+            memory,
+            memory_swap,
+            memory_reservation,
+            ..ContainerOptions::default()
+        })
+        .generate()
+        .map(|spec| serde_json::to_value(spec).unwrap()["linux"]["resources"]["memory"].clone())
+    };
+    let mib = |n: u64| n << 20;
+    assert_eq!(memory(Some(mib(64)), None, None).unwrap()["swap"], mib(128));
+    assert_eq!(memory(Some(mib(64)), Some(-1), None).unwrap()["swap"], -1);
+    assert!(matches!(
+        memory(None, Some(1), None),
+        Err(SpecError::SwapAlone)
+    ));
+    assert!(matches!(
+        memory(Some(mib(64)), Some(1 << 20), None),
+        Err(SpecError::SwapBelowMemory { .. })
+    ));
+    assert!(matches!(
+        memory(Some(mib(64)), None, Some(mib(65))),
+        Err(SpecError::ReservationAboveMemory)
+    ));
+}
+
+#[test]
+fn cpu_list_gives_the_machine_enough_processors() {
+    let options = |cpus| ContainerOptions {
+        cpuset_cpus: Some(values::cpu_list("0,2").unwrap()),
+        cpus,
+        ..ContainerOptions::default()
+    };
+    assert_eq!(vcpus(&options(None)).unwrap(), Some(3));
+    assert_eq!(vcpus(&options(Some(250_000))).unwrap(), Some(3));
+    let error = vcpus(&options(Some(150_000))).unwrap_err().to_string();
+    assert!(
+        error.contains("needs 3") && error.contains("0-1"),
+        "{error}"
+    );
+    assert_eq!(
+        json(options(None))["linux"]["resources"]["cpu"]["cpus"],
+        "0,2"
+    );
+}
+
+#[test]
+fn labels_of_options_come_over_those_of_files_and_image() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "b=file\nc=file\n").unwrap();
+    let mut image = image();
+    image.set_labels(Some(
+        [("a", "image"), ("b", "image")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .into(),
+    ));
+    let options = ContainerOptions {
+        label_file: vec![file.path().to_owned()],
+        label: vec![("c".to_owned(), "option".to_owned())],
+        ..ContainerOptions::default()
+    };
+    let labels = labels(&image, &options).unwrap();
+    let found: Vec<_> = labels
+        .iter()
+        .map(|(a, b)| (a.as_str(), b.as_str()))
+        .collect();
+    assert_eq!(found, [("a", "image"), ("b", "file"), ("c", "option")]);
+}
+
+#[test]
+fn init_and_ipc_reach_the_spec() {
+    let json = json(ContainerOptions {
+        init: true,
+        ipc: Some(Ipc::None),
+        ..ContainerOptions::default()
+    });
+    assert_eq!(json["annotations"][PROGRAM_ANNOTATION], PROGRAM_INIT);
+    let mounts = json["mounts"].as_array().unwrap();
+    assert!(
+        mounts
+            .iter()
+            .all(|mount| mount["destination"] != "/dev/shm")
+    );
 }

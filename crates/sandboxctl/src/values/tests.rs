@@ -107,15 +107,6 @@ fn user_parts_are_told_apart() {
 }
 
 #[test]
-fn tmpfs_option_overrides_default() {
-    let found = tmpfs("/tmp").unwrap();
-    assert_eq!(found.options, ["noexec", "nosuid", "nodev"]);
-    let found = tmpfs("/tmp:rw,exec,size=64m").unwrap();
-    assert_eq!(found.options, ["nosuid", "nodev", "rw", "exec", "size=64m"]);
-    assert!(tmpfs("tmp").is_err());
-}
-
-#[test]
 fn signal_by_any_spelling_is_its_number() {
     for (text, number) in [
         ("9", 9),
@@ -141,4 +132,44 @@ fn sysctl_and_label_need_a_name() {
     assert!(sysctl("=1").is_err());
     assert_eq!(label("a").unwrap(), ("a".to_owned(), String::new()));
     assert!(label("=a").is_err());
+}
+
+#[test]
+fn swap_limit_is_a_size_or_none() {
+    assert_eq!(memory_swap("-1"), Ok(-1));
+    assert_eq!(memory_swap("1g"), Ok(1 << 30));
+    assert!(memory_swap("-2").is_err());
+}
+
+#[test]
+fn cpu_list_is_the_kernels() {
+    let list = cpu_list("0-2,5").unwrap();
+    assert_eq!((list.text.as_str(), list.highest), ("0-2,5", 5));
+    for text in ["", "a", "2-1", "0-", "-1", "0,,1", "32", "0-300"] {
+        assert!(cpu_list(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn label_file_is_lines_without_comments() {
+    let labels = label_file("\u{feff}a=b\n# no\n\n  c\n").unwrap();
+    assert_eq!(
+        labels,
+        [
+            ("a".to_owned(), "b".to_owned()),
+            ("c".to_owned(), String::new())
+        ]
+    );
+    assert!(label_file("=x").is_err());
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused() {
+    assert_eq!(restart("no").unwrap(), "no");
+    assert!(restart("always").is_err());
+    assert!(pull("always").is_err());
+    assert!(platform("linux/arm64").is_err());
+    assert_eq!(platform("Linux/AMD64").unwrap(), "linux/amd64");
+    assert_eq!(oom_kill_disable("false"), Ok(false));
+    assert!(oom_kill_disable("true").is_err());
 }

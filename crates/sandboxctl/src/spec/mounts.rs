@@ -1,0 +1,120 @@
+//! Everything that is mounted in the container: docker's mounts, and what the options ask for.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use oci_spec::runtime::Mount;
+
+use super::{Request, SpecError, defaults};
+use crate::cli::ContainerOptions;
+use crate::values::mounts::{self, Bind, MountError, Submounts, Tmpfs};
+use crate::values::namespaces::Ipc;
+
+/// docker's mounts, each in turn replaced by one that the options put at the same place, and then the others of
+/// the options, in the order of their depth, so that none hides another.
+pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
+    let options = request.options;
+    let mut mounts = defaults::mounts(options.shm_size, options.privileged)?;
+    if options.ipc == Some(Ipc::None) {
+        mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
+    }
+    let mut asked = asked(options)?;
+    asked.sort_by_key(|mount| mount.destination().components().count());
+    mounts.retain(|mount| {
+        !asked
+            .iter()
+            .any(|other| other.destination() == mount.destination())
+    });
+    mounts.extend(asked);
+    Ok(mounts)
+}
+
+/// What the options ask for; no two at one place.
+fn asked(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
+    let mut found = Vec::new();
+    for bind in binds(options) {
+        found.push(bind_mount(bind)?);
+    }
+    for tmpfs in tmpfs(options) {
+        let words: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
+        found.push(defaults::mount(&tmpfs.target, "tmpfs", "tmpfs", &words)?);
+    }
+    let mut places = HashSet::new();
+    for mount in &found {
+        if !places.insert(mount.destination()) {
+            return Err(SpecError::Mount(MountError::Twice {
+                path: mount.destination().display().to_string(),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// The binds of `-v` and `--mount`.
+pub(crate) fn binds(options: &ContainerOptions) -> impl Iterator<Item = &Bind> {
+    let long = options.mount.iter().filter_map(|mount| match mount {
+        mounts::Mount::Bind(bind) => Some(bind),
+        mounts::Mount::Tmpfs(_) => None,
+    });
+    options.volume.iter().chain(long)
+}
+
+/// The file systems in memory of `--tmpfs` and `--mount`.
+pub(crate) fn tmpfs(options: &ContainerOptions) -> impl Iterator<Item = &Tmpfs> {
+    let long = options.mount.iter().filter_map(|mount| match mount {
+        mounts::Mount::Tmpfs(tmpfs) => Some(tmpfs),
+        mounts::Mount::Bind(_) => None,
+    });
+    options.tmpfs.iter().chain(long)
+}
+
+fn bind_mount(bind: &Bind) -> Result<Mount, SpecError> {
+    let source = bind
+        .source
+        .to_str()
+        .ok_or_else(|| MountError::Source {
+            path: bind.source.display().to_string(),
+        })
+        .map_err(SpecError::Mount)?;
+    let words = [
+        match bind.submounts {
+            Submounts::Shown => "rbind",
+            Submounts::Hidden => "bind",
+        },
+        if bind.read_only { "ro" } else { "rw" },
+        "rprivate",
+    ];
+    Ok(defaults::mount(&bind.target, "bind", source, &words)?)
+}
+
+/// Whether the sources that are not made are there.
+pub(super) fn check_sources(options: &ContainerOptions) -> Result<(), SpecError> {
+    for bind in binds(options) {
+        match fs::metadata(&bind.source) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && bind.make_source => {}
+            Err(source) => {
+                return Err(SpecError::BindSource {
+                    path: bind.source.clone(),
+                    source,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the missing folders that `-v` names.
+pub(crate) fn make_sources(options: &ContainerOptions) -> Result<(), SpecError> {
+    for bind in binds(options).filter(|bind| bind.make_source) {
+        if !bind.source.exists() {
+            fs::create_dir_all(&bind.source).map_err(|source| SpecError::BindSource {
+                path: bind.source.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,520 @@
+//! `-v`, `--mount` and `--tmpfs`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why a mount was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MountError {
+    /// Not in docker's form.
+    #[error("{value:?} is not a mount of a host path; write HOST-PATH:CONTAINER-PATH[:ro]")]
+    Volume { value: String },
+    /// A name where a path belongs.
+    #[error(
+        "{name:?} is the name of a volume, and there are no named volumes yet; give a path of this host ({})",
+        hint(name)
+    )]
+    NamedVolume { name: String },
+    /// Only a target.
+    #[error(
+        "{path:?} alone asks for an anonymous volume, and there are none yet; what the container writes there is kept in the container anyway, or mount --tmpfs {path}"
+    )]
+    AnonymousVolume { path: String },
+    /// An option of a volume that is not known.
+    #[error("{option:?} is not an option of a mount; there are ro, rw, private and rprivate")]
+    Option { option: String },
+    /// Mounts that appear later do not pass the boundary.
+    #[error(
+        "{option:?}: mounts made later on one side are not seen on the other, because a virtual machine lies between; leave the option out"
+    )]
+    Propagation { option: String },
+    /// A target that cannot be mounted on.
+    #[error("{path:?} cannot be mounted on; write an absolute path in the container other than /")]
+    Target { path: String },
+    /// A source that names nothing.
+    #[error("{path:?} is not an absolute path of this host")]
+    Source { path: String },
+    /// A type of `--mount` that is not known.
+    #[error(
+        "{kind:?} is not a type of mount; there are bind and tmpfs{}",
+        volumes(kind)
+    )]
+    Type { kind: String },
+    /// A field of `--mount` that is not known.
+    #[error("{field:?} is not a field of a {kind} mount; there are {known}")]
+    Field {
+        field: String,
+        kind: &'static str,
+        known: &'static str,
+    },
+    /// A field with a value that is not one of it.
+    #[error("{value:?} is not a value of {field}")]
+    Value { field: String, value: String },
+    /// A field that must be there.
+    #[error("a {kind} mount needs {field}")]
+    Missing {
+        kind: &'static str,
+        field: &'static str,
+    },
+    /// A quote without its partner.
+    #[error("{value:?} has an unclosed quote")]
+    Quote { value: String },
+    /// Two at one place.
+    #[error("{path:?} is mounted on twice")]
+    Twice { path: String },
+}
+
+fn hint(name: &str) -> String {
+    format!("such as ./{name} for the folder {name} here")
+}
+
+fn volumes(kind: &str) -> &'static str {
+    match kind {
+        "volume" => "; volumes come later",
+        _ => "",
+    }
+}
+
+/// What is done with the mounts below a bind's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Submounts {
+    /// They are there as well.
+    Shown,
+    /// They are left out.
+    Hidden,
+}
+
+/// A file or folder of the host's in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bind {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+    pub(crate) submounts: Submounts,
+    /// Whether a missing source is made, as a folder: `-v` does so, `--mount` does not (docker).
+    pub(crate) make_source: bool,
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{}:{}", self.source.display(), self.target)?;
+        to.write_str(if self.read_only { ":ro" } else { "" })
+    }
+}
+
+/// A file system in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tmpfs {
+    pub(crate) target: String,
+    pub(crate) options: Vec<String>,
+}
+
+/// What `--mount` may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Mount {
+    Bind(Bind),
+    Tmpfs(Tmpfs),
+}
+
+/// `HOST:CONTAINER[:OPTION,…]`.
+pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
+    let wrong = || MountError::Volume {
+        value: value.to_owned(),
+    };
+    let parts: Vec<&str> = value.split(':').collect();
+    let (source, to, options) = match parts.as_slice() {
+        [path] if path.starts_with('/') => {
+            return Err(MountError::AnonymousVolume {
+                path: (*path).to_owned(),
+            });
+        }
+        [source, to] => (*source, *to, ""),
+        [source, to, options] => (*source, *to, *options),
+        _ => return Err(wrong()),
+    };
+    if source.is_empty() {
+        return Err(wrong());
+    }
+    if !source.starts_with(['/', '.']) {
+        return Err(MountError::NamedVolume {
+            name: source.to_owned(),
+        });
+    }
+    let mut read_only = false;
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            "rw" => read_only = false,
+            // Labels of SELinux are the host's affair, and the guest sees files through a process of the host's;
+            // the others change nothing on Linux.
+            "z" | "Z" | "private" | "rprivate" | "consistent" | "cached" | "delegated"
+            | "nocopy" => {}
+            "shared" | "rshared" | "slave" | "rslave" => {
+                return Err(MountError::Propagation {
+                    option: option.to_owned(),
+                });
+            }
+            other => {
+                return Err(MountError::Option {
+                    option: other.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(Bind {
+        source: host_path(source)?,
+        target: target(to)?,
+        read_only,
+        submounts: Submounts::Shown,
+        make_source: true,
+    })
+}
+
+/// A path of the host's; a relative one is below the working directory.
+fn host_path(path: &str) -> Result<PathBuf, MountError> {
+    let wrong = || MountError::Source {
+        path: path.to_owned(),
+    };
+    if path.contains('\0') {
+        return Err(wrong());
+    }
+    std::path::absolute(path).map_err(|_| wrong())
+}
+
+/// A place in the container, without the parts of its path that say nothing.
+pub(crate) fn target(path: &str) -> Result<String, MountError> {
+    let wrong = || MountError::Target {
+        path: path.to_owned(),
+    };
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err(wrong());
+    }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        return Err(wrong());
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+/// `PATH[:OPTION,…]`. docker's own options come first, so that a later `exec` overrides its `noexec`.
+pub(crate) fn tmpfs(value: &str) -> Result<Tmpfs, MountError> {
+    let (path, options) = value.split_once(':').unwrap_or((value, ""));
+    Ok(Tmpfs {
+        target: target(path)?,
+        options: tmpfs_options(options.split(',').filter(|option| !option.is_empty())),
+    })
+}
+
+fn tmpfs_options<'a>(given: impl Iterator<Item = &'a str>) -> Vec<String> {
+    fn subject(option: &str) -> &str {
+        match option {
+            "ro" | "rw" => "rw",
+            other => {
+                let key = other.split_once('=').map_or(other, |(key, _)| key);
+                key.strip_prefix("no").unwrap_or(key)
+            }
+        }
+    }
+    let mut merged: Vec<String> = Vec::new();
+    for option in ["noexec", "nosuid", "nodev"].into_iter().chain(given) {
+        merged.retain(|kept| subject(kept) != subject(option));
+        merged.push(option.to_owned());
+    }
+    merged
+}
+
+const BIND_FIELDS: &str =
+    "source, target, readonly, bind-propagation, bind-recursive and bind-nonrecursive";
+const TMPFS_FIELDS: &str = "target, readonly, tmpfs-size and tmpfs-mode";
+
+/// `type=bind|tmpfs,FIELD[=VALUE],…`, as a line of CSV (docker `opts.MountOpt`).
+pub(crate) fn mount(value: &str) -> Result<Mount, MountError> {
+    let fields = csv(value)?;
+    let fields: Vec<(String, Option<&str>)> = fields
+        .iter()
+        .map(|field| match field.split_once('=') {
+            Some((key, value)) => (key.trim().to_ascii_lowercase(), Some(value)),
+            None => (field.trim().to_ascii_lowercase(), None),
+        })
+        .collect();
+    let kind = fields
+        .iter()
+        .rev()
+        .find(|(key, _)| key == "type")
+        .and_then(|(_, kind)| *kind)
+        .unwrap_or("volume");
+    match kind {
+        "bind" => bind_mount(&fields).map(Mount::Bind),
+        "tmpfs" => tmpfs_mount(&fields).map(Mount::Tmpfs),
+        other => Err(MountError::Type {
+            kind: other.to_owned(),
+        }),
+    }
+}
+
+type Field<'a> = (String, Option<&'a str>);
+
+fn bad_value(field: &str, value: Option<&str>) -> MountError {
+    MountError::Value {
+        field: field.to_owned(),
+        value: value.unwrap_or_default().to_owned(),
+    }
+}
+
+/// A field that may stand for itself (Go's `strconv.ParseBool` otherwise).
+fn flag((key, value): &Field<'_>) -> Result<bool, MountError> {
+    match value {
+        None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+        other => Err(bad_value(key, *other)),
+    }
+}
+
+fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
+    let (mut source, mut to) = (None, None);
+    let mut bind = Bind {
+        source: PathBuf::new(),
+        target: String::new(),
+        read_only: false,
+        submounts: Submounts::Shown,
+        make_source: false,
+    };
+    for field in fields {
+        let (key, value) = field;
+        match (key.as_str(), *value) {
+            ("type" | "consistency", _) => {}
+            ("source" | "src", Some(path)) if !path.is_empty() => source = Some(host_path(path)?),
+            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
+            ("readonly" | "ro", _) => bind.read_only = flag(field)?,
+            ("bind-propagation", Some("private" | "rprivate")) => {}
+            ("bind-propagation", Some(option)) => {
+                return Err(MountError::Propagation {
+                    option: option.to_owned(),
+                });
+            }
+            ("bind-nonrecursive", _) => {
+                if flag(field)? {
+                    bind.submounts = Submounts::Hidden;
+                }
+            }
+            ("bind-recursive", Some("enabled" | "readonly" | "true" | "1")) => {
+                bind.submounts = Submounts::Shown;
+            }
+            ("bind-recursive", Some("disabled" | "false" | "0")) => {
+                bind.submounts = Submounts::Hidden;
+            }
+            // What is read-only is so as a whole: the host enforces it.
+            ("source" | "src" | "bind-recursive", value) => return Err(bad_value(key, value)),
+            _ => {
+                return Err(MountError::Field {
+                    field: key.clone(),
+                    kind: "bind",
+                    known: BIND_FIELDS,
+                });
+            }
+        }
+    }
+    let missing = |field| MountError::Missing {
+        kind: "bind",
+        field,
+    };
+    bind.source = source.ok_or_else(|| missing("source"))?;
+    bind.target = to.ok_or_else(|| missing("target"))?;
+    Ok(bind)
+}
+
+fn tmpfs_mount(fields: &[Field<'_>]) -> Result<Tmpfs, MountError> {
+    let mut to = None;
+    let mut options = Vec::new();
+    for field in fields {
+        let (key, value) = field;
+        match (key.as_str(), *value) {
+            ("type" | "consistency", _) => {}
+            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
+            ("readonly" | "ro", _) => {
+                if flag(field)? {
+                    options.push("ro".to_owned());
+                }
+            }
+            ("tmpfs-size", Some(size)) => {
+                let bytes = super::size(size).map_err(|_| bad_value(key, Some(size)))?;
+                options.push(format!("size={bytes}"));
+            }
+            ("tmpfs-mode", Some(mode)) => {
+                let bits = u32::from_str_radix(mode, 8)
+                    .ok()
+                    .filter(|bits| *bits <= 0o7777)
+                    .ok_or_else(|| bad_value(key, Some(mode)))?;
+                options.push(format!("mode={bits:o}"));
+            }
+            ("tmpfs-size" | "tmpfs-mode", None) => return Err(bad_value(key, None)),
+            _ => {
+                return Err(MountError::Field {
+                    field: key.clone(),
+                    kind: "tmpfs",
+                    known: TMPFS_FIELDS,
+                });
+            }
+        }
+    }
+    Ok(Tmpfs {
+        target: to.ok_or(MountError::Missing {
+            kind: "tmpfs",
+            field: "target",
+        })?,
+        options: tmpfs_options(options.iter().map(String::as_str)),
+    })
+}
+
+/// The fields of one line of CSV (RFC 4180).
+fn csv(line: &str) -> Result<Vec<String>, MountError> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut characters = line.chars().peekable();
+    while let Some(c) = characters.next() {
+        let Some(field) = fields.last_mut() else {
+            break;
+        };
+        match c {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                field.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(String::new()),
+            c => field.push(c),
+        }
+    }
+    if quoted {
+        return Err(MountError::Quote {
+            value: line.to_owned(),
+        });
+    }
+    Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volume_is_a_host_path_and_a_target() {
+        let bind = volume("/srv/data:/data//x/../y/:ro").unwrap();
+        assert_eq!(bind.source, PathBuf::from("/srv/data"));
+        assert_eq!(bind.target, "/data/y");
+        assert!(bind.read_only && bind.make_source);
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(volume("./a:/a").unwrap().source, here.join("a"));
+        assert!(!volume("/a:/a:rw,Z").unwrap().read_only);
+    }
+
+    #[test]
+    fn volume_that_cannot_be_given_is_refused_with_a_reason() {
+        for (text, part) in [
+            ("data:/data", "no named volumes"),
+            ("/data", "anonymous"),
+            ("/a:/a:rshared", "virtual machine lies between"),
+            ("/a:/a:fast", "is not an option"),
+            ("/a:b", "cannot be mounted on"),
+            ("/a:/", "cannot be mounted on"),
+            ("/a:/..", "cannot be mounted on"),
+            ("/a:/b:ro:x", "HOST-PATH"),
+            (":/b", "HOST-PATH"),
+            ("", "HOST-PATH"),
+        ] {
+            let error = volume(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn mount_is_a_bind_or_a_tmpfs() {
+        let Mount::Bind(bind) =
+            mount("type=bind,source=/srv/a,target=/a,readonly,bind-recursive=disabled").unwrap()
+        else {
+            panic!("no bind");
+        };
+        assert!(bind.read_only && !bind.make_source);
+        assert_eq!(bind.submounts, Submounts::Hidden);
+        let Mount::Bind(bind) = mount("type=bind,\"src=/a,b\",dst=/a,ro=false").unwrap() else {
+            panic!("no bind");
+        };
+        assert_eq!(bind.source, PathBuf::from("/a,b"));
+        assert!(!bind.read_only);
+        let Mount::Tmpfs(tmpfs) =
+            mount("type=tmpfs,destination=/t,tmpfs-size=1m,tmpfs-mode=1770").unwrap()
+        else {
+            panic!("no tmpfs");
+        };
+        assert_eq!(
+            tmpfs.options,
+            ["noexec", "nosuid", "nodev", "size=1048576", "mode=1770"]
+        );
+    }
+
+    #[test]
+    fn mount_that_is_wrong_is_refused_with_a_reason() {
+        for (text, part) in [
+            ("source=a,target=/a", "volumes come later"),
+            ("type=volume,target=/a", "volumes come later"),
+            ("type=npipe,target=/a", "there are bind and tmpfs"),
+            ("type=bind,target=/a", "needs source"),
+            ("type=bind,source=/a", "needs target"),
+            ("type=bind,source=/a,target=/a,fast", "not a field"),
+            ("type=bind,source=/a,target=/a,ro=maybe", "not a value"),
+            (
+                "type=bind,source=/a,target=/a,bind-propagation=rslave",
+                "lies between",
+            ),
+            ("type=tmpfs,target=/a,source=/b", "not a field"),
+            ("type=tmpfs,target=/a,tmpfs-mode=9", "not a value"),
+            ("type=tmpfs,\"target=/a", "unclosed quote"),
+        ] {
+            let error = mount(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tmpfs_has_dockers_options_below_its_own() {
+        assert_eq!(
+            tmpfs("/tmp:rw,exec,size=5m,size=6m").unwrap().options,
+            ["nosuid", "nodev", "rw", "exec", "size=6m"]
+        );
+        assert_eq!(
+            tmpfs("/tmp").unwrap().options,
+            ["noexec", "nosuid", "nodev"]
+        );
+        assert_eq!(
+            tmpfs("/tmp:ro,rw").unwrap().options,
+            ["noexec", "nosuid", "nodev", "rw"]
+        );
+        assert!(tmpfs("tmp").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn target_stays_below_the_root(path in "/[a-z./]{0,24}") {
+            if let Ok(clean) = target(&path) {
+                proptest::prop_assert!(clean.starts_with('/') && clean.len() > 1);
+                proptest::prop_assert!(!clean.split('/').any(|part| part == ".." || part == "."));
+            }
+        }
+
+        #[test]
+        fn mount_never_panics(text in "\\PC{0,60}") {
+            let _ = mount(&text);
+            let _ = volume(&text);
+            let _ = tmpfs(&text);
+        }
+    }
+}
