@@ -8,11 +8,13 @@ use sandbox_runtime::agent::Code;
 use sandbox_runtime::cleanup::CleanupError;
 use sandbox_runtime::host::HostError;
 use sandbox_runtime::rootfs::RootfsError;
+use sandbox_runtime::share::ShareMountError;
 use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
 use sandbox_types::IdError;
 
 use crate::lifecycle::LifecycleError;
 use crate::spec::SpecError;
+use crate::spec::binds::BindError;
 use crate::stdio::StdioError;
 
 /// An error and all its causes, in one line (console lines of a dead guest follow on lines of their own).
@@ -109,6 +111,9 @@ pub(crate) enum TaskError {
     /// The bundle's specification cannot be used.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A bind mount of the specification cannot be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
     /// The root file system's mounts cannot be used.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
@@ -145,7 +150,12 @@ impl TaskError {
     /// The ttrpc status by which containerd decides what happened.
     fn code(&self) -> Code {
         match self {
-            Self::Id(_) | Self::Spec(_) | Self::Rootfs(_) | Self::Stdio(_) => {
+            Self::Id(_)
+            | Self::Spec(_)
+            | Self::Bind(_)
+            | Self::Rootfs(_)
+            | Self::Stdio(_)
+            | Self::Sandbox(SandboxError::Share(ShareMountError::Entry(_))) => {
                 Code::INVALID_ARGUMENT
             }
             Self::NotFound { .. } => Code::NOT_FOUND,

@@ -1,5 +1,7 @@
 //! The bundle's `config.json`: read within bounds, and the size of the machine that it asks for.
 
+pub(crate) mod binds;
+
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Process, Spec};
 use sandbox_runtime::Config;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
+use serde_json::Value;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
 const MAX_SPEC_BYTES: u64 = 2 * 1024 * 1024;
@@ -62,9 +65,9 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, 
 
 /// The specification of a bundle: as it is on disk, for the agent, and parsed.
 pub(crate) struct BundleSpec {
-    /// The bytes of `config.json`.
-    pub(crate) json: Vec<u8>,
-    /// What they say.
+    /// `config.json` as it is, to be changed and passed on.
+    pub(crate) value: Value,
+    /// What it says.
     pub(crate) spec: Spec,
 }
 
@@ -96,7 +99,20 @@ impl BundleSpec {
         if !has_arguments {
             return Err(SpecError::NoProcess { path });
         }
-        Ok(Self { json, spec })
+        let value = parse(&json, &path.display().to_string())?;
+        Ok(Self { value, spec })
+    }
+
+    /// The specification for the agent.
+    ///
+    /// # Errors
+    /// [`SpecError::Malformed`], which does not happen: it was read from JSON.
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>, SpecError> {
+        serde_json::to_vec(&self.value).map_err(|source| SpecError::Malformed {
+            what: "the specification".to_owned(),
+            field: String::new(),
+            source,
+        })
     }
 
     /// Memory of the machine: the container's limit and the configured overhead, or the configured default.

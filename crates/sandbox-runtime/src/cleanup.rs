@@ -5,8 +5,10 @@
 //! number that the kernel has given to another process since is never killed. Each process leads a process
 //! group; while a member of it lives the kernel does not give the number away, so the members are found by it.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::console::Console;
-use crate::rootfs::host_mount::unmount;
+use crate::share::unmount;
 use crate::timeline::write_atomically;
 
 const PROCESSES_FILE: &str = "processes.json";
@@ -55,6 +57,12 @@ pub enum CleanupError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Something that is not on record is mounted in the folder; removing the folder would remove what it shows.
+    #[error("{} is mounted but not on record; unmount it", path.display())]
+    Mounted {
+        /// Where.
+        path: PathBuf,
     },
     /// The folder could not be removed.
     #[error("cannot remove {}", path.display())]
@@ -200,6 +208,9 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
         // The record stays, for another try.
         return Err(error);
     }
+    if let Some(path) = first_mount_below(dir) {
+        return Err(CleanupError::Mounted { path });
+    }
     match std::fs::remove_dir_all(dir) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Folder {
             path: dir.to_owned(),
@@ -207,6 +218,41 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
         }),
         _ => Ok(removed),
     }
+}
+
+/// A mount point at or below `dir` (proc_pid_mountinfo(5)).
+fn first_mount_below(dir: &Path) -> Option<PathBuf> {
+    let dir = std::fs::canonicalize(dir).ok()?;
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    table
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .find(|path| path.starts_with(&dir))
+}
+
+/// Undoes mountinfo's escapes: a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = (first == b'\\')
+            .then(|| after.get(..3))
+            .flatten()
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match escaped {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    bytes
 }
 
 fn keep_first_error<T: Default>(
@@ -405,6 +451,12 @@ mod tests {
         assert_eq!(member.len(), 1);
         assert_eq!(remove_dir(&dir).unwrap().processes, ["sh"]);
         assert!(group_members(leader.id()).is_empty());
+    }
+
+    #[test]
+    fn escaped_mount_points_are_read() {
+        assert_eq!(unescape(br"/a\040b\134c\9"), br"/a b\c\9");
+        assert_eq!(first_mount_below(Path::new("/proc")), Some("/proc".into()));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::console::Console;
 use crate::event::DeathCause;
 use crate::process::{Process, ProcessEnd, SpawnError};
 use crate::sandbox::SandboxPlan;
+use crate::share::ShareMounts;
 use crate::timeline::Timeline;
 
 mod kvm;
@@ -116,6 +117,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) plan: &'a SandboxPlan,
     /// The sandbox's folder.
     pub(crate) dir: &'a Path,
+    /// What is shared, mounted.
+    pub(crate) share: Option<&'a ShareMounts>,
     /// The vsock device's socket, listening.
     pub(crate) vsock_listener: &'a UnixListener,
     /// Its path.

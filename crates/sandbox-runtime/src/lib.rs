@@ -23,6 +23,7 @@ pub mod host;
 pub mod process;
 pub mod rootfs;
 pub mod sandbox;
+pub mod share;
 mod timeline;
 mod vsock;
 
@@ -30,5 +31,5 @@ pub use agent::{AgentClient, AgentError};
 pub use config::{Config, ConfigError, Hypervisor};
 pub use driver::Driver;
 pub use event::{DeathCause, SandboxDeath, SandboxEvent};
-pub use sandbox::{BlockDevice, Sandbox, SandboxError, SandboxPlan, Share};
+pub use sandbox::{BlockDevice, Sandbox, SandboxError, SandboxPlan};
 pub use vsock::StreamError;

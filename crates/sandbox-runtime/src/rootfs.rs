@@ -5,14 +5,14 @@
 //! | mount | becomes |
 //! | --- | --- |
 //! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
-//! | `erofs`, when there are more of them than room for devices | a file in one share, mounted in the guest from there |
+//! | `erofs`, when there are more of them than room for devices | a file in the shared folder, mounted in the guest from there |
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
-//! | `overlay` or `bind` of host directories, alone | a mount on the host at `<bundle>/rootfs`, shared over virtio-fs |
-//! | none | `<bundle>/rootfs` as it is, shared over virtio-fs |
+//! | `overlay` or `bind` of host directories, alone | an entry of the shared folder ([`crate::share`]) |
+//! | none | `<bundle>/rootfs`, as an entry of the shared folder |
 //!
 //! Mount `n` is at `/run/sandbox/containers/<id>/mounts/<n>` in the guest, the last one at
-//! `/run/sandbox/containers/<id>/rootfs`.
+//! `/run/sandbox/containers/<id>/rootfs`; a root that is shared is where the shared folder is mounted.
 
 use std::path::{Path, PathBuf};
 
@@ -21,12 +21,11 @@ use sandbox_protocol::{GUEST_RUN_DIR, agent};
 use sandbox_types::ContainerId;
 
 use crate::driver::Driver;
-use crate::sandbox::{BlockDevice, Share};
+use crate::sandbox::BlockDevice;
+use crate::share::{SharePlan, SharedSource, is_read_only};
 
-pub mod host_mount;
 pub mod template;
 
-pub use host_mount::{HostMount, HostMountError};
 pub use template::TemplateError;
 use template::{EarlierMount, expand};
 
@@ -38,10 +37,6 @@ pub const MAX_MOUNTS: usize = 128;
 pub struct RootfsPlan {
     /// Disks to attach.
     pub block: Vec<BlockDevice>,
-    /// Directories to share.
-    pub shares: Vec<Share>,
-    /// To mount on the host, before sharing.
-    pub host_mounts: Vec<HostMount>,
     /// Steps for the agent, in order.
     pub guest_mounts: Vec<agent::Mount>,
     /// The root in the guest.
@@ -52,6 +47,7 @@ pub struct RootfsPlan {
 #[derive(Debug, Clone)]
 pub struct DeviceAllocator {
     taken: usize,
+    has_share: bool,
     driver: Driver,
 }
 
@@ -59,7 +55,20 @@ impl DeviceAllocator {
     /// For a machine of that driver that has only what every machine has.
     #[must_use]
     pub fn new(driver: Driver) -> Self {
-        Self { taken: 0, driver }
+        Self {
+            taken: 0,
+            has_share: false,
+            driver,
+        }
+    }
+
+    /// Takes the one device that everything shared comes through.
+    pub(crate) fn take_share(&mut self) -> Result<(), RootfsError> {
+        if !self.has_share {
+            self.take()?;
+            self.has_share = true;
+        }
+        Ok(())
     }
 
     /// How many more there is room for.
@@ -147,7 +156,8 @@ fn container_dir(container: &ContainerId) -> String {
     format!("{GUEST_RUN_DIR}/containers/{container}")
 }
 
-/// Plans the root of `container` from `mounts`.
+/// Plans the root of `container` from `mounts`. What it needs of the host's folders is added to `share`, whose step the
+/// agent must carry out first.
 ///
 /// # Errors
 /// [`RootfsError`] names the mount and what is wrong with it.
@@ -155,6 +165,7 @@ pub fn plan_rootfs(
     container: &ContainerId,
     mounts: &[Mount],
     next_device: &mut DeviceAllocator,
+    share: &mut SharePlan,
     bundle: &Path,
 ) -> Result<RootfsPlan, RootfsError> {
     if mounts.len() > MAX_MOUNTS {
@@ -165,23 +176,38 @@ pub fn plan_rootfs(
     let dir = container_dir(container);
     let mut plan = RootfsPlan {
         block: Vec::new(),
-        shares: Vec::new(),
-        host_mounts: Vec::new(),
         guest_mounts: Vec::new(),
         root_path: format!("{dir}/rootfs"),
     };
     match mounts {
-        [] => share_host_root(&mut plan, bundle.join("rootfs"), false, next_device)?,
-        [only] if is_host_mount(&only.type_) => {
-            let host_mount = HostMount {
-                fstype: only.type_.clone(),
-                source: only.source.clone(),
-                options: only.options.clone(),
-                target: bundle.join("rootfs"),
+        [] => {
+            let source = SharedSource::Path {
+                path: bundle.join("rootfs"),
+                recursive: true,
+                follows_host: false,
             };
-            let read_only = host_mount.is_read_only();
-            share_host_root(&mut plan, host_mount.target.clone(), read_only, next_device)?;
-            plan.host_mounts.push(host_mount);
+            plan.root_path =
+                share.add("root", "root.path".to_owned(), source, false, next_device)?;
+        }
+        [only] if is_host_mount(&only.type_) => {
+            let read_only = is_read_only(&only.options);
+            let source = match only.type_.as_str() {
+                "overlay" => SharedSource::Overlay {
+                    options: only.options.clone(),
+                },
+                kind => SharedSource::Path {
+                    path: PathBuf::from(&only.source),
+                    recursive: kind == "rbind" || only.options.iter().any(|o| o == "rbind"),
+                    follows_host: false,
+                },
+            };
+            plan.root_path = share.add(
+                "root",
+                "rootfs[0]".to_owned(),
+                source,
+                read_only,
+                next_device,
+            )?;
         }
         _ => {
             let devices = mounts
@@ -189,7 +215,9 @@ pub fn plan_rootfs(
                 .filter(|mount| matches!(mount.type_.as_str(), "erofs" | "ext4"))
                 .count();
             let layers = if devices > next_device.room() {
-                Layers::Files(share_layers(&mut plan, &dir, bundle, next_device)?)
+                // It is needed in any case, and counts.
+                next_device.take_share()?;
+                Layers::Files
             } else {
                 Layers::Devices
             };
@@ -203,10 +231,10 @@ pub fn plan_rootfs(
                 let step = Step {
                     mount,
                     target,
-                    layers: &layers,
+                    layers,
                 };
-                step.plan(&mut plan, &mut earlier, next_device).map_err(
-                    |problem| match problem {
+                step.plan(&mut plan, &mut earlier, next_device, share)
+                    .map_err(|problem| match problem {
                         StepError::Mount(reason) => RootfsError::Mount {
                             index,
                             fstype: mount.type_.clone(),
@@ -214,8 +242,7 @@ pub fn plan_rootfs(
                             reason,
                         },
                         StepError::Devices(error) => error,
-                    },
-                )?;
+                    })?;
             }
         }
     }
@@ -236,31 +263,6 @@ impl From<MountProblem> for StepError {
 
 fn is_host_mount(fstype: &str) -> bool {
     matches!(fstype, "overlay" | "bind" | "rbind")
-}
-
-fn share_host_root(
-    plan: &mut RootfsPlan,
-    directory: PathBuf,
-    read_only: bool,
-    next_device: &mut DeviceAllocator,
-) -> Result<(), RootfsError> {
-    let tag = format!("share{}", next_device.take()?);
-    let mut step = agent::Mount {
-        fstype: "virtiofs".to_owned(),
-        target: plan.root_path.clone(),
-        ..Default::default()
-    };
-    step.set_share_tag(tag.clone());
-    if read_only {
-        step.options.push("ro".to_owned());
-    }
-    plan.guest_mounts.push(step);
-    plan.shares.push(Share {
-        directory,
-        tag,
-        read_only,
-    });
-    Ok(())
 }
 
 /// The transformers in front of a type.
@@ -293,52 +295,19 @@ const MKDIR_OPTION: &str = "X-containerd.mkdir.path=";
 const CONTAINERD_OPTION: &str = "X-containerd.";
 
 /// How the read-only layers reach the guest.
+#[derive(Debug, Clone, Copy)]
 enum Layers {
     /// Each as a device.
     Devices,
-    /// As files in one share.
-    Files(LayerShare),
-}
-
-/// A folder of layer images, on the host and in the guest.
-struct LayerShare {
-    host: PathBuf,
-    guest: String,
-}
-
-/// Shares a folder for layer images, for when devices are short.
-fn share_layers(
-    plan: &mut RootfsPlan,
-    container_dir: &str,
-    bundle: &Path,
-    next_device: &mut DeviceAllocator,
-) -> Result<LayerShare, RootfsError> {
-    let share = LayerShare {
-        host: bundle.join("layers"),
-        guest: format!("{container_dir}/layers"),
-    };
-    let tag = format!("share{}", next_device.take()?);
-    let mut step = agent::Mount {
-        fstype: "virtiofs".to_owned(),
-        target: share.guest.clone(),
-        options: vec!["ro".to_owned()],
-        ..Default::default()
-    };
-    step.set_share_tag(tag.clone());
-    plan.guest_mounts.push(step);
-    plan.shares.push(Share {
-        directory: share.host.clone(),
-        tag,
-        read_only: true,
-    });
-    Ok(share)
+    /// As files in the shared folder.
+    Files,
 }
 
 /// One mount of the request, on its way to a step in the guest.
 struct Step<'a> {
     mount: &'a Mount,
     target: String,
-    layers: &'a Layers,
+    layers: Layers,
 }
 
 impl Step<'_> {
@@ -347,6 +316,7 @@ impl Step<'_> {
         plan: &mut RootfsPlan,
         earlier: &mut Vec<EarlierMount>,
         next_device: &mut DeviceAllocator,
+        share: &mut SharePlan,
     ) -> Result<(), StepError> {
         let mount = self.mount;
         let kind = parse_type(&mount.type_)?;
@@ -368,17 +338,25 @@ impl Step<'_> {
             ("erofs" | "ext4", _) if !Path::new(&mount.source).is_absolute() => {
                 return Err(MountProblem::RelativeSource.into());
             }
-            ("erofs", Layers::Files(share)) => {
+            ("erofs", Layers::Files) => {
                 // The number of mounts before it is a name that no other has.
-                let name = earlier.len().to_string();
-                step.set_literal(format!("{}/{name}", share.guest));
+                let index = earlier.len();
+                let source = SharedSource::Path {
+                    path: PathBuf::from(&mount.source),
+                    recursive: false,
+                    follows_host: false,
+                };
+                let path = share
+                    .add(
+                        &format!("layers/{index}"),
+                        format!("rootfs[{index}]"),
+                        source,
+                        true,
+                        next_device,
+                    )
+                    .map_err(StepError::Devices)?;
+                step.set_literal(path);
                 step.options.push("ro".to_owned());
-                plan.host_mounts.push(HostMount {
-                    fstype: "bind".to_owned(),
-                    source: mount.source.clone(),
-                    options: vec!["ro".to_owned()],
-                    target: share.host.join(name),
-                });
             }
             ("erofs" | "ext4", _) => {
                 let read_only =

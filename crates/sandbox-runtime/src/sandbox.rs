@@ -21,7 +21,7 @@ use crate::console::Console;
 use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
-use crate::rootfs::{HostMount, HostMountError};
+use crate::share::{ShareMountError, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
 
@@ -46,17 +46,6 @@ pub struct BlockDevice {
     pub serial: String,
 }
 
-/// A directory of the host for the guest, over virtio-fs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Share {
-    /// The directory.
-    pub directory: PathBuf,
-    /// By what the guest mounts it, at most 36 bytes.
-    pub tag: String,
-    /// Refuse writes, on the host's side.
-    pub read_only: bool,
-}
-
 /// What to make a sandbox of.
 #[derive(Debug, Clone)]
 pub struct SandboxPlan {
@@ -74,10 +63,8 @@ pub struct SandboxPlan {
     pub bundle: PathBuf,
     /// Disks, beside the guest's own root.
     pub block: Vec<BlockDevice>,
-    /// Shared directories.
-    pub shares: Vec<Share>,
-    /// Mounted on the host before the shares are served, unmounted when the sandbox has ended.
-    pub host_mounts: Vec<HostMount>,
+    /// What the guest sees of the host's file system.
+    pub shared: Vec<SharedEntry>,
 }
 
 /// Why a sandbox did not start or stop.
@@ -113,9 +100,9 @@ pub enum SandboxError {
         #[source]
         source: std::io::Error,
     },
-    /// A mount on the host failed.
+    /// Something of the host cannot be shared with the guest.
     #[error(transparent)]
-    HostMount(#[from] HostMountError),
+    Share(#[from] ShareMountError),
     /// The machine could not be started.
     #[error(transparent)]
     Driver(#[from] DriverError),

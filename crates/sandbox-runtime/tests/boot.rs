@@ -349,6 +349,6 @@ fn shim_killed_leaves_what_cleanup_removes(fixture: &Fixture) -> Outcome {
         fixture::NAMESPACE,
         &fixture.id(),
     )?;
-    assert_eq!(removed.mounts, [fixture.path("bundle/rootfs")]);
+    assert_eq!(removed.mounts, [fixture.sandbox_dir().join("shared")]);
     Ok(())
 }

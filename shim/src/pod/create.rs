@@ -1,18 +1,20 @@
 //! Making a container, and with the first one the machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use sandbox_protocol::agent::{CreateContainerRequest, Stdio};
-use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
+use sandbox_protocol::agent::{self, CreateContainerRequest, Stdio};
+use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
+use sandbox_runtime::share::SharePlan;
 use sandbox_runtime::{Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
 use super::{Container, Pod, Process};
 use crate::error::{TaskError, chain};
+use crate::spec::binds::Binds;
 use crate::spec::{BundleSpec, SpecError};
 use crate::stdio::StdioPaths;
 
@@ -25,6 +27,13 @@ pub(super) fn wanted(stdio: &StdioPaths) -> Stdio {
         terminal: stdio.terminal,
         ..Default::default()
     }
+}
+
+/// What a container is made of in the guest.
+struct GuestParts {
+    mounts: Vec<agent::Mount>,
+    root_path: String,
+    files: Vec<agent::File>,
 }
 
 impl Pod {
@@ -84,15 +93,16 @@ impl Pod {
             terminal: request.terminal,
         };
         let open = stdio.open()?;
-        let spec = BundleSpec::read(&bundle)?;
-        let (sandbox, rootfs) = self.boot(id, &bundle, &spec, request).await?;
+        let mut spec = BundleSpec::read(&bundle)?;
+        let (sandbox, guest) = self.boot(id, &bundle, &mut spec, request).await?;
 
         let create = CreateContainerRequest {
             container_id: id.to_string(),
-            spec_json: spec.json,
-            mounts: rootfs.guest_mounts,
-            root_path: rootfs.root_path,
+            spec_json: spec.to_json()?,
+            mounts: guest.mounts,
+            root_path: guest.root_path,
             stdio: Some(wanted(&stdio)).into(),
+            files: guest.files,
             ..Default::default()
         };
         sandbox.agent().create_container(&create).await?;
@@ -111,16 +121,34 @@ impl Pod {
     async fn boot(
         self: &Arc<Self>,
         id: &ContainerId,
-        bundle: &std::path::Path,
-        spec: &BundleSpec,
+        bundle: &Path,
+        spec: &mut BundleSpec,
         request: &CreateTaskRequest,
-    ) -> Result<(Arc<Sandbox>, RootfsPlan), TaskError> {
+    ) -> Result<(Arc<Sandbox>, GuestParts), TaskError> {
         let (driver, notice) = host::choose_driver(&self.config)?;
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }
         let mut devices = DeviceAllocator::new(driver);
-        let mut rootfs = plan_rootfs(id, &request.rootfs, &mut devices, bundle)?;
+        let mut share = SharePlan::new(id);
+        let binds = Binds {
+            container: id,
+            bundle,
+            share: &mut share,
+            devices: &mut devices,
+        };
+        let files = binds.resolve(&mut spec.value)?;
+        let rootfs = plan_rootfs(id, &request.rootfs, &mut devices, &mut share, bundle)?;
+        let guest = GuestParts {
+            // Everything else may be on what is shared.
+            mounts: share
+                .guest_mount()
+                .into_iter()
+                .chain(rootfs.guest_mounts)
+                .collect(),
+            root_path: rootfs.root_path,
+            files,
+        };
         let plan = SandboxPlan {
             id: self.id.clone(),
             namespace: self.namespace.clone(),
@@ -128,15 +156,14 @@ impl Pod {
             memory: spec.memory(&self.config).map_err(SpecError::from)?,
             vcpus: spec.vcpus(&self.config).map_err(SpecError::from)?,
             bundle: bundle.to_owned(),
-            block: std::mem::take(&mut rootfs.block),
-            shares: std::mem::take(&mut rootfs.shares),
-            host_mounts: std::mem::take(&mut rootfs.host_mounts),
+            block: rootfs.block,
+            shared: share.into_entries(),
         };
         let (sandbox, events) = Sandbox::start(plan).await?;
         let sandbox = Arc::new(sandbox);
         self.state().sandbox = Some(Arc::clone(&sandbox));
         tokio::spawn(Arc::clone(self).follow(events));
-        Ok((sandbox, rootfs))
+        Ok((sandbox, guest))
     }
 
     fn announce_create(&self, request: &CreateTaskRequest, pid: u32) {

@@ -25,6 +25,7 @@ use super::{
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
+use crate::share::TAG;
 use crate::timeline::Timeline;
 
 /// The longest event, in bytes.
@@ -60,14 +61,14 @@ impl HypervisorDriver for Kvm {
         let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
         let mut helpers = Vec::new();
         let mut shares = Vec::new();
-        for (index, share) in plan.shares.iter().enumerate() {
-            let (path, process) = virtiofsd::start(request, index, share)?;
+        if let Some(share) = request.share {
+            let (path, process) = virtiofsd::start(request, share.folder())?;
             helpers.push(process);
             let stream =
                 UnixStream::connect(path).map_err(plumbing("a connection to virtiofsd"))?;
             shares.push(ShareConfig {
                 fd: launch.pass(&stream)?,
-                tag: share.tag.clone(),
+                tag: TAG.to_owned(),
             });
         }
         let image = config.image_path()?;

@@ -18,6 +18,7 @@ use super::{
 use crate::console::Console;
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
+use crate::share::TAG;
 
 /// virtio-mmio transports of `microvm` without ACPI.
 pub(super) const TRANSPORTS: usize = 8;
@@ -79,14 +80,10 @@ impl HypervisorDriver for Qemu {
                 &device.serial,
             );
         }
-        for (index, share) in plan.shares.iter().enumerate() {
-            let (path, process) = virtiofsd::start(request, index, share)?;
+        if let Some(share) = request.share {
+            let (path, process) = virtiofsd::start(request, share.folder())?;
             helpers.push(process);
-            devices.vhost_user(
-                &format!("fs{index}"),
-                &path,
-                &format!("vhost-user-fs-device,tag={}", share.tag),
-            );
+            devices.vhost_user("fs", &path, &format!("vhost-user-fs-device,tag={TAG}"));
         }
         let (path, process) = start_vsock(request)?;
         helpers.push(process);
@@ -117,12 +114,12 @@ impl HypervisorDriver for Qemu {
 /// The common command line, fitted to this machine.
 ///
 /// - `reboot=t`: microvm has no keyboard controller to reset through.
-/// - `init_on_alloc=1`, with shares: QEMU's translator keeps code by physical page and sees only the guest's own writes. A page
+/// - `init_on_alloc=1`, with a shared folder: QEMU's translator keeps code by physical page and sees only the guest's own writes. A page
 ///   that once held code and is then filled by another process, virtiofsd, with a program would run the old
 ///   code. A kernel that clears every page before it is used again makes the translator forget it.
 fn kernel_command_line(request: &MachineRequest<'_>) -> String {
     let common = request.command_line().replace("reboot=k", "reboot=t");
-    if request.plan.shares.is_empty() {
+    if request.share.is_none() {
         common
     } else {
         format!("{common} init_on_alloc=1")

@@ -1,24 +1,22 @@
-//! virtiofsd: one process per shared directory, for both drivers.
+//! virtiofsd: one process per sandbox, for both drivers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{DriverError, MachineRequest};
 use crate::process::{Launch, Process};
-use crate::sandbox::Share;
 
-/// Starts the server of share number `index`. It listens before this returns.
+/// Starts the server of the sandbox's shared folder. It listens before this returns.
 pub(super) fn start(
     request: &mut MachineRequest<'_>,
-    index: usize,
-    share: &Share,
+    folder: &Path,
 ) -> Result<(PathBuf, Process), DriverError> {
-    let (path, listener) = request.bind(&format!("fs{index}.sock"))?;
+    let (path, listener) = request.bind("fs.sock")?;
     let mut launch = Launch::new("virtiofsd", request.plan.config.virtiofsd_path()?);
     let fd = launch.pass(&listener)?;
     launch
         .arg(format!("--fd={fd}"))
         .arg("--shared-dir")
-        .arg(&share.directory)
+        .arg(folder)
         .arg("--sandbox=namespace")
         .arg("--cache=auto")
         // overlayfs refuses /proc, /sys and /dev on announced submounts.
@@ -27,7 +25,8 @@ pub(super) fn start(
         .arg("--log-level=error")
         // Raising the hard limit takes CAP_SYS_RESOURCE, which a container has not; ours is raised to it instead.
         .arg(format!("--rlimit-nofile={}", open_files_hard_limit()));
-    if share.read_only {
+    if request.plan.shared.iter().all(|entry| entry.read_only) {
+        // The mounts are; this says it once more.
         launch.arg("--readonly");
     }
     let process = launch.spawn()?;

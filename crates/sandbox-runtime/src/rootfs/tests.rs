@@ -1,4 +1,5 @@
 use super::*;
+use crate::share::SharedEntry;
 use proptest::prelude::*;
 
 fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
@@ -10,13 +11,29 @@ fn mount(fstype: &str, source: &str, options: &[&str]) -> Mount {
     }
 }
 
-fn plan_on(driver: Driver, mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
-    plan_rootfs(
-        &ContainerId::new("c1").unwrap(),
+/// The plan, and what of the host it shares: where, and whether read-only.
+fn shared_on(
+    driver: Driver,
+    mounts: &[Mount],
+) -> Result<(RootfsPlan, Vec<SharedEntry>), RootfsError> {
+    let container = ContainerId::new("c1").unwrap();
+    let mut share = SharePlan::new(&container);
+    let plan = plan_rootfs(
+        &container,
         mounts,
         &mut DeviceAllocator::new(driver),
+        &mut share,
         Path::new("/bundle"),
-    )
+    )?;
+    Ok((plan, share.into_entries()))
+}
+
+fn plan_on(driver: Driver, mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+    Ok(shared_on(driver, mounts)?.0)
+}
+
+fn shared(mounts: &[Mount]) -> (RootfsPlan, Vec<SharedEntry>) {
+    shared_on(Driver::Kvm, mounts).unwrap()
 }
 
 fn plan(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
@@ -53,7 +70,8 @@ fn layered() -> Vec<Mount> {
 
 #[test]
 fn rootfs_of_layers_becomes_devices_and_an_overlay_in_the_guest() {
-    let plan = plan(&layered()).unwrap();
+    let (plan, entries) = shared(&layered());
+    assert!(entries.is_empty());
     let disks: Vec<_> = plan
         .block
         .iter()
@@ -67,7 +85,6 @@ fn rootfs_of_layers_becomes_devices_and_an_overlay_in_the_guest() {
             ("/rw.ext4", false, "disk2")
         ]
     );
-    assert!(plan.shares.is_empty() && plan.host_mounts.is_empty());
     assert_eq!(plan.root_path, format!("{DIR}/rootfs"));
     let [lower, _, upper, overlay] = plan.guest_mounts.as_slice() else {
         panic!("{:?}", plan.guest_mounts);
@@ -108,32 +125,44 @@ fn rootfs_of_one_layer_is_the_root_itself() {
 }
 
 #[test]
-fn rootfs_overlay_of_the_host_is_mounted_in_the_bundle_and_shared() {
-    let plan = plan(&[mount(
-        "overlay",
-        "overlay",
-        &["workdir=/w", "upperdir=/u", "lowerdir=/a:/b"],
-    )])
-    .unwrap();
-    assert_eq!(plan.host_mounts[0].target, Path::new("/bundle/rootfs"));
-    assert_eq!(plan.shares[0].directory, Path::new("/bundle/rootfs"));
-    assert!(!plan.shares[0].read_only);
-    assert_eq!(plan.guest_mounts[0].share_tag(), plan.shares[0].tag);
-    assert_eq!(plan.guest_mounts[0].fstype, "virtiofs");
-    assert_eq!(plan.guest_mounts[0].target, plan.root_path);
+fn rootfs_overlay_of_the_host_is_an_entry_of_the_shared_folder() {
+    let options = ["workdir=/w", "upperdir=/u", "lowerdir=/a:/b"];
+    let (plan, entries) = shared(&[mount("overlay", "overlay", &options)]);
+    let [entry] = entries.as_slice() else {
+        panic!("{entries:?}");
+    };
+    assert_eq!(
+        entry.source,
+        SharedSource::Overlay {
+            options: options.map(str::to_owned).to_vec()
+        }
+    );
+    assert_eq!(entry.path, Path::new("c1/root"));
+    assert!(!entry.read_only);
+    assert!(plan.guest_mounts.is_empty());
+    assert_eq!(plan.root_path, format!("{DIR}/shared/c1/root"));
 }
 
 #[test]
 fn rootfs_bind_read_only_is_shared_read_only() {
-    let plan = plan(&[mount("bind", "/src", &["rbind", "ro"])]).unwrap();
-    assert!(plan.shares[0].read_only);
+    let (_, entries) = shared(&[mount("bind", "/src", &["rbind", "ro"])]);
+    assert!(entries[0].read_only);
+    assert_eq!(
+        entries[0].source,
+        SharedSource::Path {
+            path: "/src".into(),
+            recursive: true,
+            follows_host: false
+        }
+    );
 }
 
 #[test]
 fn rootfs_without_mounts_is_the_bundles_folder() {
-    let plan = plan(&[]).unwrap();
-    assert!(plan.host_mounts.is_empty());
-    assert_eq!(plan.shares[0].directory, Path::new("/bundle/rootfs"));
+    let (_, entries) = shared(&[]);
+    assert!(
+        matches!(&entries[0].source, SharedSource::Path { path, .. } if path == Path::new("/bundle/rootfs"))
+    );
 }
 
 #[test]
@@ -209,23 +238,41 @@ fn rootfs_with_more_layers_than_devices_fit_has_them_as_files_in_one_share() {
         mounts.push(mount("ext4", "/rw", &[]));
         let overlay = format!("lowerdir={{{{ overlay {} 0 }}}}", count - 1);
         mounts.push(mount("format/overlay", "overlay", &[&overlay]));
-        let plan = plan_on(driver, &mounts).unwrap();
+        let (plan, entries) = shared_on(driver, &mounts).unwrap();
         assert_eq!(plan.block.len(), 1);
-        let [share] = plan.shares.as_slice() else {
-            panic!("{:?}", plan.shares);
-        };
-        assert_eq!(share.directory, Path::new("/bundle/layers"));
-        assert!(share.read_only);
-        assert_eq!(plan.host_mounts.len(), count);
-        assert_eq!(plan.host_mounts[1].target, Path::new("/bundle/layers/1"));
-        assert!(plan.host_mounts[1].is_read_only());
-        assert_eq!(plan.guest_mounts[0].share_tag(), share.tag);
-        assert_eq!(plan.guest_mounts[0].target, format!("{DIR}/layers"));
-        assert_eq!(plan.guest_mounts[2].literal(), format!("{DIR}/layers/1"));
-        assert_eq!(plan.guest_mounts[2].fstype, "erofs");
-        assert_eq!(plan.guest_mounts[2].options, ["ro"]);
-        assert_eq!(plan.guest_mounts[2].target, format!("{DIR}/mounts/1"));
+        assert_eq!(entries.len(), count);
+        assert_eq!(entries[1].path, Path::new("c1/layers/1"));
+        assert!(entries.iter().all(|entry| entry.read_only));
+        let file = format!("{DIR}/shared/c1/layers/1");
+        assert_eq!(plan.guest_mounts[1].literal(), file);
+        assert_eq!(plan.guest_mounts[1].fstype, "erofs");
+        assert_eq!(plan.guest_mounts[1].options, ["ro"]);
+        assert_eq!(plan.guest_mounts[1].target, format!("{DIR}/mounts/1"));
     }
+}
+
+#[test]
+fn everything_shared_comes_through_one_device() {
+    let container = ContainerId::new("c1").unwrap();
+    let mut share = SharePlan::new(&container);
+    assert_eq!(share.guest_mount(), None);
+    let mut devices = DeviceAllocator::new(Driver::Qemu);
+    let room = devices.room();
+    for name in ["a", "b", "c"] {
+        let source = SharedSource::Path {
+            path: "/x".into(),
+            recursive: true,
+            follows_host: false,
+        };
+        let path = share.add(name, String::new(), source, false, &mut devices);
+        assert_eq!(path.unwrap(), format!("{DIR}/shared/c1/{name}"));
+    }
+    assert_eq!(devices.room(), room - 1);
+    let step = share.guest_mount().unwrap();
+    assert_eq!(
+        (step.share_tag(), step.target.as_str()),
+        (crate::share::TAG, format!("{DIR}/shared").as_str())
+    );
 }
 
 #[test]
@@ -265,8 +312,11 @@ proptest! {
                     prop_assert!(!directory.path.contains("/../"));
                 }
             }
-            let last = plan.guest_mounts.last().unwrap();
-            prop_assert_eq!(&last.target, &plan.root_path);
+            if let Some(last) = plan.guest_mounts.last() {
+                prop_assert_eq!(&last.target, &plan.root_path);
+            } else {
+                prop_assert!(plan.root_path.starts_with("/run/sandbox/containers/c1/shared/"));
+            }
         }
     }
 }

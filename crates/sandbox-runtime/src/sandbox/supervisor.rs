@@ -23,6 +23,7 @@ use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
+use crate::share::ShareMounts;
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
 use crate::vsock;
 
@@ -207,10 +208,10 @@ impl Supervisor {
         make_dir(&self.dir)?;
         self.owns_dir = true;
         let mut record = Record::new(&self.dir);
-        for host_mount in &self.plan.host_mounts {
-            record.add_mount(&host_mount.target)?;
-            host_mount.mount()?;
-        }
+        let shared = match self.plan.shared.as_slice() {
+            [] => None,
+            entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
+        };
         let events_path = vsock::event_socket(&self.vsock);
         let events =
             UnixListener::from_std(bind(&events_path)?).map_err(|source| SandboxError::Socket {
@@ -222,6 +223,7 @@ impl Supervisor {
         let request = MachineRequest {
             plan: &self.plan,
             dir: &self.dir,
+            share: shared.as_ref(),
             vsock_listener: &vsock,
             vsock_path: &self.vsock,
             timeline: Arc::clone(&self.timeline),

@@ -12,6 +12,7 @@ use libtest_mimic::Failed;
 use sandbox_protocol::agent::{CreateContainerRequest, Stdio as AgentStdio};
 use sandbox_runtime::host::choose_driver;
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
+use sandbox_runtime::share::{SharePlan, SharedEntry};
 use sandbox_runtime::{Config, Driver, Hypervisor, Sandbox, SandboxPlan};
 use sandbox_types::{ContainerId, SandboxId};
 use serde_json::json;
@@ -83,12 +84,19 @@ pub(crate) fn obstacle() -> Option<String> {
 /// How a container's root is handed over, and what was planned of it.
 pub(crate) struct Root {
     plan: Option<RootfsPlan>,
+    shared: Vec<SharedEntry>,
+    /// The mounts that it was planned from.
+    mounts: Vec<Mount>,
 }
 
 impl Root {
     /// No container.
     pub(crate) fn none() -> Self {
-        Self { plan: None }
+        Self {
+            plan: None,
+            shared: Vec::new(),
+            mounts: Vec::new(),
+        }
     }
 }
 
@@ -149,10 +157,11 @@ impl Fixture {
 
     pub(crate) fn plan(&self, root: &Root) -> SandboxPlan {
         let config = self.config();
-        let rootfs = root.plan.clone();
-        let (block, shares, host_mounts) = rootfs.map_or_else(Default::default, |plan| {
-            (plan.block, plan.shares, plan.host_mounts)
-        });
+        let block = root
+            .plan
+            .as_ref()
+            .map(|plan| plan.block.clone())
+            .unwrap_or_default();
         SandboxPlan {
             id: self.id(),
             namespace: NAMESPACE.to_owned(),
@@ -161,20 +170,26 @@ impl Fixture {
             config,
             bundle: self.path("bundle"),
             block,
-            shares,
-            host_mounts,
+            shared: root.shared.clone(),
         }
     }
 
     fn root(&self, mounts: &[Mount]) -> Result<Root, Failure> {
         let mut devices = DeviceAllocator::new(self.driver());
-        let plan = plan_rootfs(
+        let mut share = SharePlan::new(&self.container());
+        let mut plan = plan_rootfs(
             &self.container(),
             mounts,
             &mut devices,
+            &mut share,
             &self.path("bundle"),
         )?;
-        Ok(Root { plan: Some(plan) })
+        plan.guest_mounts.splice(0..0, share.guest_mount());
+        Ok(Root {
+            plan: Some(plan),
+            shared: share.into_entries(),
+            mounts: mounts.to_vec(),
+        })
     }
 
     /// A folder with a shell.
@@ -269,7 +284,7 @@ impl Fixture {
     }
 
     /// The sandbox's own folder.
-    fn sandbox_dir(&self) -> PathBuf {
+    pub(crate) fn sandbox_dir(&self) -> PathBuf {
         self.config().sandbox_dir(NAMESPACE, &self.id())
     }
 
@@ -310,8 +325,7 @@ impl Fixture {
 
     /// Starts another process that starts a sandbox and waits to be killed.
     pub(crate) fn start_victim(&self, root: &Root) -> Result<Child, Failure> {
-        let plan = root.plan.as_ref().ok_or("no root")?;
-        let options = &plan.host_mounts.first().ok_or("no mount")?.options;
+        let options = &root.mounts.first().ok_or("no mount")?.options;
         fs::write(self.path("victim.json"), serde_json::to_vec(options)?)?;
         let mut child = Command::new(std::env::current_exe()?)
             .env(VICTIM_ENV, &self.dir)

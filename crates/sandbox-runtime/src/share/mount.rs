@@ -1,0 +1,427 @@
+//! The mounts of the shared folder.
+
+#![expect(unsafe_code, reason = "mount_setattr(2) has no wrapper")]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{CWD, FileType};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags};
+
+use super::{FOLDER, SharedEntry, SharedSource};
+use crate::cleanup::{CleanupError, Record};
+
+/// File systems that are a view of the host's kernel, by their magic numbers (statfs(2)).
+const KERNEL_FILE_SYSTEMS: &[(u64, &str)] = &[
+    (0x9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6367_7270, "cgroup2"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x7363_6673, "securityfs"),
+    (0xcafe_4a11, "bpf"),
+    (0x0000_1cd1, "devpts"),
+    (0x1980_0202, "mqueue"),
+];
+
+/// A part of the host's file system cannot be shared with the guest.
+#[derive(Debug, thiserror::Error)]
+#[error("`{field}`: {} cannot be shared with the sandbox", path.display())]
+pub struct ShareError {
+    /// The field of the caller's request.
+    pub field: String,
+    /// What it names.
+    pub path: PathBuf,
+    /// Why not.
+    #[source]
+    pub problem: ShareProblem,
+}
+
+/// Why a part of the host's file system cannot be shared.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareProblem {
+    /// A socket, fifo or device.
+    #[error(
+        "it is a {0}; only folders and regular files can be shared, a virtual machine has no way to the other end of a {0}"
+    )]
+    Special(&'static str),
+    /// A view of the host's kernel.
+    #[error(
+        "it is on the host's {0} file system, which shows the host's kernel; mount a {0} of the sandbox's own (type \"{0}\") instead"
+    )]
+    Kernel(&'static str),
+    /// The host's devices.
+    #[error("it holds the host's devices; the sandbox has devices of its own")]
+    Devices,
+    /// The system refused.
+    #[error("cannot {action} it")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn system(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> ShareProblem {
+    move |errno| ShareProblem::System {
+        action,
+        source: errno.into(),
+    }
+}
+
+/// The mounted folder of a sandbox.
+pub(crate) struct ShareMounts {
+    folder: PathBuf,
+}
+
+impl ShareMounts {
+    /// Makes the folder and everything in it. What is mounted when an error comes back is on record.
+    pub(crate) fn make(
+        dir: &Path,
+        entries: &[SharedEntry],
+        record: &mut Record,
+    ) -> Result<Self, ShareMountError> {
+        let folder = dir.join(FOLDER);
+        let failed = |source: io::Error| ShareMountError::Folder {
+            path: dir.join(FOLDER),
+            source,
+        };
+        fs::create_dir(&folder).map_err(failed)?;
+        record.add_mount(&folder)?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        // It holds only mount points.
+        let data = "mode=0700,size=1m,nr_inodes=4k";
+        mount(Some("sandbox"), &folder, Some("tmpfs"), flags, Some(data))
+            .and_then(|()| {
+                let flags = MsFlags::MS_PRIVATE;
+                mount(None::<&str>, &folder, None::<&str>, flags, None::<&str>)
+            })
+            .map_err(|errno| failed(errno.into()))?;
+        for entry in entries {
+            let path = match &entry.source {
+                SharedSource::Path { path, .. } => path.clone(),
+                SharedSource::Overlay { .. } => PathBuf::from("overlay"),
+            };
+            add(&folder, entry).map_err(|problem| ShareError {
+                field: entry.field.clone(),
+                path,
+                problem,
+            })?;
+        }
+        Ok(Self { folder })
+    }
+
+    /// Where it is.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+/// The shared folder could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareMountError {
+    /// One of its entries.
+    #[error(transparent)]
+    Entry(#[from] ShareError),
+    /// Itself.
+    #[error("cannot mount the sandbox's shared folder {}", path.display())]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be recorded.
+    #[error(transparent)]
+    Record(#[from] CleanupError),
+}
+
+fn add(folder: &Path, entry: &SharedEntry) -> Result<(), ShareProblem> {
+    let target = folder.join(&entry.path);
+    let attributes = Attributes {
+        read_only: entry.read_only,
+        follows_host: matches!(
+            entry.source,
+            SharedSource::Path {
+                follows_host: true,
+                ..
+            }
+        ),
+    };
+    match &entry.source {
+        SharedSource::Path {
+            path, recursive, ..
+        } => {
+            let tree = clone_tree(path, *recursive)?;
+            let is_folder = check_source(path, tree.as_fd())?;
+            make_target(&target, is_folder).map_err(|source| ShareProblem::System {
+                action: "make a place for",
+                source,
+            })?;
+            set_attributes(tree.as_fd(), attributes).map_err(|source| ShareProblem::System {
+                action: "protect",
+                source,
+            })?;
+            rustix::mount::move_mount(
+                tree.as_fd(),
+                "",
+                CWD,
+                &target,
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )
+            .map_err(system("mount"))
+        }
+        SharedSource::Overlay { options } => {
+            let MountOptions { flags, data } = parse_options(options);
+            make_target(&target, true).map_err(|source| ShareProblem::System {
+                action: "make a place for",
+                source,
+            })?;
+            // The options of many layers are longer than fsconfig(2) takes. The parent is private: it goes nowhere else.
+            mount(
+                Some("overlay"),
+                &target,
+                Some("overlay"),
+                flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+                Some(data.as_str()),
+            )
+            .map_err(|errno| ShareProblem::System {
+                action: "mount",
+                source: errno.into(),
+            })
+        }
+    }
+}
+
+/// A detached copy of the mounts at and, if asked for, below a path. A symbolic link is followed.
+fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, ShareProblem> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(CWD, path, flags).map_err(system("open"))
+}
+
+/// Whether the source, already open, is a folder; refuses what cannot be shared.
+fn check_source(path: &Path, tree: BorrowedFd<'_>) -> Result<bool, ShareProblem> {
+    let stat = rustix::fs::fstat(tree).map_err(system("look at"))?;
+    let special = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory | FileType::RegularFile => None,
+        FileType::Socket => Some("socket"),
+        FileType::Fifo => Some("fifo"),
+        FileType::CharacterDevice | FileType::BlockDevice => Some("device"),
+        _ => Some("file of an unknown kind"),
+    };
+    if let Some(kind) = special {
+        return Err(ShareProblem::Special(kind));
+    }
+    let magic = rustix::fs::fstatfs(tree).map_err(system("look at"))?.f_type;
+    let magic = u64::try_from(magic).unwrap_or_default();
+    if let Some((_, name)) = KERNEL_FILE_SYSTEMS
+        .iter()
+        .find(|(number, _)| *number == magic)
+    {
+        return Err(ShareProblem::Kernel(name));
+    }
+    if fs::canonicalize(path).is_ok_and(|path| path == Path::new("/dev")) {
+        return Err(ShareProblem::Devices);
+    }
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+fn make_target(target: &Path, is_folder: bool) -> io::Result<()> {
+    if is_folder {
+        return fs::create_dir_all(target);
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::File::create_new(target).map(drop)
+}
+
+/// What is set on every mount of an entry.
+#[derive(Debug, Clone, Copy)]
+struct Attributes {
+    read_only: bool,
+    follows_host: bool,
+}
+
+/// Sets the attributes on a detached tree, whole or not at all (mount_setattr(2)).
+fn set_attributes(tree: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    let read_only = if attributes.read_only {
+        libc::MOUNT_ATTR_RDONLY
+    } else {
+        0
+    };
+    let propagation = if attributes.follows_host {
+        libc::MS_SLAVE
+    } else {
+        libc::MS_PRIVATE
+    };
+    let attr = libc::mount_attr {
+        attr_set: read_only | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        attr_clr: 0,
+        propagation,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is a C string and the structure has the size that is given; the kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Options of fstab told apart into flags, and data for the file system.
+#[derive(Debug, PartialEq, Eq)]
+struct MountOptions {
+    flags: MsFlags,
+    data: String,
+}
+
+/// Flag options, whether they set or clear, as containerd's `core/mount` has them.
+fn flag(option: &str) -> Option<(bool, MsFlags)> {
+    Some(match option {
+        "async" => (false, MsFlags::MS_SYNCHRONOUS),
+        "atime" => (false, MsFlags::MS_NOATIME),
+        "bind" => (true, MsFlags::MS_BIND),
+        "defaults" => (true, MsFlags::empty()),
+        "dev" => (false, MsFlags::MS_NODEV),
+        "diratime" => (false, MsFlags::MS_NODIRATIME),
+        "dirsync" => (true, MsFlags::MS_DIRSYNC),
+        "exec" => (false, MsFlags::MS_NOEXEC),
+        "mand" => (true, MsFlags::MS_MANDLOCK),
+        "noatime" => (true, MsFlags::MS_NOATIME),
+        "nodev" => (true, MsFlags::MS_NODEV),
+        "nodiratime" => (true, MsFlags::MS_NODIRATIME),
+        "noexec" => (true, MsFlags::MS_NOEXEC),
+        "nomand" => (false, MsFlags::MS_MANDLOCK),
+        "norelatime" => (false, MsFlags::MS_RELATIME),
+        "nostrictatime" => (false, MsFlags::MS_STRICTATIME),
+        "nosuid" => (true, MsFlags::MS_NOSUID),
+        "rbind" => (true, MsFlags::MS_BIND.union(MsFlags::MS_REC)),
+        "relatime" => (true, MsFlags::MS_RELATIME),
+        "remount" => (true, MsFlags::MS_REMOUNT),
+        "ro" => (true, MsFlags::MS_RDONLY),
+        "rw" => (false, MsFlags::MS_RDONLY),
+        "strictatime" => (true, MsFlags::MS_STRICTATIME),
+        "suid" => (false, MsFlags::MS_NOSUID),
+        "sync" => (true, MsFlags::MS_SYNCHRONOUS),
+        _ => return None,
+    })
+}
+
+fn parse_options(options: &[String]) -> MountOptions {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in options {
+        match flag(option) {
+            Some((true, bits)) => flags |= bits,
+            Some((false, bits)) => flags &= !bits,
+            None => data.push(option.as_str()),
+        }
+    }
+    MountOptions {
+        flags,
+        data: data.join(","),
+    }
+}
+
+/// Undoes every mount at `target`; one that is busy is detached. No mount there is no error.
+pub(crate) fn unmount(target: &Path) -> io::Result<bool> {
+    let mut undone = false;
+    loop {
+        let result = match umount2(target, MntFlags::UMOUNT_NOFOLLOW) {
+            Err(nix::Error::EBUSY) => {
+                umount2(target, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)
+            }
+            other => other,
+        };
+        match result {
+            Ok(()) => undone = true,
+            // Not a mount point (any more), or not there at all.
+            Err(nix::Error::EINVAL | nix::Error::ENOENT) => return Ok(undone),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Whether the options of a mount say that nothing is to be written: the last word counts.
+#[must_use]
+pub fn is_read_only(options: &[String]) -> bool {
+    parse_options(options).flags.contains(MsFlags::MS_RDONLY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn options(list: &[&str]) -> Vec<String> {
+        list.iter().map(|&s| s.to_owned()).collect()
+    }
+
+    #[test]
+    fn options_are_told_apart_into_flags_and_data() {
+        let parsed = parse_options(&options(&[
+            "ro",
+            "nosuid",
+            "lowerdir=/a:/b",
+            "index=off",
+            "rbind",
+        ]));
+        assert_eq!(
+            parsed.flags,
+            MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_BIND | MsFlags::MS_REC
+        );
+        assert_eq!(parsed.data, "lowerdir=/a:/b,index=off");
+    }
+
+    #[test]
+    fn options_later_flag_wins() {
+        assert!(parse_options(&options(&["ro", "rw"])).flags.is_empty());
+        assert_eq!(
+            parse_options(&options(&["rw", "ro"])).flags,
+            MsFlags::MS_RDONLY
+        );
+    }
+
+    #[test]
+    fn unmount_of_what_is_not_mounted_is_no_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        // Without privilege the kernel says EPERM before it looks.
+        match unmount(&gone) {
+            Ok(undone) => assert!(!undone),
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::PermissionDenied),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn options_that_are_no_flag_are_all_data(list in prop::collection::vec("[a-z]{1,6}=[a-z/]{0,6}", 0..6)) {
+            let parsed = parse_options(&list);
+            prop_assert!(parsed.flags.is_empty());
+            prop_assert_eq!(parsed.data, list.join(","));
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! Bind mounts of the host's folders and files.
+//!
+//! | option | what becomes of the source |
+//! | --- | --- |
+//! | `x-sandbox.copy` | a regular file, read here and sent to the agent, which makes it in the guest |
+//! | any other bind | an entry of the sandbox's shared folder ([`sandbox_runtime::share`]) |
+//!
+//! In the spec the source becomes a path of the guest. `ro` holds for the whole tree and on the host's side. Of the
+//! propagation options `slave` and `rslave` let later mounts of the host through; `shared` and `rshared` would let the
+//! guest's mounts out, which a virtual machine cannot do.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use sandbox_protocol::extensions::{COPY_OPTION, MAX_COPIED_FILE_BYTES};
+use sandbox_protocol::{GUEST_RUN_DIR, agent};
+use sandbox_runtime::rootfs::{DeviceAllocator, RootfsError};
+use sandbox_runtime::share::{SharePlan, SharedSource, is_read_only};
+use sandbox_types::ContainerId;
+use serde_json::Value;
+
+/// The most bind mounts of one container.
+const MAX_BINDS: usize = 1024;
+
+/// Why a bind mount cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("`mounts[{index}]` (bind of {source_name:?})")]
+pub(crate) struct BindError {
+    /// Which mount of the spec.
+    pub(crate) index: usize,
+    /// Its source.
+    pub(crate) source_name: String,
+    /// What is wrong with it.
+    #[source]
+    pub(crate) problem: BindProblem,
+}
+
+/// What is wrong with a bind mount.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BindProblem {
+    /// There is no source.
+    #[error("a bind mount needs a source")]
+    NoSource,
+    /// The guest's mounts were to appear on the host.
+    #[error(
+        "{0:?} would let mounts made in the sandbox appear on the host, which a virtual machine cannot do; use rslave or rprivate"
+    )]
+    Shared(String),
+    /// Not a regular file.
+    #[error("only a regular file, not a link, can be copied into the sandbox")]
+    NotRegular,
+    /// Too much to copy.
+    #[error(
+        "the files that are copied into the sandbox are larger than {MAX_COPIED_FILE_BYTES} bytes; share it instead (without {COPY_OPTION})"
+    )]
+    TooLarge,
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// More than a container can have.
+    #[error("more than {MAX_BINDS} bind mounts")]
+    TooMany,
+    /// No room for the device.
+    #[error(transparent)]
+    Device(#[from] RootfsError),
+}
+
+/// One mount of the spec.
+struct Mount<'a> {
+    value: &'a mut Value,
+    options: Vec<String>,
+}
+
+impl<'a> Mount<'a> {
+    /// `None` when it is no bind mount.
+    fn bind(value: &'a mut Value) -> Option<Self> {
+        let options: Vec<String> = value
+            .get("options")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(|option| option.as_str().map(str::to_owned))
+            .collect();
+        let is_bind = value.get("type").and_then(Value::as_str) == Some("bind")
+            || options.iter().any(|o| o == "bind" || o == "rbind");
+        is_bind.then_some(Self { value, options })
+    }
+
+    fn has(&self, option: &str) -> bool {
+        self.options.iter().any(|o| o == option)
+    }
+
+    fn source(&self) -> Option<&str> {
+        self.value
+            .get("source")
+            .and_then(Value::as_str)
+            .filter(|source| !source.is_empty())
+    }
+
+    /// Names the source as the guest has it.
+    fn rewrite(&mut self, guest_path: String) {
+        self.options.retain(|option| option != COPY_OPTION);
+        self.value["options"] = self.options.clone().into();
+        self.value["source"] = guest_path.into();
+    }
+}
+
+/// What the bind mounts of a container need.
+pub(crate) struct Binds<'a> {
+    pub(crate) container: &'a ContainerId,
+    pub(crate) bundle: &'a Path,
+    pub(crate) share: &'a mut SharePlan,
+    pub(crate) devices: &'a mut DeviceAllocator,
+}
+
+impl Binds<'_> {
+    /// Gives every bind mount of `spec` a source in the guest. Returns the files to copy there.
+    ///
+    /// # Errors
+    /// [`BindError`] names the mount.
+    pub(crate) fn resolve(mut self, spec: &mut Value) -> Result<Vec<agent::File>, BindError> {
+        let mut files = Vec::new();
+        let mut bytes_left = MAX_COPIED_FILE_BYTES;
+        let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
+        let binds = mounts
+            .into_iter()
+            .flatten()
+            .enumerate()
+            .filter_map(|(index, value)| Some((index, Mount::bind(value)?)));
+        for (count, (index, mut mount)) in binds.enumerate() {
+            let name = mount.source().unwrap_or_default().to_owned();
+            let error = |problem| BindError {
+                index,
+                source_name: name.clone(),
+                problem,
+            };
+            if count >= MAX_BINDS {
+                return Err(error(BindProblem::TooMany));
+            }
+            let source = mount
+                .source()
+                .map(|source| self.bundle.join(source))
+                .ok_or_else(|| error(BindProblem::NoSource))?;
+            if mount.has(COPY_OPTION) {
+                let path = format!(
+                    "{GUEST_RUN_DIR}/containers/{}/files/{index}",
+                    self.container
+                );
+                let file = copied(&source, path.clone(), bytes_left).map_err(error)?;
+                bytes_left = bytes_left.saturating_sub(file.content.len() as u64);
+                files.push(file);
+                mount.rewrite(path);
+            } else {
+                let path = self.shared(index, source, &mount).map_err(error)?;
+                mount.rewrite(path);
+            }
+        }
+        Ok(files)
+    }
+
+    fn shared(
+        &mut self,
+        index: usize,
+        path: PathBuf,
+        mount: &Mount<'_>,
+    ) -> Result<String, BindProblem> {
+        if let Some(option) = ["shared", "rshared"].into_iter().find(|o| mount.has(o)) {
+            return Err(BindProblem::Shared(option.to_owned()));
+        }
+        let source = SharedSource::Path {
+            path,
+            recursive: mount.has("rbind"),
+            follows_host: mount.has("rslave") || mount.has("slave"),
+        };
+        Ok(self.share.add(
+            &format!("mounts/{index}"),
+            format!("mounts[{index}].source"),
+            source,
+            is_read_only(&mount.options) || mount.has("rro"),
+            self.devices,
+        )?)
+    }
+}
+
+/// Reads a small file of the caller's.
+fn copied(source: &Path, path: String, limit: u64) -> Result<agent::File, BindProblem> {
+    // Neither a link nor a fifo gets us to somewhere else, or to wait.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(source);
+    let file = match file {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(BindProblem::NotRegular);
+        }
+        // A socket.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+            return Err(BindProblem::NotRegular);
+        }
+        other => other.map_err(BindProblem::Read)?,
+    };
+    let metadata = file.metadata().map_err(BindProblem::Read)?;
+    if !metadata.is_file() {
+        return Err(BindProblem::NotRegular);
+    }
+    let mut content = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut content)
+        .map_err(BindProblem::Read)?;
+    if content.len() as u64 > limit {
+        return Err(BindProblem::TooLarge);
+    }
+    Ok(agent::File {
+        path,
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        content,
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_runtime::Driver;
+    use serde_json::json;
+
+    fn resolve(
+        bundle: &Path,
+        mounts: Value,
+    ) -> Result<(Value, Vec<agent::File>, SharePlan), BindError> {
+        let container = ContainerId::new("c1").unwrap();
+        let mut share = SharePlan::new(&container);
+        let mut spec = json!({ "mounts": mounts });
+        let files = Binds {
+            container: &container,
+            bundle,
+            share: &mut share,
+            devices: &mut DeviceAllocator::new(Driver::Qemu),
+        }
+        .resolve(&mut spec)?;
+        Ok((spec["mounts"].take(), files, share))
+    }
+
+    fn problem(source: &Path, options: &[&str]) -> BindProblem {
+        let mounts =
+            json!([{"destination": "/d", "type": "bind", "source": source, "options": options}]);
+        resolve(Path::new("/bundle"), mounts).err().unwrap().problem
+    }
+
+    #[test]
+    fn binds_get_sources_in_the_guest_and_other_mounts_stay() {
+        let proc = json!({"destination": "/proc", "type": "proc", "source": "proc"});
+        let mounts = json!([
+            proc,
+            {"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind", "ro", "rslave"]},
+            {"destination": "/here", "source": "here", "options": ["bind"]},
+        ]);
+        let (mounts, files, share) = resolve(Path::new("/bundle"), mounts).unwrap();
+        assert!(files.is_empty());
+        assert_eq!(mounts[0], proc);
+        let guest = "/run/sandbox/containers/c1/shared/c1/mounts";
+        assert_eq!(mounts[1]["source"], format!("{guest}/1"));
+        assert_eq!(mounts[1]["options"], json!(["rbind", "ro", "rslave"]));
+        assert_eq!(mounts[2]["source"], format!("{guest}/2"));
+        let wanted = [
+            ("/srv", true, true, true),
+            ("/bundle/here", false, false, false),
+        ];
+        assert_eq!(share.entries().len(), wanted.len());
+        for (entry, (path, recursive, follows_host, read_only)) in
+            share.entries().iter().zip(wanted)
+        {
+            assert_eq!(
+                entry.source(),
+                &SharedSource::Path {
+                    path: path.into(),
+                    recursive,
+                    follows_host
+                }
+            );
+            assert_eq!(entry.is_read_only(), read_only);
+        }
+    }
+
+    #[test]
+    fn copied_file_goes_with_its_mode_and_without_a_share() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hosts");
+        std::fs::write(&file, "127.0.0.1 localhost\n").unwrap();
+        let mounts = json!([{"destination": "/etc/hosts", "type": "bind", "source": file, "options": ["bind", COPY_OPTION, "ro"]}]);
+        let (mounts, files, share) = resolve(Path::new("/bundle"), mounts).unwrap();
+        assert!(share.entries().is_empty() && share.guest_mount().is_none());
+        assert_eq!(mounts[0]["options"], json!(["bind", "ro"]));
+        assert_eq!(mounts[0]["source"], files[0].path);
+        assert_eq!(files[0].path, "/run/sandbox/containers/c1/files/0");
+        assert_eq!(files[0].content, b"127.0.0.1 localhost\n");
+        assert_eq!(
+            files[0].mode,
+            std::fs::metadata(&file).unwrap().mode() & 0o7777
+        );
+    }
+
+    #[test]
+    fn copy_of_what_is_not_a_small_regular_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "x").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        let big = File::create(at("big")).unwrap();
+        big.set_len(MAX_COPIED_FILE_BYTES + 1).unwrap();
+        for name in ["link", "fifo", "socket", "."] {
+            let problem = problem(&at(name), &[COPY_OPTION]);
+            assert!(
+                matches!(problem, BindProblem::NotRegular),
+                "{name}: {problem:?}"
+            );
+        }
+        assert!(matches!(
+            problem(&at("big"), &[COPY_OPTION]),
+            BindProblem::TooLarge
+        ));
+        assert!(matches!(
+            problem(&at("none"), &[COPY_OPTION]),
+            BindProblem::Read(_)
+        ));
+    }
+
+    #[test]
+    fn copied_files_are_bounded_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let half = folder.path().join("half");
+        let file = File::create(&half).unwrap();
+        file.set_len(MAX_COPIED_FILE_BYTES / 2 + 1).unwrap();
+        let mount =
+            json!({"destination": "/d", "type": "bind", "source": half, "options": [COPY_OPTION]});
+        let error = resolve(Path::new("/"), json!([mount, mount]))
+            .err()
+            .unwrap();
+        assert_eq!(error.index, 1);
+        assert!(matches!(error.problem, BindProblem::TooLarge));
+    }
+
+    #[test]
+    fn propagation_out_of_the_guest_is_refused() {
+        for option in ["shared", "rshared"] {
+            assert!(matches!(
+                problem(Path::new("/srv"), &["rbind", option]),
+                BindProblem::Shared(_)
+            ));
+        }
+        assert!(matches!(
+            problem(Path::new(""), &["rbind"]),
+            BindProblem::NoSource
+        ));
+    }
+}
