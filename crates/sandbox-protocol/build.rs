@@ -1,4 +1,4 @@
-//! Generates the messages and the ttrpc service of `proto/agent.proto`, without protoc.
+//! Generates the messages of `proto/` and the ttrpc service of `proto/agent.proto`, without protoc.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     ttrpc_codegen::Codegen::new()
         .out_dir(&out)
-        .input("proto/agent.proto")
+        .inputs(["proto/agent.proto", "proto/details.proto"])
         .include("proto")
         .rust_protobuf()
         .customize(ttrpc_codegen::Customize {
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         )
         .run()?;
     // Inner attributes cannot be included; the module that includes the files carries them.
-    for file in ["agent.rs", "agent_ttrpc.rs"] {
+    for file in ["agent.rs", "agent_ttrpc.rs", "details.rs"] {
         let path = out.join(file);
         let text: String = std::fs::read_to_string(&path)?
             .lines()

@@ -12,7 +12,9 @@ use sandbox_runtime::share::ShareMountError;
 use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
 use sandbox_types::IdError;
 
+use crate::hooks::HookError;
 use crate::lifecycle::LifecycleError;
+use crate::program::ProgramError;
 use crate::spec::SpecError;
 use crate::spec::binds::BindError;
 use crate::stdio::StdioError;
@@ -114,6 +116,12 @@ pub(crate) enum TaskError {
     /// A bind mount of the specification cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A program of the agent's that it does not have.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A hook failed, or cannot be supported.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The root file system's mounts cannot be used.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
@@ -153,6 +161,7 @@ impl TaskError {
             Self::Id(_)
             | Self::Spec(_)
             | Self::Bind(_)
+            | Self::Program(_)
             | Self::Rootfs(_)
             | Self::Stdio(_)
             | Self::Sandbox(SandboxError::Share(ShareMountError::Entry(_))) => {
@@ -167,7 +176,7 @@ impl TaskError {
             Self::Agent(AgentError::Refused { code, .. }) => *code,
             Self::Agent(AgentError::TimedOut { .. }) => Code::DEADLINE_EXCEEDED,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
-            Self::Host(_) => Code::FAILED_PRECONDITION,
+            Self::Host(_) | Self::Hook(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_) | Self::Agent(_) | Self::Stream(_) | Self::Died { .. } => {
                 Code::INTERNAL
             }

@@ -16,12 +16,15 @@ mod delete;
 mod error;
 mod events;
 mod flags;
+mod hooks;
 mod lifecycle;
 mod log;
 mod pod;
+mod program;
 mod server;
 mod spec;
 mod start;
+mod stats;
 mod stdio;
 mod task;
 

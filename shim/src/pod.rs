@@ -9,7 +9,7 @@ mod process;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::events::task::{
@@ -17,20 +17,25 @@ use containerd_shim_protos::events::task::{
 };
 use sandbox_runtime::{Config, Sandbox, SandboxDeath, SandboxEvent};
 use sandbox_types::timeline::Phase;
-use sandbox_types::{ContainerId, ExecId, SandboxId};
+use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::delete::KILLED;
 use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
+use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle};
+use crate::stdio::logger::Identity;
 use crate::stdio::{Copying, StdioPaths};
 
 /// How long a failed call waits for the reason: a machine that died is told by its own event.
 const REASON_WAIT: Duration = Duration::from_secs(3);
 /// How long output may take to reach its reader after the process is gone.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often the guest's clock is set to the host's.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What `<bundle>/death.json` holds when a sandbox died.
 #[derive(Serialize)]
@@ -64,6 +69,7 @@ impl Process {
 /// One container of the pod.
 struct Container {
     bundle: PathBuf,
+    hooks: Hooks,
     init: Process,
     execs: HashMap<ExecId, Process>,
 }
@@ -71,6 +77,8 @@ struct Container {
 #[derive(Default)]
 struct State {
     sandbox: Option<Arc<Sandbox>>,
+    /// The machine's size.
+    size: Option<(MemMib, VcpuCount)>,
     /// A Create is under way.
     creating: bool,
     containers: HashMap<ContainerId, Container>,
@@ -257,6 +265,14 @@ impl Pod {
         }
     }
 
+    /// As logging programs know a process.
+    fn identity(&self, key: &ProcessKey) -> Identity {
+        Identity {
+            id: key.event_id(),
+            namespace: self.namespace.clone(),
+        }
+    }
+
     /// Follows what the machine tells, until it ends.
     async fn follow(self: Arc<Self>, mut events: mpsc::Receiver<SandboxEvent>) {
         while let Some(event) = events.recv().await {
@@ -384,6 +400,19 @@ impl Pod {
                 exited_at: Some(timestamp(exit.at)).into(),
                 ..Default::default()
             });
+        }
+    }
+}
+
+/// Keeps the guest's clock at the host's, as long as there is the machine.
+async fn keep_time(sandbox: Weak<Sandbox>) {
+    loop {
+        tokio::time::sleep(CLOCK_INTERVAL).await;
+        let Some(sandbox) = sandbox.upgrade() else {
+            return;
+        };
+        if let Err(error) = sandbox.agent().set_clock().await {
+            tracing::warn!("the guest's clock is not set: {error}");
         }
     }
 }

@@ -1,15 +1,22 @@
 //! The bundle's `config.json`: read within bounds, and the size of the machine that it asks for.
 
 pub(crate) mod binds;
+pub(crate) mod check;
+mod size;
+pub(crate) mod update;
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use sandbox_runtime::Config;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
+
+use check::HostNamespaceError;
+use size::CpuListError;
+use update::UpdateError;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
 const MAX_SPEC_BYTES: u64 = 2 * 1024 * 1024;
@@ -49,6 +56,15 @@ pub(crate) enum SpecError {
         /// The file.
         path: PathBuf,
     },
+    /// Its list of processors is none.
+    #[error(transparent)]
+    CpuList(#[from] CpuListError),
+    /// It wants to join a namespace of the host.
+    #[error(transparent)]
+    HostNamespace(#[from] HostNamespaceError),
+    /// New limits that the machine cannot give.
+    #[error(transparent)]
+    Update(#[from] UpdateError),
     /// No machine is that big or small.
     #[error("the limits in `linux.resources` cannot size a machine")]
     Size(#[from] MachineSizeError),
@@ -115,53 +131,36 @@ impl BundleSpec {
         })
     }
 
-    /// Memory of the machine: the container's limit and the configured overhead, or the configured default.
-    ///
-    /// # Errors
-    /// When no machine has that much.
-    pub(crate) fn memory(&self, config: &Config) -> Result<MemMib, MachineSizeError> {
-        let limit = self
-            .spec
+    fn resources(&self) -> Option<&LinuxResources> {
+        self.spec
             .linux()
             .as_ref()
             .and_then(|linux| linux.resources().as_ref())
-            .and_then(|resources| resources.memory().as_ref())
-            .and_then(oci_spec::runtime::LinuxMemory::limit)
-            .and_then(|limit| u64::try_from(limit).ok())
-            .filter(|limit| *limit > 0);
-        match limit {
-            Some(limit) => {
-                let mib = limit.div_ceil(1 << 20) + u64::from(config.memory_overhead_mib);
-                MemMib::new(mib.max(u64::from(MemMib::MIN.get())))
-            }
-            None => config.memory(),
-        }
     }
 
-    /// vCPUs of the machine: the container's CPU limit rounded up, or the configured default.
+    /// The size of the machine for the container ([`size`]).
     ///
     /// # Errors
-    /// When no machine has that many.
-    pub(crate) fn vcpus(&self, config: &Config) -> Result<VcpuCount, MachineSizeError> {
-        let cpu = self
-            .spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.resources().as_ref())
-            .and_then(|resources| resources.cpu().as_ref());
-        let quota = cpu
-            .and_then(oci_spec::runtime::LinuxCpu::quota)
-            .and_then(|quota| u64::try_from(quota).ok())
-            .filter(|quota| *quota > 0);
-        // 100 ms is the kernel's default period (cgroup v2, cpu.max).
-        let period = cpu
-            .and_then(oci_spec::runtime::LinuxCpu::period)
-            .filter(|period| *period > 0)
-            .unwrap_or(100_000);
-        match quota {
-            Some(quota) => VcpuCount::new(quota.div_ceil(period)),
-            None => config.vcpu_count(),
+    /// When no machine has that size, or the list of processors is none.
+    pub(crate) fn machine(&self, config: &Config) -> Result<(MemMib, VcpuCount), SpecError> {
+        let resources = self.resources();
+        let listed = size::cpu_list(resources)?;
+        Ok((
+            size::memory(resources, config)?,
+            size::vcpus(resources, listed, config)?,
+        ))
+    }
+
+    /// Takes out, or refuses, what means the host ([`check`]).
+    ///
+    /// # Errors
+    /// [`SpecError`] names the field.
+    pub(crate) fn adapt(&mut self) -> Result<(), SpecError> {
+        check::namespaces(&self.value)?;
+        if let Some(process) = self.value.get_mut("process") {
+            check::drop_default_profile(process);
         }
+        Ok(())
     }
 }
 
@@ -171,8 +170,10 @@ impl BundleSpec {
 /// [`SpecError::Malformed`] names the field.
 pub(crate) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, SpecError> {
     let what = "the exec's process";
-    let mut process: Process = parse(json, what)?;
-    process.set_terminal(Some(terminal));
+    let _: Process = parse(json, what)?;
+    let mut process: Value = parse(json, what)?;
+    check::drop_default_profile(&mut process);
+    process["terminal"] = terminal.into();
     serde_json::to_vec(&process).map_err(|source| SpecError::Malformed {
         what: what.to_owned(),
         field: "process".to_owned(),
@@ -190,30 +191,6 @@ mod tests {
         BundleSpec::read(folder.path())
     }
 
-    fn with_resources(resources: &str) -> BundleSpec {
-        bundle(&format!(
-            r#"{{"ociVersion":"1.0.2","process":{{"args":["sh"],"cwd":"/","user":{{"uid":0,"gid":0}}}},
-                "root":{{"path":"rootfs"}},"linux":{{"resources":{resources}}}}}"#
-        ))
-        .unwrap()
-    }
-
-    #[test]
-    fn machine_is_limit_plus_overhead_and_cpus_rounded_up() {
-        let config = Config::default();
-        let spec = with_resources(
-            r#"{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}"#,
-        );
-        assert_eq!(
-            spec.memory(&config).unwrap().get(),
-            257 + config.memory_overhead_mib
-        );
-        assert_eq!(spec.vcpus(&config).unwrap().get(), 2);
-        let spec = with_resources(r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#);
-        assert_eq!(spec.memory(&config).unwrap().get(), config.memory_mib);
-        assert_eq!(spec.vcpus(&config).unwrap().get(), config.vcpus);
-    }
-
     #[test]
     fn malformed_spec_is_refused_with_the_field() {
         let error = bundle(
@@ -226,5 +203,17 @@ mod tests {
             .err()
             .unwrap();
         assert!(matches!(error, SpecError::NoProcess { .. }), "{error}");
+    }
+
+    #[test]
+    fn exec_keeps_what_it_says_and_gets_the_calls_terminal() {
+        let json = br#"{"args":["sh"],"cwd":"/x","user":{"uid":7,"gid":8},"terminal":false,"noNewPrivileges":true,
+            "apparmorProfile":"docker-default","capabilities":{"bounding":["CAP_KILL"]}}"#;
+        let process: Value = serde_json::from_slice(&exec_process(json, true).unwrap()).unwrap();
+        assert_eq!(
+            process,
+            serde_json::json!({"args":["sh"],"cwd":"/x","user":{"uid":7,"gid":8},"terminal":true,"noNewPrivileges":true,
+                "capabilities":{"bounding":["CAP_KILL"]}})
+        );
     }
 }

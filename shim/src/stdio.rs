@@ -1,21 +1,28 @@
-//! Byte streams between the caller's fifos and the agent.
+//! Byte streams between the caller's fifos, files and logging programs, and the agent.
 //!
 //! A fifo is opened for both directions, whatever it is used for: opening then never waits for a peer, an output
 //! fifo whose reader went away fills up instead of breaking, and the writer of an input fifo may go and come back. So
 //! the end of input is only what `CloseIO` says; the end of output is told to the reader by closing the fifo, after
 //! the last byte.
 
+pub(crate) mod logger;
+mod uri;
+
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
+use tokio::process::Child;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+
+use logger::{Identity, Logger, LoggerError};
+use uri::Target;
 
 /// Size of the buffer between a fifo and a stream, in bytes: what a pipe holds.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -24,7 +31,7 @@ const BUFFER_BYTES: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StdioError {
     /// A scheme that is not spoken.
-    #[error("{stream} cannot be {uri:?}: only fifos are supported")]
+    #[error("{stream} cannot be {uri:?}: {} are supported", schemes(stream))]
     Scheme {
         /// Which stream.
         stream: &'static str,
@@ -39,6 +46,9 @@ pub(crate) enum StdioError {
         /// What was given.
         path: PathBuf,
     },
+    /// The program that is to take the output does not run.
+    #[error(transparent)]
+    Logger(#[from] LoggerError),
     /// The system refused.
     #[error("cannot open {stream} {}", path.display())]
     Open {
@@ -65,29 +75,29 @@ pub(crate) struct StdioPaths {
     pub(crate) terminal: bool,
 }
 
-fn fifo(stream: &'static str, uri: &str) -> Result<PathBuf, StdioError> {
-    let path = match uri.split_once("://") {
-        None => uri,
-        Some(("fifo", path)) => path,
-        Some(_) => {
-            return Err(StdioError::Scheme {
-                stream,
-                uri: uri.to_owned(),
-            });
-        }
-    };
-    let path = PathBuf::from(path);
-    let kind = std::fs::metadata(&path)
+fn schemes(stream: &str) -> &'static str {
+    if stream == "stdin" {
+        "only fifos"
+    } else {
+        "fifos, file:// and binary:// with absolute paths"
+    }
+}
+
+fn must_be_fifo(stream: &'static str, path: &Path) -> Result<(), StdioError> {
+    let kind = std::fs::metadata(path)
         .map_err(|source| StdioError::Open {
             stream,
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         })?
         .file_type();
     if kind.is_fifo() {
-        Ok(path)
+        Ok(())
     } else {
-        Err(StdioError::NotFifo { stream, path })
+        Err(StdioError::NotFifo {
+            stream,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -97,55 +107,120 @@ fn both_ways() -> pipe::OpenOptions {
     options
 }
 
+/// Where output goes.
+pub(crate) type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// The caller's ends of the streams of one process, open.
+#[derive(Default)]
 pub(crate) struct OpenStdio {
     /// What the caller writes.
     pub(crate) stdin: Option<pipe::Receiver>,
     /// What the caller reads.
-    pub(crate) stdout: Option<pipe::Sender>,
+    pub(crate) stdout: Option<Sink>,
     /// What the caller reads, apart from a terminal's.
-    pub(crate) stderr: Option<pipe::Sender>,
+    pub(crate) stderr: Option<Sink>,
+    /// The programs that take the output.
+    pub(crate) loggers: Vec<Child>,
+}
+
+/// Opens what takes output, unless that is a program.
+async fn open_sink(stream: &'static str, uri: &str, target: &Target) -> Result<Sink, StdioError> {
+    let open = |path: &Path, source| StdioError::Open {
+        stream,
+        path: path.to_owned(),
+        source,
+    };
+    match target {
+        Target::Fifo(path) => {
+            must_be_fifo(stream, path)?;
+            let opened = both_ways().open_sender(path);
+            Ok(Box::new(opened.map_err(|source| open(path, source))?))
+        }
+        Target::File(path) => {
+            let opened = async {
+                if let Some(parent) = path.parent() {
+                    tokio::fs::create_dir_all(parent).await?;
+                }
+                tokio::fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .await
+            };
+            Ok(Box::new(opened.await.map_err(|source| open(path, source))?))
+        }
+        Target::Binary { .. } => Err(StdioError::Scheme {
+            stream,
+            uri: uri.to_owned(),
+        }),
+    }
 }
 
 impl StdioPaths {
-    /// Opens what is named.
+    /// Opens what is named, and starts the programs that are.
     ///
     /// # Errors
     /// [`StdioError`] names the stream.
-    pub(crate) fn open(&self) -> Result<OpenStdio, StdioError> {
-        let sender = |stream, uri: &str| -> Result<Option<pipe::Sender>, StdioError> {
-            if uri.is_empty() {
-                return Ok(None);
+    pub(crate) async fn open(&self, identity: &Identity) -> Result<OpenStdio, StdioError> {
+        let mut open = OpenStdio::default();
+        if !self.stdin.is_empty() {
+            open.stdin = Some(self.open_stdin()?);
+        }
+        let mut program_stderr = None;
+        if !self.stdout.is_empty() {
+            match parse("stdout", &self.stdout)? {
+                Target::Binary { program, arguments } => {
+                    let Logger {
+                        child,
+                        stdout,
+                        stderr,
+                    } = logger::start(&program, &arguments, identity).await?;
+                    open.loggers.push(child);
+                    open.stdout = Some(Box::new(stdout));
+                    program_stderr = Some(stderr);
+                }
+                other => open.stdout = Some(open_sink("stdout", &self.stdout, &other).await?),
             }
-            let path = fifo(stream, uri)?;
-            let opened = both_ways().open_sender(&path);
-            opened.map(Some).map_err(|source| StdioError::Open {
-                stream,
-                path,
-                source,
-            })
+        }
+        if self.terminal || self.stderr.is_empty() {
+            return Ok(open);
+        }
+        open.stderr = Some(match (parse("stderr", &self.stderr)?, program_stderr) {
+            // One program takes both.
+            (Target::Binary { .. }, Some(pipe)) if self.stderr == self.stdout => Box::new(pipe),
+            (Target::Binary { program, arguments }, _) => {
+                let logger = logger::start(&program, &arguments, identity).await?;
+                open.loggers.push(logger.child);
+                Box::new(logger.stderr)
+            }
+            (other, _) => open_sink("stderr", &self.stderr, &other).await?,
+        });
+        Ok(open)
+    }
+
+    fn open_stdin(&self) -> Result<pipe::Receiver, StdioError> {
+        let Target::Fifo(path) = parse("stdin", &self.stdin)? else {
+            return Err(StdioError::Scheme {
+                stream: "stdin",
+                uri: self.stdin.clone(),
+            });
         };
-        let stdin = if self.stdin.is_empty() {
-            None
-        } else {
-            let path = fifo("stdin", &self.stdin)?;
-            let opened = both_ways().open_receiver(&path);
-            Some(opened.map_err(|source| StdioError::Open {
+        must_be_fifo("stdin", &path)?;
+        both_ways()
+            .open_receiver(&path)
+            .map_err(|source| StdioError::Open {
                 stream: "stdin",
                 path,
                 source,
-            })?)
-        };
-        Ok(OpenStdio {
-            stdin,
-            stdout: sender("stdout", &self.stdout)?,
-            stderr: if self.terminal {
-                None
-            } else {
-                sender("stderr", &self.stderr)?
-            },
-        })
+            })
     }
+}
+
+fn parse(stream: &'static str, uri: &str) -> Result<Target, StdioError> {
+    Target::parse(uri).ok_or_else(|| StdioError::Scheme {
+        stream,
+        uri: uri.to_owned(),
+    })
 }
 
 /// The copying of one process's streams. Dropped, it stops.
@@ -161,12 +236,25 @@ impl Copying {
     pub(crate) fn output(
         &mut self,
         stream: UnixStream,
-        fifo: pipe::Sender,
+        sink: Sink,
         first: impl FnOnce() + Send + 'static,
     ) {
         self.outputs.push(tokio::spawn(async move {
-            if let Err(error) = copy_output(stream, fifo, first).await {
+            if let Err(error) = copy_output(stream, sink, first).await {
                 tracing::warn!("an output stream broke: {error}");
+            }
+        }));
+    }
+
+    /// Keeps a program that takes output, until it has ended.
+    pub(crate) fn logger(&mut self, mut program: Child) {
+        self.outputs.push(tokio::spawn(async move {
+            match program.wait().await {
+                Ok(status) if !status.success() => {
+                    tracing::warn!("a logging program ended with {status}");
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!("waiting for a logging program: {error}"),
             }
         }));
     }
@@ -217,24 +305,29 @@ pub(crate) async fn drain(outputs: Vec<JoinHandle<()>>, limit: Duration) {
     }
 }
 
-async fn copy_output(
-    mut stream: UnixStream,
-    mut fifo: pipe::Sender,
-    first: impl FnOnce(),
-) -> io::Result<()> {
+async fn copy_output(mut stream: UnixStream, sink: Sink, first: impl FnOnce()) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut first = Some(first);
+    let mut sink = Some(sink);
     loop {
         let len = stream.read(&mut buffer).await?;
         if len == 0 {
-            return Ok(());
+            break;
         }
         if let Some(first) = first.take() {
             first();
         }
-        if let Some(bytes) = buffer.get(..len) {
-            fifo.write_all(bytes).await?;
+        if let (Some(bytes), Some(open)) = (buffer.get(..len), sink.as_mut())
+            && let Err(error) = open.write_all(bytes).await
+        {
+            // The process goes on, as it would with its output in the null device.
+            tracing::warn!("output is lost, nothing takes it: {error}");
+            sink = None;
         }
+    }
+    match sink.as_mut() {
+        Some(sink) => sink.flush().await,
+        None => Ok(()),
     }
 }
 
@@ -276,6 +369,13 @@ mod tests {
     use nix::sys::stat::Mode;
     use std::path::Path;
 
+    fn identity() -> Identity {
+        Identity {
+            id: "c1".to_owned(),
+            namespace: "ns".to_owned(),
+        }
+    }
+
     fn block_on<F: Future>(future: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -297,14 +397,18 @@ mod tests {
         std::fs::write(&file, "").unwrap();
         for (uri, part) in [
             (file.to_str().unwrap(), "not a fifo"),
-            ("binary:///bin/logger", "only fifos"),
+            ("npipe:///bin/logger", "fifos, file:// and binary://"),
+            (
+                "binary:///no/such/logger",
+                "/no/such/logger cannot be started",
+            ),
             ("/no/such/path", "cannot open stdout"),
         ] {
             let paths = StdioPaths {
                 stdout: uri.to_owned(),
                 ..Default::default()
             };
-            let error = paths.open().err().unwrap().to_string();
+            let error = block_on(paths.open(&identity())).err().unwrap().to_string();
             assert!(error.contains(part), "{error}");
         }
     }
@@ -318,7 +422,7 @@ mod tests {
                 stdin: path.clone(),
                 ..Default::default()
             };
-            let stdin = paths.open().unwrap().stdin.unwrap();
+            let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
             let (mut guest, host) = UnixStream::pair().unwrap();
             let mut copying = Copying::default();
             copying.input(host, stdin);
@@ -353,7 +457,7 @@ mod tests {
                 stdout: path,
                 ..Default::default()
             };
-            let stdout = paths.open().unwrap().stdout.unwrap();
+            let stdout = paths.open(&identity()).await.unwrap().stdout.unwrap();
             let (mut guest, host) = UnixStream::pair().unwrap();
             let mut copying = Copying::default();
             copying.output(host, stdout, || ());
@@ -363,5 +467,60 @@ mod tests {
             drain(copying.take_outputs(), Duration::from_secs(30)).await;
             assert!(reader.join().unwrap() == sent);
         });
+    }
+
+    /// Sends `out` and `err` through the process's streams to what `uri` names.
+    async fn send(uri: &str) {
+        let paths = StdioPaths {
+            stdout: uri.to_owned(),
+            stderr: uri.to_owned(),
+            ..Default::default()
+        };
+        let open = paths.open(&identity()).await.unwrap();
+        let mut copying = Copying::default();
+        for program in open.loggers {
+            copying.logger(program);
+        }
+        for (sink, text) in [(open.stdout, "out"), (open.stderr, "err")] {
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            copying.output(host, sink.unwrap(), || ());
+            guest.write_all(text.as_bytes()).await.unwrap();
+        }
+        drain(copying.take_outputs(), Duration::from_secs(30)).await;
+    }
+
+    #[test]
+    fn file_is_made_and_appended_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("new/log");
+        let uri = format!("file://{}", file.display());
+        block_on(async {
+            send(&uri).await;
+            send(&uri).await;
+        });
+        let mut parts = std::fs::read_to_string(&file).unwrap();
+        for part in ["out", "err"] {
+            assert_eq!(parts.matches(part).count(), 2, "{parts}");
+            parts = parts.replace(part, "");
+        }
+        assert_eq!(parts, "");
+    }
+
+    #[test]
+    fn program_gets_the_streams_its_arguments_and_the_container() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("logger");
+        let result = folder.path().join("result");
+        let script = "#!/bin/sh\nexec 5>&-\n\
+            echo \"$* $CONTAINER_NAMESPACE/$CONTAINER_ID $(cat <&3) $(cat <&4)\" > \"$2\"\n";
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let uri = format!("binary://{}?to={}", program.display(), result.display());
+        block_on(send(&uri));
+        assert_eq!(
+            std::fs::read_to_string(&result).unwrap(),
+            format!("to {} ns/c1 out err\n", result.display())
+        );
     }
 }

@@ -11,12 +11,18 @@ use containerd_shim_protos::api::{
     StatsResponse, UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use containerd_shim_protos::shim_async::Task;
+use protobuf::Message;
+use protobuf::well_known_types::any::Any;
+use sandbox_protocol::PROCESS_DETAILS_TYPE;
+use sandbox_protocol::details::ProcessDetails;
+use sandbox_runtime::agent::{Code, ListedProcess};
 use sandbox_types::ContainerId;
 use ttrpc::r#async::TtrpcContext;
 
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::pod::{Pod, ProcessKey};
+use crate::stats::METRICS_TYPE;
 
 /// The service of one pod.
 pub(crate) struct TaskService {
@@ -26,6 +32,41 @@ pub(crate) struct TaskService {
 
 fn empty() -> Empty {
     Empty::default()
+}
+
+fn any(type_url: &str, message: &impl Message) -> ttrpc::Result<Any> {
+    let encode = |error: protobuf::Error| {
+        let message = format!("cannot encode {type_url}: {error}");
+        ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, message))
+    };
+    Ok(Any {
+        type_url: type_url.to_owned(),
+        value: message.write_to_bytes().map_err(encode)?,
+        ..Default::default()
+    })
+}
+
+fn process_info(process: ListedProcess) -> ttrpc::Result<ProcessInfo> {
+    let details = ProcessDetails {
+        exec_id: process
+            .exec
+            .map(|exec| exec.to_string())
+            .unwrap_or_default(),
+        parent_pid: process.parent_pid,
+        uid: process.uid,
+        state: process.state,
+        started_unix_ns: process.started_unix_ns,
+        cpu_time_ns: process.cpu_time_ns,
+        resident_bytes: process.resident_bytes,
+        terminal: process.terminal,
+        command: process.command,
+        ..Default::default()
+    };
+    Ok(ProcessInfo {
+        pid: process.pid,
+        info: Some(any(PROCESS_DETAILS_TYPE, &details)?).into(),
+        ..Default::default()
+    })
 }
 
 fn unsupported<T>(what: &'static str) -> ttrpc::Result<T> {
@@ -101,11 +142,8 @@ impl Task for TaskService {
             .list(&container)
             .await?
             .into_iter()
-            .map(|process| ProcessInfo {
-                pid: process.pid,
-                ..Default::default()
-            })
-            .collect();
+            .map(process_info)
+            .collect::<Result<_, _>>()?;
         Ok(PidsResponse {
             processes,
             ..Default::default()
@@ -156,8 +194,12 @@ impl Task for TaskService {
         Ok(empty())
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unsupported("changing a running container's limits")
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
+        // `linux.resources` in JSON, whatever its type is called.
+        let resources = request.resources.into_option().unwrap_or_default();
+        self.pod.update(&container, resources.value).await?;
+        Ok(empty())
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
@@ -170,8 +212,13 @@ impl Task for TaskService {
         })
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        unsupported("reading a container's statistics")
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
+        let metrics = self.pod.stats(&container).await?;
+        Ok(StatsResponse {
+            stats: Some(any(METRICS_TYPE, &metrics)?).into(),
+            ..Default::default()
+        })
     }
 
     async fn connect(&self, _: &TtrpcContext, _: ConnectRequest) -> ttrpc::Result<ConnectResponse> {

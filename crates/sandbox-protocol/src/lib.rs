@@ -45,6 +45,25 @@ pub mod agent_ttrpc {
     include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
 }
 
+/// Messages of `proto/details.proto`: what the shim tells of a process, in the `info` of containerd's `ProcessInfo`.
+#[allow(
+    missing_docs,
+    nonstandard_style,
+    unused,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+pub mod details {
+    include!(concat!(env!("OUT_DIR"), "/details.rs"));
+}
+
+/// Type URL of [`details::ProcessDetails`] in the `info`.
+pub const PROCESS_DETAILS_TYPE: &str = "containerd.runc.v1.ProcessDetails";
+
 /// Guest port of the agent's ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
 /// Guest port of the byte streams.

@@ -4,24 +4,31 @@
 //! [`sandbox_protocol::limits::MAX_REPLY_BYTES`], and text that the guest wrote is cut and made printable before it
 //! can reach a log or a person.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sandbox_protocol::agent::{
     AddProcessRequest, ConfigureGuestRequest, ContainerRequest, CreateContainerRequest, Empty,
-    ProcessRequest, ResizeTerminalRequest, SignalProcessRequest,
+    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
+    UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc;
 use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT};
 use sandbox_protocol::start_failure::StartFailure;
-use sandbox_types::{ContainerId, ExecId};
+use sandbox_types::{ContainerId, ExecId, IdError};
 use tokio::net::UnixStream;
 pub use ttrpc::Code;
 use ttrpc::context::Context;
 
 use crate::console::printable;
+use crate::timeline::unix_time_ns;
 
 /// The most of a guest's error message that is kept, in bytes.
 const MAX_MESSAGE_BYTES: usize = 4096;
+/// The most that is kept of a process's command line, in bytes.
+const MAX_COMMAND_BYTES: usize = 4096;
+/// The most that is kept of a word of the guest's, in bytes.
+const MAX_WORD_BYTES: usize = 64;
 /// The most processes of one container that are believed.
 const MAX_PROCESSES: usize = 65_536;
 
@@ -75,13 +82,52 @@ pub struct DeletedProcess {
     pub pid: u32,
 }
 
-/// A process of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A process of a container, as the guest describes it: text is cut and printable, numbers are not to be relied on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ListedProcess {
     /// As the guest numbers it.
     pub pid: u32,
     /// Which added process it belongs to; `None` for the container's own.
     pub exec: Option<ExecId>,
+    /// As the guest numbers it; 0 for none in the guest.
+    pub parent_pid: u32,
+    /// As the guest numbers it.
+    pub uid: u32,
+    /// One letter, as proc_pid_stat(5) has it.
+    pub state: String,
+    /// Nanoseconds since the Unix epoch, by the guest's clock.
+    pub started_unix_ns: u64,
+    /// Processor time used, in nanoseconds.
+    pub cpu_time_ns: u64,
+    /// Resident set, in bytes.
+    pub resident_bytes: u64,
+    /// As "pts/0"; empty for none.
+    pub terminal: String,
+    /// The command line, or the name of a process that has none.
+    pub command: String,
+}
+
+impl ListedProcess {
+    fn from_guest(
+        process: sandbox_protocol::agent::list_processes_reply::Process,
+    ) -> Result<Self, IdError> {
+        let text = |text: &str, limit| printable(text.as_bytes(), limit);
+        Ok(Self {
+            pid: process.pid,
+            exec: match process.exec_id.as_str() {
+                "" => None,
+                id => Some(ExecId::new(id)?),
+            },
+            parent_pid: process.parent_pid,
+            uid: process.uid,
+            state: text(&process.state, MAX_WORD_BYTES),
+            started_unix_ns: process.started_unix_ns,
+            cpu_time_ns: process.cpu_time_ns,
+            resident_bytes: process.resident_bytes,
+            terminal: text(&process.terminal, MAX_WORD_BYTES),
+            command: text(&process.command, MAX_COMMAND_BYTES),
+        })
+    }
 }
 
 /// The agent in one guest.
@@ -267,19 +313,62 @@ impl AgentClient {
             .processes
             .into_iter()
             .map(|process| {
-                let exec = match process.exec_id.as_str() {
-                    "" => None,
-                    id => Some(ExecId::new(id).map_err(|e| AgentError::Malformed {
-                        call: CALL,
-                        what: e.to_string(),
-                    })?),
-                };
-                Ok(ListedProcess {
-                    pid: process.pid,
-                    exec,
+                ListedProcess::from_guest(process).map_err(|error| AgentError::Malformed {
+                    call: CALL,
+                    what: error.to_string(),
                 })
             })
             .collect()
+    }
+
+    /// What a container uses and may use, by name (see `ContainerStatsReply`).
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn container_stats(
+        &self,
+        container: &ContainerId,
+    ) -> Result<HashMap<String, u64>, AgentError> {
+        let request = container_request(container);
+        let call = self.client.container_stats(context(CALL_TIMEOUT), &request);
+        let reply = bounded("read the statistics", CALL_TIMEOUT, call).await?;
+        Ok(reply.values)
+    }
+
+    /// Changes the limits of a container; what is not in `resources_json` (`linux.resources` of the OCI runtime spec)
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn update_container(
+        &self,
+        container: &ContainerId,
+        resources_json: Vec<u8>,
+    ) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: container.to_string(),
+            resources_json,
+            ..Default::default()
+        };
+        let call = self
+            .client
+            .update_container(context(CALL_TIMEOUT), &request);
+        bounded("change the limits", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Sets the guest's clock to the host's.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn set_clock(&self) -> Result<(), AgentError> {
+        let request = SetClockRequest {
+            unix_time_ns: unix_time_ns(),
+            ..Default::default()
+        };
+        let call = self.client.set_clock(context(CALL_TIMEOUT), &request);
+        bounded("set the clock", CALL_TIMEOUT, call).await?;
+        Ok(())
     }
 
     /// Freezes a container.

@@ -12,10 +12,12 @@ use sandbox_runtime::{Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
-use super::{Container, Pod, Process};
+use super::{Container, Pod, Process, ProcessKey, keep_time};
 use crate::error::{TaskError, chain};
+use crate::hooks::{Hooks, When};
+use crate::program;
+use crate::spec::BundleSpec;
 use crate::spec::binds::Binds;
-use crate::spec::{BundleSpec, SpecError};
 use crate::stdio::StdioPaths;
 
 /// Which streams the agent is to keep for us.
@@ -92,9 +94,18 @@ impl Pod {
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
-        let open = stdio.open()?;
         let mut spec = BundleSpec::read(&bundle)?;
+        spec.adapt()?;
+        let program = program::of_container(spec.spec.annotations().as_ref())?;
+        let hooks = Hooks::of(&spec.spec, id.as_str(), &bundle)?;
+        let key = ProcessKey {
+            container: id.clone(),
+            exec: None,
+        };
+        let open = stdio.open(&self.identity(&key)).await?;
         let (sandbox, guest) = self.boot(id, &bundle, &mut spec, request).await?;
+        let pid = sandbox.monitor_pid();
+        hooks.run(When::Creating, Some(pid)).await?;
 
         let create = CreateContainerRequest {
             container_id: id.to_string(),
@@ -103,6 +114,7 @@ impl Pod {
             root_path: guest.root_path,
             stdio: Some(wanted(&stdio)).into(),
             files: guest.files,
+            program: program.into(),
             ..Default::default()
         };
         sandbox.agent().create_container(&create).await?;
@@ -111,11 +123,12 @@ impl Pod {
         self.attach(&sandbox, id, None, open, &mut process).await?;
         let container = Container {
             bundle,
+            hooks,
             init: process,
             execs: std::collections::HashMap::new(),
         };
         self.state().containers.insert(id.clone(), container);
-        Ok(sandbox.monitor_pid())
+        Ok(pid)
     }
 
     async fn boot(
@@ -149,20 +162,26 @@ impl Pod {
             root_path: rootfs.root_path,
             files,
         };
+        let (memory, vcpus) = spec.machine(&self.config)?;
         let plan = SandboxPlan {
             id: self.id.clone(),
             namespace: self.namespace.clone(),
             config: self.config.clone(),
-            memory: spec.memory(&self.config).map_err(SpecError::from)?,
-            vcpus: spec.vcpus(&self.config).map_err(SpecError::from)?,
+            memory,
+            vcpus,
             bundle: bundle.to_owned(),
             block: rootfs.block,
             shared: share.into_entries(),
         };
         let (sandbox, events) = Sandbox::start(plan).await?;
         let sandbox = Arc::new(sandbox);
-        self.state().sandbox = Some(Arc::clone(&sandbox));
+        {
+            let mut state = self.state();
+            state.sandbox = Some(Arc::clone(&sandbox));
+            state.size = Some((memory, vcpus));
+        }
         tokio::spawn(Arc::clone(self).follow(events));
+        tokio::spawn(keep_time(Arc::downgrade(&sandbox)));
         Ok((sandbox, guest))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::ExecProcessRequest;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use sandbox_protocol::agent::{AddProcessRequest, StreamKind};
 use sandbox_runtime::Sandbox;
@@ -15,9 +16,11 @@ use super::create::wanted;
 use super::{DRAIN, Pod, Process, ProcessKey, ProcessView};
 use crate::delete::KILLED;
 use crate::error::{TaskError, chain};
+use crate::hooks::When;
 use crate::lifecycle::{Exit, Lifecycle};
-use crate::spec::exec_process;
+use crate::spec::{exec_process, update};
 use crate::stdio::{OpenStdio, StdioPaths, drain};
+use crate::{program, stats};
 
 impl Pod {
     /// Joins the caller's ends of a process's streams to the agent's.
@@ -29,15 +32,18 @@ impl Pod {
         open: OpenStdio,
         process: &mut Process,
     ) -> Result<(), TaskError> {
-        for (kind, fifo) in [
+        for program in open.loggers {
+            process.copying.logger(program);
+        }
+        for (kind, sink) in [
             (StreamKind::STREAM_KIND_STDOUT, open.stdout),
             (StreamKind::STREAM_KIND_STDERR, open.stderr),
         ] {
-            let Some(fifo) = fifo else { continue };
+            let Some(sink) = sink else { continue };
             let stream = sandbox.open_stream(container, exec, kind).await?;
             let marks = Arc::clone(sandbox);
             let is_init = exec.is_none();
-            process.copying.output(stream, fifo, move || {
+            process.copying.output(stream, sink, move || {
                 if is_init {
                     marks.mark(Phase::FirstOutput);
                 }
@@ -67,6 +73,7 @@ impl Pod {
             terminal: request.terminal,
         };
         let process_json = exec_process(&request.spec.value, request.terminal)?;
+        let program = program::of_exec(&request.spec.type_url)?;
         let sandbox = self.sandbox()?;
         {
             let mut state = self.state();
@@ -86,6 +93,7 @@ impl Pod {
             exec_id: exec.to_string(),
             process_json,
             stdio: Some(wanted(&stdio)).into(),
+            program: program.into(),
             ..Default::default()
         };
         if let Err(error) = sandbox.agent().add_process(&add).await {
@@ -116,11 +124,14 @@ impl Pod {
         };
         match self.start_reserved(&sandbox, key, &stdio).await {
             Ok(()) => {
+                let pid = sandbox.monitor_pid();
                 if key.exec.is_none() {
                     sandbox.mark(Phase::ContainerStarted);
+                    let hooks = self.state().container(&key.container)?.hooks.clone();
+                    hooks.run_all(When::Running, Some(pid)).await;
                 }
                 self.change(key, |process| process.lifecycle.started());
-                Ok(sandbox.monitor_pid())
+                Ok(pid)
             }
             Err(error) => {
                 let error = self.reason_for(error).await;
@@ -150,7 +161,7 @@ impl Pod {
         // The streams of a container were joined when it was made.
         if key.exec.is_some() {
             let mut joined = Process::new(stdio.clone());
-            let open = stdio.open()?;
+            let open = stdio.open(&self.identity(key)).await?;
             self.attach(
                 sandbox,
                 &key.container,
@@ -252,12 +263,19 @@ impl Pod {
         {
             tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
         }
-        let mut state = self.state();
-        match &key.exec {
-            None => drop(state.containers.remove(&key.container)),
-            Some(exec) => drop(state.container(&key.container)?.execs.remove(exec)),
+        let hooks = {
+            let mut state = self.state();
+            match &key.exec {
+                None => state.containers.remove(&key.container).map(|c| c.hooks),
+                Some(exec) => {
+                    state.container(&key.container)?.execs.remove(exec);
+                    None
+                }
+            }
+        };
+        if let Some(hooks) = hooks {
+            hooks.run_all(When::Stopped, None).await;
         }
-        drop(state);
         let exit = lifecycle.exit().unwrap_or(Exit {
             status: KILLED,
             at: SystemTime::now(),
@@ -335,6 +353,48 @@ impl Pod {
         }
     }
 
+    /// What a container uses and may use.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(crate) async fn stats(&self, container: &ContainerId) -> Result<Metrics, TaskError> {
+        self.state().container(container)?;
+        let sandbox = self.sandbox()?;
+        match sandbox.agent().container_stats(container).await {
+            Ok(values) => Ok(stats::metrics(values)),
+            Err(error) => Err(self.reason_for(error.into()).await),
+        }
+    }
+
+    /// Changes the limits of a container, within the machine's size.
+    ///
+    /// # Errors
+    /// [`TaskError`].
+    pub(crate) async fn update(
+        &self,
+        container: &ContainerId,
+        resources_json: Vec<u8>,
+    ) -> Result<(), TaskError> {
+        let size = {
+            let mut state = self.state();
+            let init = &state.container(container)?.init;
+            init.lifecycle.must_live("change the limits of")?;
+            state.size
+        };
+        let sandbox = self.sandbox()?;
+        if let Some((memory, vcpus)) = size {
+            update::check(&resources_json, memory, vcpus)?;
+        }
+        match sandbox
+            .agent()
+            .update_container(container, resources_json)
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.reason_for(error.into()).await),
+        }
+    }
+
     /// Freezes a container.
     ///
     /// # Errors
@@ -358,7 +418,12 @@ impl Pod {
     pub(crate) async fn resume(&self, key: &ProcessKey) -> Result<(), TaskError> {
         let mut next = self.state().process(key)?.lifecycle;
         next.resume()?;
-        self.sandbox()?.agent().resume(&key.container).await?;
+        let sandbox = self.sandbox()?;
+        // Before anything in it looks at the time again.
+        if let Err(error) = sandbox.agent().set_clock().await {
+            tracing::warn!("the guest's clock is not set: {error}");
+        }
+        sandbox.agent().resume(&key.container).await?;
         self.state().process(key)?.lifecycle.resume()?;
         let container_id = key.container.to_string();
         self.publisher.send(&TaskResumed {

@@ -1,0 +1,159 @@
+//! The size of the machine that a container's limits ask for.
+//!
+//! Memory is the limit plus a stated overhead for the guest's kernel and agent; the guest has no swap, so
+//! `memory.swap` adds nothing. vCPUs are the CPU quota rounded up, but no more than `cpu.cpus` has processors; without
+//! a quota as many as `cpu.cpus` has. What is not limited has the configured size.
+
+use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
+use sandbox_runtime::Config;
+use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
+
+/// The kernel's period of a CPU quota, in microseconds (cgroup v2, cpu.max).
+const DEFAULT_PERIOD: u64 = 100_000;
+/// The highest processor number that is believed.
+const MAX_CPU: u32 = 8191;
+
+/// The memory limit in bytes, when there is one.
+pub(super) fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
+    resources
+        .and_then(|resources| resources.memory().as_ref())
+        .and_then(LinuxMemory::limit)
+        .and_then(|limit| u64::try_from(limit).ok())
+        .filter(|limit| *limit > 0)
+}
+
+/// The CPU quota in processors, rounded up, when there is one.
+pub(super) fn cpus(resources: Option<&LinuxResources>) -> Option<u64> {
+    let cpu = resources?.cpu().as_ref()?;
+    let quota = u64::try_from(cpu.quota()?)
+        .ok()
+        .filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0);
+    Some(quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// How many processors a list such as "0-2,7" has (cpuset(7), "List format"); `None` when it is no such list.
+fn listed_cpus(list: &str) -> Option<u64> {
+    let mut count = 0;
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u32 = first.trim().parse().ok()?;
+        let last: u32 = last.trim().parse().ok()?;
+        if first > last || last > MAX_CPU {
+            return None;
+        }
+        count += u64::from(last - first) + 1;
+    }
+    Some(count)
+}
+
+/// A list of processors that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`linux.resources.cpu.cpus` is {list:?}, which is no list of processors such as \"0-3,7\"")]
+pub(crate) struct CpuListError {
+    list: String,
+}
+
+/// How many processors the container may use by its list, when it has one.
+///
+/// # Errors
+/// [`CpuListError`].
+pub(super) fn cpu_list(resources: Option<&LinuxResources>) -> Result<Option<u64>, CpuListError> {
+    let list = resources
+        .and_then(|resources| resources.cpu().as_ref())
+        .and_then(|cpu: &LinuxCpu| cpu.cpus().as_deref())
+        .filter(|list| !list.trim().is_empty());
+    match list {
+        None => Ok(None),
+        Some(list) => listed_cpus(list).map(Some).ok_or_else(|| CpuListError {
+            list: list.to_owned(),
+        }),
+    }
+}
+
+/// Memory of the machine.
+///
+/// # Errors
+/// When no machine has that much.
+pub(super) fn memory(
+    resources: Option<&LinuxResources>,
+    config: &Config,
+) -> Result<MemMib, MachineSizeError> {
+    match memory_limit(resources) {
+        Some(limit) => {
+            let mib = limit.div_ceil(1 << 20) + u64::from(config.memory_overhead_mib);
+            MemMib::new(mib.max(u64::from(MemMib::MIN.get())))
+        }
+        None => config.memory(),
+    }
+}
+
+/// vCPUs of the machine, by quota and list.
+///
+/// # Errors
+/// When no machine has that many.
+pub(super) fn vcpus(
+    resources: Option<&LinuxResources>,
+    listed: Option<u64>,
+    config: &Config,
+) -> Result<VcpuCount, MachineSizeError> {
+    match (cpus(resources), listed) {
+        (Some(quota), Some(listed)) => VcpuCount::new(quota.min(listed)),
+        (Some(count), None) | (None, Some(count)) => VcpuCount::new(count),
+        (None, None) => config.vcpu_count(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resources(json: &str) -> LinuxResources {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn machine_is_limit_plus_overhead_and_cpus_rounded_up() {
+        let config = Config::default();
+        let limits = resources(
+            r#"{"memory":{"limit":268435457,"swap":1073741824},"cpu":{"quota":150000,"period":100000}}"#,
+        );
+        assert_eq!(
+            memory(Some(&limits), &config).unwrap().get(),
+            257 + config.memory_overhead_mib
+        );
+        assert_eq!(vcpus(Some(&limits), None, &config).unwrap().get(), 2);
+        let none = resources(r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#);
+        assert_eq!(
+            memory(Some(&none), &config).unwrap().get(),
+            config.memory_mib
+        );
+        assert_eq!(
+            vcpus(Some(&none), None, &config).unwrap().get(),
+            config.vcpus
+        );
+    }
+
+    #[test]
+    fn cpu_list_bounds_the_quota_or_stands_for_it() {
+        let config = Config::default();
+        let of = |json| {
+            let limits = resources(json);
+            let listed = cpu_list(Some(&limits)).unwrap();
+            vcpus(Some(&limits), listed, &config).unwrap().get()
+        };
+        assert_eq!(of(r#"{"cpu":{"cpus":"0-2"}}"#), 3);
+        assert_eq!(of(r#"{"cpu":{"cpus":"1","quota":400000}}"#), 1);
+        assert_eq!(of(r#"{"cpu":{"cpus":"0-3","quota":150000}}"#), 2);
+        assert_eq!(of(r#"{"cpu":{"cpus":""}}"#), config.vcpus);
+    }
+
+    #[test]
+    fn cpu_list_is_counted_or_refused() {
+        assert_eq!(listed_cpus("0-2,7"), Some(4));
+        assert_eq!(listed_cpus("5\n"), Some(1));
+        for list in ["3-1", "a", "0-99999999", "-1", "0,,1"] {
+            assert_eq!(listed_cpus(list), None, "{list}");
+        }
+    }
+}
