@@ -62,6 +62,11 @@ impl App {
         })
     }
 
+    /// The folder of images and containers.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Refuses anyone but root.
     pub(crate) fn require_root() -> Result<(), AppError> {
         let uid = rustix::process::geteuid();

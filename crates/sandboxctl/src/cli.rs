@@ -9,9 +9,13 @@ use sandbox_types::ContainerId;
 use crate::values;
 
 mod images;
+mod observe;
 mod options;
 
 pub(crate) use images::{ImageLsArgs, ImageRmArgs, ImageVerb, ImportArgs};
+pub(crate) use observe::{
+    CompletionArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
+};
 pub(crate) use options::ContainerOptions;
 
 /// Runs containers, each in its own micro-VM.
@@ -57,6 +61,18 @@ pub(crate) enum Verb {
     /// Manage images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Show everything about containers or images
+    Inspect(InspectArgs),
+    /// List the ports of a container that are published; none are yet
+    Port(PortArgs),
+    /// Show the program's version
+    Version(FormatArgs),
+    /// Show what this installation has
+    Info(FormatArgs),
+    /// Print a script that makes a shell complete command lines
+    Completion(CompletionArgs),
+    /// Write the manual pages
+    Man(ManArgs),
     /// Tell whether this machine can run sandboxes, and what to do where it cannot
     Check(CheckArgs),
 }
@@ -121,23 +137,6 @@ pub(crate) struct RunArgs {
         allow_hyphen_values = true
     )]
     pub(crate) command: Vec<String>,
-}
-
-/// `ps`.
-#[derive(Debug, Args)]
-pub(crate) struct PsArgs {
-    /// Show containers that have ended, too
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Print only IDs
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Do not shorten IDs
-    #[arg(long)]
-    pub(crate) no_trunc: bool,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub(crate) format: Format,
 }
 
 /// `kill`.

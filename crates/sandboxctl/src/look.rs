@@ -50,6 +50,18 @@ impl Seen {
     }
 }
 
+impl Seen {
+    /// docker's word: what did not end by itself has ended all the same.
+    pub(crate) fn docker_word(&self) -> &'static str {
+        match self {
+            Self::Creating => "created",
+            Self::Running { .. } => "running",
+            Self::Paused => "paused",
+            Self::Exited { .. } | Self::Failed { .. } => "exited",
+        }
+    }
+}
+
 /// Looks at a container, and at its shim if it should have one.
 pub(crate) async fn look(container: &Container) -> (Seen, Option<Shim>) {
     let started = match &container.record.status {

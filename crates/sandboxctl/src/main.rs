@@ -12,17 +12,24 @@
 //! | [`container`], [`look`] | what is written down, and what is true now |
 //! | [`shim`] | the shim's program and its task service |
 //! | [`stdio`], [`terminal`], [`signals`] | what passes between the caller and the container |
-//! | [`ps`], [`stop`], [`image`], [`check`] | the other verbs |
-//! | [`report`], [`table`] | what people read |
+//! | [`ps`], [`inspect`], [`stop`], [`image`], [`port`], [`info`], [`check`] | the other verbs |
+//! | [`report`], [`table`], [`format`], [`template`], [`filter`], [`time`] | what people read |
+//! | [`help`] | shell completion and manual pages |
 
 mod app;
 mod check;
 mod cli;
 mod container;
+mod filter;
+mod format;
+mod help;
 mod image;
+mod info;
+mod inspect;
 mod kernel;
 mod look;
 mod names;
+mod port;
 mod ps;
 mod report;
 mod run;
@@ -33,7 +40,9 @@ mod spec;
 mod stdio;
 mod stop;
 mod table;
+mod template;
 mod terminal;
+mod time;
 mod timings;
 mod values;
 
@@ -52,6 +61,7 @@ const FAILED: u8 = 125;
 fn main() {
     let mut timeline = Timeline::default();
     timeline.mark(Phase::Requested);
+    help::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => process::exit(explain_usage(&error)),
@@ -85,8 +95,13 @@ fn explain_usage(error: &clap::Error) -> i32 {
 
 fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
     let app = App::new(&cli.root, cli.run_dir.as_deref())?;
-    if let Verb::Check(args) = &cli.verb {
-        return Ok(u8::from(!check::check(&app, args)?));
+    // What needs neither root nor a runtime.
+    match &cli.verb {
+        Verb::Check(args) => return Ok(u8::from(!check::check(&app, args)?)),
+        Verb::Version(args) => return Ok(info::version(args).map(|()| 0)?),
+        Verb::Completion(args) => return Ok(help::completion(args).map(|()| 0)?),
+        Verb::Man(args) => return Ok(help::man(args).map(|()| 0)?),
+        _ => {}
     }
     App::require_root()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -99,7 +114,10 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
             Verb::Image(verb) => Ok(image::image(&app, verb).map(|()| 0)?),
-            Verb::Check(args) => Ok(u8::from(!check::check(&app, args)?)),
+            Verb::Inspect(args) => Ok(inspect::inspect(&app, args).await.map(|()| 0)?),
+            Verb::Port(args) => Ok(port::port(&app, args).map(|()| 0)?),
+            Verb::Info(args) => Ok(info::info(&app, args).await.map(|()| 0)?),
+            Verb::Check(_) | Verb::Version(_) | Verb::Completion(_) | Verb::Man(_) => Ok(0),
         }
     })
 }

@@ -1,105 +1,131 @@
 //! `sandboxctl ps`.
 
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::app::{App, AppError};
-use crate::cli::{Format, PsArgs};
+use crate::cli::PsArgs;
 use crate::container::{Container, now};
+use crate::filter::{self, Others};
+use crate::format::{self, Column, LABEL};
 use crate::look::{Seen, look};
 use crate::names;
+use crate::settings::Settings;
 use crate::table;
+use crate::template::TemplateError;
+use crate::time;
 
-/// A line of the list, for programs.
-#[derive(Debug, Serialize)]
-struct Line<'a> {
-    id: &'a str,
-    name: &'a str,
-    image: &'a str,
-    image_digest: &'a str,
-    command: &'a [String],
-    created: u64,
-    state: &'static str,
-    status: String,
-    exit_code: Option<i32>,
-    labels: &'a std::collections::BTreeMap<String, String>,
+/// Why containers cannot be listed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PsError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error("cannot print the list as --format says")]
+    Format(#[from] TemplateError),
 }
 
+const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
+    Column {
+        field,
+        heading,
+        usual,
+    }
+}
+
+/// docker's fields.
+const COLUMNS: [Column; 14] = [
+    column("ID", "CONTAINER ID", true),
+    column("Image", "IMAGE", true),
+    column("Command", "COMMAND", true),
+    column("RunningFor", "CREATED", true),
+    column("Status", "STATUS", true),
+    column("Names", "NAMES", true),
+    column("CreatedAt", "CREATED AT", false),
+    column("Labels", "LABELS", false),
+    column("LocalVolumes", "LOCAL VOLUMES", false),
+    column("Mounts", "MOUNTS", false),
+    column("Networks", "NETWORKS", false),
+    column("Ports", "PORTS", false),
+    column("Size", "SIZE", false),
+    column("State", "STATE", false),
+];
+
 /// Lists containers.
-pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), AppError> {
-    let mut shown: Vec<(Container, Seen)> = Vec::new();
-    for container in app.containers()?.list()? {
-        let (seen, _) = look(&container).await;
-        if args.all || seen.is_live() {
+pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), PsError> {
+    let all = app.containers().and_then(|found| Ok(found.list()?))?;
+    // Whoever asks for the last ones, or for a state, wants to see those that have ended.
+    let last = args
+        .last
+        .or(args.latest.then_some(1))
+        .filter(|last| *last > 0);
+    let ended = args.all
+        || last.is_some()
+        || args
+            .filter
+            .iter()
+            .any(|one| matches!(one, filter::Filter::Status(_) | filter::Filter::Exited(_)));
+    let mut shown: Vec<(&Container, Seen)> = Vec::new();
+    for container in &all {
+        let (seen, _) = look(container).await;
+        if (ended || seen.is_live())
+            && filter::passes(&args.filter, container, &seen, &Others(&all))
+        {
             shown.push((container, seen));
+        }
+        if last.is_some_and(|last| shown.len() >= last) {
+            break;
         }
     }
     if args.quiet {
         for (container, _) in &shown {
-            let id = container.record.id.as_str();
-            table::line(if args.no_trunc { id } else { names::short(id) });
+            table::line(id(container, args.no_trunc));
         }
         return Ok(());
     }
-    match args.format {
-        Format::Json => {
-            let lines: Vec<Line<'_>> = shown
-                .iter()
-                .map(|(container, seen)| line(container, seen))
-                .collect();
-            table::json(&lines);
-        }
-        Format::Table => print_table(&shown, args.no_trunc),
-    }
-    Ok(())
+    let items: Vec<Value> = shown
+        .iter()
+        .map(|(container, seen)| item(container, seen, args.no_trunc))
+        .collect();
+    Ok(format::print(&args.format, &COLUMNS, &items)?)
 }
 
-fn line<'a>(container: &'a Container, seen: &Seen) -> Line<'a> {
+fn id(container: &Container, whole: bool) -> &str {
+    let id = container.record.id.as_str();
+    if whole { id } else { names::short(id) }
+}
+
+fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
     let record = &container.record;
-    Line {
-        id: record.id.as_str(),
-        name: record.name.as_str(),
-        image: &record.image,
-        image_digest: &record.image_digest,
-        command: &record.command,
-        created: record.created,
-        state: seen.word(),
-        status: status(seen, now()),
-        exit_code: match seen {
-            Seen::Exited { code, .. } => Some(*code),
-            _ => None,
-        },
-        labels: &record.labels,
-    }
-}
-
-fn print_table(shown: &[(Container, Seen)], no_trunc: bool) {
-    let mut rows = table::new(&[
-        "CONTAINER ID",
-        "IMAGE",
-        "COMMAND",
-        "CREATED",
-        "STATUS",
-        "NAME",
-    ]);
-    let now = now();
-    for (container, seen) in shown {
-        let record = &container.record;
-        let id = record.id.as_str();
-        let command = record.command.join(" ");
-        rows.add_row([
-            if no_trunc { id } else { names::short(id) }.to_owned(),
-            record.image.clone(),
-            if no_trunc {
-                command
-            } else {
-                table::shorten(&command, 30)
-            },
-            format!("{} ago", table::age(now.saturating_sub(record.created))),
-            status(seen, now),
-            record.name.to_string(),
-        ]);
-    }
-    table::print(&rows);
+    let command = record.command.join(" ");
+    let labels: Vec<String> = record
+        .labels
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    // A container that is just being made has none yet.
+    let mounts: Vec<String> = Settings::load(&container.folder)
+        .map(|settings| settings.mounts)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|mount| mount.kind == "bind")
+        .map(|mount| mount.source)
+        .collect();
+    json!({
+        "ID": id(container, whole),
+        "Image": record.image,
+        "Command": format!("\"{}\"", if whole { command } else { table::shorten(&command, 20) }),
+        "CreatedAt": time::spoken(record.created),
+        "RunningFor": format!("{} ago", table::age(now().saturating_sub(record.created))),
+        "Status": status(seen, now()),
+        "State": seen.docker_word(),
+        "Names": record.name,
+        "Labels": labels.join(","),
+        "LocalVolumes": "0",
+        "Mounts": mounts.join(","),
+        "Networks": "none",
+        "Ports": "",
+        "Size": "",
+        LABEL: record.labels,
+    })
 }
 
 fn status(seen: &Seen, now: u64) -> String {

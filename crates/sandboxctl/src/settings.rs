@@ -218,7 +218,6 @@ impl Settings {
     }
 
     /// Reads them from the container's folder.
-    #[allow(dead_code, reason = "inspect, stop and update read them")]
     pub(crate) fn load(folder: &Path) -> Result<Self, SettingsError> {
         let path = folder.join(FILE);
         let text = fs::read(&path).map_err(|source| SettingsError::Io {

@@ -34,6 +34,9 @@ pub(crate) use mounts::{binds, make_sources, tmpfs};
 pub(crate) use process::command;
 use security::Seccomp;
 
+/// The version of the OCI runtime spec that configurations are written in.
+pub(crate) const OCI_VERSION: &str = "1.1.0";
+
 /// Why no configuration can be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
@@ -166,7 +169,7 @@ pub(crate) fn generate(request: &Request<'_>) -> Result<Spec, SpecError> {
         return Err(SpecError::NoCopies);
     }
     let mut spec = SpecBuilder::default()
-        .version("1.1.0")
+        .version(OCI_VERSION)
         .root(
             RootBuilder::default()
                 .path("rootfs")

@@ -19,11 +19,31 @@ pub(crate) fn new(headings: &[&str]) -> Table {
     table
 }
 
+/// A table without headings, as wide as it needs to be.
+pub(crate) fn aligned() -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table
+}
+
+/// The lines of a table, without space at their ends.
+pub(crate) fn lines(table: &Table) -> Vec<String> {
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect()
+}
+
 /// Prints a table.
 pub(crate) fn print(table: &Table) {
-    for row in table.lines() {
-        line(row.trim_end());
+    for row in lines(table) {
+        line(&row);
     }
+}
+
+/// A text without what would move a terminal's cursor.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// Prints a value as JSON.
@@ -41,7 +61,7 @@ pub(crate) fn line(text: &str) {
 
 /// At most `most` characters of a text, with a sign that there is more.
 pub(crate) fn shorten(text: &str, most: usize) -> String {
-    let text = text.replace(char::is_control, " ");
+    let text = one_line(text);
     if text.chars().count() <= most {
         return text;
     }
@@ -127,10 +147,6 @@ mod tests {
     fn table_lines_have_no_trailing_spaces() {
         let mut table = new(&["A", "B"]);
         table.add_row(["1", "2"]);
-        let lines: Vec<String> = table
-            .lines()
-            .map(|line| line.trim_end().to_owned())
-            .collect();
-        assert_eq!(lines, ["A  B", "1  2"]);
+        assert_eq!(lines(&table), ["A  B", "1  2"]);
     }
 }
