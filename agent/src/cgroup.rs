@@ -5,15 +5,24 @@
 //! /sys/fs/cgroup/sandbox/<id>   a container
 //! ```
 
+mod devices;
+mod resources;
+mod stats;
+
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxDeviceCgroup;
 use rustix::fs::inotify;
 use sandbox_types::ContainerId;
 use tokio::io::unix::AsyncFd;
+
+use self::devices::DeviceError;
+pub(crate) use self::resources::{Limits, ResourceError};
+pub(crate) use self::stats::{Values, add_interfaces, read};
 
 /// Where the hierarchy is mounted.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
@@ -22,7 +31,7 @@ const PARENT: &str = "sandbox";
 /// How deep below a container's group its own subgroups are looked at.
 const MAX_DEPTH: usize = 32;
 /// The most processes that are listed.
-const MAX_PIDS: usize = 65_536;
+const MAX_PIDS: usize = 32_768;
 /// How long the kernel may take to freeze or empty a group.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -45,6 +54,12 @@ pub(crate) enum CgroupError {
         /// The line of `cgroup.events` that was waited for.
         state: &'static str,
     },
+    /// A limit could not be set.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
+    /// The device rules could not be set.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
 }
 
 /// One container's group.
@@ -54,7 +69,7 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// The group of container `id`, which libcontainer makes.
+    /// The group of container `id`.
     pub(crate) fn of(id: &ContainerId) -> Self {
         Self {
             path: Path::new(ROOT).join(PARENT).join(id.as_str()),
@@ -71,6 +86,30 @@ impl Cgroup {
     /// As the OCI runtime spec's `linux.cgroupsPath` has it.
     pub(crate) fn spec_path(id: &ContainerId) -> String {
         format!("/{PARENT}/{id}")
+    }
+
+    /// Makes the group, with these limits and device rules.
+    pub(crate) fn create(
+        &self,
+        limits: &Limits,
+        devices: &[LinuxDeviceCgroup],
+    ) -> Result<(), CgroupError> {
+        fs::create_dir_all(&self.path).map_err(|source| CgroupError::File {
+            path: self.path.clone(),
+            source,
+        })?;
+        devices::apply(&self.path, devices)?;
+        self.limit(limits)
+    }
+
+    /// Changes its limits.
+    pub(crate) fn limit(&self, limits: &Limits) -> Result<(), CgroupError> {
+        Ok(limits.apply(&self.path)?)
+    }
+
+    /// What it says of itself.
+    pub(crate) fn values(&self) -> Values {
+        stats::of_group(&self.path)
     }
 
     fn file(&self, name: &str) -> PathBuf {

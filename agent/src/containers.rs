@@ -1,5 +1,7 @@
 //! The containers of this guest and what can be done with them.
 
+mod container;
+mod control;
 mod error;
 
 use std::collections::{BTreeMap, HashMap};
@@ -10,29 +12,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use oci_spec::runtime::LinuxSeccomp;
-use rustix::termios::Winsize;
-use sandbox_protocol::agent::{CreateContainerRequest, ProcessExited};
+use oci_spec::runtime::LinuxNamespaceType;
+use protobuf::EnumOrUnknown;
+use sandbox_protocol::agent::{
+    AgentProgram, CreateContainerRequest, ProcessExited, SharedNamespace,
+};
 use sandbox_types::{ContainerId, ExecId};
 use tokio::sync::oneshot;
 
+use self::container::Container;
 pub(crate) use self::error::ContainerError;
 use crate::cgroup::Cgroup;
+use crate::copied_files::CopiedFiles;
 use crate::events::Events;
 use crate::helper::Action;
 use crate::launch::{self, Launch, LaunchError};
 use crate::mount::Mounted;
 use crate::process::{Prepared, Process, State};
+use crate::programs::Program;
 use crate::reaper::{ExitStatus, Reaper};
-use crate::spec::{self, Confinement, GuestSpec};
+use crate::spec::{self, Confinement, GuestSpec, Placement};
 use crate::stdio::{Streams, Wanted, descriptor};
 
 /// How long a delete waits for output that is still being read.
 const DRAIN: Duration = Duration::from_secs(10);
-
-/// `SIGRTMAX` (signal(7)).
-const MAX_SIGNAL: i32 = 64;
-const SIGKILL: i32 = 9;
 
 /// Every container.
 #[derive(Debug)]
@@ -43,21 +46,6 @@ pub(crate) struct Containers {
     directories: AtomicU64,
     /// Held while a container is made, so that no two of one name are.
     creating: tokio::sync::Mutex<()>,
-}
-
-/// A container.
-#[derive(Debug)]
-struct Container {
-    id: ContainerId,
-    /// Bundle and libcontainer's state.
-    directory: PathBuf,
-    cgroup: Cgroup,
-    mounted: Mutex<Mounted>,
-    seccomp: Option<LinuxSeccomp>,
-    processes: Mutex<HashMap<Option<ExecId>, Arc<Process>>>,
-    /// Held while a process is added, started or deleted.
-    changing: tokio::sync::Mutex<()>,
-    oom_reported: Mutex<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -104,23 +92,42 @@ impl Containers {
             });
         }
         let wanted = wanted(request.stdio.as_ref());
-        let guest = spec::adapt(
+        let shared = self.shared_namespaces(&request.shared_namespaces)?;
+        let mut guest = spec::adapt(
             &request.spec_json,
-            &request.root_path,
-            &Cgroup::spec_path(&id),
-            wanted.terminal,
+            &Placement {
+                root_path: &request.root_path,
+                cgroups_path: &Cgroup::spec_path(&id),
+                terminal: wanted.terminal,
+                shared: &shared,
+            },
         )?;
+        guest.confinement.program = program(request.program)?;
         let mut mounted = Mounted::default();
         for step in &request.mounts {
             mounted.add(step)?;
         }
+        let mut files = CopiedFiles::default();
+        for file in &request.files {
+            files.add(file)?;
+        }
         let directory = self.new_directory(&guest)?;
-        set_network_parameters(&guest.network_sysctl)?;
-        let result = self
-            .launch_first(&id, directory.clone(), mounted, wanted, guest.confinement)
-            .await;
+        let cgroup = Cgroup::of(&id);
+        let result = match set_network_parameters(&guest.network_sysctl)
+            .and_then(|()| Ok(cgroup.create(&guest.limits, &guest.devices)?))
+        {
+            Ok(()) => {
+                let parts = Parts {
+                    directory: directory.clone(),
+                    mounted,
+                    files,
+                    guest,
+                };
+                self.launch_first(&id, parts, wanted).await
+            }
+            Err(error) => Err(error),
+        };
         if result.is_err() {
-            let cgroup = Cgroup::of(&id);
             clean(cgroup.kill());
             clean(cgroup.empty().await);
             clean(cgroup.remove());
@@ -129,21 +136,56 @@ impl Containers {
         result
     }
 
+    /// Where the namespaces are that a new container joins.
+    fn shared_namespaces(
+        &self,
+        shared: &[SharedNamespace],
+    ) -> Result<Vec<(LinuxNamespaceType, PathBuf)>, ContainerError> {
+        let mut found = Vec::new();
+        for namespace in shared {
+            let (kind, file) = match namespace.kind.as_str() {
+                "pid" => (LinuxNamespaceType::Pid, "pid"),
+                "ipc" => (LinuxNamespaceType::Ipc, "ipc"),
+                "uts" => (LinuxNamespaceType::Uts, "uts"),
+                "network" => (LinuxNamespaceType::Network, "net"),
+                "user" => (LinuxNamespaceType::User, "user"),
+                kind => {
+                    return Err(ContainerError::SharedKind {
+                        kind: kind.to_owned(),
+                    });
+                }
+            };
+            let id = ContainerId::new(namespace.container_id.as_str())?;
+            let container = self.container(&id)?;
+            let Some(pid) = container.process(None)?.state().alive() else {
+                return Err(ContainerError::Ended {
+                    what: id.to_string(),
+                });
+            };
+            found.push((kind, PathBuf::from(format!("/proc/{pid}/ns/{file}"))));
+        }
+        Ok(found)
+    }
+
     async fn launch_first(
         self: &Arc<Self>,
         id: &ContainerId,
-        directory: PathBuf,
-        mounted: Mounted,
+        parts: Parts,
         wanted: Wanted,
-        confinement: Confinement,
     ) -> Result<i32, ContainerError> {
+        let Parts {
+            directory,
+            mounted,
+            files,
+            guest,
+        } = parts;
         let (streams, stdio) = Streams::new(wanted).map_err(ContainerError::Streams)?;
-        let seccomp = confinement.seccomp.clone();
+        let seccomp = guest.confinement.seccomp.clone();
         let launch = Launch {
             action: Action::Create,
             directory: directory.clone(),
             stdio,
-            confinement,
+            confinement: guest.confinement,
         };
         let launched = launch::launch(launch, &self.reaper).await?;
         let pid = launched.pid;
@@ -161,7 +203,10 @@ impl Containers {
             directory,
             cgroup: Cgroup::of(id),
             mounted: Mutex::new(mounted),
+            files: Mutex::new(files),
             seccomp,
+            devices: guest.devices,
+            shares_pids: guest.shares_pids,
             processes: Mutex::new(HashMap::from([(None, process.clone())])),
             changing: tokio::sync::Mutex::default(),
             oom_reported: Mutex::new(0),
@@ -198,6 +243,7 @@ impl Containers {
         exec: ExecId,
         process_json: &[u8],
         wanted: Wanted,
+        own: AgentProgramField,
     ) -> Result<(), ContainerError> {
         let container = self.container(id)?;
         let _changing = container.changing.lock().await;
@@ -225,6 +271,7 @@ impl Containers {
             confinement: Confinement {
                 seccomp: container.seccomp.clone(),
                 capabilities,
+                program: program(own)?,
             },
         };
         let process = Process::new(
@@ -326,6 +373,9 @@ impl Containers {
                 return;
             }
             container.report_oom(&events);
+            if container.shares_pids && process.exec.is_none() {
+                clean(container.cgroup.kill());
+            }
             process.set_state(State::Exited { pid, status });
             events.exited(ProcessExited {
                 container_id: container.id.to_string(),
@@ -358,104 +408,6 @@ impl Containers {
                 container.report_oom(&events);
             }
         });
-    }
-
-    pub(crate) fn signal(
-        &self,
-        id: &ContainerId,
-        exec: Option<&ExecId>,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), ContainerError> {
-        let container = self.container(id)?;
-        let number = i32::try_from(signal).unwrap_or(i32::MAX);
-        if !(1..=MAX_SIGNAL).contains(&number) {
-            return Err(ContainerError::NoSignal { signal });
-        }
-        if all {
-            if number == SIGKILL {
-                return Ok(container.cgroup.kill()?);
-            }
-            for pid in container.cgroup.pids() {
-                // It may have ended since it was listed.
-                if let Ok(pid) = i32::try_from(pid) {
-                    let _ = crate::sys::kill(pid, number);
-                }
-            }
-            return Ok(());
-        }
-        let process = container.process(exec)?;
-        let Some(pid) = process.state().alive() else {
-            return Err(ContainerError::Ended {
-                what: container.name_of(exec),
-            });
-        };
-        crate::sys::kill(pid, number).map_err(|source| ContainerError::Signal {
-            what: container.name_of(exec),
-            signal,
-            source,
-        })
-    }
-
-    pub(crate) fn resize(
-        &self,
-        id: &ContainerId,
-        exec: Option<&ExecId>,
-        columns: u32,
-        rows: u32,
-    ) -> Result<(), ContainerError> {
-        let container = self.container(id)?;
-        let what = || container.name_of(exec);
-        let terminal = container.process(exec)?.terminal();
-        let terminal = terminal.ok_or_else(|| ContainerError::NoTerminal { what: what() })?;
-        let size = Winsize {
-            ws_row: u16::try_from(rows).unwrap_or(u16::MAX),
-            ws_col: u16::try_from(columns).unwrap_or(u16::MAX),
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(terminal.get_ref(), size).map_err(|errno| {
-            ContainerError::Terminal {
-                what: what(),
-                source: errno.into(),
-            }
-        })
-    }
-
-    pub(crate) fn close_stdin(
-        &self,
-        id: &ContainerId,
-        exec: Option<&ExecId>,
-    ) -> Result<(), ContainerError> {
-        if let Some(stdin) = &self.process(id, exec)?.streams.stdin {
-            stdin.close();
-        }
-        Ok(())
-    }
-
-    /// The processes of a container, with the exec id of those that were added.
-    pub(crate) fn list(
-        &self,
-        id: &ContainerId,
-    ) -> Result<Vec<(u32, Option<ExecId>)>, ContainerError> {
-        let container = self.container(id)?;
-        let added: HashMap<u32, ExecId> = lock(&container.processes)
-            .values()
-            .filter_map(|process| Some((unsigned(process.state().alive()?), process.exec.clone()?)))
-            .collect();
-        let pids = container.cgroup.pids();
-        Ok(pids
-            .into_iter()
-            .map(|pid| (pid, added.get(&pid).cloned()))
-            .collect())
-    }
-
-    pub(crate) async fn freeze(
-        &self,
-        id: &ContainerId,
-        frozen: bool,
-    ) -> Result<(), ContainerError> {
-        Ok(self.container(id)?.cgroup.freeze(frozen).await?)
     }
 
     /// Removes an ended process, or a container whose first process has ended or was never started. The reply is
@@ -500,61 +452,22 @@ impl Containers {
     }
 }
 
-impl Container {
-    fn process(&self, exec: Option<&ExecId>) -> Result<Arc<Process>, ContainerError> {
-        lock(&self.processes)
-            .get(&exec.cloned())
-            .cloned()
-            .ok_or_else(|| ContainerError::NoProcess {
-                what: self.name_of(exec),
-            })
-    }
+/// What a container is launched with.
+struct Parts {
+    directory: PathBuf,
+    mounted: Mounted,
+    files: CopiedFiles,
+    guest: GuestSpec,
+}
 
-    fn name_of(&self, exec: Option<&ExecId>) -> String {
-        match exec {
-            Some(exec) => format!("{}/{exec}", self.id),
-            None => self.id.to_string(),
-        }
-    }
+/// A program as it comes over the wire.
+pub(crate) type AgentProgramField = EnumOrUnknown<AgentProgram>;
 
-    fn wrong_state(
-        &self,
-        action: &'static str,
-        exec: Option<&ExecId>,
-        state: State,
-    ) -> ContainerError {
-        ContainerError::WrongState {
-            action,
-            what: self.name_of(exec),
-            state,
-        }
-    }
-
-    fn report_oom(&self, events: &Events) {
-        let kills = self.cgroup.oom_kills();
-        let mut reported = lock(&self.oom_reported);
-        if kills > *reported {
-            *reported = kills;
-            events.out_of_memory(self.id.as_str());
-        }
-    }
-
-    async fn tear_down(&self) {
-        clean(self.cgroup.kill());
-        clean(self.cgroup.empty().await);
-        let processes: Vec<_> = lock(&self.processes).values().cloned().collect();
-        for process in &processes {
-            if process.state().alive().is_some() {
-                process.until(State::over).await;
-            }
-            process.release();
-            process.streams.drain(DRAIN).await;
-            process.streams.abandon();
-        }
-        clean(self.cgroup.remove());
-        lock(&self.mounted).unmount();
-        remove_directory(&self.directory);
-    }
+fn program(field: AgentProgramField) -> Result<Option<Program>, ContainerError> {
+    let program = field.enum_value();
+    program
+        .map(Program::from_wire)
+        .map_err(|number| ContainerError::NoProgram { number })
 }
 
 /// Says what a clean-up step could not do, and goes on.

@@ -153,7 +153,17 @@ pub(crate) fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
-    match run(order, &report) {
+    let agent = match std::fs::File::open("/proc/self/exe") {
+        Ok(agent) => OwnedFd::from(agent),
+        Err(error) => {
+            report.fail(
+                FailureKind::Setup,
+                format!("cannot open the agent's binary: {error}"),
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    match run(order, &report, agent) {
         Ok(pid) => {
             report.send(&Report::Created { pid });
             ExitCode::SUCCESS
@@ -166,11 +176,11 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(order: Order, report: &Reporter) -> Result<i32, LibcontainerError> {
+fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, LibcontainerError> {
     let mut builder = ContainerBuilder::new(CONTAINER_NAME.to_owned(), SyscallType::Linux)
         .with_root_path(&order.directory)?
         .with_console_socket(order.console_socket)
-        .with_executor(AgentExecutor::new(report.clone(), order.confinement));
+        .with_executor(AgentExecutor::new(report.clone(), order.confinement, agent));
     if let Some([stdin, stdout, stderr]) = order.stdio {
         builder = builder
             .with_stdin(inherited(stdin))

@@ -3,6 +3,8 @@
 //! ```text
 //! sandbox-agent              as PID 1: brings the guest up and serves (see `sandbox_protocol` for the ports)
 //! sandbox-agent helper       makes one process of a container, for the agent (see `helper`)
+//! sandbox-agent init|archive-read|archive-write ARGUMENTS
+//!                            in a container: a program of the agent's own (see `programs`)
 //! sandbox-agent unix DIR     serves on Unix sockets in DIR, named by port, for tests without a guest
 //! ```
 //!
@@ -11,7 +13,9 @@
 
 mod boot;
 mod cgroup;
+mod clock;
 mod containers;
+mod copied_files;
 mod events;
 mod guest;
 mod guest_path;
@@ -19,6 +23,8 @@ mod helper;
 mod launch;
 mod mount;
 mod process;
+mod process_list;
+mod programs;
 mod reaper;
 mod serve;
 mod service;
@@ -62,6 +68,9 @@ fn main() -> ExitCode {
     let first = arguments.next();
     if first.as_deref() == Some(helper::ARGUMENT.as_ref()) {
         return helper::main();
+    }
+    if let Some(program) = first.as_deref().and_then(programs::Program::named) {
+        return program.run(arguments.collect());
     }
     // Tokio would keep the panic of a task to itself.
     let print = std::panic::take_hook();

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sandbox_protocol::agent::list_processes_reply;
 use sandbox_protocol::agent::{
-    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, CreateContainerRequest,
-    DeleteProcessReply, Empty, ListProcessesReply, ProcessReply, ProcessRequest,
-    ResizeTerminalRequest, SignalProcessRequest,
+    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, ContainerStatsReply,
+    CreateContainerRequest, DeleteProcessReply, Empty, ListProcessesReply, ProcessReply,
+    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
+    UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc::Agent;
 use sandbox_types::{ContainerId, ExecId, IdError};
@@ -16,8 +16,9 @@ use tokio::sync::mpsc;
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::proto::Code;
 
+use crate::clock::{self, ClockError};
 use crate::containers::{ContainerError, Containers, wanted};
-use crate::guest;
+use crate::guest::{self, GuestError};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -74,12 +75,55 @@ impl Agent for AgentService {
     ) -> Reply<Empty> {
         guest::configure(request.unix_time_ns, &request.hostname).map_err(|error| {
             let code = match &error {
-                guest::GuestError::Time { .. } => Code::INVALID_ARGUMENT,
-                guest::GuestError::Refused { .. } => Code::INTERNAL,
+                GuestError::Clock(ClockError::Time { .. }) => Code::INVALID_ARGUMENT,
+                GuestError::Clock(ClockError::Refused { .. }) | GuestError::Hostname(_) => {
+                    Code::INTERNAL
+                }
             };
             ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
         })?;
         Ok(Empty::new())
+    }
+
+    async fn set_clock(&self, _: &TtrpcContext, request: SetClockRequest) -> Reply<Empty> {
+        clock::correct(request.unix_time_ns).map_err(|error| {
+            let code = match &error {
+                ClockError::Time { .. } => Code::INVALID_ARGUMENT,
+                ClockError::Refused { .. } => Code::INTERNAL,
+            };
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+        })?;
+        Ok(Empty::new())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> Reply<Empty> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            containers.update(&id, &request.resources_json)?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn container_stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> Reply<ContainerStatsReply> {
+        let containers = self.containers.clone();
+        answer(async move {
+            let id = container_id(&request.container_id)?;
+            Ok(ContainerStatsReply {
+                values: containers.stats(&id)?,
+                ..ContainerStatsReply::default()
+            })
+        })
+        .await
     }
 
     async fn create_container(
@@ -102,7 +146,7 @@ impl Agent for AgentService {
             let exec = ExecId::new(request.exec_id)?;
             let wanted = wanted(request.stdio.as_ref());
             containers
-                .add_process(&id, exec, &request.process_json, wanted)
+                .add_process(&id, exec, &request.process_json, wanted, request.program)
                 .await?;
             Ok(Empty::new())
         })
@@ -189,15 +233,7 @@ impl Agent for AgentService {
         let containers = self.containers.clone();
         answer(async move {
             let id = container_id(&request.container_id)?;
-            let processes = containers
-                .list(&id)?
-                .into_iter()
-                .map(|(pid, exec)| list_processes_reply::Process {
-                    pid,
-                    exec_id: exec.map(String::from).unwrap_or_default(),
-                    ..list_processes_reply::Process::default()
-                })
-                .collect();
+            let processes = containers.list(&id)?;
             Ok(ListProcessesReply {
                 processes,
                 ..ListProcessesReply::default()

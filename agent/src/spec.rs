@@ -7,8 +7,8 @@
 //! | `root.path` | the path that the host gave beside the spec |
 //! | `hooks` | dropped: they are programs of the host, run there |
 //! | `linux.cgroupsPath` | a cgroup of our own |
-//! | `linux.namespaces` | paths are of the host: a new namespace instead. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
-//! | `linux.resources` | device rules are always there; CPU and memory node lists are of the host and go |
+//! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
+//! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
 //! | `linux.sysctl` | `net.*` is set in the guest's network namespace by the agent |
 //! | `linux.seccomp`, `process.capabilities` | taken out: [`Confinement`] is applied by the agent's own executor, for added processes too |
 //! | `linux.intelRdt`, `linux.mountLabel`, `process.apparmorProfile`, `process.selinuxLabel` | dropped: not in the guest |
@@ -19,13 +19,15 @@ use std::path::{Path, PathBuf};
 
 use libseccomp::ScmpSyscall;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxDeviceCgroupBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
 };
 use sandbox_protocol::GUEST_RUN_DIR;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Limits, ResourceError};
 use crate::guest_path::{GuestPath, GuestPathError};
+use crate::programs::Program;
 
 /// Why a spec cannot be run in the guest.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,9 @@ pub(crate) enum SpecError {
         "the seccomp profile uses SCMP_ACT_NOTIFY; no supervisor can be reached from the guest"
     )]
     SeccompNotify,
+    /// A limit cannot be honoured.
+    #[error(transparent)]
+    Resource(#[from] ResourceError),
     /// The builder refused a value.
     #[error("the OCI runtime spec cannot be adapted")]
     Oci(#[from] oci_spec::OciSpecError),
@@ -75,6 +80,8 @@ pub(crate) struct Confinement {
     pub(crate) seccomp: Option<LinuxSeccomp>,
     /// Capabilities of this process; sets that are not there are empty.
     pub(crate) capabilities: Option<LinuxCapabilities>,
+    /// What runs instead of the command, if it is one of the agent's own programs.
+    pub(crate) program: Option<Program>,
 }
 
 /// A container's spec, ready for libcontainer.
@@ -86,17 +93,31 @@ pub(crate) struct GuestSpec {
     pub(crate) confinement: Confinement,
     /// `net.*` parameters for the guest's network namespace.
     pub(crate) network_sysctl: Vec<(String, String)>,
+    /// For the container's control group.
+    pub(crate) limits: Limits,
+    /// Device rules, in their order.
+    pub(crate) devices: Vec<LinuxDeviceCgroup>,
+    /// Its pid namespace is another container's.
+    pub(crate) shares_pids: bool,
+}
+
+/// Where the guest puts a container.
+#[derive(Debug)]
+pub(crate) struct Placement<'a> {
+    /// Its root.
+    pub(crate) root_path: &'a str,
+    /// Its control group.
+    pub(crate) cgroups_path: &'a str,
+    /// Its first process has a terminal.
+    pub(crate) terminal: bool,
+    /// Namespaces of other containers that it joins.
+    pub(crate) shared: &'a [(LinuxNamespaceType, PathBuf)],
 }
 
 /// Adapts the spec of a new container.
-pub(crate) fn adapt(
-    spec_json: &[u8],
-    root_path: &str,
-    cgroups_path: &str,
-    terminal: bool,
-) -> Result<GuestSpec, SpecError> {
+pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<GuestSpec, SpecError> {
     let mut spec: Spec = serde_json::from_slice(spec_json)?;
-    let root_path = GuestPath::new(root_path)?;
+    let root_path = GuestPath::new(placement.root_path)?;
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(root_path.as_path().to_owned());
     spec.set_root(Some(root));
@@ -105,7 +126,7 @@ pub(crate) fn adapt(
 
     let process = spec.process().clone();
     let mut process = process.ok_or(SpecError::Missing { member: "process" })?;
-    let capabilities = adapt_process(&mut process, terminal)?;
+    let capabilities = adapt_process(&mut process, placement.terminal)?;
     spec.set_process(Some(process));
 
     let linux = spec.linux().clone();
@@ -116,11 +137,14 @@ pub(crate) fn adapt(
     }
     linux
         .set_seccomp(None)
-        .set_cgroups_path(Some(PathBuf::from(cgroups_path)))
+        .set_cgroups_path(Some(PathBuf::from(placement.cgroups_path)))
         .set_intel_rdt(None)
         .set_mount_label(None);
-    adapt_namespaces(&mut linux)?;
-    adapt_resources(&mut linux)?;
+    adapt_namespaces(&mut linux, placement.shared)?;
+    let resources = linux.resources().clone().unwrap_or_default();
+    let limits = Limits::new(&resources, processors())?;
+    let devices = resources.devices().clone().unwrap_or_default();
+    linux.set_resources(None);
     let network_sysctl = take_network_sysctl(&mut linux);
     spec.set_linux(Some(linux));
 
@@ -129,8 +153,15 @@ pub(crate) fn adapt(
         confinement: Confinement {
             seccomp,
             capabilities,
+            program: None,
         },
         network_sysctl,
+        limits,
+        devices,
+        shares_pids: placement
+            .shared
+            .iter()
+            .any(|(kind, _)| *kind == LinuxNamespaceType::Pid),
     })
 }
 
@@ -232,13 +263,17 @@ fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn adapt_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
+fn adapt_namespaces(
+    linux: &mut Linux,
+    shared: &[(LinuxNamespaceType, PathBuf)],
+) -> Result<(), SpecError> {
     let mut types: Vec<LinuxNamespaceType> = Vec::new();
     let wanted = linux
         .namespaces()
         .iter()
         .flatten()
         .map(LinuxNamespace::typ)
+        .chain(shared.iter().map(|(kind, _)| *kind))
         .chain([
             LinuxNamespaceType::Pid,
             LinuxNamespaceType::Mount,
@@ -251,30 +286,37 @@ fn adapt_namespaces(linux: &mut Linux) -> Result<(), SpecError> {
     }
     let namespaces = types
         .into_iter()
-        .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+        .map(|kind| {
+            let namespace = LinuxNamespaceBuilder::default().typ(kind);
+            match shared.iter().find(|(shared, _)| *shared == kind) {
+                Some((_, path)) => namespace.path(path.clone()).build(),
+                None => namespace.build(),
+            }
+        })
         .collect::<Result<Vec<_>, _>>()?;
     linux.set_namespaces(Some(namespaces));
     linux.set_net_devices(None);
     Ok(())
 }
 
-fn adapt_resources(linux: &mut Linux) -> Result<(), SpecError> {
-    // Without resources libcontainer attaches no device program at all, and everything would be allowed.
-    let mut resources = linux.resources().clone().unwrap_or_default();
-    if resources.devices().as_ref().is_none_or(Vec::is_empty) {
-        let deny_all = LinuxDeviceCgroupBuilder::default()
-            .allow(false)
-            .access("rwm")
-            .build()?;
-        resources.set_devices(Some(vec![deny_all]));
-    }
-    if let Some(cpu) = resources.cpu().clone() {
-        let mut cpu = cpu;
-        cpu.set_cpus(None).set_mems(None);
-        resources.set_cpu(Some(cpu));
-    }
-    linux.set_resources(Some(resources));
-    Ok(())
+/// The guest's processors.
+fn processors() -> usize {
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    online
+        .ok()
+        .flatten()
+        .and_then(|count| usize::try_from(count).ok())
+        .unwrap_or(1)
+}
+
+/// The limits of `linux.resources`, and its device rules if it has some.
+pub(crate) fn resources(
+    resources_json: &[u8],
+) -> Result<(Limits, Option<Vec<LinuxDeviceCgroup>>), SpecError> {
+    let resources: LinuxResources = serde_json::from_slice(resources_json)?;
+    let limits = Limits::new(&resources, processors())?;
+    let devices = resources.devices().clone();
+    Ok((limits, devices.filter(|devices| !devices.is_empty())))
 }
 
 fn take_network_sysctl(linux: &mut Linux) -> Vec<(String, String)> {
@@ -331,7 +373,13 @@ mod tests {
     }
 
     fn adapted(change: impl FnOnce(&mut Value)) -> Result<GuestSpec, SpecError> {
-        adapt(&spec(change), ROOT, "/sandbox/a", false)
+        let placement = Placement {
+            root_path: ROOT,
+            cgroups_path: "/sandbox/a",
+            terminal: false,
+            shared: &[],
+        };
+        adapt(&spec(change), &placement)
     }
 
     #[test]
@@ -386,11 +434,32 @@ mod tests {
     }
 
     #[test]
-    fn spec_without_resources_still_denies_devices() {
-        let guest = adapted(|_| {}).unwrap();
+    fn namespace_of_another_container_is_joined() {
+        let placement = Placement {
+            root_path: ROOT,
+            cgroups_path: "/sandbox/a",
+            terminal: false,
+            shared: &[(LinuxNamespaceType::Pid, "/proc/7/ns/pid".into())],
+        };
+        let guest = adapt(&spec(|_| {}), &placement).unwrap();
         let linux = guest.spec.linux().as_ref().unwrap();
-        let devices = linux.resources().as_ref().unwrap().devices().clone();
-        assert!(!devices.unwrap()[0].allow());
+        let namespaces = linux.namespaces().clone().unwrap();
+        let joined: Vec<_> = namespaces
+            .iter()
+            .filter_map(|ns| ns.path().clone())
+            .collect();
+        assert_eq!(joined, [Path::new("/proc/7/ns/pid")]);
+        assert!(guest.shares_pids);
+    }
+
+    #[test]
+    fn resources_are_for_the_agent_alone() {
+        let memory = json!({"memory": {"limit": 1}, "devices": [{"allow": true, "access": "rwm"}]});
+        let guest = adapted(|spec| spec["linux"]["resources"] = memory).unwrap();
+        let linux = guest.spec.linux().as_ref().unwrap();
+        assert!(linux.resources().is_none());
+        assert_ne!(guest.limits, Limits::default());
+        assert_eq!(guest.devices.len(), 1);
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! System calls that no safe wrapper covers.
 #![expect(
     unsafe_code,
-    reason = "kill(2) with real-time signals, ioctl(2) on an interface and AsyncFd have no safe wrapper"
+    reason = "kill(2) with real-time signals, ioctl(2) on an interface, adjtimex(2), clocks of devices and AsyncFd have no safe wrapper"
 )]
 
 use std::io;
 use std::mem;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::libc;
+use rustix::time::Timespec;
 use tokio::io::unix::AsyncFd;
 
 /// Sends `signal`, any of 1 to 64, to process `pid`.
@@ -20,6 +21,38 @@ pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: kill takes two numbers and touches no memory of ours.
     match unsafe { libc::kill(pid, signal) } {
         0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has the clock made up for so many microseconds, little by little (adjtimex(2)).
+pub(crate) fn slew(microseconds: i64) -> io::Result<()> {
+    // SAFETY: timex is plain data, for which zeros are a value.
+    let mut change: libc::timex = unsafe { mem::zeroed() };
+    change.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    change.offset = microseconds;
+    // SAFETY: adjtimex reads and writes the timex that it is given.
+    match unsafe { libc::adjtimex(&raw mut change) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The time of a clock that is a device (clock_getres(2), "Dynamic clocks").
+pub(crate) fn clock_of(device: BorrowedFd<'_>) -> io::Result<Timespec> {
+    /// The low bits of the number of such a clock (kernel `include/linux/posix-timers.h`).
+    const CLOCKFD: libc::clockid_t = 3;
+    let clock = (!device.as_raw_fd() << 3) | CLOCKFD;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: clock_gettime writes a timespec, which `time` is.
+    match unsafe { libc::clock_gettime(clock, &raw mut time) } {
+        0 => Ok(Timespec {
+            tv_sec: time.tv_sec,
+            tv_nsec: time.tv_nsec,
+        }),
         _ => Err(io::Error::last_os_error()),
     }
 }

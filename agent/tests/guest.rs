@@ -7,6 +7,8 @@
 mod cases;
 #[path = "guest/client.rs"]
 mod client;
+#[path = "guest/control.rs"]
+mod control;
 #[path = "guest/machine.rs"]
 mod machine;
 #[path = "guest/spec.rs"]

@@ -8,6 +8,7 @@ use sandbox_types::{ContainerId, IdError};
 use ttrpc::proto::{Code, Status};
 
 use crate::cgroup::CgroupError;
+use crate::copied_files::FileError;
 use crate::helper::FailureKind;
 use crate::launch::LaunchError;
 use crate::mount::MountError;
@@ -69,6 +70,29 @@ pub(crate) enum ContainerError {
     /// The spec cannot be run here.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A kind of namespace that containers cannot share.
+    #[error(
+        "containers cannot share a {kind:?} namespace; they can share pid, ipc, uts, network and user"
+    )]
+    SharedKind {
+        /// What the host sent.
+        kind: String,
+    },
+    /// No program of the agent's has this number.
+    #[error("the agent has no program {number}")]
+    NoProgram {
+        /// What the host sent.
+        number: i32,
+    },
+    /// Device rules cannot be changed.
+    #[error("the device rules of {id} cannot be changed after it was made")]
+    Devices {
+        /// Which container.
+        id: ContainerId,
+    },
+    /// A file could not be copied into the guest.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The root could not be built.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -139,15 +163,19 @@ impl ContainerError {
     fn code(&self) -> Code {
         match self {
             Self::Id(_) | Self::NoSignal { .. } | Self::Spec(_) => Code::INVALID_ARGUMENT,
-            Self::Mount(MountError::Path(_) | MountError::NoSource { .. }) => {
-                Code::INVALID_ARGUMENT
-            }
+            Self::Mount(MountError::Path(_) | MountError::NoSource { .. })
+            | Self::File(FileError::Path(_) | FileError::TooLarge { .. })
+            | Self::Cgroup(CgroupError::Resource(_))
+            | Self::SharedKind { .. }
+            | Self::NoProgram { .. }
+            | Self::Devices { .. } => Code::INVALID_ARGUMENT,
             Self::NoContainer { .. } | Self::NoProcess { .. } | Self::Ended { .. } => {
                 Code::NOT_FOUND
             }
             Self::Exists { .. } => Code::ALREADY_EXISTS,
             Self::WrongState { .. } | Self::NoTerminal { .. } => Code::FAILED_PRECONDITION,
             Self::Mount(_)
+            | Self::File(_)
             | Self::Launch(_)
             | Self::Cgroup(_)
             | Self::Streams(_)

@@ -10,9 +10,10 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs;
 use std::io::{ErrorKind, Read as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use libcontainer::capabilities;
 use libcontainer::seccomp;
@@ -22,6 +23,7 @@ use libcontainer::workload::{
 };
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
+use nix::fcntl::AtFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 use rustix::fs::{Gid, OFlags, Uid};
@@ -30,6 +32,8 @@ use rustix::termios::Winsize;
 use super::{FailureKind, Reporter};
 use crate::spec::{Confinement, HOME_UNKNOWN};
 
+/// What one of the agent's own programs is called in its arguments.
+const AGENT_NAME: &str = "sandbox-agent";
 /// Where programs are looked for if the process has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The most of a container's `/etc/passwd` that is read, in bytes.
@@ -42,6 +46,8 @@ const DEV_NULL: (u32, u32) = (1, 3);
 pub(super) struct AgentExecutor {
     report: Reporter,
     confinement: Confinement,
+    /// The agent's binary.
+    agent: Arc<OwnedFd>,
 }
 
 /// A program that cannot be run.
@@ -51,17 +57,19 @@ struct Refusal {
 }
 
 impl AgentExecutor {
-    pub(super) fn new(report: Reporter, confinement: Confinement) -> Self {
+    pub(super) fn new(report: Reporter, confinement: Confinement, agent: OwnedFd) -> Self {
         Self {
             report,
             confinement,
+            agent: Arc::new(agent),
         }
     }
 
     /// Returns only if it fails.
     fn run(&self, spec: &Spec) -> Result<std::convert::Infallible, Refusal> {
         let process = process_of(spec)?;
-        let program = find_program(process)?;
+        let own = self.confinement.program;
+        let path = self.path(process)?;
         let strings = |items: Vec<String>| {
             items
                 .into_iter()
@@ -69,25 +77,28 @@ impl AgentExecutor {
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|_| setup("an argument or variable contains a zero byte"))
         };
-        let arguments = strings(process.args().clone().unwrap_or_default())?;
+        let mut arguments = process.args().clone().unwrap_or_default();
+        if let Some(own) = own {
+            arguments.splice(0..0, [AGENT_NAME.to_owned(), own.word().to_owned()]);
+        }
+        let arguments = strings(arguments)?;
         let variables = strings(environment(process))?;
-        let path = CString::new(program.as_os_str().as_encoded_bytes())
-            .map_err(|_| setup("the program's name contains a zero byte"))?;
 
         reset_signals().map_err(|errno| setup(format!("cannot reset signals: {errno}")))?;
         self.confine(process)?;
-        match nix::unistd::execve(&path, &arguments, &variables) {
-            Err(errno) => Err(Refusal {
-                kind: FailureKind::ProgramNotExecutable,
-                message: match errno {
-                    Errno::ENOENT => format!(
-                        "cannot execute {}: its interpreter is not in the container",
-                        program.display()
-                    ),
-                    _ => format!("cannot execute {}: {}", program.display(), errno.desc()),
-                },
-            }),
-            Ok(never) => Ok(never),
+        match &path {
+            Some(path) => execute(path, &arguments, &variables),
+            None => execute_own(&self.agent, &arguments, &variables),
+        }
+    }
+
+    /// The command's path; `None` where one of the agent's own programs runs. Its command is looked for all the
+    /// same.
+    fn path(&self, process: &Process) -> Result<Option<PathBuf>, Refusal> {
+        match self.confinement.program {
+            None => find_program(process).map(Some),
+            Some(own) if own.runs_a_command() => find_program(process).map(|_| None),
+            Some(_) => Ok(None),
         }
     }
 
@@ -123,7 +134,7 @@ impl AgentExecutor {
 
     fn prepare(&self, spec: &Spec) -> Result<(), Refusal> {
         let process = process_of(spec)?;
-        find_program(process)?;
+        self.path(process)?;
         prepare_stdio(process)
     }
 }
@@ -145,6 +156,49 @@ impl Executor for AgentExecutor {
         let Err(refusal) = self.run(spec);
         self.report.fail(refusal.kind, refusal.message.clone());
         Err(ExecutorError::Other(refusal.message))
+    }
+}
+
+/// Returns only if it fails.
+fn execute(
+    program: &Path,
+    arguments: &[CString],
+    variables: &[CString],
+) -> Result<std::convert::Infallible, Refusal> {
+    let path = CString::new(program.as_os_str().as_encoded_bytes())
+        .map_err(|_| setup("the program's name contains a zero byte"))?;
+    match nix::unistd::execve(&path, arguments, variables) {
+        Err(errno) => Err(Refusal {
+            kind: FailureKind::ProgramNotExecutable,
+            message: match errno {
+                Errno::ENOENT => format!(
+                    "cannot execute {}: its interpreter is not in the container",
+                    program.display()
+                ),
+                _ => format!("cannot execute {}: {}", program.display(), errno.desc()),
+            },
+        }),
+        Ok(never) => Ok(never),
+    }
+}
+
+/// Executes the agent's binary, which no path of the container leads to. Returns only if it fails.
+fn execute_own(
+    agent: &OwnedFd,
+    arguments: &[CString],
+    variables: &[CString],
+) -> Result<std::convert::Infallible, Refusal> {
+    let by_descriptor =
+        nix::unistd::execveat(agent, c"", arguments, variables, AtFlags::AT_EMPTY_PATH);
+    // A filter may know execve only.
+    let link = CString::new(format!("/proc/self/fd/{}", agent.as_raw_fd()))
+        .map_err(|_| setup("the agent's descriptor has no name"))?;
+    match by_descriptor.or_else(|_| nix::unistd::execve(&link, arguments, variables)) {
+        Err(errno) => Err(setup(format!(
+            "cannot execute the agent's own program: {}",
+            errno.desc()
+        ))),
+        Ok(never) => Ok(never),
     }
 }
 

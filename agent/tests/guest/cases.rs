@@ -13,18 +13,19 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use ttrpc::proto::Code;
 
 use crate::client::{Host, PIPES, TERMINAL, limit, text};
+use crate::control::*;
 use crate::machine::{Machine, Parts};
 use crate::spec;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 pub(crate) type Case = for<'a, 'b> fn(&'a mut Host<'b>) -> Running<'a>;
 
-const OUT: StreamKind = StreamKind::STREAM_KIND_STDOUT;
-const ERR: StreamKind = StreamKind::STREAM_KIND_STDERR;
+pub(crate) const OUT: StreamKind = StreamKind::STREAM_KIND_STDOUT;
+pub(crate) const ERR: StreamKind = StreamKind::STREAM_KIND_STDERR;
 /// How long a terminal may be silent where output is expected.
 const QUIET: Duration = Duration::from_secs(30);
-const SIGKILL: u32 = 9;
-const SIGTERM: u32 = 15;
+pub(crate) const SIGKILL: u32 = 9;
+pub(crate) const SIGTERM: u32 = 15;
 
 macro_rules! cases {
     ($($name:ident)*) => {
@@ -57,14 +58,24 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         mount_of_an_unknown_device_leaves_nothing
         memory_that_runs_out_is_told_before_the_exit
         container_sees_only_its_own_processes
+        clock_is_stepped_when_far_off_and_slewed_when_near
+        limits_are_changed_and_told
+        list_describes_the_processes
+        copied_file_is_bound_and_removed_with_the_container
+        namespaces_of_another_container_are_shared
+        init_passes_signals_on_and_reaps
+        init_with_a_terminal_leaves_it_to_the_command
+        archive_goes_out_of_one_container_and_into_another
     ]
 }
 
-fn shell(script: &str) -> Value {
+pub(crate) fn shell(script: &str) -> Value {
     spec::container(&["sh", "-c", script])
 }
 
-fn status_of<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> Result<ttrpc::proto::Status> {
+pub(crate) fn status_of<T: std::fmt::Debug>(
+    result: ttrpc::Result<T>,
+) -> Result<ttrpc::proto::Status> {
     match result {
         Err(ttrpc::Error::RpcStatus(status)) => Ok(status),
         other => anyhow::bail!("expected a status, got {other:?}"),
@@ -177,7 +188,7 @@ async fn exec_with_missing_program_is_told_from_one_not_executable(
     end(host, "sleep").await
 }
 
-async fn end(host: &mut Host<'_>, id: &str) -> Result<()> {
+pub(crate) async fn end(host: &mut Host<'_>, id: &str) -> Result<()> {
     host.signal(id, "", SIGKILL, true).await?;
     let (status, _) = host.exit(id, "").await?;
     ensure!(status == 137, "{status}");
@@ -185,7 +196,7 @@ async fn end(host: &mut Host<'_>, id: &str) -> Result<()> {
     Ok(())
 }
 
-async fn exec(host: &mut Host<'_>, id: &str, process: &Value) -> Result<String> {
+pub(crate) async fn exec(host: &mut Host<'_>, id: &str, process: &Value) -> Result<String> {
     host.add(id, "x", process, PIPES()).await?;
     let stdout = host.stream(id, "x", OUT).await?;
     let stderr = host.stream(id, "x", ERR).await?;
@@ -196,7 +207,7 @@ async fn exec(host: &mut Host<'_>, id: &str, process: &Value) -> Result<String> 
     Ok(stdout + &stderr)
 }
 
-fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -320,7 +331,7 @@ async fn user_that_is_not_root_can_reopen_its_stdout(host: &mut Host<'_>) -> Res
     Ok(())
 }
 
-async fn until(stream: &mut tokio::net::UnixStream, wanted: &str) -> Result<String> {
+pub(crate) async fn until(stream: &mut tokio::net::UnixStream, wanted: &str) -> Result<String> {
     let mut text = String::new();
     while !text.contains(wanted) {
         let mut chunk = [0; 1024];

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use sandbox_protocol::agent::agent_event::Event;
 use sandbox_protocol::agent::{
-    AddProcessRequest, CreateContainerRequest, DeleteProcessReply, ProcessRequest,
+    AddProcessRequest, AgentProgram, CreateContainerRequest, DeleteProcessReply, ProcessRequest,
     SignalProcessRequest, Stdio, StreamKind, StreamOpen, StreamOpened,
 };
 use sandbox_protocol::agent_ttrpc::AgentClient;
@@ -59,17 +59,41 @@ impl<'a> Host<'a> {
         })
     }
 
-    pub(crate) async fn create(&self, id: &str, spec: &Value, stdio: Stdio) -> ttrpc::Result<u32> {
+    /// A request for a container, to be changed before it is sent.
+    pub(crate) fn request(&self, id: &str, spec: &Value, stdio: Stdio) -> CreateContainerRequest {
         let (mounts, root_path) = self.machine.root(id);
-        let request = CreateContainerRequest {
+        CreateContainerRequest {
             container_id: id.to_owned(),
             spec_json: spec.to_string().into_bytes(),
             mounts,
             root_path,
             stdio: Some(stdio).into(),
             ..Default::default()
-        };
+        }
+    }
+
+    pub(crate) async fn create(&self, id: &str, spec: &Value, stdio: Stdio) -> ttrpc::Result<u32> {
+        let request = self.request(id, spec, stdio);
         Ok(self.calls.create_container(limit(), &request).await?.pid)
+    }
+
+    /// A request for an added process.
+    pub(crate) fn added(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &Value,
+        stdio: Stdio,
+        program: AgentProgram,
+    ) -> AddProcessRequest {
+        AddProcessRequest {
+            container_id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            process_json: process.to_string().into_bytes(),
+            stdio: Some(stdio).into(),
+            program: program.into(),
+            ..Default::default()
+        }
     }
 
     pub(crate) async fn add(
@@ -79,13 +103,7 @@ impl<'a> Host<'a> {
         process: &Value,
         stdio: Stdio,
     ) -> ttrpc::Result<()> {
-        let request = AddProcessRequest {
-            container_id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            process_json: process.to_string().into_bytes(),
-            stdio: Some(stdio).into(),
-            ..Default::default()
-        };
+        let request = self.added(id, exec, process, stdio, AgentProgram::AGENT_PROGRAM_NONE);
         self.calls.add_process(limit(), &request).await.map(drop)
     }
 

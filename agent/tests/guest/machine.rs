@@ -77,7 +77,10 @@ fn busybox_tree(tree: &Path) -> Result<()> {
     fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
     for applet in [
         "sh", "echo", "cat", "ls", "head", "tail", "sleep", "grep", "id", "mknod", "tty", "stty",
-        "wc", "dd", "hostname", "yes", "test", "true", "ifconfig", "dmesg", "env", "mkdir",
+        "wc", "dd", "hostname", "yes", "test", "true", "ifconfig", "dmesg", "env", "mkdir", "stat",
+        "ln", "chown", "chmod", "date", "nproc", "readlink", "kill", "mount", "umount", "od",
+        "ionice", "sed", "sort", "touch", "rm", "cut", "tr", "awk", "find", "uname", "setpriv",
+        "unshare", "linux32",
     ] {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
     }
