@@ -1,7 +1,7 @@
 //! From the kernel's first process to a system that containers can be made in.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountAttrFlags;
@@ -16,9 +16,13 @@ const NOFILE: u64 = 1_048_576;
 /// Kernel parameters that differ from the kernel's own: roomy where a host of containers is, closed towards
 /// them.
 const PARAMETERS: &[(&str, &str)] = &[
+    // As systemd has it, so that limits of open files that hosts set are allowed.
+    ("fs/nr_open", "1073741816"),
     ("fs/inotify/max_user_instances", "8192"),
     ("fs/inotify/max_user_watches", "1048576"),
     ("kernel/dmesg_restrict", "1"),
+    // It makes sockets past the filter that keeps containers from AF_VSOCK; that filter refuses it too.
+    ("kernel/io_uring_disabled", "2"),
     ("kernel/kptr_restrict", "2"),
     ("kernel/pid_max", "4194304"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
@@ -65,6 +69,10 @@ pub(crate) fn boot() -> Result<(), BootError> {
             result => result.map_err(failed(format!("set {parameter}={value}")))?,
         }
     }
+    // Returns when the kernel's random numbers are good (random(4)): before that, no container is to run.
+    fs::File::open("/dev/random")
+        .and_then(|mut random| random.read_exact(&mut [0]))
+        .map_err(failed("wait for random numbers"))?;
     crate::sys::bring_up_loopback().map_err(failed("bring up the loopback interface"))?;
     prepare_cgroups(Path::new(cgroup::ROOT))
 }

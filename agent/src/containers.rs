@@ -31,7 +31,7 @@ use crate::mount::Mounted;
 use crate::process::{Prepared, Process, State};
 use crate::programs::Program;
 use crate::reaper::{ExitStatus, Reaper};
-use crate::spec::{self, Confinement, GuestSpec, Placement};
+use crate::spec::{self, GuestSpec, Placement};
 use crate::stdio::{Streams, Wanted, descriptor};
 
 /// How long a delete waits for output that is still being read.
@@ -96,6 +96,7 @@ impl Containers {
         let mut guest = spec::adapt(
             &request.spec_json,
             &Placement {
+                id: id.as_str(),
                 root_path: &request.root_path,
                 cgroups_path: &Cgroup::spec_path(&id),
                 terminal: wanted.terminal,
@@ -256,23 +257,21 @@ impl Containers {
                 what: format!("{id}/{exec}"),
             });
         }
-        let (process, capabilities) = spec::adapt_added_process(process_json, wanted.terminal)?;
+        let (process, mut confinement) = spec::adapt_added_process(process_json, wanted.terminal)?;
         let path = container.directory.join(format!("exec-{exec}.json"));
         let text = serde_json::to_vec(&process).map_err(spec::SpecError::from)?;
         fs::write(&path, text).map_err(|source| ContainerError::Directory {
             path: path.clone(),
             source,
         })?;
+        confinement.seccomp = container.seccomp.clone();
+        confinement.program = program(own)?;
         let (streams, stdio) = Streams::new(wanted).map_err(ContainerError::Streams)?;
         let launch = Launch {
             action: Action::Add(path),
             directory: container.directory.clone(),
             stdio,
-            confinement: Confinement {
-                seccomp: container.seccomp.clone(),
-                capabilities,
-                program: program(own)?,
-            },
+            confinement,
         };
         let process = Process::new(
             Some(exec.clone()),

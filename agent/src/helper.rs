@@ -16,7 +16,10 @@
 //!
 //! The pipe closes with a successful execve, so its end is the start's success.
 
+mod cause;
 mod executor;
+mod hooks;
+mod limits;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
@@ -28,10 +31,12 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
+use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
 use self::executor::AgentExecutor;
 use crate::spec::Confinement;
+use crate::users::{self, UserError};
 
 /// First argument of the program when it is to be the helper.
 pub(crate) const ARGUMENT: &str = "helper";
@@ -96,6 +101,8 @@ pub(crate) enum FailureKind {
     ProgramNotFound,
     /// It cannot be executed.
     ProgramNotExecutable,
+    /// What was asked for makes no sense.
+    Invalid,
     /// Anything else.
     Setup,
 }
@@ -163,6 +170,11 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Err(error) = prepare(&order) {
+        report.fail(FailureKind::Invalid, crate::error_chain(&error));
+        return ExitCode::FAILURE;
+    }
+    let cause = cause::record();
     match run(order, &report, agent) {
         Ok(pid) => {
             report.send(&Report::Created { pid });
@@ -170,17 +182,81 @@ pub(crate) fn main() -> ExitCode {
         }
         Err(error) => {
             // The executor's own report, if there is one, came first and counts.
-            report.fail(FailureKind::Setup, crate::error_chain(&error));
+            let mut message = crate::error_chain(&error);
+            if let Some(cause) = cause.and_then(|cause| cause.read()) {
+                message = format!("{message}: {cause}");
+            }
+            report.fail(FailureKind::Setup, message);
             ExitCode::FAILURE
         }
     }
 }
 
+/// Why what was asked for makes no sense in this container.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    /// The user or group is not known there.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A limit is refused.
+    #[error(transparent)]
+    Limit(#[from] limits::LimitError),
+    /// The agent's own description of the process cannot be used.
+    #[error("the description of the process cannot be read or written")]
+    Process(#[from] std::io::Error),
+    /// It is no such object.
+    #[error("the description of the process cannot be understood")]
+    Json(#[from] serde_json::Error),
+    /// It is no spec.
+    #[error("the spec cannot be read or written")]
+    Spec(#[from] oci_spec::OciSpecError),
+    /// libcontainer's state of the container cannot be read.
+    #[error("the state of the container cannot be read")]
+    Container(#[from] LibcontainerError),
+}
+
+/// Looks the user up, and makes room for limits. Here and not in the agent: a file system that a container has
+/// mounted itself may make whoever reads its files wait.
+fn prepare(order: &Order) -> Result<(), PrepareError> {
+    limits::make_room(&order.confinement.rlimits)?;
+    match &order.action {
+        Action::Create => {
+            let path = order.directory.join("config.json");
+            let mut spec = Spec::load(&path)?;
+            let root = spec.root().as_ref().map(|root| root.path().clone());
+            if let (Some(process), Some(root)) = (spec.process_mut(), root)
+                && users::resolve(process.user_mut(), &root)?
+            {
+                spec.save(&path)?;
+            }
+        }
+        Action::Add(path) => {
+            let mut process: Process = serde_json::from_slice(&std::fs::read(path)?)?;
+            let container = Container::load(order.directory.join(CONTAINER_NAME))?;
+            let first = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
+            let root = PathBuf::from(format!("/proc/{first}/root"));
+            if users::resolve(process.user_mut(), &root)? {
+                std::fs::write(path, serde_json::to_vec(&process)?)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, LibcontainerError> {
+    let users = match order.action {
+        Action::Create => None,
+        Action::Add(_) => user_namespace(&order.directory)?,
+    };
     let mut builder = ContainerBuilder::new(CONTAINER_NAME.to_owned(), SyscallType::Linux)
         .with_root_path(&order.directory)?
         .with_console_socket(order.console_socket)
-        .with_executor(AgentExecutor::new(report.clone(), order.confinement, agent));
+        .with_executor(AgentExecutor::new(
+            report.clone(),
+            order.confinement,
+            agent,
+            users,
+        ));
     if let Some([stdin, stdout, stderr]) = order.stdio {
         builder = builder
             .with_stdin(inherited(stdin))
@@ -210,6 +286,20 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
             Ok(pid.as_raw())
         }
     }
+}
+
+/// The user namespace of a container that has one of its own. libcontainer leaves added processes in the guest's, so
+/// the executor joins it.
+fn user_namespace(directory: &Path) -> Result<Option<OwnedFd>, LibcontainerError> {
+    let container = Container::load(directory.join(CONTAINER_NAME))?;
+    let first = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
+    let path = format!("/proc/{first}/ns/user");
+    let link = |path: &str| std::fs::read_link(path).map_err(LibcontainerError::OtherIO);
+    if link(&path)? == link("/proc/self/ns/user")? {
+        return Ok(None);
+    }
+    let namespace = std::fs::File::open(&path).map_err(LibcontainerError::OtherIO)?;
+    Ok(Some(namespace.into()))
 }
 
 /// The agent starts containers itself, so libcontainer's state does not know yet that this one runs.

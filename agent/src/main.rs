@@ -32,6 +32,7 @@ mod spec;
 mod stdio;
 mod streams;
 mod sys;
+mod users;
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -5,26 +5,30 @@
 //! | member | what happens |
 //! | --- | --- |
 //! | `root.path` | the path that the host gave beside the spec |
-//! | `hooks` | dropped: they are programs of the host, run there |
+//! | `process.user.username` | docker's `USER[:GROUP]`: the helper looks it up in the container (see [`crate::users`]) |
+//! | `process.rlimits`, `.capabilities`, `linux.seccomp` | taken out: [`Confinement`] is applied by the agent's own executor, for added processes too |
+//! | `process.apparmorProfile`, `.selinuxLabel`, `.execCPUAffinity`, `linux.mountLabel`, `.intelRdt`, `.netDevices`, `.memoryPolicy` | refused: not in the guest |
+//! | `hooks` | `startContainer` runs in the container, by the executor; `createContainer` is refused; the others are the host's |
 //! | `linux.cgroupsPath` | a cgroup of our own |
 //! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
 //! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
 //! | `linux.sysctl` | `net.*` is set in the guest's network namespace by the agent |
-//! | `linux.seccomp`, `process.capabilities` | taken out: [`Confinement`] is applied by the agent's own executor, for added processes too |
-//! | `linux.intelRdt`, `linux.mountLabel`, `process.apparmorProfile`, `process.selinuxLabel` | dropped: not in the guest |
-//! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share |
+//! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. With users of its own, a container's `/sys` is a bind of the guest's |
+
+mod mounts;
+mod seccomp;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use libseccomp::ScmpSyscall;
 use oci_spec::runtime::{
-    Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxSeccomp, LinuxSeccompAction, Process, Spec,
+    Hook, Linux, LinuxCapabilities, LinuxDeviceCgroup, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp, PosixRlimit, Process, Spec,
 };
 use sandbox_protocol::GUEST_RUN_DIR;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::mounts::{MountPropagation, Propagation};
 use crate::cgroup::{Limits, ResourceError};
 use crate::guest_path::{GuestPath, GuestPathError};
 use crate::programs::Program;
@@ -54,6 +58,29 @@ pub(crate) enum SpecError {
         /// The path on the host.
         source_path: String,
     },
+    /// Nothing in the guest could honour it.
+    #[error(
+        "{member} is {value:?}: the guest has no such thing, so it cannot be honoured; leave it out"
+    )]
+    NotInGuest {
+        /// Which member.
+        member: &'static str,
+        /// What it is.
+        value: String,
+    },
+    /// A mount asks for what cannot be done here.
+    #[error("mount {destination}: {what} cannot be honoured in a guest")]
+    Mount {
+        /// Where it was to appear.
+        destination: String,
+        /// What it asks for.
+        what: String,
+    },
+    /// A program of the host's that would run in the container's namespaces.
+    #[error(
+        "createContainer hooks cannot run: they are programs of the host for a container that is in a guest; use createRuntime or startContainer"
+    )]
+    CreateContainerHook,
     /// A deny list names a system call that libseccomp does not know, so it would not be denied.
     #[error("the seccomp profile denies system call {name:?}, which is not known here")]
     UnknownSyscall {
@@ -82,6 +109,21 @@ pub(crate) struct Confinement {
     pub(crate) capabilities: Option<LinuxCapabilities>,
     /// What runs instead of the command, if it is one of the agent's own programs.
     pub(crate) program: Option<Program>,
+    /// Limits of this process: applied last, because the agent's code needs more than some allow.
+    pub(crate) rlimits: Vec<PosixRlimit>,
+    /// Propagation of the container's mounts; empty for added processes.
+    pub(crate) propagation: Vec<MountPropagation>,
+    /// Programs to run in the container before its own.
+    pub(crate) hooks: Option<StartHooks>,
+}
+
+/// `startContainer` hooks: programs of the container's, run with what its own program will be confined to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StartHooks {
+    /// In their order.
+    pub(crate) hooks: Vec<Hook>,
+    /// The state that they read, without the pid (OCI runtime spec, "State").
+    pub(crate) state: serde_json::Value,
 }
 
 /// A container's spec, ready for libcontainer.
@@ -104,6 +146,8 @@ pub(crate) struct GuestSpec {
 /// Where the guest puts a container.
 #[derive(Debug)]
 pub(crate) struct Placement<'a> {
+    /// Its name.
+    pub(crate) id: &'a str,
     /// Its root.
     pub(crate) root_path: &'a str,
     /// Its control group.
@@ -121,24 +165,29 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(root_path.as_path().to_owned());
     spec.set_root(Some(root));
-    spec.set_hooks(None);
-    check_mounts(&spec)?;
+    let linux = spec.linux().clone();
+    let mut linux = linux.ok_or(SpecError::Missing { member: "linux" })?;
+    let own_users = is_of(&linux, LinuxNamespaceType::User)
+        || placement
+            .shared
+            .iter()
+            .any(|(kind, _)| *kind == LinuxNamespaceType::User);
+    let propagation = mounts::adapt(&mut spec, own_users)?;
+    let hooks = take_hooks(&mut spec, placement)?;
 
     let process = spec.process().clone();
     let mut process = process.ok_or(SpecError::Missing { member: "process" })?;
-    let capabilities = adapt_process(&mut process, placement.terminal)?;
+    let mut confinement = adapt_process(&mut process, placement.terminal)?;
     spec.set_process(Some(process));
 
-    let linux = spec.linux().clone();
-    let mut linux = linux.ok_or(SpecError::Missing { member: "linux" })?;
+    check_linux(&linux)?;
     let seccomp = linux.seccomp().clone();
     if let Some(profile) = &seccomp {
-        check_seccomp(profile)?;
+        seccomp::check(profile)?;
     }
     linux
         .set_seccomp(None)
         .set_cgroups_path(Some(PathBuf::from(placement.cgroups_path)))
-        .set_intel_rdt(None)
         .set_mount_label(None);
     adapt_namespaces(&mut linux, placement.shared)?;
     let resources = linux.resources().clone().unwrap_or_default();
@@ -148,13 +197,12 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let network_sysctl = take_network_sysctl(&mut linux);
     spec.set_linux(Some(linux));
 
+    confinement.seccomp = seccomp;
+    confinement.propagation = propagation;
+    confinement.hooks = hooks;
     Ok(GuestSpec {
         spec,
-        confinement: Confinement {
-            seccomp,
-            capabilities,
-            program: None,
-        },
+        confinement,
         network_sysctl,
         limits,
         devices,
@@ -165,32 +213,102 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     })
 }
 
-/// Adapts the `process` object of a process to be added to a container; its capabilities are taken out.
+fn is_of(linux: &Linux, kind: LinuxNamespaceType) -> bool {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.any(|namespace| namespace.typ() == kind)
+}
+
+fn not_in_guest(member: &'static str, value: &str, nothing: &[&str]) -> Result<(), SpecError> {
+    match value.is_empty() || nothing.contains(&value) {
+        true => Ok(()),
+        false => Err(SpecError::NotInGuest {
+            member,
+            value: value.to_owned(),
+        }),
+    }
+}
+
+/// Refuses what the guest has nothing for.
+fn check_linux(linux: &Linux) -> Result<(), SpecError> {
+    let label = linux.mount_label().as_deref().unwrap_or_default();
+    not_in_guest("linux.mountLabel", label, &[])?;
+    if linux.intel_rdt().is_some() {
+        not_in_guest("linux.intelRdt", "set", &[])?;
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        not_in_guest("linux.netDevices", "set", &[])?;
+    }
+    if linux.memory_policy().is_some() {
+        not_in_guest("linux.memoryPolicy", "set", &[])?;
+    }
+    Ok(())
+}
+
+/// Takes the hooks out that run in the container; those of the host are its own.
+fn take_hooks(spec: &mut Spec, placement: &Placement<'_>) -> Result<Option<StartHooks>, SpecError> {
+    let Some(hooks) = spec.hooks().clone() else {
+        return Ok(None);
+    };
+    spec.set_hooks(None);
+    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
+    if some(hooks.create_container()) {
+        return Err(SpecError::CreateContainerHook);
+    }
+    if !some(hooks.start_container()) {
+        return Ok(None);
+    }
+    let state = serde_json::json!({
+        "ociVersion": spec.version(),
+        "id": placement.id,
+        "status": "created",
+        "bundle": placement.root_path,
+        "annotations": spec.annotations().clone().unwrap_or_default(),
+    });
+    Ok(Some(StartHooks {
+        hooks: hooks.start_container().clone().unwrap_or_default(),
+        state,
+    }))
+}
+
+/// Adapts the `process` object of a process to be added to a container.
 pub(crate) fn adapt_added_process(
     process_json: &[u8],
     terminal: bool,
-) -> Result<(Process, Option<LinuxCapabilities>), SpecError> {
+) -> Result<(Process, Confinement), SpecError> {
     let mut process: Process = serde_json::from_slice(process_json)?;
-    let capabilities = adapt_process(&mut process, terminal)?;
-    Ok((process, capabilities))
+    let confinement = adapt_process(&mut process, terminal)?;
+    Ok((process, confinement))
 }
 
-fn adapt_process(
-    process: &mut Process,
-    terminal: bool,
-) -> Result<Option<LinuxCapabilities>, SpecError> {
+/// Adapts a process; what the executor applies is taken out.
+fn adapt_process(process: &mut Process, terminal: bool) -> Result<Confinement, SpecError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(SpecError::Missing {
             member: "process.args",
         });
     }
-    let capabilities = process.capabilities().clone();
+    let profile = process.apparmor_profile().as_deref().unwrap_or_default();
+    not_in_guest("process.apparmorProfile", profile, &["unconfined"])?;
+    let label = process.selinux_label().as_deref().unwrap_or_default();
+    not_in_guest("process.selinuxLabel", label, &[])?;
+    if process.exec_cpu_affinity().is_some() {
+        not_in_guest("process.execCPUAffinity", "set", &[])?;
+    }
+    let confinement = Confinement {
+        capabilities: process.capabilities().clone(),
+        rlimits: process.rlimits().clone().unwrap_or_default(),
+        ..Confinement::default()
+    };
     process
         .set_capabilities(None)
+        .set_rlimits(None)
         .set_terminal(Some(terminal))
         .set_apparmor_profile(None)
-        .set_selinux_label(None)
-        .set_exec_cpu_affinity(None);
+        .set_selinux_label(None);
     // libcontainer would look an absent HOME up with getpwuid, after the change of root, and so load name
     // service modules of the container's into a process that has all privileges. The executor looks it up.
     let env = process.env().clone().unwrap_or_default();
@@ -201,7 +319,7 @@ fn adapt_process(
             .collect(),
     };
     process.set_env(Some(env));
-    Ok(capabilities)
+    Ok(confinement)
 }
 
 /// In the place of a `HOME` that the spec does not have, for the executor to fill in.
@@ -209,58 +327,6 @@ pub(crate) const HOME_UNKNOWN: &str = "HOME=\u{1}";
 
 fn is_set(entry: &str, prefix: &str) -> bool {
     entry.len() > prefix.len() && entry.starts_with(prefix)
-}
-
-fn check_mounts(spec: &Spec) -> Result<(), SpecError> {
-    for mount in spec.mounts().iter().flatten() {
-        let options = mount.options().as_deref().unwrap_or_default();
-        let bind = mount.typ().as_deref() == Some("bind")
-            || options.iter().any(|word| word == "bind" || word == "rbind");
-        let shared = mount
-            .source()
-            .as_deref()
-            .and_then(Path::to_str)
-            .is_some_and(|path| GuestPath::new(path).is_ok());
-        if bind && !shared {
-            return Err(SpecError::HostBind {
-                destination: mount.destination().display().to_string(),
-                source_path: mount
-                    .source()
-                    .as_deref()
-                    .unwrap_or(Path::new(""))
-                    .display()
-                    .to_string(),
-            });
-        }
-    }
-    Ok(())
-}
-
-fn check_seccomp(profile: &LinuxSeccomp) -> Result<(), SpecError> {
-    let allows = |action| {
-        matches!(
-            action,
-            LinuxSeccompAction::ScmpActAllow | LinuxSeccompAction::ScmpActLog
-        )
-    };
-    if profile.default_action() == LinuxSeccompAction::ScmpActNotify {
-        return Err(SpecError::SeccompNotify);
-    }
-    for rule in profile.syscalls().iter().flatten() {
-        if rule.action() == LinuxSeccompAction::ScmpActNotify {
-            return Err(SpecError::SeccompNotify);
-        }
-        // Unknown names are skipped when the filter is made. In an allow list that denies them; in a deny list
-        // it would let them through.
-        if allows(profile.default_action()) && !allows(rule.action()) {
-            for name in rule.names() {
-                if ScmpSyscall::from_name(name).is_err() {
-                    return Err(SpecError::UnknownSyscall { name: name.clone() });
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 fn adapt_namespaces(
@@ -295,7 +361,6 @@ fn adapt_namespaces(
         })
         .collect::<Result<Vec<_>, _>>()?;
     linux.set_namespaces(Some(namespaces));
-    linux.set_net_devices(None);
     Ok(())
 }
 
@@ -338,173 +403,4 @@ pub(crate) fn agent_dir() -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    const ROOT: &str = "/run/sandbox/containers/a/rootfs";
-
-    fn spec(change: impl FnOnce(&mut Value)) -> Vec<u8> {
-        let mut spec = json!({
-            "ociVersion": "1.1.0",
-            "root": {"path": "rootfs", "readonly": true},
-            "process": {
-                "user": {"uid": 0, "gid": 0},
-                "args": ["sh"],
-                "env": ["PATH=/bin"],
-                "cwd": "/",
-                "capabilities": {"bounding": ["CAP_KILL"]},
-                "apparmorProfile": "default",
-            },
-            "hooks": {"prestart": [{"path": "/bin/hook"}]},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
-            "linux": {
-                "cgroupsPath": "/kubepods/x",
-                "namespaces": [
-                    {"type": "pid", "path": "/proc/1/ns/pid"},
-                    {"type": "network", "path": "/var/run/netns/x"},
-                    {"type": "ipc"},
-                ],
-                "sysctl": {"net.ipv4.ping_group_range": "0 1", "kernel.shmmax": "1"},
-            },
-        });
-        change(&mut spec);
-        serde_json::to_vec(&spec).unwrap()
-    }
-
-    fn adapted(change: impl FnOnce(&mut Value)) -> Result<GuestSpec, SpecError> {
-        let placement = Placement {
-            root_path: ROOT,
-            cgroups_path: "/sandbox/a",
-            terminal: false,
-            shared: &[],
-        };
-        adapt(&spec(change), &placement)
-    }
-
-    #[test]
-    fn spec_of_a_host_becomes_one_for_the_guest() {
-        let guest = adapted(|_| {}).unwrap();
-        assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new(ROOT));
-        assert_eq!(guest.spec.root().as_ref().unwrap().readonly(), Some(true));
-        assert!(guest.spec.hooks().is_none());
-        let linux = guest.spec.linux().as_ref().unwrap();
-        assert_eq!(
-            linux.cgroups_path().as_deref(),
-            Some(Path::new("/sandbox/a"))
-        );
-        assert_eq!(
-            guest.network_sysctl,
-            [("net.ipv4.ping_group_range".to_owned(), "0 1".to_owned())]
-        );
-        assert_eq!(linux.sysctl().as_ref().unwrap().len(), 1);
-        let process = guest.spec.process().as_ref().unwrap();
-        assert!(process.apparmor_profile().is_none());
-        assert!(process.capabilities().is_none());
-        assert!(guest.confinement.capabilities.is_some());
-    }
-
-    #[test]
-    fn container_never_shares_the_agents_processes_or_mounts() {
-        let guest = adapted(|spec| spec["linux"]["namespaces"] = json!([])).unwrap();
-        let linux = guest.spec.linux().as_ref().unwrap();
-        let namespaces = linux.namespaces().as_ref().unwrap();
-        let types: Vec<_> = namespaces.iter().map(LinuxNamespace::typ).collect();
-        assert_eq!(
-            types,
-            [
-                LinuxNamespaceType::Pid,
-                LinuxNamespaceType::Mount,
-                LinuxNamespaceType::Cgroup
-            ]
-        );
-    }
-
-    #[test]
-    fn namespace_path_of_the_host_becomes_a_new_namespace() {
-        let guest = adapted(|_| {}).unwrap();
-        let linux = guest.spec.linux().as_ref().unwrap();
-        let namespaces = linux.namespaces().as_ref().unwrap();
-        assert!(namespaces.iter().all(|ns| ns.path().is_none()));
-        assert!(
-            namespaces
-                .iter()
-                .all(|ns| ns.typ() != LinuxNamespaceType::Network)
-        );
-    }
-
-    #[test]
-    fn namespace_of_another_container_is_joined() {
-        let placement = Placement {
-            root_path: ROOT,
-            cgroups_path: "/sandbox/a",
-            terminal: false,
-            shared: &[(LinuxNamespaceType::Pid, "/proc/7/ns/pid".into())],
-        };
-        let guest = adapt(&spec(|_| {}), &placement).unwrap();
-        let linux = guest.spec.linux().as_ref().unwrap();
-        let namespaces = linux.namespaces().clone().unwrap();
-        let joined: Vec<_> = namespaces
-            .iter()
-            .filter_map(|ns| ns.path().clone())
-            .collect();
-        assert_eq!(joined, [Path::new("/proc/7/ns/pid")]);
-        assert!(guest.shares_pids);
-    }
-
-    #[test]
-    fn resources_are_for_the_agent_alone() {
-        let memory = json!({"memory": {"limit": 1}, "devices": [{"allow": true, "access": "rwm"}]});
-        let guest = adapted(|spec| spec["linux"]["resources"] = memory).unwrap();
-        let linux = guest.spec.linux().as_ref().unwrap();
-        assert!(linux.resources().is_none());
-        assert_ne!(guest.limits, Limits::default());
-        assert_eq!(guest.devices.len(), 1);
-    }
-
-    #[test]
-    fn bind_of_a_host_path_is_refused_and_named() {
-        for change in [
-            json!({"destination": "/data", "type": "bind", "source": "/srv"}),
-            json!({"destination": "/data", "source": "/srv", "options": ["rbind"]}),
-            json!({"destination": "/data", "type": "bind", "source": "/run/sandbox/../../x"}),
-        ] {
-            let error = adapted(|spec| spec["mounts"] = json!([change])).unwrap_err();
-            assert!(error.to_string().contains("/data"), "{error}");
-        }
-    }
-
-    #[test]
-    fn bind_of_a_share_is_taken() {
-        let share =
-            json!({"destination": "/data", "type": "bind", "source": "/run/sandbox/shares/1"});
-        assert!(adapted(|spec| spec["mounts"] = json!([share])).is_ok());
-    }
-
-    #[test]
-    fn deny_list_with_an_unknown_call_is_refused() {
-        let profile = |default: &str, action: &str| json!({"defaultAction": default, "syscalls": [{"names": ["no_such_call"], "action": action}]});
-        let with = |profile| adapted(|spec| spec["linux"]["seccomp"] = profile);
-        assert!(matches!(
-            with(profile("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO")),
-            Err(SpecError::UnknownSyscall { .. })
-        ));
-        assert!(with(profile("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW")).is_ok());
-        assert!(matches!(
-            with(profile("SCMP_ACT_ERRNO", "SCMP_ACT_NOTIFY")),
-            Err(SpecError::SeccompNotify)
-        ));
-    }
-
-    #[test]
-    fn home_that_is_absent_or_empty_is_left_to_the_executor() {
-        for env in [json!(["PATH=/bin"]), json!(["HOME="])] {
-            let guest = adapted(|spec| spec["process"]["env"] = env).unwrap();
-            let process = guest.spec.process().as_ref().unwrap();
-            assert_eq!(process.env().as_ref().unwrap()[0], HOME_UNKNOWN);
-        }
-        let guest = adapted(|spec| spec["process"]["env"] = json!(["HOME=/h"])).unwrap();
-        let process = guest.spec.process().as_ref().unwrap();
-        assert_eq!(process.env().as_ref().unwrap(), &["HOME=/h"]);
-    }
-}
+mod tests;

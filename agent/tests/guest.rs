@@ -11,6 +11,8 @@ mod client;
 mod control;
 #[path = "guest/machine.rs"]
 mod machine;
+#[path = "guest/oci.rs"]
+mod oci;
 #[path = "guest/spec.rs"]
 mod spec;
 

@@ -151,7 +151,7 @@ impl ContainerError {
             let start = match failure.kind {
                 FailureKind::ProgramNotFound => Some(StartFailure::ProgramNotFound),
                 FailureKind::ProgramNotExecutable => Some(StartFailure::ProgramNotExecutable),
-                FailureKind::Setup => None,
+                FailureKind::Setup | FailureKind::Invalid => None,
             };
             if let Some(start) = start {
                 return start.to_status(message);
@@ -162,6 +162,9 @@ impl ContainerError {
 
     fn code(&self) -> Code {
         match self {
+            Self::Launch(LaunchError::Failed(failure)) if failure.kind == FailureKind::Invalid => {
+                Code::INVALID_ARGUMENT
+            }
             Self::Id(_) | Self::NoSignal { .. } | Self::Spec(_) => Code::INVALID_ARGUMENT,
             Self::Mount(MountError::Path(_) | MountError::NoSource { .. })
             | Self::File(FileError::Path(_) | FileError::TooLarge { .. })

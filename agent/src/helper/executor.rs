@@ -24,13 +24,15 @@ use libcontainer::workload::{
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 use rustix::fs::{Gid, OFlags, Uid};
+use rustix::mount::MountPropagationFlags;
 use rustix::termios::Winsize;
 
-use super::{FailureKind, Reporter};
-use crate::spec::{Confinement, HOME_UNKNOWN};
+use super::{FailureKind, Reporter, hooks, limits};
+use crate::spec::{Confinement, HOME_UNKNOWN, MountPropagation, Propagation};
 
 /// What one of the agent's own programs is called in its arguments.
 const AGENT_NAME: &str = "sandbox-agent";
@@ -48,6 +50,8 @@ pub(super) struct AgentExecutor {
     confinement: Confinement,
     /// The agent's binary.
     agent: Arc<OwnedFd>,
+    /// A user namespace that is yet to be joined.
+    users: Option<Arc<OwnedFd>>,
 }
 
 /// A program that cannot be run.
@@ -57,11 +61,17 @@ struct Refusal {
 }
 
 impl AgentExecutor {
-    pub(super) fn new(report: Reporter, confinement: Confinement, agent: OwnedFd) -> Self {
+    pub(super) fn new(
+        report: Reporter,
+        confinement: Confinement,
+        agent: OwnedFd,
+        users: Option<OwnedFd>,
+    ) -> Self {
         Self {
             report,
             confinement,
             agent: Arc::new(agent),
+            users: users.map(Arc::new),
         }
     }
 
@@ -86,6 +96,10 @@ impl AgentExecutor {
 
         reset_signals().map_err(|errno| setup(format!("cannot reset signals: {errno}")))?;
         self.confine(process)?;
+        if let Some(hooks) = &self.confinement.hooks {
+            hooks::run(hooks, &environment(process))
+                .map_err(|error| setup(crate::error_chain(&error)))?;
+        }
         match &path {
             Some(path) => execute(path, &arguments, &variables),
             None => execute_own(&self.agent, &arguments, &variables),
@@ -105,6 +119,8 @@ impl AgentExecutor {
     /// A filter can be installed with `CAP_SYS_ADMIN` or with no-new-privileges set (seccomp(2)). With the
     /// latter it comes last, so that it need not allow what dropping capabilities takes.
     fn confine(&self, process: &Process) -> Result<(), Refusal> {
+        limits::apply(&self.confinement.rlimits)
+            .map_err(|error| setup(crate::error_chain(&error)))?;
         let filters_last = process.no_new_privileges() == Some(true);
         refuse_vsock().map_err(|error| setup(format!("cannot refuse AF_VSOCK: {error}")))?;
         if !filters_last {
@@ -134,7 +150,14 @@ impl AgentExecutor {
 
     fn prepare(&self, spec: &Spec) -> Result<(), Refusal> {
         let process = process_of(spec)?;
+        if let Some(namespace) = &self.users {
+            join_users(namespace, process)
+                .map_err(|error| setup(format!("cannot join the container's users: {error}")))?;
+        }
         self.path(process)?;
+        for mount in &self.confinement.propagation {
+            propagate(mount)?;
+        }
         prepare_stdio(process)
     }
 }
@@ -318,6 +341,46 @@ fn home_of(passwd: &Path, uid: u32) -> Option<String> {
     })
 }
 
+/// Joins a user namespace and becomes the process's user there, with all capabilities in that namespace and none
+/// outside it.
+fn join_users(namespace: &OwnedFd, process: &Process) -> Result<(), Box<dyn std::error::Error>> {
+    let user = process.user();
+    nix::sched::setns(namespace, CloneFlags::CLONE_NEWUSER)?;
+    let groups: Vec<_> = user.additional_gids().iter().flatten().collect();
+    let groups: Vec<_> = groups
+        .into_iter()
+        .map(|&gid| nix::unistd::Gid::from_raw(gid))
+        .collect();
+    nix::unistd::setgroups(&groups)?;
+    nix::sys::prctl::set_keepcaps(true)?;
+    let gid = nix::unistd::Gid::from_raw(user.gid());
+    nix::unistd::setresgid(gid, gid, gid)?;
+    let uid = nix::unistd::Uid::from_raw(user.uid());
+    nix::unistd::setresuid(uid, uid, uid)?;
+    nix::sys::prctl::set_keepcaps(false)?;
+    let syscall = SyscallType::Linux.create_syscall();
+    capabilities::reset_effective(syscall.as_ref())?;
+    Ok(())
+}
+
+fn propagate(mount: &MountPropagation) -> Result<(), Refusal> {
+    let mut flags = match mount.kind {
+        Propagation::Private => MountPropagationFlags::PRIVATE,
+        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+        Propagation::Shared => MountPropagationFlags::SHARED,
+        Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
+    };
+    if mount.recursive {
+        flags |= MountPropagationFlags::REC;
+    }
+    rustix::mount::mount_change(&mount.destination, flags).map_err(|errno| {
+        let destination = mount.destination.display();
+        setup(format!(
+            "cannot set the propagation of {destination}: {errno}"
+        ))
+    })
+}
+
 /// Gives the process's own user its standard streams, so that it can open `/dev/stdout` again, and the terminal
 /// its size.
 fn prepare_stdio(process: &Process) -> Result<(), Refusal> {
@@ -367,7 +430,8 @@ fn reset_signals() -> Result<(), Errno> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
 }
 
-/// A container must not reach the host's or the agent's vsock ports, whatever its profile allows.
+/// A container must not reach the host's or the agent's vsock ports, whatever its profile allows. io_uring makes
+/// sockets without the system call that a filter could look at, so there is none in containers.
 fn refuse_vsock() -> Result<(), libseccomp::error::SeccompError> {
     let family = u64::try_from(nix::libc::AF_VSOCK).unwrap_or(u64::MAX);
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow)?;
@@ -382,6 +446,10 @@ fn refuse_vsock() -> Result<(), libseccomp::error::SeccompError> {
             ScmpCompareOp::MaskedEqual(0xffff_ffff),
             family,
         )],
+    )?;
+    filter.add_rule(
+        ScmpAction::Errno(nix::libc::EPERM),
+        ScmpSyscall::from_name("io_uring_setup")?,
     )?;
     filter.load()
 }
@@ -430,6 +498,36 @@ mod tests {
         assert_eq!(run("directory"), Some(FailureKind::ProgramNotExecutable));
         fs::set_permissions(root.path().join("plain"), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(run("plain"), None);
+    }
+
+    #[test]
+    #[expect(unsafe_code, reason = "io_uring_setup has no wrapper")]
+    fn vsock_socket_is_refused_by_either_way() {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+        // Filters are a thread's own, and stay with it.
+        let seen = std::thread::spawn(|| {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            let make = |family| socket(family, SockType::Stream, SockFlag::empty(), None).map(drop);
+            // The control: before the filter, io_uring is refused for another reason or not at all.
+            // SAFETY: without parameters, there is nothing that the call could write to.
+            let ring = || unsafe {
+                nix::libc::syscall(nix::libc::SYS_io_uring_setup, 1, std::ptr::null_mut::<u8>())
+            };
+            let before = (ring(), Errno::last());
+            refuse_vsock().unwrap();
+            let after = (ring(), Errno::last());
+            (
+                make(AddressFamily::Vsock),
+                make(AddressFamily::Unix),
+                before,
+                after,
+            )
+        });
+        let (vsock, unix, before, after) = seen.join().unwrap();
+        assert_eq!(vsock, Err(Errno::EAFNOSUPPORT));
+        assert_eq!(unix, Ok(()));
+        assert_ne!(before.1, Errno::EPERM);
+        assert_eq!(after, (-1, Errno::EPERM));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use ttrpc::proto::Code;
 use crate::client::{Host, PIPES, TERMINAL, limit, text};
 use crate::control::*;
 use crate::machine::{Machine, Parts};
+use crate::oci::*;
 use crate::spec;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -66,6 +67,17 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         init_passes_signals_on_and_reaps
         init_with_a_terminal_leaves_it_to_the_command
         archive_goes_out_of_one_container_and_into_another
+        process_is_as_the_spec_says_first_and_added
+        user_by_name_is_that_of_the_container
+        file_systems_are_as_the_spec_says
+        binds_are_read_only_as_far_as_they_say
+        devices_are_made_and_the_console_is_closed
+        kernel_parameters_names_and_clocks_are_the_containers_own
+        user_namespace_maps_the_users
+        seccomp_profile_holds_first_and_added
+        start_hooks_run_in_the_container
+        memory_that_runs_out_in_other_processes_is_told
+        refusals_name_what_they_refuse
     ]
 }
 

@@ -176,17 +176,21 @@ impl<'a> Host<'a> {
 
     /// Waits for the exit of that process; the result is its status and whether memory ran out before.
     pub(crate) async fn exit(&mut self, id: &str, exec: &str) -> Result<(u32, bool)> {
-        let mut out_of_memory = false;
+        let (status, told) = self.exit_with_memory(id, exec).await?;
+        Ok((status, told > 0))
+    }
+
+    /// Waits for the exit of that process; the result is its status and how often memory ran out before.
+    pub(crate) async fn exit_with_memory(&mut self, id: &str, exec: &str) -> Result<(u32, usize)> {
+        let mut told = 0;
         loop {
             match next_event(&mut self.events).await?.event {
                 Some(Event::ProcessExited(exited))
                     if exited.container_id == id && exited.exec_id == exec =>
                 {
-                    return Ok((exited.exit_status, out_of_memory));
+                    return Ok((exited.exit_status, told));
                 }
-                Some(Event::OutOfMemory(event)) if event.container_id == id => {
-                    out_of_memory = true;
-                }
+                Some(Event::OutOfMemory(event)) if event.container_id == id => told += 1,
                 _ => {}
             }
         }

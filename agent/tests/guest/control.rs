@@ -221,7 +221,11 @@ pub(crate) async fn copied_file_is_bound_and_removed_with_the_container(
         host.delete("copied", "").await?;
     }
     // Gone with the container, so nothing is there to bind.
-    status_of(host.create("copied", &spec, PIPES()).await)?;
+    let status = status_of(host.create("copied", &spec, PIPES()).await)?;
+    ensure!(
+        status.message().contains("ENOENT") || status.message().contains("No such file"),
+        "{status:?}"
+    );
     Ok(())
 }
 

@@ -79,7 +79,7 @@ fn busybox_tree(tree: &Path) -> Result<()> {
         "sh", "echo", "cat", "ls", "head", "tail", "sleep", "grep", "id", "mknod", "tty", "stty",
         "wc", "dd", "hostname", "yes", "test", "true", "ifconfig", "dmesg", "env", "mkdir", "stat",
         "ln", "chown", "chmod", "date", "nproc", "readlink", "kill", "mount", "umount", "od",
-        "ionice", "sed", "sort", "touch", "rm", "cut", "tr", "awk", "find", "uname", "setpriv",
+        "ionice", "sed", "sort", "touch", "rm", "cut", "awk", "find", "uname", "setpriv",
         "unshare", "linux32",
     ] {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
@@ -87,6 +87,10 @@ fn busybox_tree(tree: &Path) -> Result<()> {
     fs::write(
         tree.join("etc/passwd"),
         "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )?;
+    fs::write(
+        tree.join("etc/group"),
+        "root:x:0:\nwheel:x:10:user\naudio:x:29:root,user\nuser:x:1000:\n",
     )?;
     fs::write(tree.join("bin/plain"), "not a program\n")?;
     fs::write(tree.join("bin/script"), "#!/no/such/interpreter\n")?;
