@@ -64,7 +64,7 @@ pub(crate) enum BindProblem {
     TooMany,
     /// No room for the device.
     #[error(transparent)]
-    Device(#[from] RootfsError),
+    Device(Box<RootfsError>),
 }
 
 /// One mount of the spec.
@@ -174,13 +174,15 @@ impl Binds<'_> {
             recursive: mount.has("rbind"),
             follows_host: mount.has("rslave") || mount.has("slave"),
         };
-        Ok(self.share.add(
-            &format!("mounts/{index}"),
-            format!("mounts[{index}].source"),
-            source,
-            is_read_only(&mount.options) || mount.has("rro"),
-            self.devices,
-        )?)
+        self.share
+            .add(
+                &format!("mounts/{index}"),
+                format!("mounts[{index}].source"),
+                source,
+                is_read_only(&mount.options) || mount.has("rro"),
+                self.devices,
+            )
+            .map_err(|error| BindProblem::Device(Box::new(error)))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The shim under Debian's containerd, driven by `ctr`.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
@@ -100,10 +102,40 @@ fn exec_and_kill(world: &World) -> Result<()> {
         ])?
         .expect_code(9)?
         .expect_stdout("from exec\n")?;
+    containerd
+        .ctr(&[
+            "task",
+            "exec",
+            "--exec-id",
+            "e2",
+            "--user",
+            "7:8",
+            "--cwd",
+            "/tmp",
+            "c1",
+            "sh",
+            "-c",
+            "id -u; id -g; pwd",
+        ])?
+        .expect_code(0)?
+        .expect_stdout("7\n8\n/tmp\n")?;
+    let metrics = containerd.ctr(&["task", "metrics", "c1"])?.expect_code(0)?;
+    ensure!(
+        metrics.text().contains("memory.usage_in_bytes") || metrics.text().contains("memory.usage"),
+        "{}",
+        metrics.text()
+    );
+    for (verb, state) in [("pause", "PAUSED"), ("resume", "RUNNING")] {
+        containerd.ctr(&["task", verb, "c1"])?.expect_code(0)?;
+        let tasks = containerd.ctr(&["task", "ls"])?.expect_code(0)?;
+        ensure!(tasks.text().contains(state), "{}", tasks.text());
+    }
+    let listed = containerd.ctr(&["task", "ps", "c1"])?.expect_code(0)?;
+    ensure!(listed.text().lines().count() >= 2, "{}", listed.text());
     let tasks = containerd.ctr(&["task", "ls"])?.expect_code(0)?;
     ensure!(tasks.text().contains("RUNNING"), "{}", tasks.text());
     containerd
-        .ctr(&["task", "kill", "--signal", "SIGKILL", "c1"])?
+        .ctr(&["task", "kill", "--all", "--signal", "SIGKILL", "c1"])?
         .expect_code(0)?;
     running.finish()?.expect_code(137)?;
     containerd.ctr(&["task", "rm", "c1"])?;
@@ -114,17 +146,27 @@ fn exec_and_kill(world: &World) -> Result<()> {
 fn shim_killed(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
     let image = containerd.import_demo(world)?;
+    // What a killed shim's sandbox shared is none the worse for the cleaning up.
+    let shared = world.path().join("shared");
+    fs::create_dir(&shared)?;
+    fs::write(shared.join("f"), "kept")?;
+    let mount = format!(
+        "type=bind,src={},dst=/shared,options=rbind:rw",
+        shared.display()
+    );
     let mut running = containerd.start_ctr(&[
         "run",
+        "--mount",
+        &mount,
         "--runtime",
         RUNTIME,
         image,
         "c1",
         "sh",
         "-c",
-        "echo up; cat",
+        "cat /shared/f && echo up; cat",
     ])?;
-    running.wait_for_line("up")?;
+    running.wait_for_line("keptup")?;
     world.kill_process("containerd-shim-sandbox-v2")?;
     process::wait_until("the monitor ends", world.setup().limit, || {
         let monitor = world.setup().driver.monitor();
@@ -135,6 +177,7 @@ fn shim_killed(world: &World) -> Result<()> {
     let _ = running.finish();
     containerd.ctr(&["task", "rm", "--force", "c1"])?;
     containerd.ctr(&["container", "rm", "c1"])?.expect_code(0)?;
+    ensure!(fs::read_to_string(shared.join("f"))? == "kept");
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! containerd. Each test has a world of its own and ends with the leak check.
 
 mod containerd;
+mod containerd_task;
 mod failures;
 mod images;
 mod lifecycle;
@@ -79,6 +80,7 @@ fn main() -> Result<ExitCode> {
         images::CASES,
         lifecycle::CASES,
         containerd::CASES,
+        containerd_task::CASES,
     ]
     .concat()
     .into_iter()
