@@ -14,7 +14,8 @@ mod options;
 
 pub(crate) use images::{ImageLsArgs, ImageRmArgs, ImageVerb, ImportArgs};
 pub(crate) use observe::{
-    CompletionArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
+    CompletionArgs, CpArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
+    StatsArgs, TopArgs, UpdateArgs,
 };
 pub(crate) use options::ContainerOptions;
 
@@ -63,6 +64,14 @@ pub(crate) enum Verb {
     Image(ImageVerb),
     /// Show everything about containers or images
     Inspect(InspectArgs),
+    /// Show what containers use
+    Stats(StatsArgs),
+    /// Show the processes of a container
+    Top(TopArgs),
+    /// Change the limits of containers
+    Update(UpdateArgs),
+    /// Copy files between this host and a container
+    Cp(CpArgs),
     /// List the ports of a container that are published; none are yet
     Port(PortArgs),
     /// Show the program's version

@@ -12,7 +12,7 @@
 //! | [`container`], [`look`] | what is written down, and what is true now |
 //! | [`shim`] | the shim's program and its task service |
 //! | [`stdio`], [`terminal`], [`signals`] | what passes between the caller and the container |
-//! | [`ps`], [`inspect`], [`stop`], [`image`], [`port`], [`info`], [`check`] | the other verbs |
+//! | [`ps`], [`inspect`], [`stats`], [`top`], [`update`], [`cp`], [`stop`], [`image`], [`port`], [`info`], [`check`] | the other verbs |
 //! | [`report`], [`table`], [`format`], [`template`], [`filter`], [`time`] | what people read |
 //! | [`help`] | shell completion and manual pages |
 
@@ -20,6 +20,7 @@ mod app;
 mod check;
 mod cli;
 mod container;
+mod cp;
 mod filter;
 mod format;
 mod help;
@@ -37,6 +38,7 @@ mod settings;
 mod shim;
 mod signals;
 mod spec;
+mod stats;
 mod stdio;
 mod stop;
 mod table;
@@ -44,6 +46,8 @@ mod template;
 mod terminal;
 mod time;
 mod timings;
+mod top;
+mod update;
 mod values;
 
 use std::process;
@@ -115,6 +119,10 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
             Verb::Image(verb) => Ok(image::image(&app, verb).map(|()| 0)?),
             Verb::Inspect(args) => Ok(inspect::inspect(&app, args).await.map(|()| 0)?),
+            Verb::Stats(args) => Ok(stats::stats(&app, args).await.map(|()| 0)?),
+            Verb::Top(args) => Ok(top::top(&app, args).await.map(|()| 0)?),
+            Verb::Update(args) => Ok(update::update(&app, args).await.map(|()| 0)?),
+            Verb::Cp(args) => Ok(cp::cp(&app, args).await.map(|()| 0)?),
             Verb::Port(args) => Ok(port::port(&app, args).map(|()| 0)?),
             Verb::Info(args) => Ok(info::info(&app, args).await.map(|()| 0)?),
             Verb::Check(_) | Verb::Version(_) | Verb::Completion(_) | Verb::Man(_) => Ok(0),

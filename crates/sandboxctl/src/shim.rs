@@ -14,7 +14,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::container::ShimRecord;
-pub(crate) use client::{RootMount, RpcError, RpcFailure, TaskState, Tasks};
+pub(crate) use client::{
+    ProcessInfo, ProgramStreams, RootMount, RpcError, RpcFailure, TaskState, Tasks,
+};
 use process::ProcessHandle;
 
 /// containerd's name for a tenant; ours has one.

@@ -7,6 +7,7 @@ use clap_complete::Shell;
 
 use crate::filter::{self, Filter};
 use crate::format::{self, Format};
+use crate::values::{self, CpuList};
 
 /// `ps`.
 #[derive(Debug, Args)]
@@ -90,4 +91,91 @@ pub(crate) struct ManArgs {
     /// The folder that the pages are written to, which is made if it is not there
     #[arg(value_name = "DIR")]
     pub(crate) folder: PathBuf,
+}
+
+/// `stats`.
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Show containers that have ended, too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Print once, instead of again and again
+    #[arg(long)]
+    pub(crate) no_stream: bool,
+    /// Shorten nothing
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// How to print: table, json, a Go template, or `table` and a template
+    #[arg(long, value_name = "FORMAT", value_parser = format::format, default_value = "table")]
+    pub(crate) format: Format,
+    /// Names or IDs of containers [default: those that run]
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `top`.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Name or ID of a container
+    #[arg(value_name = "CONTAINER")]
+    pub(crate) container: String,
+    /// Options of ps(1): -ef, aux, or -o and a list of columns
+    #[arg(
+        value_name = "PS-OPTIONS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) options: Vec<String>,
+}
+
+/// `update`.
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// How much memory the container may use, at most what its virtual machine has
+    #[arg(short, long, value_name = "SIZE", value_parser = values::memory)]
+    pub(crate) memory: Option<u64>,
+    /// The limit of memory and swap together; -1 for none
+    #[arg(long, value_name = "SIZE", value_parser = values::memory_swap, allow_hyphen_values = true)]
+    pub(crate) memory_swap: Option<i64>,
+    /// The memory that the container keeps when memory runs short
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    pub(crate) memory_reservation: Option<u64>,
+    /// How many processors' worth of time the container may use, at most what its virtual machine has
+    #[arg(long, value_name = "NUMBER", value_parser = values::cpus)]
+    pub(crate) cpus: Option<i64>,
+    /// The container's weight where processor time is short
+    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    pub(crate) cpu_shares: Option<u64>,
+    /// The processors of the virtual machine that the container may use
+    #[arg(long, value_name = "LIST", value_parser = values::cpu_list)]
+    pub(crate) cpuset_cpus: Option<CpuList>,
+    /// How many processes the container may have; -1 for no limit
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// What happens when the container has ended; only no
+    #[arg(long, value_name = "POLICY", value_parser = values::restart)]
+    pub(crate) restart: Option<String>,
+    /// Names or IDs of containers
+    #[arg(value_name = "CONTAINER", required = true)]
+    pub(crate) containers: Vec<String>,
+}
+
+/// `cp`.
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// Keep owners and set-user-ID bits
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Copy what a symbolic link points to, where the source is one
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Say nothing of what was copied
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// A path of this host, CONTAINER:PATH, or - for a tar archive on standard input
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// A path of this host, CONTAINER:PATH, or - for a tar archive on standard output
+    #[arg(value_name = "DESTINATION")]
+    pub(crate) destination: String,
 }

@@ -1,5 +1,7 @@
 //! Typed calls to a shim's task service (containerd `runtime/task/v2`).
 
+mod observe;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use containerd_shim_protos::ttrpc::{Code, Error};
 use sandbox_protocol::start_failure::StartFailure;
 
 use crate::stdio::Fifos;
+pub(crate) use observe::{ProcessInfo, ProgramStreams};
 
 /// How long a call may take that does no work worth mentioning.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
