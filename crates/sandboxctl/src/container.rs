@@ -179,6 +179,11 @@ impl Containers {
         })
     }
 
+    /// The folder that the container of this identifier has, or will have.
+    pub(crate) fn folder_of(&self, id: &str) -> PathBuf {
+        self.folder.join(id)
+    }
+
     fn locked(&self) -> Result<File, ContainerError> {
         let file = File::options()
             .create(true)

@@ -430,6 +430,7 @@ mod tests {
             .unwrap();
         let request = Request {
             id: "0123456789abcdef",
+            bundle: Path::new("/bundle"),
             image_name: "demo",
             image: &image,
             options,

@@ -4,6 +4,7 @@
 //! Pure: what it needs of the caller's surroundings (environment, terminal) is handed in.
 
 mod defaults;
+mod files;
 mod mounts;
 mod process;
 mod seccomp;
@@ -30,6 +31,7 @@ use crate::values::device::{Device, KNOWN};
 use crate::values::mounts::MountError;
 use crate::values::{CPU_PERIOD_US, ValueError};
 pub(crate) use defaults::SHM_BYTES;
+pub(crate) use files::files;
 pub(crate) use mounts::{binds, make_sources, tmpfs};
 pub(crate) use process::command;
 use security::Seccomp;
@@ -93,9 +95,6 @@ pub(crate) enum SpecError {
     /// A line of a label file is wrong.
     #[error("the label file {} has a wrong line", path.display())]
     LabelLine { path: PathBuf, source: ValueError },
-    /// The shim cannot copy files into the guest yet.
-    #[error("--add-host and --dns… cannot be honoured yet; write the file in the container")]
-    NoCopies,
     /// A mount cannot be made.
     #[error("cannot mount what the options ask for")]
     Mount(#[source] MountError),
@@ -134,6 +133,8 @@ pub(crate) enum SpecError {
 pub(crate) struct Request<'a> {
     /// The container's identifier.
     pub(crate) id: &'a str,
+    /// The folder in which its files will be.
+    pub(crate) bundle: &'a Path,
     /// The image's name, for messages.
     pub(crate) image_name: &'a str,
     /// The image's own configuration.
@@ -161,13 +162,6 @@ impl Request<'_> {
 /// Makes the configuration.
 pub(crate) fn generate(request: &Request<'_>) -> Result<Spec, SpecError> {
     let options = request.options;
-    if !(options.add_host.is_empty()
-        && options.dns.is_empty()
-        && options.dns_search.is_empty()
-        && options.dns_option.is_empty())
-    {
-        return Err(SpecError::NoCopies);
-    }
     let mut spec = SpecBuilder::default()
         .version(OCI_VERSION)
         .root(

@@ -8,6 +8,8 @@ mod containerd_task;
 mod failures;
 mod images;
 mod lifecycle;
+mod observe;
+mod options;
 mod run;
 mod stdio;
 mod tty;
@@ -79,6 +81,8 @@ fn main() -> Result<ExitCode> {
         failures::CASES,
         images::CASES,
         lifecycle::CASES,
+        options::CASES,
+        observe::CASES,
         containerd::CASES,
         containerd_task::CASES,
     ]

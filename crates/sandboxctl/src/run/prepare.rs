@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub(super) image: Image,
     pub(super) spec: Spec,
     pub(super) settings: Settings,
+    /// Files of the bundle that the container gets copies of, and what is in them.
+    pub(super) files: [(&'static str, String); 3],
 }
 
 /// Checks everything that can be checked, and makes nothing.
@@ -48,8 +50,10 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
     let defaults = oci_spec::image::Config::default();
     let image_config = image.config.config().as_ref().unwrap_or(&defaults);
     let image_name = image.name.to_string();
+    let bundle = app.containers()?.folder_of(&id);
     let request = Request {
         id: &id,
+        bundle: &bundle,
         image_name: &image_name,
         image: image_config,
         options: &args.container,
@@ -58,6 +62,7 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         caller_variable: &|name| std::env::var(name).ok(),
     };
     let spec = spec::generate(&request)?;
+    let files = spec::files(&request).map(|(name, _, text)| (name, text));
     let (mut config, notice) = configuration(app, args)?;
     if let Some(vcpus) = spec::vcpus(&args.container)? {
         config.vcpus = vcpus;
@@ -89,6 +94,7 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         image,
         spec,
         settings,
+        files,
     })
 }
 
@@ -180,6 +186,9 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &RunArgs) -> Result<B
         &folder.join("config.json"),
         &serde_json::to_vec(&plan.spec)?,
     )?;
+    for (name, text) in &plan.files {
+        write(&folder.join(name), text.as_bytes())?;
+    }
     plan.settings.save(&folder)?;
     spec::make_sources(&args.container)?;
     // containerd makes these two: where the shim logs, and where a root file system of the host's goes.

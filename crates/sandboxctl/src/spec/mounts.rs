@@ -1,4 +1,5 @@
-//! Everything that is mounted in the container: docker's mounts, and what the options ask for.
+//! Everything that is mounted in the container: docker's mounts, small files that `sandboxctl` writes, and what the
+//! options ask for.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use oci_spec::runtime::Mount;
 
-use super::{Request, SpecError, defaults};
+use super::{Request, SpecError, defaults, files};
 use crate::cli::ContainerOptions;
 use crate::values::mounts::{self, Bind, MountError, Submounts, Tmpfs};
 use crate::values::namespaces::Ipc;
@@ -20,6 +21,7 @@ pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
     if options.ipc == Some(Ipc::None) {
         mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
     }
+    mounts.extend(files::mounts(request)?);
     let mut asked = asked(options)?;
     asked.sort_by_key(|mount| mount.destination().components().count());
     mounts.retain(|mount| {

@@ -4,7 +4,7 @@ use oci_spec::runtime::Capability;
 use super::*;
 use crate::values::mounts;
 use crate::values::namespaces::Ipc;
-use crate::values::{self, device};
+use crate::values::{self, device, network};
 
 fn image() -> ImageConfig {
     ConfigBuilder::default()
@@ -45,6 +45,7 @@ impl Case {
     fn request(&self) -> Request<'_> {
         Request {
             id: "0123456789abcdef",
+            bundle: Path::new("/bundle"),
             image_name: "demo",
             image: &self.image,
             options: &self.options,
@@ -128,6 +129,9 @@ fn spec_without_options_is_dockers() {
         "/sys/fs/cgroup",
         "/dev/mqueue",
         "/dev/shm",
+        "/etc/hosts",
+        "/etc/hostname",
+        "/etc/resolv.conf",
     ];
     assert_eq!(targets, expected);
     // The first rule denies everything, and names no device.
@@ -443,6 +447,38 @@ fn missing_folder_of_volume_is_made() {
     };
     make_sources(&options).unwrap();
     assert!(wanted.is_dir());
+}
+
+#[test]
+fn small_files_say_what_the_options_say() {
+    let case = Case::with(ContainerOptions {
+        hostname: Some("web".to_owned()),
+        domainname: Some("example.org".to_owned()),
+        add_host: vec![network::add_host("db:10.0.0.5").unwrap()],
+        dns: vec!["1.1.1.1".parse().unwrap()],
+        dns_search: words(&["a.org", "."]),
+        dns_option: words(&["ndots:2"]),
+        ..ContainerOptions::default()
+    });
+    let [hosts, hostname, resolv] = files(&case.request());
+    assert_eq!((hosts.0, hosts.1), ("hosts", "/etc/hosts"));
+    assert!(hosts.2.contains("10.0.0.5\tdb\n"), "{}", hosts.2);
+    assert!(
+        hosts.2.ends_with("127.0.0.1\tweb.example.org web\n"),
+        "{}",
+        hosts.2
+    );
+    assert_eq!(hostname.2, "web\n");
+    assert_eq!(
+        resolv.2,
+        "nameserver 1.1.1.1\nsearch a.org\noptions ndots:2\n"
+    );
+    let json = serde_json::to_value(case.generate().unwrap()).unwrap();
+    let mounts = json["mounts"].as_array().unwrap();
+    let mount = mounts
+        .iter()
+        .find(|mount| mount["destination"] == "/etc/hosts");
+    assert_eq!(mount.unwrap()["source"], "/bundle/hosts");
 }
 
 #[test]

@@ -1,0 +1,92 @@
+//! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`, which are the container's and not the image's.
+//!
+//! They are written into the bundle and reach the guest as copies.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use oci_spec::runtime::Mount;
+use sandbox_protocol::extensions::COPY_OPTION;
+
+use super::{Request, SpecError, defaults};
+
+/// The files: what each is called in the bundle, where it appears, and what is in it.
+pub(crate) fn files(request: &Request<'_>) -> [(&'static str, &'static str, String); 3] {
+    [
+        ("hosts", "/etc/hosts", hosts(request)),
+        (
+            "hostname",
+            "/etc/hostname",
+            format!("{}\n", request.hostname()),
+        ),
+        ("resolv.conf", "/etc/resolv.conf", resolv_conf(request)),
+    ]
+}
+
+pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
+    files(request)
+        .iter()
+        .map(|(name, target, _)| {
+            let source = request.bundle.join(name);
+            copied(target, &source)
+        })
+        .collect()
+}
+
+fn copied(target: &str, source: &Path) -> Result<Mount, SpecError> {
+    let words = ["rbind", "rw", "rprivate", COPY_OPTION];
+    Ok(defaults::mount(
+        target,
+        "bind",
+        &source.to_string_lossy(),
+        &words,
+    )?)
+}
+
+/// docker's lines, those of `--add-host`, and the container's own name: it has no network but its loopback.
+fn hosts(request: &Request<'_>) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n",
+    );
+    for entry in &request.options.add_host {
+        let _ = writeln!(text, "{}\t{}", entry.address, entry.name);
+    }
+    let name = request.hostname();
+    match &request.options.domainname {
+        Some(domain) => {
+            let _ = writeln!(text, "127.0.0.1\t{name}.{domain} {name}");
+        }
+        None => {
+            let _ = writeln!(text, "127.0.0.1\t{name}");
+        }
+    }
+    text
+}
+
+/// What the options say. Nothing of the host's is in it: its name servers cannot be reached.
+fn resolv_conf(request: &Request<'_>) -> String {
+    let options = request.options;
+    let mut text = String::new();
+    for server in &options.dns {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    // `.` alone is docker's word for no search domain at all.
+    let domains: Vec<&str> = options
+        .dns_search
+        .iter()
+        .map(String::as_str)
+        .filter(|domain| *domain != "." && !domain.is_empty())
+        .collect();
+    if !domains.is_empty() {
+        let _ = writeln!(text, "search {}", domains.join(" "));
+    }
+    if !options.dns_option.is_empty() {
+        let _ = writeln!(text, "options {}", options.dns_option.join(" "));
+    }
+    text
+}
