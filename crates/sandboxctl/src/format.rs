@@ -79,11 +79,14 @@ pub(crate) fn lines(
                 headings.insert(column.field.to_owned(), column.heading.into());
             }
             headings.insert(LABEL.to_owned(), LABEL.into());
-            let mut rows = table::aligned();
-            for item in std::iter::once(&Value::Object(headings)).chain(items) {
-                rows.add_row(template.render(item)?.split('\t').map(table::one_line));
-            }
-            Ok(table::lines(&rows))
+            let rows = std::iter::once(&Value::Object(headings))
+                .chain(items)
+                .map(|item| {
+                    let line = template.render(item)?;
+                    Ok(line.split('\t').map(table::one_line).collect())
+                })
+                .collect::<Result<Vec<_>, TemplateError>>()?;
+            Ok(table::aligned(rows))
         }
     }
 }
@@ -181,6 +184,7 @@ mod tests {
         };
         assert_eq!(words(&lines[0]), ["NAMES", "STATE", "a"]);
         assert_eq!(words(&lines[1]), ["web", "running", "b"]);
+        assert!(lines[0].starts_with("NAMES"), "{lines:?}");
         assert_eq!(lines[0].find("STATE"), lines[1].find("running"));
     }
 

@@ -19,11 +19,14 @@ pub(crate) fn new(headings: &[&str]) -> Table {
     table
 }
 
-/// A table without headings, as wide as it needs to be.
-pub(crate) fn aligned() -> Table {
+/// The lines of a table without headings, as wide as it needs to be.
+pub(crate) fn aligned(rows: impl IntoIterator<Item = Vec<String>>) -> Vec<String> {
     let mut table = Table::new();
-    table.load_style(NOTHING);
-    table
+    table.load_style(NOTHING).add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    lines(&table)
 }
 
 /// The lines of a table, without space at their ends.
