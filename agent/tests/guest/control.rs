@@ -117,6 +117,30 @@ pub(crate) async fn limits_are_changed_and_told(host: &mut Host<'_>) -> Result<(
     ensure!(value("cpu.max/quota")? == u64::MAX && value("cpu.max/period")? == 100_000);
     ensure!(value("pids.max")? == u64::MAX && value("memory.low")? == 33_554_432);
 
+    if host.machine.in_guest() {
+        let device = exec(
+            host,
+            "limits",
+            &spec::process(&["cat", "/sys/block/vda/dev"]),
+        )
+        .await?;
+        let device = device.trim();
+        let (major, minor) = device.split_once(':').context("no device")?;
+        let (major, minor): (u32, u32) = (major.parse()?, minor.parse()?);
+        let throttled = |major| json!({"blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1_048_576}]}});
+        host.calls
+            .update_container(limit(), &update("limits", &throttled(major)))
+            .await?;
+        let reply = host.calls.container_stats(limit(), &of("limits")).await?;
+        let value = values(reply);
+        ensure!(value(&format!("io.max/{device}/rbps"))? == 1_048_576);
+        let request = update("limits", &throttled(99));
+        let status = status_of(host.calls.update_container(limit(), &request).await)?;
+        ensure!(
+            status.message().contains("blockIO.throttleReadBpsDevice"),
+            "{status:?}"
+        );
+    }
     for (change, name) in [
         (json!({"memory": {"swappiness": 1}}), "memory.swappiness"),
         (json!({"blockIO": {"weight": 10}}), "blockIO.weight"),
@@ -414,5 +438,20 @@ pub(crate) async fn archive_goes_out_of_one_container_and_into_another(
     ensure!(complaint.contains("/nothing"), "{complaint}");
     host.delete("out", "a").await?;
     end(host, "in").await?;
-    end(host, "out").await
+    end(host, "out").await?;
+
+    // As a first process it needs no program of the container's either.
+    let mut request = host.request("out", &spec::container(&["/etc/passwd"]), PIPES());
+    request.program = AgentProgram::AGENT_PROGRAM_ARCHIVE_READ.into();
+    host.calls.create_container(limit(), &request).await?;
+    host.start("out", "").await?;
+    let archive = host.output("out", "", OUT).await?;
+    ensure!(host.exit("out", "").await?.0 == 0);
+    let text = String::from_utf8_lossy(&archive).into_owned();
+    ensure!(
+        text.starts_with("passwd\0") && text.contains("/home/user"),
+        "{text}"
+    );
+    host.delete("out", "").await?;
+    Ok(())
 }
