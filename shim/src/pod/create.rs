@@ -104,9 +104,6 @@ impl Pod {
         };
         let open = stdio.open(&self.identity(&key)).await?;
         let (sandbox, guest) = self.boot(id, &bundle, &mut spec, request).await?;
-        let pid = sandbox.monitor_pid();
-        hooks.run(When::Creating, Some(pid)).await?;
-
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
@@ -117,10 +114,23 @@ impl Pod {
             program: program.into(),
             ..Default::default()
         };
-        sandbox.agent().create_container(&create).await?;
-        sandbox.mark(Phase::ContainerCreated);
-        let mut process = Process::new(stdio);
-        self.attach(&sandbox, id, None, open, &mut process).await?;
+        let pid = sandbox.monitor_pid();
+        let made = async {
+            hooks.run(When::Creating, Some(pid)).await?;
+            sandbox.agent().create_container(&create).await?;
+            sandbox.mark(Phase::ContainerCreated);
+            let mut process = Process::new(stdio);
+            self.attach(&sandbox, id, None, open, &mut process).await?;
+            Ok(process)
+        };
+        let process = match made.await {
+            Ok(process) => process,
+            Err(error) => {
+                // What the first hooks made, the last ones undo (OCI runtime spec, "Lifecycle").
+                hooks.run_all(When::Stopped, None).await;
+                return Err(error);
+            }
+        };
         let container = Container {
             bundle,
             hooks,

@@ -78,9 +78,32 @@ fn refusals(world: &World, shim: &Shim) -> Result<()> {
     shim.must_refuse(&malformed, &["`process.user.uid`"])
 }
 
+/// A hook that fails lets the container not be made, and the last hooks undo what it did.
+fn failing_hook(world: &World, shim: &Shim) -> Result<()> {
+    let undone = world.path().join("undone");
+    let shell = |script: &str| json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let mut spec = spec(WAITING);
+    spec["hooks"] = json!({
+        "createRuntime": shell("echo no luck >&2; exit 3"),
+        "poststop": shell(&format!("echo undone > {}", undone.display())),
+    });
+    let error = shim.create(&spec, &Streams::default());
+    let error = error
+        .err()
+        .context("the hook's failure was ignored")?
+        .to_string();
+    ensure!(
+        error.contains("hooks.createRuntime[0]") && error.contains("no luck"),
+        "{error}"
+    );
+    ensure!(fs::read_to_string(undone)? == "undone\n");
+    Ok(())
+}
+
 fn binds(world: &World) -> Result<()> {
     let shim = Shim::start(world, "b1")?;
     refusals(world, &shim)?;
+    failing_hook(world, &shim)?;
     let at = |name: &str| world.path().join(name);
     for name in ["shared", "shared/below", "frozen"] {
         fs::create_dir(at(name))?;
