@@ -9,6 +9,7 @@ pub mod layout;
 pub mod leaks;
 pub mod process;
 pub mod task;
+pub mod registry;
 pub mod terminal;
 pub mod world;
 
