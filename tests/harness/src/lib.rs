@@ -8,8 +8,8 @@ pub mod containerd;
 pub mod layout;
 pub mod leaks;
 pub mod process;
-pub mod task;
 pub mod registry;
+pub mod task;
 pub mod terminal;
 pub mod world;
 
