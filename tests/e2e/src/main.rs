@@ -7,6 +7,7 @@ mod containerd;
 mod containerd_task;
 mod failures;
 mod images;
+mod images_registry;
 mod lifecycle;
 mod observe;
 mod options;
@@ -80,6 +81,7 @@ fn main() -> Result<ExitCode> {
         tty::CASES,
         failures::CASES,
         images::CASES,
+        images_registry::CASES,
         lifecycle::CASES,
         options::CASES,
         observe::CASES,

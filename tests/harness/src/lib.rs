@@ -8,6 +8,7 @@ pub mod containerd;
 pub mod layout;
 pub mod leaks;
 pub mod process;
+pub mod registry;
 pub mod task;
 pub mod terminal;
 pub mod world;
