@@ -43,13 +43,26 @@ pub(crate) fn build() -> Result<()> {
 
 /// Builds the agent as one static binary.
 pub(crate) fn agent() -> Result<PathBuf> {
+    static_program("sandbox-agent")
+}
+
+/// Builds the program of the tests that runs inside a container.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn probe() -> Result<PathBuf> {
+    static_program("sandbox-probe")
+}
+
+/// Builds a package's program of the same name as one static binary.
+fn static_program(package: &str) -> Result<PathBuf> {
     let mut command = Command::new(env!("CARGO"));
     command
         .args([
             "build",
             "--release",
             "--package",
-            "sandbox-agent",
+            package,
             "--target",
             TARGET,
         ])
@@ -64,7 +77,8 @@ pub(crate) fn agent() -> Result<PathBuf> {
     Ok(project_root()
         .join("target")
         .join(TARGET)
-        .join("release/sandbox-agent"))
+        .join("release")
+        .join(package))
 }
 
 /// A read-only EROFS with the agent as the only program.

@@ -31,7 +31,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sandbox-agent", &["sandbox-types", "sandbox-protocol"]),
     // Tests reach the product's programs by path, never as libraries.
     ("sandbox-harness", &[]),
+    ("sandbox-probe", &[]),
     ("sandbox-e2e", &["sandbox-harness"]),
+    ("sandbox-compat", &["sandbox-harness"]),
     // The template of the writable layer is made by the code that clones it, the demo by the tests' layout writer.
     ("xtask", &["sandbox-image", "sandbox-harness"]),
 ];

@@ -1,12 +1,12 @@
 //! `cargo xtask test`: every test that can run here, then one list of what was skipped and why.
 //!
 //! A suite is a program that prints libtest's lines. The workspace's own test programs run here; the end-to-end
-//! tests run once per hypervisor driver, and those that need KVM run inside the test host where this machine
-//! cannot virtualize.
+//! tests run once per hypervisor driver, and those that need KVM, or version 2 of cgroups, run inside the test host
+//! where this machine has none.
 
 mod report;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -20,6 +20,10 @@ use report::Report;
 /// Test programs that boot guests under KVM: they run again in the test host.
 const NEED_KVM: &[&str] = &["boot", "kvm"];
 
+/// The agent's test program, and what the names of its tests begin with that need version 2 of cgroups.
+const AGENT_SUITE: &str = "agent/guest";
+const NEED_CGROUP_V2: &str = "namespaces::";
+
 /// How long the end-to-end tests may take in the test host.
 const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
 
@@ -27,6 +31,7 @@ const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
 const ALLOWED_SKIPS: &str = include_str!("tests/allowed-skips.txt");
 
 /// A program to run and the folder to run it in.
+#[derive(Clone)]
 struct Suite {
     name: String,
     program: PathBuf,
@@ -42,38 +47,11 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     packages::for_test()?;
     crate::build()?;
     let demo = demo::build()?;
-    let mut suites = workspace_suites()?;
-    let kvm = kvm_runs_kernels();
-    let e2e = |driver: &str| Suite {
-        name: format!("e2e-{driver}"),
-        program: binaries().join("sandbox-e2e"),
-        arguments: vec![
-            "--driver".into(),
-            driver.into(),
-            "--demo".into(),
-            demo.clone().into(),
-        ],
-        folder: project_root().to_owned(),
-    };
-    let again: Vec<Suite> = suites
-        .iter()
-        .filter(|suite| NEED_KVM.iter().any(|name| suite.name.ends_with(name)))
-        .map(|suite| Suite {
-            name: format!("{}-kvm", suite.name),
-            program: suite.program.clone(),
-            arguments: suite.arguments.clone(),
-            folder: suite.folder.clone(),
-        })
-        .collect();
-    suites.push(e2e("qemu"));
-    let here = suites.into_iter().map(|suite| (suite, false));
-    let there = again
-        .into_iter()
-        .chain([e2e("kvm")])
-        .map(|suite| (suite, !kvm));
+    let probe = guest::probe()?;
+    let suites = suites(workspace_suites()?, &demo, &probe);
 
     let mut report = Report::default();
-    for (suite, in_testhost) in here.chain(there) {
+    for (suite, in_testhost) in suites {
         if only.is_some_and(|part| !suite.name.contains(part)) {
             continue;
         }
@@ -103,6 +81,66 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Every suite, and whether it runs in the test host.
+fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)> {
+    let kvm = kvm_runs_kernels();
+    let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let ours = |name: &str, program: &str, arguments: &[&OsStr]| Suite {
+        name: name.to_owned(),
+        program: binaries().join(program),
+        arguments: arguments.iter().map(|one| (*one).to_owned()).collect(),
+        folder: project_root().to_owned(),
+    };
+    let e2e = |driver: &str| {
+        let arguments: [&OsStr; 6] = [
+            "--driver".as_ref(),
+            driver.as_ref(),
+            "--demo".as_ref(),
+            demo.as_ref(),
+            "--probe".as_ref(),
+            probe.as_ref(),
+        ];
+        ours(&format!("e2e-{driver}"), "sandbox-e2e", &arguments)
+    };
+    let compat = ours(
+        "compat",
+        "sandbox-compat",
+        &[
+            "--driver".as_ref(),
+            "kvm".as_ref(),
+            "--probe".as_ref(),
+            probe.as_ref(),
+            "--list".as_ref(),
+            "docs/compatibility.md".as_ref(),
+        ],
+    );
+
+    let (mut here, mut there) = (Vec::new(), Vec::new());
+    for mut suite in workspace {
+        if NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
+            let again = Suite {
+                name: format!("{}-kvm", suite.name),
+                ..suite.clone()
+            };
+            there.push((again, !kvm));
+        }
+        if suite.name == AGENT_SUITE && !cgroup_v2 {
+            let apart = Suite {
+                name: format!("{}-cgroup-v2", suite.name),
+                arguments: vec![NEED_CGROUP_V2.into()],
+                ..suite.clone()
+            };
+            there.push((apart, true));
+            suite.arguments = vec!["--skip".into(), NEED_CGROUP_V2.into()];
+        }
+        here.push((suite, false));
+    }
+    here.push((e2e("qemu"), false));
+    there.push((e2e("kvm"), !kvm));
+    there.push((compat, !(kvm && cgroup_v2)));
+    here.into_iter().chain(there).collect()
 }
 
 /// Whether stock kernels run under this machine's KVM. `/dev/kvm` alone does not say: the PVM back end opens too.

@@ -1,6 +1,6 @@
 //! End-to-end tests: the product's programs, run as a user or containerd runs them.
 //!
-//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [libtest options]`. Everything real: kernel, machine, agent,
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [libtest options]`. Everything real: kernel, machine, agent,
 //! containerd. Each test has a world of its own and ends with the leak check.
 
 mod containerd;
@@ -8,6 +8,7 @@ mod containerd_task;
 mod failures;
 mod images;
 mod images_registry;
+mod inside;
 mod lifecycle;
 mod observe;
 mod options;
@@ -31,22 +32,38 @@ type Case = (&'static str, fn(&World) -> Result<()>);
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Takes our own options out of the command line.
-fn options(arguments: &mut Vec<String>) -> Result<(Driver, PathBuf)> {
-    let mut take = |name: &str| -> Result<String> {
-        let at = arguments.iter().position(|argument| argument == name);
-        let at = at.with_context(|| format!("{name} is missing"))?;
+fn options(arguments: &mut Vec<String>) -> Result<Setup> {
+    let mut take = |name: &str| -> Result<Option<String>> {
+        let Some(at) = arguments.iter().position(|argument| argument == name) else {
+            return Ok(None);
+        };
         if at + 1 >= arguments.len() {
             bail!("{name} needs a value");
         }
         arguments.remove(at);
-        Ok(arguments.remove(at))
+        Ok(Some(arguments.remove(at)))
     };
-    let driver = match take("--driver")?.as_str() {
+    let driver = match take("--driver")?.context("--driver is missing")?.as_str() {
         "kvm" => Driver::Kvm,
         "qemu" => Driver::Qemu,
         other => bail!("--driver takes kvm or qemu, not {other:?}"),
     };
-    Ok((driver, PathBuf::from(take("--demo")?)))
+    let binaries = std::env::current_exe()?
+        .parent()
+        .context("we are in a folder")?
+        .to_owned();
+    // Where a build leaves it.
+    let probe = take("--probe")?.map_or_else(
+        || binaries.join("../x86_64-unknown-linux-gnu/release/sandbox-probe"),
+        PathBuf::from,
+    );
+    Ok(Setup {
+        probe,
+        demo: std::fs::canonicalize(take("--demo")?.context("--demo is missing")?)?,
+        binaries,
+        driver,
+        limit: LIMIT,
+    })
 }
 
 fn trial(setup: &Setup, (name, case): Case) -> Trial {
@@ -64,17 +81,7 @@ fn trial(setup: &Setup, (name, case): Case) -> Trial {
 
 fn main() -> Result<ExitCode> {
     let mut arguments: Vec<String> = std::env::args().collect();
-    let (driver, demo) = options(&mut arguments)?;
-    let binaries = std::env::current_exe()?
-        .parent()
-        .context("we are in a folder")?
-        .to_owned();
-    let setup = Setup {
-        binaries,
-        demo: std::fs::canonicalize(demo)?,
-        driver,
-        limit: LIMIT,
-    };
+    let setup = options(&mut arguments)?;
     let trials = [
         run::CASES,
         stdio::CASES,
@@ -87,6 +94,7 @@ fn main() -> Result<ExitCode> {
         observe::CASES,
         containerd::CASES,
         containerd_task::CASES,
+        inside::CASES,
     ]
     .concat()
     .into_iter()

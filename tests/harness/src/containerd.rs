@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::process::{self, Finished, Running, wait_until};
-use crate::world::{Driver, World};
+use crate::world::World;
 
 /// The runtime's name in containerd; it finds the shim's program by it.
 pub const RUNTIME: &str = "io.containerd.sandbox.v2";
@@ -46,15 +46,7 @@ impl Containerd {
             ),
         )?;
         let sandbox_config = folder.join("sandbox.toml");
-        fs::write(
-            &sandbox_config,
-            format!(
-                "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\n",
-                world.setup().driver.name(),
-                world.setup().driver == Driver::Qemu,
-                world.run_dir()
-            ),
-        )?;
+        world.write_config(&sandbox_config)?;
         let path = std::env::join_paths(std::iter::once(world.setup().binaries.clone()).chain(
             std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()),
         ))?;

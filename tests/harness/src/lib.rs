@@ -4,11 +4,13 @@
 //! product is reached as a user reaches it, by running its programs. When a test ends, [`World::finish`]
 //! looks for anything that was left behind.
 
+pub mod bundle;
 pub mod containerd;
 pub mod layout;
 pub mod leaks;
 pub mod process;
 pub mod registry;
+pub mod shim;
 pub mod task;
 pub mod terminal;
 pub mod world;

@@ -49,6 +49,8 @@ pub struct Setup {
     pub binaries: PathBuf,
     /// The demo image, an OCI layout.
     pub demo: PathBuf,
+    /// The program that looks around inside a container.
+    pub probe: PathBuf,
     /// The driver under test.
     pub driver: Driver,
     /// How long one command may take. Emulated machines are slow; this is for hangs, not for speed.
@@ -117,6 +119,20 @@ impl World {
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         self.path().join("state")
+    }
+
+    /// Writes a configuration for a shim of this world.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn write_config(&self, path: &Path) -> Result<()> {
+        let text = format!(
+            "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\n",
+            self.setup.driver.name(),
+            self.setup.driver == Driver::Qemu,
+            self.run_dir()
+        );
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// A program of the product, as a process of this world.

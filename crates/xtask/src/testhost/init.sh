@@ -1,6 +1,17 @@
 #!/bin/busybox sh
 # PID 1 of the test host: mounts, then the command, then its exit code, then power-off.
 b=/bin/busybox
+
+# Second part, in the new root.
+if [ "$1" = command ]; then
+	echo "testhost: the command starts"
+	# The command's output goes to files of the host's, which loses nothing however slowly it is read.
+	/bin/sh /run/testhost/command </dev/null >/run/testhost/stdout 2>/run/testhost/stderr
+	echo "$?" >/run/testhost/code
+	$b sync
+	$b poweroff -f
+fi
+
 $b mount -t proc proc /proc
 $b mount -t sysfs sysfs /sys
 $b mount -t devtmpfs devtmpfs /dev
@@ -26,14 +37,15 @@ $b ln -sf /proc/self/fd/2 /new/dev/stderr
 # Temporary files go where an overlay can be made of them, which cannot be on an overlay.
 $b mount -t tmpfs -o size=75% tmpfs /new/run
 $b mkdir -p -m 1777 /new/run/tmp
-$b mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+# With the options that systemd mounts it with.
+$b mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /new/sys/fs/cgroup
 $b ip link set lo up
 $b mkdir -p /new/run/testhost
 $b mount --move /result /new/run/testhost
-# The command's output goes to files of the host's, which loses nothing however slowly it is read.
-echo "testhost: the command starts"
-$b chroot /new /bin/sh /run/testhost/command </new/dev/null \
-	>/new/run/testhost/stdout 2>/new/run/testhost/stderr
-echo "$?" >/new/run/testhost/code
-$b sync
-$b poweroff -f
+# The new root becomes the root of the mount namespace. In a mere chroot, a process that enters a mount namespace
+# (setns(2)) would find itself here, in the initramfs, and a container runtime's pivot_root would not hold.
+$b cp /init /new/run/init
+$b umount /sys
+cd /new
+$b mount --move . /
+exec $b chroot . /run/init command

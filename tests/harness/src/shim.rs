@@ -1,0 +1,324 @@
+//! A shim spoken to directly, over its task service (containerd `runtime/task/v2`): what a test needs that gives the
+//! shim a bundle of its own making, and not what containerd makes of one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use containerd_shim_protos::TaskClient;
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::ttrpc::context::{self, Context};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::Value;
+
+use crate::process;
+use crate::world::World;
+
+/// containerd's namespace of everything that is started here.
+const NAMESPACE: &str = "test";
+/// What containerd calls the description of an exec's process.
+const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+const PROGRAM: &str = "containerd-shim-sandbox-v2";
+
+/// A shim that serves one pod.
+pub struct Shim {
+    client: TaskClient,
+    bundle: PathBuf,
+    limit: Duration,
+}
+
+/// The output of a process: a stream that is read line by line, each with a deadline.
+pub struct Output {
+    from: File,
+    read: Vec<u8>,
+    limit: Duration,
+}
+
+impl Output {
+    /// Reads from any stream.
+    #[must_use]
+    pub fn new(from: File, limit: Duration) -> Self {
+        Self {
+            from,
+            read: Vec::new(),
+            limit,
+        }
+    }
+
+    /// The next line, without its end.
+    ///
+    /// # Errors
+    /// When the stream ends or nothing comes in time; with what came until then.
+    pub fn line(&mut self) -> Result<String> {
+        let deadline = Instant::now() + self.limit;
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            let so_far = || String::from_utf8_lossy(&self.read).into_owned();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let mut wait = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut wait, timeout)? == 0 {
+                bail!("no line within {:?}, only {:?}", self.limit, so_far());
+            }
+            let mut chunk = [0; 4096];
+            // A terminal whose last process is gone answers EIO.
+            match self.from.read(&mut chunk) {
+                Ok(length) if length > 0 => self.read.extend_from_slice(&chunk[..length]),
+                Ok(_) => bail!("the output ended after {:?}", so_far()),
+                Err(error) => bail!("the output ended after {:?}: {error}", so_far()),
+            }
+        }
+    }
+}
+
+/// How long a call may take; the shim bounds its own work.
+fn patient() -> Context {
+    context::with_timeout(0)
+}
+
+fn make_fifo(path: &Path) -> Result<()> {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::from_bits_truncate(0o600))
+        .with_context(|| format!("cannot make the fifo {}", path.display()))
+}
+
+/// The reading end of a fifo that the other side has not opened yet.
+fn open_fifo(path: &Path) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(path)?;
+    nix::fcntl::fcntl(
+        &file,
+        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty()),
+    )?;
+    Ok(file)
+}
+
+impl Shim {
+    /// Starts a shim for the bundle, as containerd would, and connects to it.
+    ///
+    /// # Errors
+    /// When it cannot be started; with what it said.
+    pub fn start(world: &World, id: &str, bundle: &Path) -> Result<Self> {
+        // The shim logs where there is a log.
+        File::create(bundle.join("log"))?;
+        let config = world.path().join("shim.toml");
+        world.write_config(&config)?;
+        let mut command = world.command(PROGRAM);
+        command
+            .args(["-namespace", NAMESPACE, "-id", id, "-address", "", "start"])
+            .current_dir(bundle)
+            .env("SANDBOX_CONFIG", &config);
+        let limit = world.setup().limit;
+        let started = process::run(&mut command, b"", limit)?.expect_code(0)?;
+        let printed = started.text();
+        let address = match serde_json::from_str::<Value>(&printed) {
+            Ok(bootstrap) => bootstrap["address"].as_str().unwrap_or("").to_owned(),
+            Err(_) => printed.trim().to_owned(),
+        };
+        let client = containerd_shim_protos::Client::connect(&address)
+            .with_context(|| format!("cannot connect to the shim at {address:?}"))?;
+        Ok(Self {
+            client: TaskClient::new(client),
+            bundle: bundle.to_owned(),
+            limit,
+        })
+    }
+
+    /// The task service.
+    #[must_use]
+    pub fn tasks(&self) -> &TaskClient {
+        &self.client
+    }
+
+    /// What to pass along with a call to [`Self::tasks`]: no time limit but the shim's own.
+    #[must_use]
+    pub fn context() -> Context {
+        patient()
+    }
+
+    /// Makes and starts the bundle's container, with nothing on its standard input; its outputs come back as one.
+    ///
+    /// # Errors
+    /// With what the shim answered, and its log.
+    pub fn run(&self, id: &str, terminal: bool) -> Result<Output> {
+        let out = self.bundle.join("stdout");
+        make_fifo(&out)?;
+        let output = Output::new(open_fifo(&out)?, self.limit);
+        let path = out.display().to_string();
+        let request = api::CreateTaskRequest {
+            id: id.to_owned(),
+            bundle: self.bundle.display().to_string(),
+            terminal,
+            stderr: if terminal {
+                String::new()
+            } else {
+                path.clone()
+            },
+            stdout: path,
+            ..Default::default()
+        };
+        self.client
+            .create(patient(), &request)
+            .with_context(|| format!("Create failed\n{}", self.log()))?;
+        self.start_process(id, "")?;
+        Ok(output)
+    }
+
+    /// Adds a process to a container and starts it; its outputs come back as one.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn exec(&self, id: &str, exec_id: &str, process: &Value) -> Result<Output> {
+        let out = self.bundle.join(format!("stdout-{exec_id}"));
+        make_fifo(&out)?;
+        let output = Output::new(open_fifo(&out)?, self.limit);
+        let path = out.display().to_string();
+        let terminal = process["terminal"].as_bool().unwrap_or(false);
+        let request = api::ExecProcessRequest {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            terminal,
+            stderr: if terminal {
+                String::new()
+            } else {
+                path.clone()
+            },
+            stdout: path,
+            spec: Some(Any {
+                type_url: PROCESS_TYPE.to_owned(),
+                value: serde_json::to_vec(process)?,
+                ..Default::default()
+            })
+            .into(),
+            ..Default::default()
+        };
+        self.client
+            .exec(patient(), &request)
+            .with_context(|| format!("Exec failed\n{}", self.log()))?;
+        self.start_process(id, exec_id)?;
+        Ok(output)
+    }
+
+    fn start_process(&self, id: &str, exec_id: &str) -> Result<()> {
+        let request = api::StartRequest {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        self.client
+            .start(patient(), &request)
+            .with_context(|| format!("Start failed\n{}", self.log()))?;
+        Ok(())
+    }
+
+    /// Waits for a process's end; its exit status.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn wait(&self, id: &str, exec_id: &str) -> Result<u32> {
+        let request = api::WaitRequest {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        Ok(self.client.wait(patient(), &request)?.exit_status)
+    }
+
+    /// Removes an ended process, and of a container everything.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn delete(&self, id: &str, exec_id: &str) -> Result<()> {
+        let request = api::DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            ..Default::default()
+        };
+        self.client.delete(patient(), &request)?;
+        Ok(())
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        let request = api::PauseRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.pause(patient(), &request)?;
+        Ok(())
+    }
+
+    /// Lets a frozen container go on.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        let request = api::ResumeRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.resume(patient(), &request)?;
+        Ok(())
+    }
+
+    /// The container's processes, by number.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn pids(&self, id: &str) -> Result<Vec<u32>> {
+        let request = api::PidsRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = self.client.pids(patient(), &request)?;
+        Ok(answer.processes.iter().map(|process| process.pid).collect())
+    }
+
+    /// Ends the shim.
+    ///
+    /// # Errors
+    /// With what it answered.
+    pub fn shutdown(&self, id: &str) -> Result<()> {
+        let request = api::ShutdownRequest {
+            id: id.to_owned(),
+            ..Default::default()
+        };
+        self.client.shutdown(patient(), &request)?;
+        Ok(())
+    }
+
+    /// Kills every process of a container, removes it, and ends the shim.
+    ///
+    /// # Errors
+    /// With what the shim answered.
+    pub fn end(&self, id: &str) -> Result<()> {
+        let kill = api::KillRequest {
+            id: id.to_owned(),
+            signal: nix::libc::SIGKILL.cast_unsigned(),
+            all: true,
+            ..Default::default()
+        };
+        self.client.kill(patient(), &kill)?;
+        self.wait(id, "")?;
+        self.delete(id, "")?;
+        self.shutdown(id)
+    }
+
+    /// What the shim logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.bundle.join("log")).unwrap_or_default()
+    }
+}
