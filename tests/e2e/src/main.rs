@@ -10,6 +10,7 @@ mod lifecycle;
 mod run;
 mod stdio;
 mod tty;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +79,7 @@ fn main() -> Result<ExitCode> {
         failures::CASES,
         images::CASES,
         lifecycle::CASES,
+        verbs::CASES,
         containerd::CASES,
     ]
     .concat()
