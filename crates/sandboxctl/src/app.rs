@@ -6,6 +6,7 @@ use sandbox_image::{Image, Reference, Store, StoreError};
 use sandbox_runtime::config::{Config, ConfigError};
 
 use crate::container::{ContainerError, Containers, did_you_mean};
+use crate::journal::Journal;
 use crate::names;
 
 /// Why the program's own state is out of reach.
@@ -68,6 +69,19 @@ impl App {
     /// The folder of images and containers.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Makes `command`, which is this program, find the same things.
+    pub(crate) fn pass_on(&self, command: &mut std::process::Command) {
+        command.arg("--root").arg(&self.root);
+        if let Some(run_dir) = &self.run_dir {
+            command.arg("--run-dir").arg(run_dir);
+        }
+    }
+
+    /// The journal of what happened to containers.
+    pub(crate) fn journal(&self) -> Journal {
+        Journal::new(&self.root)
     }
 
     /// Refuses anyone but root.

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sandbox_image::Reference;
-use sandbox_types::ContainerId;
-
-use crate::values;
 
 mod images;
+mod life;
 mod observe;
 mod options;
 
 pub(crate) use images::{
     ArchiveChoice, HistoryArgs, ImageLsArgs, ImageRmArgs, ImageShortcut, ImageVerb, ImportArgs,
-    LoadArgs, LoginArgs, LogoutArgs, PruneArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
+    LoadArgs, LoginArgs, LogoutArgs, ImagePruneArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
     SaveArgs, TagArgs,
+};
+pub(crate) use life::{
+    AttachArgs, AttendArgs, ContainerVerb, CreateArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs,
+    MakeArgs, NamesArgs, PruneArgs, RenameArgs, RestartArgs, RmArgs, RunArgs, StartArgs, StopArgs,
 };
 pub(crate) use observe::{
     CompletionArgs, CpArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
@@ -56,6 +57,35 @@ pub(crate) struct Cli {
 pub(crate) enum Verb {
     /// Run a command in a new container
     Run(Box<RunArgs>),
+    /// Make a container without starting it
+    Create(Box<CreateArgs>),
+    /// Start containers that do not run
+    Start(StartArgs),
+    /// Ask containers to end, and kill those that do not in time
+    Stop(StopArgs),
+    /// Stop containers and start them again
+    Restart(RestartArgs),
+    /// Run another process in a running container
+    Exec(ExecArgs),
+    /// Attach to a running container
+    Attach(AttachArgs),
+    /// Show what a container wrote
+    Logs(LogsArgs),
+    /// Wait for containers to end, and print their exit codes
+    Wait(NamesArgs),
+    /// Freeze containers
+    Pause(NamesArgs),
+    /// Let frozen containers go on
+    Unpause(NamesArgs),
+    /// Give a container another name
+    Rename(RenameArgs),
+    /// Show what happens to containers
+    Events(EventsArgs),
+    /// Remove all containers that do not run
+    Prune(PruneArgs),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(ContainerVerb),
     /// List containers
     #[command(visible_alias = "ls")]
     Ps(PsArgs),
@@ -63,6 +93,9 @@ pub(crate) enum Verb {
     Kill(KillArgs),
     /// Remove containers
     Rm(RmArgs),
+    /// Start and attend a container: what run and start use
+    #[command(hide = true)]
+    Attend(AttendArgs),
     /// Manage images
     #[command(subcommand)]
     Image(ImageVerb),
@@ -110,72 +143,6 @@ pub(crate) enum HypervisorChoice {
     Kvm,
     /// Emulation by QEMU, which is slower
     Qemu,
-}
-
-/// `run`. Its `-h` is the host name, as docker has it.
-#[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
-pub(crate) struct RunArgs {
-    /// Keep standard input open and pass it to the container
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Give the container a terminal
-    #[arg(short, long)]
-    pub(crate) tty: bool,
-    /// Remove the container when it has ended
-    #[arg(long)]
-    pub(crate) rm: bool,
-    /// Name the container
-    #[arg(long, value_name = "NAME", value_parser = clap::value_parser!(ContainerId))]
-    pub(crate) name: Option<ContainerId>,
-    /// Write the container's ID to this file, which must not exist
-    #[arg(long, value_name = "FILE")]
-    pub(crate) cidfile: Option<PathBuf>,
-    /// What runs the virtual machine
-    #[arg(long, value_name = "DRIVER", help_heading = "Virtual machine")]
-    pub(crate) hypervisor: Option<HypervisorChoice>,
-    /// Boot this guest kernel: an uncompressed vmlinux
-    #[arg(long, value_name = "PATH", help_heading = "Virtual machine")]
-    pub(crate) kernel: Option<PathBuf>,
-    /// Print when each phase of the start was reached, after the container has ended
-    #[arg(long, help_heading = "Virtual machine")]
-    pub(crate) timings: bool,
-    #[command(flatten)]
-    pub(crate) pull: PullOptions,
-    #[command(flatten)]
-    pub(crate) container: ContainerOptions,
-    /// The image to run
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: Reference,
-    /// The command and its arguments, instead of the image's
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) command: Vec<String>,
-}
-
-/// `kill`.
-#[derive(Debug, Args)]
-pub(crate) struct KillArgs {
-    /// The signal, by name or number
-    #[arg(short, long, value_name = "SIGNAL", default_value = "KILL", value_parser = values::signal)]
-    pub(crate) signal: u32,
-    /// Names or IDs of containers
-    #[arg(value_name = "CONTAINER", required = true)]
-    pub(crate) containers: Vec<String>,
-}
-
-/// `rm`.
-#[derive(Debug, Args)]
-pub(crate) struct RmArgs {
-    /// Kill containers that still run
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Names or IDs of containers
-    #[arg(value_name = "CONTAINER", required = true)]
-    pub(crate) containers: Vec<String>,
 }
 
 /// `check`.

@@ -7,11 +7,15 @@
 //!   config.json                   OCI runtime configuration
 //!   sandbox.toml                  the shim's configuration
 //!   rw.ext4                       the writable layer
+//!   launch.json                   how it is started, also again: a Launch
 //!   stdin, stdout, stderr         fifos, while it runs
+//!   container.log, container.log.1 …   what it wrote
 //! ```
 //!
-//! A folder appears and disappears whole, by a rename. The `sandboxctl run` that makes or attends a container
-//! holds a flock on its folder; a container that was never started and that nobody attends was abandoned.
+//! A folder appears and disappears whole, by a rename. Who makes, starts, attends or removes a container holds a flock
+//! on its folder, which the maker hands on to the attendant; a container whose state says that it is being made or
+//! runs, and that nobody attends, was abandoned ([`crate::settle`]). The state is read, changed and written under
+//! the lock of all containers, because also those that do not attend a container change it (`rename`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -103,6 +107,29 @@ pub(crate) struct Record {
     pub(crate) shim: Option<ShimRecord>,
     /// What `--label` noted.
     pub(crate) labels: BTreeMap<String, String>,
+    /// The process that attends it, while it runs.
+    #[serde(default)]
+    pub(crate) attendant: Option<ProcessRecord>,
+    /// When its process was started last, in seconds since the epoch.
+    #[serde(default)]
+    pub(crate) started: Option<u64>,
+    /// The guest's kernel killed a process of it for want of memory.
+    #[serde(default)]
+    pub(crate) oom_killed: bool,
+    /// It is removed when it has ended.
+    #[serde(default)]
+    pub(crate) auto_remove: bool,
+    /// It stays also when it cannot be started.
+    #[serde(default)]
+    pub(crate) keep: bool,
+}
+
+/// A process, so that another that got its number is not taken for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessRecord {
+    pub(crate) pid: u32,
+    /// When it began, in clock ticks since boot.
+    pub(crate) start_time: u64,
 }
 
 /// Where a container's shim is to be found.
@@ -116,13 +143,30 @@ pub(crate) struct ShimRecord {
     pub(crate) start_time: u64,
 }
 
-/// The life of a container, as far as it was written down: `Creating` → `Running` → `Exited` or `Failed`;
-/// `Creating` → `Failed`.
+impl ShimRecord {
+    /// Its process.
+    pub(crate) fn process(&self) -> ProcessRecord {
+        ProcessRecord {
+            pid: self.pid,
+            start_time: self.start_time,
+        }
+    }
+}
+
+/// The life of a container, as far as it was written down.
+///
+/// ```text
+/// Creating --> Created --start--> Creating --> Running --> Exited or Failed --start--> Creating
+///     |   run                        |
+///     +--------------------> Running +--> Failed, or gone
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub(crate) enum Status {
-    /// It is being made.
+    /// It is being made, or being started.
     Creating,
+    /// It was made and not started.
+    Created,
     /// Its process was started.
     Running {
         /// Seconds since the epoch.
@@ -151,6 +195,9 @@ pub(crate) fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// The file whose lock is that of all containers.
+const LOCK: &str = "containers.lock";
+
 /// Every container below one root.
 #[derive(Debug, Clone)]
 pub(crate) struct Containers {
@@ -166,6 +213,8 @@ pub(crate) struct NewContainer<'a> {
     pub(crate) image_digest: String,
     pub(crate) command: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) auto_remove: bool,
+    pub(crate) keep: bool,
 }
 
 impl Containers {
@@ -175,7 +224,7 @@ impl Containers {
         fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
         Ok(Self {
             folder,
-            lock: root.join("containers.lock"),
+            lock: root.join(LOCK),
         })
     }
 
@@ -185,13 +234,7 @@ impl Containers {
     }
 
     fn locked(&self) -> Result<File, ContainerError> {
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&self.lock)
-            .map_err(failed("open", &self.lock))?;
-        file.lock().map_err(failed("lock", &self.lock))?;
-        Ok(file)
+        locked(&self.lock)
     }
 
     /// Makes a container's folder with its state in it.
@@ -222,6 +265,11 @@ impl Containers {
             status: Status::Creating,
             shim: None,
             labels: new.labels,
+            attendant: None,
+            started: None,
+            oom_killed: false,
+            auto_remove: new.auto_remove,
+            keep: new.keep,
         };
         let folder = self.folder.join(record.id.as_str());
         let unfinished = self.folder.join(format!(".new-{}", record.id));
@@ -236,8 +284,48 @@ impl Containers {
         fs::rename(&unfinished, &folder).map_err(failed("create", &folder))?;
         Ok(Attended {
             container: Container { folder, record },
-            _lock: lock,
+            lock,
         })
+    }
+
+    /// Takes hold of a container that nobody attends, as it is then; none if somebody does.
+    pub(crate) fn take(&self, container: &Container) -> Result<Option<Attended>, ContainerError> {
+        let folder = &container.folder;
+        let lock = match File::open(folder) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(gone(container));
+            }
+            Err(error) => return Err(failed("open", folder)(error)),
+        };
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(failed("lock", folder)(error)),
+        }
+        // It may have been removed before the lock was had.
+        let container = Container::load(folder).map_err(|_| gone(container))?;
+        Ok(Some(Attended { container, lock }))
+    }
+
+    /// Gives a container another name.
+    pub(crate) fn rename(
+        &self,
+        container: &Container,
+        name: &ContainerId,
+    ) -> Result<(), ContainerError> {
+        let _lock = self.locked()?;
+        for other in self.records()? {
+            if other.name == *name {
+                return Err(ContainerError::NameTaken {
+                    name: name.to_string(),
+                    id: other.id.to_string(),
+                });
+            }
+        }
+        let mut container = Container::load(&container.folder).map_err(|_| gone(container))?;
+        container.record.name.clone_from(name);
+        container.save()
     }
 
     /// Removes what killed processes left half made or half removed. The lock must be held.
@@ -320,6 +408,24 @@ impl Containers {
     }
 }
 
+fn locked(path: &Path) -> Result<File, ContainerError> {
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(failed("open", path))?;
+    file.lock().map_err(failed("lock", path))?;
+    Ok(file)
+}
+
+/// It was found, and then removed.
+fn gone(container: &Container) -> ContainerError {
+    ContainerError::NotFound {
+        name: container.record.name.to_string(),
+        near: Vec::new(),
+    }
+}
+
 /// A random name that is not taken; once the words run out, with digits behind them.
 fn free_name(taken: impl Fn(&str) -> bool) -> Result<ContainerId, ContainerError> {
     let path = Path::new("/dev/urandom");
@@ -377,6 +483,23 @@ impl Container {
         fs::rename(&unfinished, &path).map_err(failed("write", &path))
     }
 
+    /// Reads the state, changes it and writes it.
+    pub(crate) fn update(
+        &mut self,
+        change: impl FnOnce(&mut Record),
+    ) -> Result<(), ContainerError> {
+        let root = self.folder.ancestors().nth(2).unwrap_or(&self.folder);
+        let _lock = locked(&root.join(LOCK))?;
+        *self = Self::load(&self.folder)?;
+        change(&mut self.record);
+        self.save()
+    }
+
+    /// The state as it is now; none if the container is gone.
+    pub(crate) fn reload(&self) -> Option<Self> {
+        Self::load(&self.folder).ok()
+    }
+
     /// Whether some process attends it now.
     pub(crate) fn is_attended(&self) -> bool {
         // Shared, so that two that only look do not take each other for one that attends.
@@ -389,10 +512,21 @@ impl Container {
 #[derive(Debug)]
 pub(crate) struct Attended {
     pub(crate) container: Container,
-    _lock: File,
+    lock: File,
 }
 
 impl Attended {
+    /// A container whose lock another process has handed over.
+    pub(crate) fn inherited(folder: &Path, lock: File) -> Result<Self, ContainerError> {
+        let container = Container::load(folder)?;
+        Ok(Self { container, lock })
+    }
+
+    /// Gives the lock away.
+    pub(crate) fn into_lock(self) -> File {
+        self.lock
+    }
+
     /// The folder: the bundle.
     pub(crate) fn folder(&self) -> &Path {
         &self.container.folder
@@ -403,8 +537,7 @@ impl Attended {
         &mut self,
         change: impl FnOnce(&mut Record),
     ) -> Result<(), ContainerError> {
-        change(&mut self.container.record);
-        self.container.save()
+        self.container.update(change)
     }
 }
 
@@ -420,6 +553,8 @@ mod tests {
             image_digest: "sha256:0".to_owned(),
             command: vec!["sh".to_owned()],
             labels: BTreeMap::new(),
+            auto_remove: false,
+            keep: false,
         }
     }
 

@@ -100,7 +100,7 @@ impl Filter {
                 .labels
                 .get(key)
                 .is_some_and(|found| value.as_ref().is_none_or(|value| value == found)),
-            Self::Status(wanted) => seen.docker_word() == wanted,
+            Self::Status(wanted) => seen.word() == wanted,
             Self::Ancestor(wanted) => {
                 let digest = record.image_digest.as_str();
                 let bare = digest.strip_prefix("sha256:").unwrap_or(digest);
@@ -199,6 +199,11 @@ mod tests {
                 status: Status::Creating,
                 shim: None,
                 labels: [("tier".to_owned(), "web".to_owned())].into(),
+                attendant: None,
+                started: None,
+                oom_killed: false,
+                auto_remove: false,
+                keep: true,
             },
         }
     }

@@ -12,7 +12,7 @@ use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError};
 use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
-use crate::cli::{ImageRmArgs, ImageShortcut, ImageVerb, PruneArgs, TagArgs};
+use crate::cli::{ImageRmArgs, ImageShortcut, ImageVerb, ImagePruneArgs, TagArgs};
 use crate::report;
 use crate::table;
 
@@ -169,7 +169,7 @@ fn print_removed(removed: &sandbox_image::Removed) {
     }
 }
 
-fn prune(app: &App, args: &PruneArgs) -> Result<(), ImageError> {
+fn prune(app: &App, args: &ImagePruneArgs) -> Result<(), ImageError> {
     let store = app.store()?;
     let what = match (args.blobs, args.all) {
         (true, _) => "what all layers came as; images can then not be pushed or saved",

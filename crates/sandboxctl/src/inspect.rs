@@ -7,7 +7,7 @@ use crate::app::{App, AppError};
 use crate::cli::{InspectArgs, ObjectKind};
 use crate::container::{Container, ContainerError, did_you_mean};
 use crate::format::{self, Format};
-use crate::look::{Seen, look};
+use crate::look::{KILLED, Seen, look};
 use crate::names;
 use crate::report;
 use crate::settings::{Settings, SettingsError};
@@ -127,7 +127,7 @@ async fn of_container(container: &Container) -> Result<Value, InspectError> {
         "ResolvConfPath": path("resolv.conf"),
         "HostnamePath": path("hostname"),
         "HostsPath": path("hosts"),
-        "LogPath": path("log.json"),
+        "LogPath": path("container.log"),
         "Name": format!("/{}", record.name),
         "RestartCount": 0,
         "Platform": "linux",
@@ -148,28 +148,28 @@ fn state(container: &Container, seen: &Seen) -> Value {
     let (started, finished) = match seen {
         Seen::Running { started } => (Some(*started), None),
         Seen::Exited { finished, .. } | Seen::Failed { finished, .. } => (None, *finished),
-        Seen::Creating | Seen::Paused => (None, None),
+        Seen::Creating | Seen::Created | Seen::Paused => (None, None),
     };
     let live = matches!(seen, Seen::Running { .. } | Seen::Paused);
     json!({
-        "Status": match seen { Seen::Paused => "paused", seen => seen.docker_word() },
+        "Status": match seen { Seen::Paused => "paused", seen => seen.word() },
         "Running": live,
         "Paused": matches!(seen, Seen::Paused),
         "Restarting": false,
-        "OOMKilled": false,
+        "OOMKilled": record.oom_killed,
         "Dead": false,
         // A process of this host's: the guest's are not among them.
         "Pid": record.shim.as_ref().filter(|_| live).map_or(0, |shim| shim.pid),
         "ExitCode": match seen {
             Seen::Exited { code, .. } => *code,
-            Seen::Failed { .. } => 255,
+            Seen::Failed { .. } => KILLED,
             _ => 0,
         },
         "Error": match seen {
             Seen::Failed { reason, .. } => reason.as_str(),
             _ => "",
         },
-        "StartedAt": time::rfc3339(started),
+        "StartedAt": time::rfc3339(started.or(record.started)),
         "FinishedAt": time::rfc3339(finished),
     })
 }
@@ -233,6 +233,11 @@ mod tests {
                 status: Status::Creating,
                 shim: None,
                 labels: std::collections::BTreeMap::new(),
+                attendant: None,
+                started: None,
+                oom_killed: false,
+                auto_remove: false,
+                keep: true,
             },
         }
     }
@@ -252,7 +257,7 @@ mod tests {
             },
         );
         assert_eq!(failed["Status"], "exited");
-        assert_eq!(failed["ExitCode"], 255);
+        assert_eq!(failed["ExitCode"], 137);
         assert_eq!(failed["Error"], "its shim died");
     }
 }

@@ -11,11 +11,16 @@ use crate::shim::{Shim, TaskState};
 /// How long a shim may take to say how its container is.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// 128 and `SIGKILL`: the exit code of a container whose sandbox ended, or was ended, around it.
+pub(crate) const KILLED: i32 = 137;
+
 /// The state of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// Somebody is making it.
+    /// Somebody is making or starting it.
     Creating,
+    /// It was made and not started.
+    Created,
     Running {
         started: u64,
     },
@@ -38,23 +43,10 @@ impl Seen {
         matches!(self, Self::Creating | Self::Running { .. } | Self::Paused)
     }
 
-    /// One word.
+    /// docker's word: what did not end by itself has ended all the same.
     pub(crate) fn word(&self) -> &'static str {
         match self {
-            Self::Creating => "creating",
-            Self::Running { .. } => "running",
-            Self::Paused => "paused",
-            Self::Exited { .. } => "exited",
-            Self::Failed { .. } => "failed",
-        }
-    }
-}
-
-impl Seen {
-    /// docker's word: what did not end by itself has ended all the same.
-    pub(crate) fn docker_word(&self) -> &'static str {
-        match self {
-            Self::Creating => "created",
+            Self::Creating | Self::Created => "created",
             Self::Running { .. } => "running",
             Self::Paused => "paused",
             Self::Exited { .. } | Self::Failed { .. } => "exited",
@@ -79,6 +71,7 @@ pub(crate) async fn look(container: &Container) -> (Seen, Option<Shim>) {
             };
             return (seen, None);
         }
+        Status::Created => return (Seen::Created, None),
         Status::Creating => container.record.created,
         Status::Running { started } => *started,
     };
@@ -116,6 +109,12 @@ fn unseen(container: &Container, has_shim: bool) -> Seen {
     }
     if let Some(death) = Death::read(&container.folder) {
         return failed(death.cause);
+    }
+    if container.is_attended() {
+        // Its attendant is about to say how it ended.
+        return Seen::Running {
+            started: container.record.started.unwrap_or(container.record.created),
+        };
     }
     failed(match (creating, has_shim) {
         (true, _) => "sandboxctl ended before the container was started".to_owned(),

@@ -7,7 +7,10 @@
 //! | module | what |
 //! | --- | --- |
 //! | [`cli`], [`values`] | what can be typed |
-//! | [`run`] | a container from Create to Shutdown |
+//! | [`run`], [`launch`] | how a container is made, and how it is started |
+//! | [`attendant`], [`attach`] | the process that stays with it, and its clients |
+//! | [`settle`] | what becomes of a container whose attendant was killed |
+//! | [`journal`], [`logs`] | what is kept of what happened and of what was written |
 //! | [`spec`], [`settings`] | its OCI configuration, and the same in docker's words |
 //! | [`container`], [`look`] | what is written down, and what is true now |
 //! | [`shim`] | the shim's program and its task service |
@@ -17,17 +20,24 @@
 //! | [`help`] | shell completion and manual pages |
 
 mod app;
+mod attach;
+mod attendant;
 mod check;
 mod cli;
 mod container;
 mod cp;
+mod events;
+mod exec;
 mod filter;
 mod format;
 mod help;
 mod image;
 mod info;
 mod inspect;
+mod journal;
 mod kernel;
+mod launch;
+mod logs;
 mod look;
 mod names;
 mod port;
@@ -35,10 +45,12 @@ mod ps;
 mod report;
 mod run;
 mod settings;
+mod settle;
 mod shim;
 mod signals;
 mod spec;
 mod stats;
+mod start;
 mod stdio;
 mod stop;
 mod table;
@@ -49,6 +61,7 @@ mod timings;
 mod top;
 mod update;
 mod values;
+mod watch;
 
 use std::process;
 
@@ -56,7 +69,7 @@ use clap::Parser as _;
 use sandbox_types::timeline::Phase;
 
 use crate::app::App;
-use crate::cli::{Cli, ImageVerb, Verb};
+use crate::cli::{Cli, ContainerVerb, ImageVerb, Verb};
 use crate::timings::Timeline;
 
 /// Our own failure, as docker has it.
@@ -74,13 +87,23 @@ fn main() {
         Ok(code) => code,
         Err(error) => {
             report::error(error.as_ref());
-            error
-                .downcast_ref::<run::RunError>()
-                .map_or(FAILED, run::RunError::exit_code)
+            exit_code(&error)
         }
     };
     // Not a return: threads that copy streams may wait for ever, and end with the process.
     process::exit(code.into());
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(error) = error.downcast_ref::<run::RunError>() {
+        return error.exit_code();
+    }
+    if let Some(error) = error.downcast_ref::<stop::StopError>() {
+        return error.exit_code();
+    }
+    error
+        .downcast_ref::<exec::ExecError>()
+        .map_or(FAILED, exec::ExecError::exit_code)
 }
 
 /// Help and version are asked for; anything else is a mistake on the command line.
@@ -111,9 +134,25 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match &cli.verb {
-            Verb::Run(args) => Ok(run::run(&app, args, timeline).await?.code),
+            Verb::Run(args) => Ok(run::run(&app, args, timeline).await?),
+            Verb::Create(args) => Ok(run::create(&app, args).map(|()| 0)?),
+            Verb::Start(args) => Ok(start::start(&app, args).await?),
+            Verb::Restart(args) => Ok(start::restart(&app, args).await.map(|()| 0)?),
+            Verb::Attach(args) => Ok(start::attach(&app, args).await?),
+            Verb::Exec(args) => Ok(exec::exec(&app, args).await?),
+            Verb::Logs(args) => Ok(logs::logs(&app, args).await.map(|()| 0)?),
+            Verb::Stop(args) => Ok(stop::stop(&app, args).await.map(|()| 0)?),
+            Verb::Wait(args) => Ok(stop::wait(&app, args).await.map(|()| 0)?),
+            Verb::Pause(args) => Ok(stop::pause(&app, args).await.map(|()| 0)?),
+            Verb::Unpause(args) => Ok(stop::unpause(&app, args).await.map(|()| 0)?),
+            Verb::Rename(args) => Ok(stop::rename(&app, args).map(|()| 0)?),
+            Verb::Events(args) => Ok(events::events(&app, args).map(|()| 0)?),
+            Verb::Prune(args) | Verb::Container(ContainerVerb::Prune(args)) => {
+                Ok(stop::prune(&app, args).await.map(|()| 0)?)
+            }
+            Verb::Attend(args) => Ok(attendant::attend(&app, args).await?),
             Verb::Ps(args) => ps::ps(&app, args).await.map(|()| 0).map_err(Into::into),
             Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
@@ -131,5 +170,8 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Check(_) | Verb::Version(_) | Verb::Completion(_) | Verb::Man(_) => Ok(0),
             Verb::ImageShortcut(verb) => Ok(image::shortcut(&app, verb).map(|()| 0)?),
         }
-    })
+    });
+    // Not waited for: threads that wait for others' files end with the process.
+    runtime.shutdown_background();
+    result
 }

@@ -7,9 +7,10 @@ use crate::cli::PsArgs;
 use crate::container::{Container, now};
 use crate::filter::{self, Others};
 use crate::format::{self, Column, LABEL};
-use crate::look::{Seen, look};
+use crate::look::{KILLED, Seen, look};
 use crate::names;
 use crate::settings::Settings;
+use crate::settle::{self, SettleError};
 use crate::table;
 use crate::template::TemplateError;
 use crate::time;
@@ -19,6 +20,8 @@ use crate::time;
 pub(crate) enum PsError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     #[error("cannot print the list as --format says")]
     Format(#[from] TemplateError),
 }
@@ -51,7 +54,7 @@ const COLUMNS: [Column; 14] = [
 
 /// Lists containers.
 pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), PsError> {
-    let all = app.containers().and_then(|found| Ok(found.list()?))?;
+    let all = settle::all(app, &app.containers()?).await?;
     // Whoever asks for the last ones, or for a state, wants to see those that have ended.
     let last = args
         .last
@@ -116,7 +119,7 @@ fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
         "CreatedAt": time::spoken(record.created),
         "RunningFor": format!("{} ago", table::age(now().saturating_sub(record.created))),
         "Status": status(seen, now()),
-        "State": seen.docker_word(),
+        "State": seen.word(),
         "Names": record.name,
         "Labels": labels.join(","),
         "LocalVolumes": "0",
@@ -135,11 +138,14 @@ fn status(seen: &Seen, now: u64) -> String {
         })
     };
     match seen {
-        Seen::Creating => "Creating".to_owned(),
+        Seen::Creating => "Starting".to_owned(),
+        Seen::Created => "Created".to_owned(),
         Seen::Running { started } => format!("Up {}", table::age(now.saturating_sub(*started))),
         Seen::Paused => "Paused".to_owned(),
         Seen::Exited { code, finished } => format!("Exited ({code}){}", ago(finished)),
-        Seen::Failed { reason, finished } => format!("Failed{}: {reason}", ago(finished)),
+        Seen::Failed { reason, finished } => {
+            format!("Exited ({KILLED}){}: {reason}", ago(finished))
+        }
     }
 }
 
@@ -160,6 +166,6 @@ mod tests {
             reason: "its shim died".to_owned(),
             finished: None,
         };
-        assert_eq!(status(&failed, 0), "Failed: its shim died");
+        assert_eq!(status(&failed, 0), "Exited (137): its shim died");
     }
 }

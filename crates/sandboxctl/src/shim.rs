@@ -5,7 +5,7 @@ mod client;
 mod process;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::container::ShimRecord;
+use crate::container::{ProcessRecord, ShimRecord};
 pub(crate) use client::{
     ProcessInfo, ProgramStreams, RootMount, RpcError, RpcFailure, TaskState, Tasks,
 };
@@ -23,6 +23,8 @@ use process::ProcessHandle;
 pub(crate) const NAMESPACE: &str = "sandboxctl";
 /// The program.
 pub(crate) const PROGRAM: &str = "containerd-shim-sandbox-v2";
+/// Where a shim finds the service that takes its events, as containerd tells it.
+const EVENTS_VARIABLE: &str = "TTRPC_ADDRESS";
 /// How long `start` and `delete` may take: what containerd gives a shim (`io.containerd.timeout.shim.load`
 /// and `.cleanup`), and more, because emulation keeps the machine busy.
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(60);
@@ -90,7 +92,7 @@ pub(crate) struct ShimProgram {
 }
 
 impl ShimProgram {
-    async fn run(&self, verb: &'static str) -> Result<Vec<u8>, ShimError> {
+    async fn run(&self, verb: &'static str, events: Option<&Path>) -> Result<Vec<u8>, ShimError> {
         let mut command = Command::new(&self.program);
         command
             .args(["-namespace", NAMESPACE, "-id", &self.id])
@@ -106,6 +108,10 @@ impl ShimProgram {
             // Keys of our terminal that mean a signal are not meant for the shim and its machine.
             .process_group(0)
             .kill_on_drop(true);
+        match events {
+            Some(socket) => command.env(EVENTS_VARIABLE, socket),
+            None => command.env_remove(EVENTS_VARIABLE),
+        };
         let child = command.spawn().map_err(|source| ShimError::Run {
             program: self.program.clone(),
             verb,
@@ -129,9 +135,9 @@ impl ShimProgram {
         Ok(output.stdout)
     }
 
-    /// Starts the shim's service and connects to it.
-    pub(crate) async fn start(&self) -> Result<Shim, ShimError> {
-        let printed = self.run("start").await?;
+    /// Starts the shim's service and connects to it. Its events go to the service at the socket `events`.
+    pub(crate) async fn start(&self, events: &Path) -> Result<Shim, ShimError> {
+        let printed = self.run("start", Some(events)).await?;
         let printed = String::from_utf8_lossy(&printed);
         let address = address(&printed).ok_or_else(|| ShimError::Address {
             printed: printed.clone().into_owned(),
@@ -141,7 +147,7 @@ impl ShimProgram {
 
     /// Removes what a shim that is gone left behind.
     pub(crate) async fn delete(&self) -> Result<(), ShimError> {
-        self.run("delete").await.map(drop)
+        self.run("delete", None).await.map(drop)
     }
 }
 
@@ -221,8 +227,16 @@ impl Shim {
     }
 }
 
-/// Kills the recorded shim if it still is that process, whether it answers or not.
-pub(crate) async fn kill_recorded(record: &ShimRecord) -> Result<(), ShimError> {
+/// The process that has this number.
+pub(crate) fn process_record(pid: u32) -> io::Result<ProcessRecord> {
+    Ok(ProcessRecord {
+        pid,
+        start_time: process::start_time(pid)?,
+    })
+}
+
+/// Kills the recorded process if it still is that one, whether it answers or not.
+pub(crate) async fn kill_recorded(record: ProcessRecord) -> Result<(), ShimError> {
     let pid = record.pid;
     let Ok(process) = ProcessHandle::open(pid) else {
         return Ok(());
@@ -255,15 +269,14 @@ mod tests {
     async fn recorded_shim_whose_number_was_reused_is_left_alone() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id().unwrap();
-        let mut record = ShimRecord {
-            address: String::new(),
+        let mut record = ProcessRecord {
             pid,
             start_time: ProcessHandle::open(pid).unwrap().start_time() + 1,
         };
-        kill_recorded(&record).await.unwrap();
+        kill_recorded(record).await.unwrap();
         assert!(child.try_wait().unwrap().is_none());
         record.start_time -= 1;
-        kill_recorded(&record).await.unwrap();
+        kill_recorded(record).await.unwrap();
         assert!(!child.wait().await.unwrap().success());
     }
 }

@@ -33,7 +33,7 @@ use crate::values::{CPU_PERIOD_US, ValueError};
 pub(crate) use defaults::SHM_BYTES;
 pub(crate) use files::files;
 pub(crate) use mounts::{binds, make_sources, tmpfs};
-pub(crate) use process::command;
+pub(crate) use process::{all_capabilities, command, exec_environment};
 use security::Seccomp;
 
 /// The version of the OCI runtime spec that configurations are written in.

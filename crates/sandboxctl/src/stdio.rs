@@ -1,4 +1,5 @@
-//! The container's standard streams: fifos in its folder, which the shim opens at their other ends.
+//! The container's standard streams: fifos in its folder, which the shim opens at their other ends, and pipes between
+//! its attendant and whoever is attached.
 //!
 //! Each stream has a thread of its own that copies with blocking calls: a slow reader of our output then
 //! holds up only that stream, and the container behind it, never signals or the exit. The threads end with
@@ -18,6 +19,9 @@ use rustix::fs::{Mode, OFlags};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::timings::monotonic_ns;
+pub(crate) use keys::{DEFAULT as DEFAULT_DETACH_KEYS, DetachKeys};
+
+mod keys;
 
 /// What a thread reads at once: the size of a pipe.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -98,11 +102,8 @@ impl Outputs {
         }
     }
 
-    /// Copies from the fifo at `path` to `to` from now on.
-    pub(crate) fn copy(&mut self, path: &Path, to: OwnedFd, name: &str) -> io::Result<()> {
-        // Without O_NONBLOCK this would wait for the writer.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let from = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    /// Copies from `from` to `to` from now on.
+    pub(crate) fn copy(&mut self, from: File, to: impl Sink, name: &str) -> io::Result<()> {
         let sender = self.sender.clone();
         let waiting = Arc::new(AtomicU64::new(monotonic_ns()));
         self.waiting_since_ns.push(Arc::clone(&waiting));
@@ -110,7 +111,7 @@ impl Outputs {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
-                let result = copy_output(&from, File::from(to), &waiting, &first);
+                let result = copy_output(&from, to, &waiting, &first);
                 waiting.store(DONE, Ordering::Relaxed);
                 let broken = result.is_err();
                 // The receiver may be gone with the run.
@@ -176,9 +177,33 @@ fn discard(mut from: &File) {
     }
 }
 
+/// Where an output goes. It is dropped when the output has ended, and only then.
+pub(crate) trait Sink: Send + 'static {
+    /// Takes all of these bytes.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl Sink for File {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        write_all(self, bytes)
+    }
+}
+
+/// Opens a fifo for writing, without waiting for its reader.
+pub(crate) fn open_input_fifo(path: &Path) -> io::Result<File> {
+    // Read-write, because a fifo opened only for writing waits for its reader.
+    File::options().read(true).write(true).open(path)
+}
+
+/// Opens a fifo for reading, without waiting for its writer.
+pub(crate) fn open_fifo(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
 fn copy_output(
     mut from: &File,
-    mut to: File,
+    mut to: impl Sink,
     waiting_since_ns: &AtomicU64,
     first_byte_ns: &AtomicU64,
 ) -> io::Result<()> {
@@ -196,7 +221,7 @@ fn copy_output(
         };
         let _ =
             first_byte_ns.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
-        write_all(&mut to, buffer.get(..count).unwrap_or_default())?;
+        to.take(buffer.get(..count).unwrap_or_default())?;
     }
 }
 
@@ -238,46 +263,71 @@ fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
 /// An input that is being copied.
 #[derive(Debug)]
 pub(crate) struct Input {
-    end: oneshot::Receiver<File>,
+    end: oneshot::Receiver<InputEnd>,
+}
+
+/// How copying an input ended.
+#[derive(Debug)]
+pub(crate) enum InputEnd {
+    /// There is no more. Where it went comes along: it has to stay open until the other side knows.
+    Complete(File),
+    /// The keys were typed that mean to leave the container alone.
+    Detached,
 }
 
 impl Input {
-    /// Copies from `from` to the fifo at `path` from now on.
-    pub(crate) fn copy(path: &Path, from: OwnedFd) -> io::Result<Self> {
-        // Read-write, because a fifo opened only for writing waits for its reader.
-        let to = File::options().read(true).write(true).open(path)?;
+    /// Copies from `from` to `to` from now on, but for `keys`.
+    pub(crate) fn copy(from: OwnedFd, to: File, keys: Option<DetachKeys>) -> io::Result<Self> {
         let (sender, end) = oneshot::channel();
         thread::Builder::new()
             .name("stdin".to_owned())
             .spawn(move || {
                 // However it ended: there will be no more.
-                let _ = copy_input(File::from(from), &to);
-                let _ = sender.send(to);
+                let detached = pump(&File::from(from), &to, keys).unwrap_or(false);
+                let _ = sender.send(if detached {
+                    InputEnd::Detached
+                } else {
+                    InputEnd::Complete(to)
+                });
             })?;
         Ok(Self { end })
     }
 
-    /// Waits until our input has ended and all of it is in the fifo. The fifo comes along: it has to stay
-    /// open until the shim knows.
-    pub(crate) async fn end(&mut self) -> Option<File> {
+    /// Waits for its end.
+    pub(crate) async fn end(&mut self) -> Option<InputEnd> {
         (&mut self.end).await.ok()
     }
 }
 
-fn copy_input(mut from: File, mut to: &File) -> io::Result<()> {
+/// Copies until there is no more, or until the keys were typed; tells whether they were.
+pub(crate) fn pump(
+    mut from: &File,
+    mut to: &File,
+    mut keys: Option<DetachKeys>,
+) -> io::Result<bool> {
     let mut buffer = vec![0_u8; CHUNK_BYTES];
     loop {
         let count = match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(false),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait_for(&from, PollFlags::IN)?;
+                wait_for(from, PollFlags::IN)?;
                 continue;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        to.write_all(buffer.get(..count).unwrap_or_default())?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        match &mut keys {
+            None => to.write_all(bytes)?,
+            Some(keys) => {
+                let (passed, detached) = keys.filter(bytes);
+                to.write_all(&passed)?;
+                if detached {
+                    return Ok(true);
+                }
+            }
+        }
     }
 }
 
@@ -308,7 +358,8 @@ mod tests {
         let fifos = Fifos::create(folder.path(), false, false).unwrap();
         let (mut reader, writer) = pipe();
         let mut outputs = Outputs::new();
-        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let fifo = open_fifo(&fifos.stdout).unwrap();
+        outputs.copy(fifo, File::from(writer), "stdout").unwrap();
         let collected = thread::spawn(move || {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).unwrap();
@@ -332,7 +383,8 @@ mod tests {
         let fifos = Fifos::create(folder.path(), false, true).unwrap();
         let (_reader, writer) = pipe();
         let mut outputs = Outputs::new();
-        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let fifo = open_fifo(&fifos.stdout).unwrap();
+        outputs.copy(fifo, File::from(writer), "stdout").unwrap();
         let ended = runtime().block_on(async {
             tokio::time::timeout(Duration::from_millis(100), outputs.next_end()).await
         });
@@ -346,7 +398,8 @@ mod tests {
         let (reader, writer) = pipe();
         drop(reader);
         let mut outputs = Outputs::new();
-        outputs.copy(&fifos.stdout, writer, "stdout").unwrap();
+        let fifo = open_fifo(&fifos.stdout).unwrap();
+        outputs.copy(fifo, File::from(writer), "stdout").unwrap();
         let mut shim = File::options().write(true).open(&fifos.stdout).unwrap();
         shim.write_all(b"x").unwrap();
         match runtime().block_on(outputs.next_end()) {
@@ -356,12 +409,31 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_detach_are_not_passed_on() {
+        let (from, to) = pipe();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let keys = DetachKeys::parse("ctrl-p,ctrl-q").unwrap();
+        let mut input = Input::copy(
+            OwnedFd::from(from),
+            File::from(OwnedFd::from(writer)),
+            Some(keys),
+        );
+        File::from(to).write_all(b"a\x10b\x10\x11c").unwrap();
+        let end = runtime().block_on(input.as_mut().unwrap().end()).unwrap();
+        assert!(matches!(end, InputEnd::Detached));
+        let mut passed = Vec::new();
+        reader.read_to_end(&mut passed).unwrap();
+        assert_eq!(passed, b"a\x10b");
+    }
+
+    #[test]
     fn input_is_in_fifo_before_its_end_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let fifos = Fifos::create(folder.path(), true, false).unwrap();
         let path = fifos.stdin.unwrap();
         let (from, to) = pipe();
-        let mut input = Input::copy(&path, OwnedFd::from(from)).unwrap();
+        let fifo = open_input_fifo(&path).unwrap();
+        let mut input = Input::copy(OwnedFd::from(from), fifo, None).unwrap();
         File::from(to).write_all(b"hello").unwrap();
         let held = runtime().block_on(input.end()).unwrap();
         let mut shim = File::open(&path).unwrap();

@@ -1,20 +1,31 @@
-//! `sandboxctl kill` and `sandboxctl rm`.
+//! The verbs that end containers, hold them up, or remove them.
 
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use sandbox_runtime::config::{ConfigError, sibling_program};
 use tokio::time::timeout;
 
 use crate::app::{App, AppError};
-use crate::cli::{KillArgs, RmArgs};
-use crate::container::{Container, ContainerError, Containers};
-use crate::look::{Seen, look};
+use crate::attach::protocol::{self, Lines, Outcome, Report, Streams};
+use crate::cli::{KillArgs, NamesArgs, PruneArgs, RenameArgs, RmArgs, StopArgs};
+use crate::container::{Attended, Container, ContainerError, Containers, Status};
+use crate::launch::Launch;
+use crate::look::{KILLED, Seen, look};
 use crate::report;
-use crate::shim::{PROGRAM, RpcError, Shim, ShimError, ShimProgram, kill_recorded};
+use crate::run::RunError;
+use crate::settings::Settings;
+use crate::settle::{self, SettleError};
+use crate::shim::{RpcError, Shim, ShimError, kill_recorded};
 use crate::table;
+use crate::values;
 
 /// `SIGKILL`.
 const KILL: u32 = 9;
+/// `SIGTERM`.
+const TERM: u32 = 15;
+/// How many seconds a container has to end that was asked to, as docker has it.
+const STOP_SECONDS: i64 = 10;
 /// How long the `sandboxctl run` of a killed container has to end it.
 const CONCLUDE: Duration = Duration::from_secs(20);
 
@@ -24,16 +35,38 @@ pub(crate) enum StopError {
     #[error(transparent)]
     App(#[from] AppError),
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]
+    Settle(#[from] SettleError),
+    #[error(transparent)]
     Shim(#[from] ShimError),
+    #[error(transparent)]
+    Run(#[from] Box<RunError>),
+    /// It was removed meanwhile.
+    #[error("container {name} was removed meanwhile; see `sandboxctl ps -a`")]
+    Gone { name: String },
+    /// It did not end.
+    #[error("container {name} did not end, although it was killed; see `sandboxctl rm -f {name}`")]
+    DidNotEnd { name: String },
+    /// It cannot be paused or resumed.
+    #[error("cannot {action} container {name}: it is {state}")]
+    WrongState {
+        action: &'static str,
+        name: String,
+        state: &'static str,
+    },
+    /// The shim could not.
+    #[error("cannot {action} container {name}")]
+    Call {
+        action: &'static str,
+        name: String,
+        source: RpcError,
+    },
     /// The shim did not pass the signal on.
     #[error("cannot kill container {name}")]
     Kill { name: String, source: RpcError },
     /// There is nothing to send a signal to.
-    #[error("container {name} is not running, it has {state}; see `sandboxctl ps -a`")]
+    #[error("container {name} is not running, it is {state}; see `sandboxctl ps -a`")]
     NotRunning { name: String, state: String },
     /// It still runs.
     #[error(
@@ -52,12 +85,247 @@ pub(crate) enum StopError {
     },
 }
 
+/// Asks containers to end, and kills those that do not in time.
+pub(crate) async fn stop(app: &App, args: &StopArgs) -> Result<(), StopError> {
+    let containers = app.containers()?;
+    let all = args.containers.iter().map(|wanted| async {
+        let stopped = stop_one(app, &containers, wanted, args.signal, args.time).await;
+        stopped.map(|()| table::line(wanted))
+    });
+    let results = futures::future::join_all(all).await;
+    let failures = results.into_iter().filter_map(Result::err).collect();
+    conclude(failures, args.containers.len(), "stopped")
+}
+
+/// Ends one that runs; one that does not is as it should be.
+pub(crate) async fn stop_one(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+    signal: Option<u32>,
+    seconds: Option<i64>,
+) -> Result<(), StopError> {
+    let container = settle::find(app, containers, wanted).await?;
+    let (seen, shim) = look(&container).await;
+    let (true, Some(shim)) = (seen.is_live(), shim) else {
+        return Ok(());
+    };
+    let name = container.record.name.to_string();
+    let id = container.record.id.as_str();
+    let settings = Settings::load(&container.folder).ok().map(|s| s.config);
+    let signal = signal
+        .or_else(|| values::signal(settings.as_ref()?.stop_signal.as_deref()?).ok())
+        .unwrap_or(TERM);
+    let seconds = seconds
+        .or_else(|| settings.as_ref()?.stop_timeout)
+        .unwrap_or(STOP_SECONDS);
+    // One that has just ended needs no signal.
+    let _ = shim.tasks.kill(id, signal, false).await;
+    if seen == Seen::Paused {
+        let _ = shim.tasks.resume(id).await;
+    }
+    let ended = match u64::try_from(seconds) {
+        Ok(seconds) => timeout(Duration::from_secs(seconds), until_ended(&container)).await,
+        Err(_) => Ok(until_ended(&container).await),
+    };
+    if ended.is_err() {
+        let _ = shim.tasks.kill(id, KILL, true).await;
+        if timeout(CONCLUDE, until_ended(&container)).await.is_err() {
+            return Err(StopError::DidNotEnd { name });
+        }
+    }
+    app.journal().note(&container.record, "stop", &[]);
+    Ok(())
+}
+
+/// Waits until the container's attendant says that it has ended, or is gone. At once if nobody attends it.
+async fn until_ended(container: &Container) -> Option<Outcome> {
+    let socket = Launch::load(&container.folder).ok()?.attach_socket();
+    // The thread ends with the attendant or with us.
+    let waiting = tokio::task::spawn_blocking(move || {
+        let connection = UnixStream::connect(socket).ok()?;
+        protocol::send_attach(&connection, &Streams::default()).ok()?;
+        let mut lines = Lines::new(connection);
+        let mut outcome = None;
+        while let Some(report) = lines.next() {
+            if let Report::Ended(how) = report {
+                outcome = Some(how);
+            }
+        }
+        outcome
+    });
+    waiting.await.ok().flatten()
+}
+
+/// Waits for containers to end, and prints their exit codes.
+pub(crate) async fn wait(app: &App, args: &NamesArgs) -> Result<(), StopError> {
+    let containers = app.containers()?;
+    let mut failures = Vec::new();
+    for wanted in &args.containers {
+        match wait_one(app, &containers, wanted).await {
+            Ok(code) => table::line(&code.to_string()),
+            Err(error) => failures.push(error),
+        }
+    }
+    conclude(failures, args.containers.len(), "waited for")
+}
+
+async fn wait_one(app: &App, containers: &Containers, wanted: &str) -> Result<i32, StopError> {
+    let container = settle::find(app, containers, wanted).await?;
+    let outcome = match &container.record.status {
+        Status::Creating | Status::Running { .. } => until_ended(&container).await,
+        _ => None,
+    };
+    let said = outcome.map_or(KILLED, |outcome| match outcome.error {
+        Some(_) => KILLED,
+        None => outcome.code.into(),
+    });
+    // One that removes itself is gone by now.
+    let Some(container) = container.reload() else {
+        return Ok(said);
+    };
+    let settled = settle::settle(app, containers, container).await?;
+    Ok(match settled.map(|container| container.record.status) {
+        Some(Status::Exited { code, .. }) => code,
+        Some(Status::Failed { .. }) => KILLED,
+        Some(Status::Created) => 0,
+        Some(Status::Creating | Status::Running { .. }) | None => said,
+    })
+}
+
+/// Freezes containers.
+pub(crate) async fn pause(app: &App, args: &NamesArgs) -> Result<(), StopError> {
+    let containers = app.containers()?;
+    let mut failures = Vec::new();
+    for wanted in &args.containers {
+        match hold_up(app, &containers, wanted, true).await {
+            Ok(()) => table::line(wanted),
+            Err(error) => failures.push(error),
+        }
+    }
+    conclude(failures, args.containers.len(), "paused")
+}
+
+/// Lets frozen containers go on.
+pub(crate) async fn unpause(app: &App, args: &NamesArgs) -> Result<(), StopError> {
+    let containers = app.containers()?;
+    let mut failures = Vec::new();
+    for wanted in &args.containers {
+        match hold_up(app, &containers, wanted, false).await {
+            Ok(()) => table::line(wanted),
+            Err(error) => failures.push(error),
+        }
+    }
+    conclude(failures, args.containers.len(), "unpaused")
+}
+
+async fn hold_up(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+    pause: bool,
+) -> Result<(), StopError> {
+    let container = settle::find(app, containers, wanted).await?;
+    let name = container.record.name.to_string();
+    let id = container.record.id.as_str();
+    let action = if pause { "pause" } else { "unpause" };
+    let done = match (look(&container).await, pause) {
+        ((Seen::Running { .. }, Some(shim)), true) => shim.tasks.pause(id).await,
+        ((Seen::Paused, Some(shim)), false) => shim.tasks.resume(id).await,
+        ((seen, _), _) => {
+            return Err(StopError::WrongState {
+                action,
+                name,
+                state: seen.word(),
+            });
+        }
+    };
+    done.map_err(|source| StopError::Call {
+        action,
+        name,
+        source,
+    })
+}
+
+/// Gives a container another name.
+pub(crate) fn rename(app: &App, args: &RenameArgs) -> Result<(), StopError> {
+    let containers = app.containers()?;
+    let container = containers.find(&args.container)?;
+    containers.rename(&container, &args.name)?;
+    if let Some(renamed) = container.reload() {
+        let old = [("oldName", container.record.name.to_string())];
+        app.journal().note(&renamed.record, "rename", &old);
+    }
+    Ok(())
+}
+
+/// Removes every container that does not run.
+pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> {
+    if !args.force && !confirmed() {
+        return Ok(());
+    }
+    let containers = app.containers()?;
+    let mut reclaimed = 0;
+    let mut removed = Vec::new();
+    for container in settle::all(app, &containers).await? {
+        if matches!(
+            container.record.status,
+            Status::Creating | Status::Running { .. }
+        ) {
+            continue;
+        }
+        let size = allocated(&container.folder);
+        // One that somebody has just started is left alone.
+        if let Ok(Some(attended)) = containers.take(&container)
+            && !matches!(
+                attended.container.record.status,
+                Status::Creating | Status::Running { .. }
+            )
+        {
+            settle::remove(app, &containers, &attended)?;
+            reclaimed += size;
+            removed.push(container.record.id.to_string());
+        }
+    }
+    if !removed.is_empty() {
+        table::line("Deleted Containers:");
+        removed.iter().for_each(|id| table::line(id));
+        table::line("");
+    }
+    table::line(&format!(
+        "Total reclaimed space: {}",
+        table::bytes(reclaimed)
+    ));
+    Ok(())
+}
+
+fn confirmed() -> bool {
+    eprint!(
+        "This removes all containers that do not run. Are you sure you want to continue? [y/N] "
+    );
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).is_ok()
+        && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
+}
+
+/// What a container's files take on the disk, in bytes.
+fn allocated(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|file| file.blocks() * 512)
+        .sum()
+}
+
 /// Sends a signal to containers.
 pub(crate) async fn kill(app: &App, args: &KillArgs) -> Result<(), StopError> {
     let containers = app.containers()?;
     let mut failures = Vec::new();
     for wanted in &args.containers {
-        match kill_one(&containers, wanted, args.signal).await {
+        match kill_one(app, &containers, wanted, args.signal).await {
             Ok(()) => table::line(wanted),
             Err(error) => failures.push(error),
         }
@@ -65,16 +333,24 @@ pub(crate) async fn kill(app: &App, args: &KillArgs) -> Result<(), StopError> {
     conclude(failures, args.containers.len(), "killed")
 }
 
-async fn kill_one(containers: &Containers, wanted: &str, signal: u32) -> Result<(), StopError> {
-    let container = containers.find(wanted)?;
+async fn kill_one(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+    signal: u32,
+) -> Result<(), StopError> {
+    let container = settle::find(app, containers, wanted).await?;
     let (seen, shim) = look(&container).await;
     let name = container.record.name.to_string();
     match (&seen, shim) {
-        (Seen::Running { .. } | Seen::Paused, Some(shim)) => shim
-            .tasks
-            .kill(container.record.id.as_str(), signal, false)
-            .await
-            .map_err(|source| StopError::Kill { name, source }),
+        (Seen::Running { .. } | Seen::Paused, Some(shim)) => {
+            let id = container.record.id.as_str();
+            let sent = shim.tasks.kill(id, signal, false).await;
+            sent.map_err(|source| StopError::Kill { name, source })?;
+            let note = [("signal", signal.to_string())];
+            app.journal().note(&container.record, "kill", &note);
+            Ok(())
+        }
         _ => Err(StopError::NotRunning {
             name,
             state: seen.word().to_owned(),
@@ -96,7 +372,11 @@ pub(crate) async fn rm(app: &App, args: &RmArgs) -> Result<(), StopError> {
 }
 
 /// One failure is the error; of several each is reported.
-fn conclude(mut failures: Vec<StopError>, all: usize, done: &'static str) -> Result<(), StopError> {
+pub(crate) fn conclude(
+    mut failures: Vec<StopError>,
+    all: usize,
+    done: &'static str,
+) -> Result<(), StopError> {
     match (failures.pop(), failures.is_empty()) {
         (None, _) => Ok(()),
         (Some(only), true) => Err(only),
@@ -120,52 +400,66 @@ async fn rm_one(
     wanted: &str,
     force: bool,
 ) -> Result<(), StopError> {
-    let container = containers.find(wanted)?;
+    let container = settle::find(app, containers, wanted).await?;
     let (seen, shim) = look(&container).await;
-    if seen.is_live() && !force {
-        return Err(StopError::StillLive {
-            name: container.record.name.to_string(),
-            state: seen.word(),
-        });
+    if seen.is_live() {
+        if !force {
+            return Err(StopError::StillLive {
+                name: container.record.name.to_string(),
+                state: seen.word(),
+            });
+        }
+        end(&container, shim).await?;
     }
-    end(&container, shim, seen.is_live()).await?;
-    if !container.folder.exists() {
-        // The run that attended it has removed it.
-        return Ok(());
+    match hold(containers, &container).await? {
+        Some(attended) => Ok(settle::remove(app, containers, &attended)?),
+        // Its attendant, or somebody else, has removed it.
+        None => Ok(()),
     }
-    if container.record.shim.is_some() {
-        clear_away(app, &container).await?;
-    }
-    containers.remove(&container)?;
-    app.store()?
-        .release(&container.record.id)
-        .map_err(AppError::from)?;
-    Ok(())
 }
 
-/// Ends what runs of a container. Where a `sandboxctl run` attends it, that one is left to conclude.
-async fn end(container: &Container, shim: Option<Shim>, live: bool) -> Result<(), StopError> {
-    if live && let Some(shim) = &shim {
-        // One that does not listen is killed with its shim.
+/// Ends a running container, and its attendant if that does not do so by itself.
+async fn end(container: &Container, shim: Option<Shim>) -> Result<(), StopError> {
+    if let Some(shim) = &shim {
+        // One that does not listen is killed below.
         let _ = shim
             .tasks
             .kill(container.record.id.as_str(), KILL, true)
             .await;
     }
-    if container.is_attended() && !released(container).await? {
-        if let Some(record) = &container.record.shim {
-            kill_recorded(record).await?;
-        }
-        if !released(container).await? {
-            return Err(StopError::Held {
-                name: container.record.name.to_string(),
-            });
-        }
+    if released(container).await? {
+        return Ok(());
     }
-    match (shim, &container.record.shim) {
-        (Some(shim), _) if container.folder.exists() => Ok(shim.end().await?),
-        (None, Some(record)) => Ok(kill_recorded(record).await?),
-        _ => Ok(()),
+    let record = container
+        .reload()
+        .unwrap_or_else(|| container.clone())
+        .record;
+    for process in [record.shim.map(|shim| shim.process()), record.attendant]
+        .into_iter()
+        .flatten()
+    {
+        kill_recorded(process).await?;
+    }
+    Ok(())
+}
+
+/// Takes hold of a container that nobody should attend any more; none if it is gone.
+pub(crate) async fn hold(
+    containers: &Containers,
+    container: &Container,
+) -> Result<Option<Attended>, StopError> {
+    if !released(container).await? {
+        return Err(StopError::Held {
+            name: container.record.name.to_string(),
+        });
+    }
+    match containers.take(container) {
+        Ok(Some(attended)) => Ok(Some(attended)),
+        Ok(None) => Err(StopError::Held {
+            name: container.record.name.to_string(),
+        }),
+        Err(ContainerError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -174,24 +468,19 @@ async fn released(container: &Container) -> Result<bool, StopError> {
     let folder = container.folder.clone();
     // The thread is left behind when it takes too long; it ends with the process.
     let waiting = tokio::task::spawn_blocking(move || match std::fs::File::open(&folder) {
-        Ok(file) => file.lock().is_ok(),
+        Ok(file) => file.lock_shared().is_ok(),
         // The folder is gone.
         Err(_) => true,
     });
     Ok(matches!(timeout(CONCLUDE, waiting).await, Ok(Ok(true))))
 }
 
-/// Has the shim's program remove what a shim that is gone left.
-async fn clear_away(app: &App, container: &Container) -> Result<(), StopError> {
-    let id = container.record.id.to_string();
-    let program = ShimProgram {
-        program: sibling_program(PROGRAM)?,
-        id: id.clone(),
-        bundle: container.folder.clone(),
-        config: container.folder.join("sandbox.toml"),
-    };
-    program.delete().await?;
-    // Not there if the run concluded.
-    let _ = std::fs::remove_dir_all(App::socket_dir(&app.configuration()?, &id));
-    Ok(())
+impl StopError {
+    /// What `sandboxctl` exits with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Run(error) => error.exit_code(),
+            _ => 125,
+        }
+    }
 }

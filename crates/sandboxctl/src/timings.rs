@@ -39,15 +39,25 @@ impl Timeline {
         }
     }
 
+    /// All of them.
+    pub(crate) fn into_marks(self) -> Vec<Mark> {
+        self.marks
+    }
+
+    /// Takes in another's.
+    pub(crate) fn merge(&mut self, marks: &[Mark]) {
+        for mark in marks {
+            self.mark_at(mark.phase, mark.monotonic_ns);
+        }
+    }
+
     /// Takes in what the shim wrote.
     pub(crate) fn merge_file(&mut self, path: &Path) {
         let marks: Vec<Mark> = fs::read(path)
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
-        for mark in marks {
-            self.mark_at(mark.phase, mark.monotonic_ns);
-        }
+        self.merge(&marks);
     }
 
     /// A line per phase, in order of time: milliseconds since the request, and since the line above.

@@ -435,3 +435,62 @@ pub(crate) fn signal(value: &str) -> Result<u32, ValueError> {
 
 #[cfg(test)]
 mod tests;
+
+/// A point in time: RFC 3339, seconds since the epoch, or how long ago as in `10m`.
+pub(crate) fn moment(text: &str) -> Result<std::time::SystemTime, String> {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds)
+            .ok()
+            .and_then(|since| UNIX_EPOCH.checked_add(since))
+            .ok_or_else(|| format!("{text:?} is not a time"));
+    }
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return SystemTime::now()
+            .checked_sub(ago)
+            .ok_or_else(|| format!("{text:?} is too long ago"));
+    }
+    humantime::parse_rfc3339_weak(text).map_err(|_| {
+        format!("{text:?} is not a time; write 2024-05-01T12:00:00Z, seconds since 1970, or how long ago as in 10m")
+    })
+}
+
+/// `--tail`: a number of lines, or `all`.
+pub(crate) fn tail(text: &str) -> Result<usize, String> {
+    match text {
+        "all" => Ok(usize::MAX),
+        number => number
+            .parse()
+            .map_err(|_| format!("{text:?} is neither a number of lines nor \"all\"")),
+    }
+}
+
+/// `--log-opt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogOption {
+    /// When a file has this many bytes the next one is begun.
+    MaxSize(u64),
+    /// How many files are kept.
+    MaxFile(u32),
+}
+
+/// `max-size=SIZE` or `max-file=NUMBER`.
+pub(crate) fn log_option(text: &str) -> Result<LogOption, String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not NAME=VALUE"))?;
+    match name {
+        "max-size" => match size(value) {
+            Ok(bytes) if bytes > 0 => Ok(LogOption::MaxSize(bytes)),
+            Ok(_) => Err("max-size must be more than nothing".to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
+        "max-file" => match value.parse() {
+            Ok(count) if count > 0 => Ok(LogOption::MaxFile(count)),
+            _ => Err(format!("max-file is a number from 1, not {value:?}")),
+        },
+        other => Err(format!(
+            "{other:?} is not known; there are max-size and max-file"
+        )),
+    }
+}

@@ -15,6 +15,7 @@ mod options;
 mod run;
 mod stdio;
 mod tty;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +93,7 @@ fn main() -> Result<ExitCode> {
         lifecycle::CASES,
         options::CASES,
         observe::CASES,
+        verbs::CASES,
         containerd::CASES,
         containerd_task::CASES,
         inside::CASES,

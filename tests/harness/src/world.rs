@@ -153,14 +153,14 @@ impl World {
             .current_dir(self.path());
     }
 
-    /// `sandboxctl` with these arguments. `run` gets the driver under test unless it names one.
+    /// `sandboxctl` with these arguments. `run` and `create` get the driver under test unless they name one.
     #[must_use]
     pub fn sandboxctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command("sandboxctl");
         match arguments {
-            ["run", rest @ ..] if !rest.contains(&"--hypervisor") => {
+            [verb @ ("run" | "create"), rest @ ..] if !rest.contains(&"--hypervisor") => {
                 command
-                    .args(["run", "--hypervisor", self.setup.driver.name()])
+                    .args([verb, "--hypervisor", self.setup.driver.name()])
                     .args(rest);
             }
             all => {

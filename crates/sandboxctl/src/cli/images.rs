@@ -23,7 +23,7 @@ pub(crate) enum ImageVerb {
     #[command(visible_alias = "list")]
     Ls(ImageLsArgs),
     /// Remove images that no container uses
-    Prune(PruneArgs),
+    Prune(ImagePruneArgs),
     /// Get an image from its registry
     Pull(PullArgs),
     /// Send an image to a registry
@@ -188,7 +188,7 @@ pub(crate) struct HistoryArgs {
 
 /// `image prune`.
 #[derive(Debug, Args)]
-pub(crate) struct PruneArgs {
+pub(crate) struct ImagePruneArgs {
     /// Remove every image that no container uses, not only those without a tag
     #[arg(short, long)]
     pub(crate) all: bool,

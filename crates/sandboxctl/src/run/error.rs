@@ -14,7 +14,10 @@ use crate::app::AppError;
 use crate::container::ContainerError;
 use crate::image::ImageError;
 use crate::kernel::KernelError;
+use crate::launch::LaunchError;
+use crate::look::KILLED;
 use crate::settings::SettingsError;
+use crate::settle::SettleError;
 use crate::shim::{RpcError, ShimError};
 use crate::signals;
 use crate::spec::SpecError;
@@ -91,6 +94,24 @@ pub(crate) enum RunError {
         image: String,
         message: String,
     },
+    /// The attendant said why.
+    #[error("{said}")]
+    Attendant { said: String, code: u8 },
+    /// One terminal, one container.
+    #[error("only one container can be attached at a time; start the others without -a and -i")]
+    OneToAttach,
+    /// The attendant is gone.
+    #[error(
+        "the container was ended: the process that attended it (sandboxctl) died; see `sandboxctl ps -a`"
+    )]
+    AttendantDied,
+    /// The service that takes the shim's events cannot be.
+    #[error("cannot serve the shim's events")]
+    Events(#[source] ttrpc::Error),
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     /// The shim refused or failed.
     #[error(transparent)]
     Rpc(#[from] RpcError),
@@ -162,8 +183,17 @@ impl RunError {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Program { failure, .. } => failure.exit_code(),
+            Self::Attendant { code, .. } => *code,
             Self::Interrupted { signal } => u8::try_from(128 + signal).unwrap_or(125),
             _ => 125,
+        }
+    }
+
+    /// The exit code of the container, which is not that of its process.
+    pub(crate) fn container_code(&self) -> i32 {
+        match self {
+            Self::Program { .. } | Self::Interrupted { .. } => self.exit_code().into(),
+            _ => KILLED,
         }
     }
 

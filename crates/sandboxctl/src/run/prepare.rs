@@ -10,15 +10,15 @@ use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
 use sandbox_types::ContainerId;
 
-use super::RunError;
+use super::{Kind, RunError};
 use crate::app::{App, AppError};
-use crate::cli::{HypervisorChoice, RunArgs};
+use crate::cli::{HypervisorChoice, MakeArgs};
 use crate::container::{Attended, Containers, NewContainer};
+use crate::launch::Launch;
 use crate::names;
 use crate::settings::{Attachment, Settings};
-use crate::shim::{PROGRAM, RootMount, ShimProgram};
+use crate::shim::{PROGRAM, RootMount};
 use crate::spec::{self, Request};
-use crate::stdio::Fifos;
 use crate::{image, kernel, terminal};
 
 /// What was checked before anything is made.
@@ -36,8 +36,8 @@ pub(super) struct Plan {
 }
 
 /// Checks everything that can be checked, and makes nothing.
-pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
-    if args.tty && args.interactive && !terminal::on_stdin() {
+pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunError> {
+    if args.tty && args.interactive && !kind.keep && !kind.detached && !terminal::on_stdin() {
         return Err(RunError::NotATerminal);
     }
     let store = app.store()?;
@@ -72,8 +72,8 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
     let attachment = Attachment {
         interactive: args.interactive,
         tty: args.tty,
-        detached: false,
-        remove: args.rm,
+        detached: kind.detached,
+        remove: kind.remove,
         cidfile: args.cidfile.as_deref(),
     };
     let settings = Settings::new(&request, &spec, &attachment, &config)?;
@@ -101,7 +101,7 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
 /// The configuration file's settings, and over them the command line's.
 ///
 /// With it comes the line to show when the guest is emulated without having been asked for.
-fn configuration(app: &App, args: &RunArgs) -> Result<(Config, Option<String>), RunError> {
+fn configuration(app: &App, args: &MakeArgs) -> Result<(Config, Option<String>), RunError> {
     let mut config = app.configuration()?;
     match args.hypervisor {
         Some(HypervisorChoice::Auto) => config.hypervisor = Hypervisor::Auto,
@@ -127,28 +127,19 @@ fn configuration(app: &App, args: &RunArgs) -> Result<(Config, Option<String>), 
 }
 
 /// Whether a machine of the size that the limits ask for can be made at all.
-fn check_size(config: &Config, args: &RunArgs) -> Result<(), RunError> {
+fn check_size(config: &Config, args: &MakeArgs) -> Result<(), RunError> {
     if let Some(bytes) = args.container.memory {
         spec::machine_memory(bytes, config.memory_overhead_mib).map_err(RunError::MachineSize)?;
     }
     Ok(())
 }
 
-/// A container's folder with everything in it.
-pub(super) struct Bundle {
-    pub(super) shim: ShimProgram,
-    pub(super) rootfs: Vec<RootMount>,
-    pub(super) fifos: Fifos,
-    pub(super) timeline: PathBuf,
-    /// The program that is to run, for messages.
-    pub(super) program: String,
-}
-
 /// Makes the container's folder, and takes its image's layers for it.
 pub(super) fn register(
     containers: &Containers,
     plan: &Plan,
-    args: &RunArgs,
+    args: &MakeArgs,
+    kind: Kind,
 ) -> Result<Attended, RunError> {
     let command = plan
         .spec
@@ -163,12 +154,14 @@ pub(super) fn register(
         image_digest: plan.image.digest.to_string(),
         command,
         labels: plan.settings.config.labels.clone(),
+        auto_remove: kind.remove,
+        keep: kind.keep,
     })?;
     Ok(attended)
 }
 
 /// Fills the container's folder.
-pub(super) fn fill(attended: &Attended, plan: &Plan, args: &RunArgs) -> Result<Bundle, RunError> {
+pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<(), RunError> {
     let folder = attended.folder().to_owned();
     plan.store
         .lease(&plan.id, &plan.image)
@@ -196,32 +189,15 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &RunArgs) -> Result<B
     let root = folder.join("rootfs");
     fs::create_dir(&root).map_err(failed("create", &root))?;
 
-    let sockets = &config.socket_dir;
-    fs::create_dir_all(sockets).map_err(failed("create", sockets))?;
-    let fifos =
-        Fifos::create(&folder, args.interactive, !args.tty).map_err(|source| RunError::Files {
-            action: "create the fifos in",
-            path: folder.clone(),
-            source,
-        })?;
-    Ok(Bundle {
+    let launch = Launch {
+        shim_program: plan.shim_program.clone(),
+        socket_dir: config.socket_dir.clone(),
         rootfs: root_mounts(&plan.image, &writable)?,
-        shim: ShimProgram {
-            program: plan.shim_program.clone(),
-            id: plan.id.to_string(),
-            bundle: folder,
-            config: config_path,
-        },
-        program: attended
-            .container
-            .record
-            .command
-            .first()
-            .cloned()
-            .unwrap_or_default(),
-        fifos,
-        timeline,
-    })
+        stdin: args.interactive,
+        terminal: args.tty,
+        log: args.log_options(),
+    };
+    Ok(launch.save(&folder)?)
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> RunError + 'a {
@@ -252,18 +228,18 @@ fn root_mounts(image: &Image, writable: &Path) -> Result<Vec<RootMount>, RunErro
         .layers
         .iter()
         .map(|layer| RootMount {
-            kind: "erofs",
+            kind: "erofs".to_owned(),
             source: text(&layer.erofs_path),
             options: vec!["ro".to_owned(), "loop".to_owned()],
         })
         .collect();
     mounts.push(RootMount {
-        kind: "ext4",
+        kind: "ext4".to_owned(),
         source: text(writable),
         options: vec!["rw".to_owned(), "loop".to_owned()],
     });
     mounts.push(RootMount {
-        kind: "format/mkdir/overlay",
+        kind: "format/mkdir/overlay".to_owned(),
         source: "overlay".to_owned(),
         options: vec![
             format!("X-containerd.mkdir.path={{{{ mount {upper} }}}}/upper:0755"),
@@ -310,7 +286,7 @@ mod tests {
     #[test]
     fn root_mounts_are_layers_then_writable_then_overlay() {
         let mounts = root_mounts(&image(2), Path::new("/c/rw.ext4")).unwrap();
-        let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind).collect();
+        let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind.as_str()).collect();
         assert_eq!(kinds, ["erofs", "erofs", "ext4", "format/mkdir/overlay"]);
         assert_eq!(mounts[0].source, "/store/0.erofs");
         assert_eq!(mounts[2].source, "/c/rw.ext4");

@@ -10,6 +10,7 @@ use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context::{self, Context};
 use containerd_shim_protos::ttrpc::{Code, Error};
 use sandbox_protocol::start_failure::StartFailure;
+use serde::{Deserialize, Serialize};
 
 use crate::stdio::Fifos;
 pub(crate) use observe::{ProcessInfo, ProgramStreams};
@@ -98,9 +99,9 @@ fn patient() -> Context {
 }
 
 /// One mount of a root file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RootMount {
-    pub(crate) kind: &'static str,
+    pub(crate) kind: String,
     pub(crate) source: String,
     pub(crate) options: Vec<String>,
 }
@@ -143,7 +144,7 @@ impl Tasks {
         request.rootfs = rootfs
             .iter()
             .map(|mount| api::Mount {
-                type_: mount.kind.to_owned(),
+                type_: mount.kind.clone(),
                 source: mount.source.clone(),
                 options: mount.options.clone(),
                 ..api::Mount::default()
@@ -156,10 +157,69 @@ impl Tasks {
             .map_err(failed("create the container"))
     }
 
-    /// Starts the container's process.
-    pub(crate) async fn start(&self, id: &str) -> Result<(), RpcError> {
+    /// Adds a process, described as the OCI runtime specification has it.
+    pub(crate) async fn exec(
+        &self,
+        id: &str,
+        exec: &str,
+        process: &oci_spec::runtime::Process,
+        fifos: Option<&Fifos>,
+    ) -> Result<(), RpcError> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let mut request = api::ExecProcessRequest::new();
+        id.clone_into(&mut request.id);
+        exec.clone_into(&mut request.exec_id);
+        request.terminal = process.terminal().unwrap_or(false);
+        if let Some(fifos) = fifos {
+            request.stdin = fifos.stdin.as_deref().map(text).unwrap_or_default();
+            request.stdout = text(&fifos.stdout);
+            request.stderr = fifos.stderr.as_deref().map(text).unwrap_or_default();
+        }
+        let spec = protobuf::well_known_types::any::Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
+            // A structure of strings and numbers can be written.
+            value: serde_json::to_vec(process).unwrap_or_default(),
+            ..Default::default()
+        };
+        request.spec = Some(spec).into();
+        self.client
+            .exec(patient(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("add a process to the container"))
+    }
+
+    /// Freezes the container.
+    pub(crate) async fn pause(&self, id: &str) -> Result<(), RpcError> {
+        let request = api::PauseRequest {
+            id: id.to_owned(),
+            ..api::PauseRequest::default()
+        };
+        self.client
+            .pause(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("pause the container"))
+    }
+
+    /// Lets it go on.
+    pub(crate) async fn resume(&self, id: &str) -> Result<(), RpcError> {
+        let request = api::ResumeRequest {
+            id: id.to_owned(),
+            ..api::ResumeRequest::default()
+        };
+        self.client
+            .resume(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("resume the container"))
+    }
+
+    /// Starts the container's process, or one that was added to it.
+    pub(crate) async fn start(&self, id: &str, exec: &str) -> Result<(), RpcError> {
         let request = api::StartRequest {
             id: id.to_owned(),
+            exec_id: exec.to_owned(),
             ..api::StartRequest::default()
         };
         self.client
@@ -169,10 +229,11 @@ impl Tasks {
             .map_err(failed("start the container's process"))
     }
 
-    /// Waits until the container's process has ended; gives its exit code.
-    pub(crate) async fn wait(&self, id: &str) -> Result<u32, RpcError> {
+    /// Waits until the container's process, or one that was added, has ended; gives its exit code.
+    pub(crate) async fn wait(&self, id: &str, exec: &str) -> Result<u32, RpcError> {
         let request = api::WaitRequest {
             id: id.to_owned(),
+            exec_id: exec.to_owned(),
             ..api::WaitRequest::default()
         };
         self.client
@@ -197,6 +258,26 @@ impl Tasks {
             .map_err(failed("send a signal to the container"))
     }
 
+    /// Sends a signal to a process that was added.
+    pub(crate) async fn kill_exec(
+        &self,
+        id: &str,
+        exec: &str,
+        signal: u32,
+    ) -> Result<(), RpcError> {
+        let request = api::KillRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            signal,
+            ..api::KillRequest::default()
+        };
+        self.client
+            .kill(brief(), &request)
+            .await
+            .map(drop)
+            .map_err(failed("send a signal to the process"))
+    }
+
     /// The container's state.
     pub(crate) async fn state(&self, id: &str) -> Result<TaskState, RpcError> {
         let request = api::StateRequest {
@@ -218,9 +299,16 @@ impl Tasks {
     }
 
     /// The terminal has another size.
-    pub(crate) async fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<(), RpcError> {
+    pub(crate) async fn resize(
+        &self,
+        id: &str,
+        exec: &str,
+        columns: u16,
+        rows: u16,
+    ) -> Result<(), RpcError> {
         let request = api::ResizePtyRequest {
             id: id.to_owned(),
+            exec_id: exec.to_owned(),
             width: columns.into(),
             height: rows.into(),
             ..api::ResizePtyRequest::default()
@@ -233,9 +321,10 @@ impl Tasks {
     }
 
     /// The container's input ends after what is in its fifo.
-    pub(crate) async fn close_stdin(&self, id: &str) -> Result<(), RpcError> {
+    pub(crate) async fn close_stdin(&self, id: &str, exec: &str) -> Result<(), RpcError> {
         let request = api::CloseIORequest {
             id: id.to_owned(),
+            exec_id: exec.to_owned(),
             stdin: true,
             ..api::CloseIORequest::default()
         };
@@ -247,10 +336,11 @@ impl Tasks {
             .map_err(failed("close the container's input"))
     }
 
-    /// Removes the ended container.
-    pub(crate) async fn delete(&self, id: &str) -> Result<(), RpcError> {
+    /// Removes the ended container, or an ended process that was added to it.
+    pub(crate) async fn delete(&self, id: &str, exec: &str) -> Result<(), RpcError> {
         let request = api::DeleteRequest {
             id: id.to_owned(),
+            exec_id: exec.to_owned(),
             ..api::DeleteRequest::default()
         };
         self.client

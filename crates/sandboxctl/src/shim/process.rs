@@ -57,7 +57,7 @@ impl ProcessHandle {
 }
 
 /// Field 22 of `/proc/<pid>/stat` (proc(5)).
-fn start_time(pid: u32) -> io::Result<u64> {
+pub(super) fn start_time(pid: u32) -> io::Result<u64> {
     let path = Path::new("/proc").join(pid.to_string()).join("stat");
     let text = std::fs::read_to_string(path)?;
     // The second field, the program's name in parentheses, may hold anything, also spaces.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::PathBuf;
 
 use oci_spec::runtime::{
     BoxBuilder, Capabilities, Capability, LinuxCapabilities, LinuxCapabilitiesBuilder, PosixRlimit,
@@ -72,24 +73,28 @@ fn environment(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
     for pair in request.image.env().iter().flatten() {
         variables.set_pair(pair);
     }
-    for path in &request.options.env_file {
-        let text = fs::read_to_string(path).map_err(|source| SpecError::EnvironmentFile {
-            path: path.clone(),
-            source,
-        })?;
-        let read =
-            values::environment_file(&text).map_err(|source| SpecError::EnvironmentLine {
-                path: path.clone(),
-                source,
-            })?;
-        for variable in &read {
-            variables.apply(variable, request);
-        }
-    }
-    for variable in &request.options.env {
-        variables.apply(variable, request);
-    }
+    let options = request.options;
+    variables.read(&options.env_file, &options.env, request.caller_variable)?;
     Ok(variables.0)
+}
+
+/// The variables of a process that is added to a container that has these.
+pub(crate) fn exec_environment(
+    container: Vec<String>,
+    files: &[PathBuf],
+    given: &[Variable],
+) -> Result<Vec<String>, SpecError> {
+    let mut variables = Environment(Vec::new());
+    for pair in &container {
+        variables.set_pair(pair);
+    }
+    variables.read(files, given, &|name| std::env::var(name).ok())?;
+    Ok(variables.0)
+}
+
+/// Every capability that there is.
+pub(crate) fn all_capabilities() -> Capabilities {
+    ALL.into_iter().collect()
 }
 
 #[derive(Default)]
@@ -118,11 +123,38 @@ impl Environment {
         }
     }
 
-    fn apply(&mut self, variable: &Variable, request: &Request<'_>) {
+    /// What environment files say, and `-e` over them.
+    fn read(
+        &mut self,
+        files: &[PathBuf],
+        given: &[Variable],
+        caller_variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<(), SpecError> {
+        for path in files {
+            let text = fs::read_to_string(path).map_err(|source| SpecError::EnvironmentFile {
+                path: path.clone(),
+                source,
+            })?;
+            let read =
+                values::environment_file(&text).map_err(|source| SpecError::EnvironmentLine {
+                    path: path.clone(),
+                    source,
+                })?;
+            for variable in &read {
+                self.apply(variable, caller_variable);
+            }
+        }
+        for variable in given {
+            self.apply(variable, caller_variable);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, variable: &Variable, caller_variable: &dyn Fn(&str) -> Option<String>) {
         let value = variable
             .value
             .clone()
-            .or_else(|| (request.caller_variable)(&variable.name));
+            .or_else(|| caller_variable(&variable.name));
         match value {
             Some(value) => self.set(&variable.name, &value),
             None => {

@@ -1,0 +1,277 @@
+//! Who is attached to the container: their control connections, and the ends of their streams.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::mpsc;
+
+use crate::attach::protocol::{self, Outcome, Report, Request, Streams};
+use crate::logs::{Log, LogStream};
+use crate::stdio::{Sink, pump};
+
+/// Where one stream of the container goes to besides the log.
+#[derive(Debug, Clone)]
+struct Readers(Arc<Mutex<Option<Vec<Arc<File>>>>>);
+
+impl Readers {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Vec::new()))))
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Option<Vec<Arc<File>>>) -> T) -> T {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// One more. Once the stream has ended its end is all that it gets.
+    fn add(&self, reader: OwnedFd) {
+        self.with(|readers| {
+            if let Some(readers) = readers {
+                readers.push(Arc::new(File::from(reader)));
+            }
+        });
+    }
+}
+
+/// One stream of the container, copied to its log and to whoever reads it. A reader that does not take it holds up
+/// the container; one that went away is forgotten.
+pub(super) struct Broadcast {
+    log: Option<LogStream>,
+    readers: Readers,
+}
+
+impl Sink for Broadcast {
+    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(log) = &mut self.log {
+            log.take(bytes);
+        }
+        // Not locked while writing: others may come meanwhile.
+        let readers = self.readers.with(|readers| readers.clone());
+        for reader in readers.unwrap_or_default() {
+            let mut file = &*reader;
+            if io::Write::write_all(&mut file, bytes).is_err() {
+                self.readers.with(|readers| {
+                    if let Some(readers) = readers {
+                        readers.retain(|other| !Arc::ptr_eq(other, &reader));
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Broadcast {
+    fn drop(&mut self) {
+        self.readers.with(|readers| *readers = None);
+    }
+}
+
+/// What a connection brought.
+enum News {
+    Joined(UnixStream, Streams),
+    Said(Request),
+    InputRead,
+    Gone,
+}
+
+/// What a client wants to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wish {
+    Signal(u32),
+    Resize(u16, u16),
+    /// The container's input is to end.
+    CloseInput,
+}
+
+struct Client {
+    connection: UnixStream,
+    /// It has said that there is no more input…
+    input_ended: bool,
+    /// …and all that it wrote was read.
+    input_read: bool,
+}
+
+/// Everyone who is attached.
+pub(super) struct Clients {
+    news: mpsc::UnboundedReceiver<(u64, News)>,
+    sender: mpsc::UnboundedSender<(u64, News)>,
+    clients: HashMap<u64, Client>,
+    stdout: Readers,
+    stderr: Readers,
+    input: Option<File>,
+    /// What everybody was told last.
+    told: Option<Report>,
+}
+
+/// The identifier of the client that the attendant was started with.
+const OWNER: u64 = 0;
+
+impl Clients {
+    /// Only whoever started the attendant. `input` is the fifo of the container's input.
+    pub(super) fn new(owner: UnixStream, input: Option<File>) -> io::Result<Self> {
+        let (sender, news) = mpsc::unbounded_channel();
+        let mut clients = Self {
+            news,
+            sender,
+            clients: HashMap::new(),
+            stdout: Readers::new(),
+            stderr: Readers::new(),
+            input,
+            told: None,
+        };
+        // It has said what it wants before this process was started.
+        let connection = owner.try_clone()?;
+        let (streams, lines) = protocol::receive_attach(owner)?;
+        clients.join(OWNER, connection, streams);
+        listen(OWNER, lines, clients.sender.clone())?;
+        Ok(clients)
+    }
+
+    /// Lets others in at `path`.
+    pub(super) fn open(&self, path: &Path) -> io::Result<()> {
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let sender = self.sender.clone();
+        thread::Builder::new()
+            .name("attach".to_owned())
+            .spawn(move || {
+                for (id, connection) in (OWNER + 1..).zip(listener.incoming()) {
+                    let Ok(connection) = connection else { return };
+                    let sender = sender.clone();
+                    // What cannot be served is hung up on.
+                    let _ = thread::Builder::new().spawn(move || welcome(id, connection, &sender));
+                }
+            })
+            .map(drop)
+    }
+
+    /// Where the container's output and error go.
+    pub(super) fn broadcasts(&self, log: Option<&Arc<Log>>) -> (Broadcast, Broadcast) {
+        let broadcast = |readers: &Readers, name| Broadcast {
+            log: log.map(|log| LogStream::new(Arc::clone(log), name)),
+            readers: readers.clone(),
+        };
+        (
+            broadcast(&self.stdout, "stdout"),
+            broadcast(&self.stderr, "stderr"),
+        )
+    }
+
+    /// Tells everyone, now and who comes later.
+    pub(super) fn tell(&mut self, report: Report) {
+        self.clients
+            .retain(|_, client| protocol::send(&client.connection, &report).is_ok());
+        self.told = Some(report);
+    }
+
+    /// Tells everyone how it ended.
+    pub(super) fn end(&mut self, outcome: Outcome) {
+        self.tell(Report::Ended(outcome));
+    }
+
+    /// The next wish. Cancelling this loses none.
+    pub(super) async fn next(&mut self) -> Wish {
+        loop {
+            let Some((id, news)) = self.news.recv().await else {
+                // There is a sender in `self`.
+                return std::future::pending().await;
+            };
+            if let Some(wish) = self.take(id, news) {
+                return wish;
+            }
+        }
+    }
+
+    fn take(&mut self, id: u64, news: News) -> Option<Wish> {
+        match news {
+            News::Joined(connection, streams) => {
+                self.join(id, connection, streams);
+                None
+            }
+            News::Gone => {
+                self.clients.remove(&id);
+                None
+            }
+            News::Said(Request::Attach { .. }) => None,
+            News::Said(Request::Signal(signal)) => Some(Wish::Signal(signal)),
+            News::Said(Request::Resize(columns, rows)) => Some(Wish::Resize(columns, rows)),
+            News::Said(Request::InputEnded) => {
+                let client = self.clients.get_mut(&id)?;
+                client.input_ended = true;
+                client.input_read.then_some(Wish::CloseInput)
+            }
+            News::InputRead => {
+                let client = self.clients.get_mut(&id)?;
+                client.input_read = true;
+                client.input_ended.then_some(Wish::CloseInput)
+            }
+        }
+    }
+
+    fn join(&mut self, id: u64, connection: UnixStream, streams: Streams) {
+        if let Some(reader) = streams.stdout {
+            self.stdout.add(reader);
+        }
+        if let Some(reader) = streams.stderr {
+            self.stderr.add(reader);
+        }
+        if let Some(report) = &self.told
+            && protocol::send(&connection, report).is_err()
+        {
+            return;
+        }
+        if let Some(from) = streams.stdin
+            && let Some(to) = self.input.as_ref().and_then(|input| input.try_clone().ok())
+        {
+            let sender = self.sender.clone();
+            // Without a thread its input goes nowhere.
+            let _ = thread::Builder::new()
+                .name("stdin".to_owned())
+                .spawn(move || {
+                    let _ = pump(&File::from(from), &to, None);
+                    let _ = sender.send((id, News::InputRead));
+                });
+        }
+        let client = Client {
+            connection,
+            input_ended: false,
+            input_read: false,
+        };
+        self.clients.insert(id, client);
+    }
+}
+
+fn welcome(id: u64, connection: UnixStream, sender: &mpsc::UnboundedSender<(u64, News)>) {
+    let Ok(writer) = connection.try_clone() else {
+        return;
+    };
+    if let Ok((streams, lines)) = protocol::receive_attach(connection) {
+        let _ = sender.send((id, News::Joined(writer, streams)));
+        // Then there is nobody to be heard, who may still read.
+        let _ = listen(id, lines, sender.clone());
+    }
+}
+
+/// Hears a client to its end, on a thread of its own.
+fn listen<R: io::Read + Send + 'static>(
+    id: u64,
+    mut lines: protocol::Lines<R>,
+    sender: mpsc::UnboundedSender<(u64, News)>,
+) -> io::Result<()> {
+    thread::Builder::new()
+        .name("client".to_owned())
+        .spawn(move || {
+            while let Some(request) = lines.next() {
+                let _ = sender.send((id, News::Said(request)));
+            }
+            let _ = sender.send((id, News::Gone));
+        })
+        .map(drop)
+}

@@ -1,0 +1,183 @@
+//! `sandboxctl events`: the journal, and what is added to it.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::app::{App, AppError};
+use crate::attach::is_hang_up;
+use crate::cli::EventsArgs;
+use crate::journal::{Event, Journal};
+use crate::watch::Watch;
+
+/// Why events are not shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EventsError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// They cannot be read or printed.
+    #[error("cannot show what happened")]
+    Io(#[from] io::Error),
+}
+
+/// What a shown event must be like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EventFilter {
+    /// Of a container, by name or the beginning of its identifier.
+    Container(String),
+    /// An action.
+    Action(String),
+    /// A label, with or without its value.
+    Label(String),
+    /// `container`, which all are.
+    Type(String),
+}
+
+/// `container=NAME`, `event=ACTION`, `label=KEY[=VALUE]` or `type=container`.
+pub(crate) fn event_filter(text: &str) -> Result<EventFilter, String> {
+    let (key, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
+    let value = value.to_owned();
+    match key {
+        "container" => Ok(EventFilter::Container(value)),
+        "event" => Ok(EventFilter::Action(value)),
+        "label" => Ok(EventFilter::Label(value)),
+        "type" => Ok(EventFilter::Type(value)),
+        other => Err(format!(
+            "{other:?} is not known; there are container, event, label and type"
+        )),
+    }
+}
+
+impl EventFilter {
+    fn passes(&self, event: &Event) -> bool {
+        let attributes = &event.actor.attributes;
+        match self {
+            Self::Container(name) => {
+                attributes.get("name") == Some(name)
+                    || (!name.is_empty() && event.actor.id.starts_with(name))
+            }
+            Self::Action(action) => event.action == *action,
+            Self::Label(label) => match label.split_once('=') {
+                Some((key, value)) => attributes.get(key).is_some_and(|has| has == value),
+                None => attributes.contains_key(label),
+            },
+            Self::Type(kind) => event.kind == *kind,
+        }
+    }
+}
+
+/// Shows events: those since `--since`, and those to come until `--until`.
+pub(crate) fn events(app: &App, args: &EventsArgs) -> Result<(), EventsError> {
+    // Makes the folder that is watched.
+    app.containers()?;
+    let journal = app.journal();
+    let watch = Watch::new(journal.folder())?;
+    let since = args.since.unwrap_or_else(SystemTime::now);
+    let mut tail = Tail::new(&journal);
+    loop {
+        let over = args.until.is_some_and(|until| until <= SystemTime::now());
+        while let Some(event) = tail.next()? {
+            let at = UNIX_EPOCH + Duration::from_nanos(event.time_nano);
+            if at < since || args.until.is_some_and(|until| at > until) {
+                continue;
+            }
+            if args.filter.iter().all(|filter| filter.passes(&event)) {
+                match print(&event, args.json()) {
+                    Err(error) if is_hang_up(&error) => return Ok(()),
+                    other => other?,
+                }
+            }
+        }
+        if over {
+            return Ok(());
+        }
+        watch.wait()?;
+    }
+}
+
+fn print(event: &Event, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, event)?;
+        writeln!(out)?;
+    } else {
+        let at = UNIX_EPOCH + Duration::from_nanos(event.time_nano);
+        let attributes: Vec<String> = event
+            .actor
+            .attributes
+            .iter()
+            .map(|(key, value)| format!("{key}={value}"))
+            .collect();
+        writeln!(
+            out,
+            "{} {} {} {} ({})",
+            humantime::format_rfc3339_nanos(at),
+            event.kind,
+            event.action,
+            event.actor.id,
+            attributes.join(", ")
+        )?;
+    }
+    out.flush()
+}
+
+/// The journal's events in order, through both of its files and as they are written.
+struct Tail<'a> {
+    journal: &'a Journal,
+    current: Option<(BufReader<File>, u64)>,
+    line: Vec<u8>,
+}
+
+impl<'a> Tail<'a> {
+    fn new(journal: &'a Journal) -> Self {
+        Self {
+            journal,
+            current: None,
+            line: Vec::new(),
+        }
+    }
+
+    fn next(&mut self) -> io::Result<Option<Event>> {
+        loop {
+            if let Some((file, _)) = &mut self.current {
+                file.read_until(b'\n', &mut self.line)?;
+                if self.line.ends_with(b"\n") {
+                    let event = serde_json::from_slice(&self.line);
+                    self.line.clear();
+                    match event {
+                        Ok(event) => return Ok(Some(event)),
+                        Err(_) => continue,
+                    }
+                }
+            }
+            if !self.step()? {
+                return Ok(None);
+            }
+            self.line.clear();
+        }
+    }
+
+    fn step(&mut self) -> io::Result<bool> {
+        let [newest, before] = self.journal.files();
+        let next = match &self.current {
+            None if before.exists() => before,
+            None => newest,
+            Some((_, inode)) => match newest.metadata() {
+                Ok(file) if file.ino() != *inode => newest,
+                _ => return Ok(false),
+            },
+        };
+        match File::open(next) {
+            Ok(file) => {
+                let inode = file.metadata()?.ino();
+                self.current = Some((BufReader::new(file), inode));
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! `sandboxctl exec`: another process in a running container.
+//!
+//! It is a matter between us and the shim; the container's attendant only hears of it. A process that nobody waits for
+//! (`-d`) has a name by which the attendant knows that it is to forget it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec, UserBuilder};
+use tokio::time::{Duration, Instant, sleep};
+
+use crate::app::{App, AppError};
+use crate::attach::is_hang_up;
+use crate::cli::ExecArgs;
+use crate::container::{Container, ContainerError};
+use crate::look::{Seen, look};
+use crate::names;
+use crate::run::RunError;
+use crate::settle::{self, SettleError};
+use crate::shim::{RpcError, RpcFailure, Shim};
+use crate::signals::{Resizes, Signals};
+use crate::spec::SpecError;
+use crate::stdio::{
+    Fifos, Input, InputEnd, OutputEnd, Outputs, duplicate, open_fifo, open_input_fifo,
+};
+use crate::terminal::{self, RawMode};
+
+/// How the identifiers of processes begin that nobody waits for.
+pub(crate) const DETACHED: &str = "detached-";
+/// `SIGKILL`.
+const KILL: u32 = 9;
+/// 128 and `SIGPIPE`.
+const BROKEN_PIPE: u8 = 141;
+/// How long an output may stay open without anything coming once its process has ended.
+const DRAIN_IDLE: Duration = Duration::from_secs(10);
+
+/// Why a process was not added, or not waited for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExecError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// There is nothing to add it to.
+    #[error(
+        "container {name} is not running, it is {state}; start it with `sandboxctl start {name}`"
+    )]
+    NotRunning { name: String, state: &'static str },
+    /// It would not run.
+    #[error("container {name} is paused; let it go on first with `sandboxctl unpause {name}`")]
+    Paused { name: String },
+    /// A terminal was asked for, and standard input is none.
+    #[error("the input device is not a TTY; leave out -t, or run it in a terminal")]
+    NotATerminal,
+    /// Its configuration is not what was written.
+    #[error("cannot read the configuration of container {name}")]
+    Configuration {
+        name: String,
+        source: oci_spec::OciSpecError,
+    },
+    /// A description cannot be made.
+    #[error("cannot describe the process")]
+    Describe(#[from] oci_spec::OciSpecError),
+    /// A file or a stream.
+    #[error("cannot {action}")]
+    Io {
+        action: &'static str,
+        source: io::Error,
+    },
+    /// As `run` says it.
+    #[error(transparent)]
+    Program(#[from] Box<RunError>),
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// The container went away under it.
+    #[error("container {name} ended before the process did")]
+    ContainerEnded { name: String },
+}
+
+impl ExecError {
+    /// What `sandboxctl` exits with, as docker does.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Program(error) => error.exit_code(),
+            _ => 125,
+        }
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(io::Error) -> ExecError {
+    move |source| ExecError::Io { action, source }
+}
+
+/// Runs a process in a container; its exit code is ours.
+pub(crate) async fn exec(app: &App, args: &ExecArgs) -> Result<u8, ExecError> {
+    if args.tty && args.interactive && !args.detach && !terminal::on_stdin() {
+        return Err(ExecError::NotATerminal);
+    }
+    let mut signals = Signals::catch().map_err(failed("catch signals"))?;
+    let container = settle::find(app, &app.containers()?, &args.container).await?;
+    let name = container.record.name.to_string();
+    let shim = match look(&container).await {
+        (Seen::Running { .. }, Some(shim)) => shim,
+        (Seen::Paused, _) => return Err(ExecError::Paused { name }),
+        (seen, _) => {
+            return Err(ExecError::NotRunning {
+                name,
+                state: seen.word(),
+            });
+        }
+    };
+    let process = describe(&container, args)?;
+    let random = names::random_id().map_err(failed("read /dev/urandom"))?;
+    if args.detach {
+        let exec = format!("{DETACHED}{}", names::short(&random));
+        let id = container.record.id.as_str();
+        shim.tasks.exec(id, &exec, &process, None).await?;
+        let started = shim.tasks.start(id, &exec).await;
+        return match started {
+            Ok(()) => Ok(0),
+            Err(error) => {
+                let _ = shim.tasks.delete(id, &exec).await;
+                Err(explain(error, args, &container))
+            }
+        };
+    }
+    let mut running = Running {
+        folder: container.folder.join("exec").join(&random),
+        exec: names::short(&random).to_owned(),
+        container: &container,
+        shim,
+        args,
+    };
+    let result = running.run(&process, &mut signals).await;
+    let _ = running
+        .shim
+        .tasks
+        .delete(container.record.id.as_str(), &running.exec)
+        .await;
+    let _ = fs::remove_dir_all(&running.folder);
+    result
+}
+
+/// The container's own process, but for what the command line says.
+fn describe(container: &Container, args: &ExecArgs) -> Result<Process, ExecError> {
+    let path = container.folder.join("config.json");
+    let spec = Spec::load(&path).map_err(|source| ExecError::Configuration {
+        name: container.record.name.to_string(),
+        source,
+    })?;
+    let mut process = spec.process().clone().unwrap_or_default();
+    process.set_args(Some(args.command.clone()));
+    process.set_terminal(Some(args.tty));
+    process.set_console_size(None);
+    let mut extra = Vec::new();
+    if args.tty {
+        extra.push("TERM=xterm".to_owned());
+        let (columns, rows) = terminal::size();
+        let size = BoxBuilder::default().width(columns).height(rows).build()?;
+        process.set_console_size(Some(size));
+    }
+    let environment = process.env().clone().unwrap_or_default();
+    let environment = crate::spec::exec_environment(
+        environment.into_iter().chain(extra).collect(),
+        &args.env_file,
+        &args.env,
+    )?;
+    process.set_env(Some(environment));
+    if let Some(folder) = &args.workdir {
+        process.set_cwd(PathBuf::from(folder));
+    }
+    if let Some(user) = &args.user {
+        let user = UserBuilder::default()
+            .uid(0_u32)
+            .gid(0_u32)
+            .username(user.to_string())
+            .build()?;
+        process.set_user(user);
+    }
+    if args.privileged {
+        let all = crate::spec::all_capabilities();
+        let all = LinuxCapabilitiesBuilder::default()
+            .bounding(all.clone())
+            .effective(all.clone())
+            .permitted(all.clone())
+            .inheritable(std::collections::HashSet::new())
+            .ambient(std::collections::HashSet::new())
+            .build()?;
+        process.set_capabilities(Some(all));
+    }
+    Ok(process)
+}
+
+fn explain(error: RpcError, args: &ExecArgs, container: &Container) -> ExecError {
+    match error.failure {
+        RpcFailure::Program(failure) => ExecError::Program(Box::new(RunError::Program {
+            failure,
+            program: args.command.first().cloned().unwrap_or_default(),
+            image: container.record.image.clone(),
+            message: error.message,
+        })),
+        RpcFailure::Unanswered => ExecError::ContainerEnded {
+            name: container.record.name.to_string(),
+        },
+        _ => error.into(),
+    }
+}
+
+struct Running<'a> {
+    folder: PathBuf,
+    exec: String,
+    container: &'a Container,
+    shim: Shim,
+    args: &'a ExecArgs,
+}
+
+impl Running<'_> {
+    fn id(&self) -> &str {
+        self.container.record.id.as_str()
+    }
+
+    async fn run(&mut self, process: &Process, signals: &mut Signals) -> Result<u8, ExecError> {
+        let args = self.args;
+        fs::create_dir_all(&self.folder).map_err(failed("make the folder of its streams"))?;
+        let fifos = Fifos::create(&self.folder, args.interactive, !args.tty)
+            .map_err(failed("make its streams"))?;
+        let mut outputs = Outputs::new();
+        copy(&mut outputs, &fifos.stdout, io::stdout(), "stdout")?;
+        if let Some(path) = &fifos.stderr {
+            copy(&mut outputs, path, io::stderr(), "stderr")?;
+        }
+        let tasks = self.shim.tasks.clone();
+        tasks
+            .exec(self.id(), &self.exec, process, Some(&fifos))
+            .await
+            .map_err(|error| explain(error, args, self.container))?;
+        let mut raw_mode = (args.tty && args.interactive)
+            .then(RawMode::enter)
+            .transpose()
+            .map_err(failed("use the terminal"))?;
+        let mut input = match &fifos.stdin {
+            Some(path) => Some(
+                open_input_fifo(path)
+                    .and_then(|to| Input::copy(duplicate(io::stdin())?, to, None))
+                    .map_err(failed("pass input on"))?,
+            ),
+            None => None,
+        };
+        if let Err(error) = tasks.start(self.id(), &self.exec).await {
+            drop(raw_mode.take());
+            return Err(explain(error, args, self.container));
+        }
+        let result = self.attend(&mut outputs, &mut input, signals).await;
+        drop(raw_mode);
+        result
+    }
+
+    async fn attend(
+        &self,
+        outputs: &mut Outputs,
+        input: &mut Option<Input>,
+        signals: &mut Signals,
+    ) -> Result<u8, ExecError> {
+        let tasks = &self.shim.tasks;
+        let mut broken = None;
+        let mut resizes = None;
+        if self.args.tty {
+            resizes = Resizes::catch().ok();
+            self.resize().await;
+        }
+        let wait = tasks.wait(self.id(), &self.exec);
+        tokio::pin!(wait);
+        let status = loop {
+            tokio::select! {
+                status = &mut wait => break status,
+                signal = signals.next() => {
+                    // It may have ended.
+                    let _ = tasks.kill_exec(self.id(), &self.exec, signal).await;
+                }
+                () = next_resize(&mut resizes) => self.resize().await,
+                end = outputs.next_end(), if outputs.are_open() => {
+                    if let OutputEnd::Broken(error) = end {
+                        broken = Some(error);
+                        let _ = tasks.kill_exec(self.id(), &self.exec, KILL).await;
+                    }
+                }
+                end = input_end(input) => {
+                    *input = None;
+                    if let Some(InputEnd::Complete(held)) = end {
+                        let _ = tasks.close_stdin(self.id(), &self.exec).await;
+                        drop(held);
+                    }
+                }
+            }
+        };
+        if broken.is_none() {
+            broken = drain(outputs, signals).await;
+        }
+        let status = status.map_err(|error| explain(error, self.args, self.container))?;
+        match broken {
+            Some(error) if is_hang_up(&error) => Ok(BROKEN_PIPE),
+            Some(source) => Err(failed("write the process's output; it was killed")(source)),
+            None => Ok(u8::try_from(status).unwrap_or(u8::MAX)),
+        }
+    }
+
+    async fn resize(&self) {
+        let (columns, rows) = terminal::size();
+        // A wrong size is no reason to stop.
+        let _ = self
+            .shim
+            .tasks
+            .resize(self.id(), &self.exec, columns, rows)
+            .await;
+    }
+}
+
+fn copy(
+    outputs: &mut Outputs,
+    fifo: &Path,
+    to: impl std::os::fd::AsFd,
+    name: &str,
+) -> Result<(), ExecError> {
+    let copied = || -> io::Result<()> {
+        let to = File::from(duplicate(to)?);
+        outputs.copy(open_fifo(fifo)?, to, name)
+    };
+    copied().map_err(failed("connect its streams"))
+}
+
+/// Waits until the outputs have ended; gives the error if one could not be written.
+async fn drain(outputs: &mut Outputs, signals: &mut Signals) -> Option<io::Error> {
+    let began = Instant::now();
+    while outputs.are_open() {
+        let idle = outputs.idle().min(began.elapsed());
+        if idle >= DRAIN_IDLE {
+            return None;
+        }
+        let left = (DRAIN_IDLE - idle).max(Duration::from_millis(10));
+        tokio::select! {
+            end = outputs.next_end() => if let OutputEnd::Broken(error) = end {
+                return Some(error);
+            },
+            _ = signals.next() => return None,
+            () = sleep(left) => {}
+        }
+    }
+    None
+}
+
+async fn next_resize(resizes: &mut Option<Resizes>) {
+    match resizes {
+        Some(resizes) => resizes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn input_end(input: &mut Option<Input>) -> Option<InputEnd> {
+    match input {
+        Some(input) => input.end().await,
+        None => std::future::pending().await,
+    }
+}

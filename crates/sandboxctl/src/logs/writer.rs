@@ -1,0 +1,255 @@
+//! The writing side of the log.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use super::{Entry, FILE, LogDriver, LogOptions};
+
+/// The longest entry: what docker takes. A longer line is several entries, of which only the last has the newline.
+const ENTRY_BYTES: usize = 16 * 1024;
+
+/// The log of one container, which both its streams write.
+#[derive(Debug)]
+pub(crate) struct Log {
+    folder: PathBuf,
+    max_size: u64,
+    max_file: u32,
+    file: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    file: File,
+    size: u64,
+}
+
+impl Log {
+    /// Opens it, to write behind what is there; none if no log is to be kept.
+    pub(crate) fn open(folder: &Path, options: &LogOptions) -> io::Result<Option<Arc<Self>>> {
+        if options.driver == LogDriver::None {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self {
+            folder: folder.to_owned(),
+            max_size: options.max_size,
+            max_file: options.max_file,
+            file: Mutex::new(Current::open(folder)?),
+        })))
+    }
+
+    fn append(&self, entries: &[u8]) -> io::Result<()> {
+        let mut current = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.size > 0 && current.size.saturating_add(len(entries)) > self.max_size {
+            self.rotate()?;
+            *current = Current::open(&self.folder)?;
+        }
+        current.file.write_all(entries)?;
+        current.size += len(entries);
+        Ok(())
+    }
+
+    fn rotate(&self) -> io::Result<()> {
+        let path = |number: u32| match number {
+            0 => self.folder.join(FILE),
+            number => self.folder.join(format!("{FILE}.{number}")),
+        };
+        if self.max_file <= 1 {
+            return fs::remove_file(path(0));
+        }
+        for number in (0..self.max_file - 1).rev() {
+            match fs::rename(path(number), path(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Current {
+    fn open(folder: &Path) -> io::Result<Self> {
+        let file = File::options()
+            .append(true)
+            .create(true)
+            .open(folder.join(FILE))?;
+        let size = file.metadata()?.len();
+        Ok(Self { file, size })
+    }
+}
+
+fn len(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+/// One stream of a container on its way into the log.
+#[derive(Debug)]
+pub(crate) struct LogStream {
+    log: Arc<Log>,
+    name: &'static str,
+    /// The beginning of a line whose end has not come.
+    line: Vec<u8>,
+    failed: bool,
+}
+
+impl LogStream {
+    /// The stream called `name`.
+    pub(crate) fn new(log: Arc<Log>, name: &'static str) -> Self {
+        Self {
+            log,
+            name,
+            line: Vec::new(),
+            failed: false,
+        }
+    }
+
+    /// Takes more of it. What cannot be written is left out, and said once: the container is not to suffer.
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+        let mut entries = Vec::with_capacity(bytes.len() + 128);
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let mut part = part;
+            while self.line.len() + part.len() > ENTRY_BYTES {
+                let room = ENTRY_BYTES - self.line.len();
+                let (fits, rest) = part.split_at(room);
+                self.line.extend_from_slice(fits);
+                let kept = self.line.split_off(whole_characters(&self.line));
+                self.entry(&mut entries, &time);
+                self.line = kept;
+                part = rest;
+            }
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.entry(&mut entries, &time);
+            }
+        }
+        self.append(&entries);
+    }
+
+    fn entry(&mut self, entries: &mut Vec<u8>, time: &str) {
+        let entry = Entry {
+            log: String::from_utf8_lossy(&self.line),
+            stream: self.name.into(),
+            time: time.into(),
+        };
+        // Strings and a vector: neither can fail.
+        let _ = serde_json::to_writer(&mut *entries, &entry);
+        entries.push(b'\n');
+        self.line.clear();
+    }
+
+    fn append(&mut self, entries: &[u8]) {
+        if entries.is_empty() {
+            return;
+        }
+        if let Err(error) = self.log.append(entries)
+            && !self.failed
+        {
+            self.failed = true;
+            eprintln!("sandboxctl: warning: cannot write the container's log: {error}");
+        }
+    }
+}
+
+impl Drop for LogStream {
+    fn drop(&mut self) {
+        if !self.line.is_empty() {
+            let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
+            let mut entries = Vec::new();
+            self.entry(&mut entries, &time);
+            self.append(&entries);
+        }
+    }
+}
+
+/// The length without a character at the end that is not whole.
+fn whole_characters(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
+        _ => bytes.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(folder: &Path, file: &str) -> Vec<(String, String)> {
+        fs::read_to_string(folder.join(file))
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let entry: Entry<'_> = serde_json::from_str(line).unwrap();
+                assert!(entry.time.ends_with('Z'), "{}", entry.time);
+                (entry.stream.into_owned(), entry.log.into_owned())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lines_are_entries_and_a_last_one_without_its_end_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path(), &LogOptions::default())
+            .unwrap()
+            .unwrap();
+        let mut stream = LogStream::new(Arc::clone(&log), "stdout");
+        stream.take(b"one\ntw");
+        LogStream::new(log, "stderr").take(b"bad\n");
+        stream.take("o\nü".as_bytes());
+        drop(stream);
+        let expected = [
+            ("stdout", "one\n"),
+            ("stderr", "bad\n"),
+            ("stdout", "two\n"),
+            ("stdout", "ü"),
+        ];
+        let expected = expected.map(|(stream, log)| (stream.to_owned(), log.to_owned()));
+        assert_eq!(entries(folder.path(), FILE), expected);
+    }
+
+    #[test]
+    fn long_line_is_split_between_characters() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path(), &LogOptions::default())
+            .unwrap()
+            .unwrap();
+        let text = format!("x{}\n", "ü".repeat(20_000));
+        let mut stream = LogStream::new(log, "stdout");
+        for chunk in text.as_bytes().chunks(1000) {
+            stream.take(chunk);
+        }
+        let got = entries(folder.path(), FILE);
+        assert_eq!(got.len(), 3);
+        let joined: String = got.into_iter().map(|(_, log)| log).collect();
+        assert_eq!(joined, text);
+    }
+
+    #[test]
+    fn log_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = LogOptions {
+            max_size: 1000,
+            max_file: 3,
+            ..LogOptions::default()
+        };
+        let log = Log::open(folder.path(), &options).unwrap().unwrap();
+        let mut stream = LogStream::new(log, "stdout");
+        for number in 0..100 {
+            stream.take(format!("{number}\n").as_bytes());
+        }
+        let mut files: Vec<_> = fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .collect();
+        files.sort_by_key(fs::DirEntry::file_name);
+        assert_eq!(files.len(), 3);
+        assert!(
+            files
+                .iter()
+                .all(|file| file.metadata().unwrap().len() <= 1000)
+        );
+        assert_eq!(entries(folder.path(), FILE).pop().unwrap().1, "99\n");
+    }
+}

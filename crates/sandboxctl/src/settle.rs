@@ -1,0 +1,174 @@
+//! Containers that nobody attends although their state says that somebody should: their attendant was killed, or
+//! whoever made them was.
+//!
+//! What still runs of such a container is ended: nobody reads its output, so that it would stand still as soon as the
+//! fifos are full, and nobody would notice its end. Its state then says what happened.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use sandbox_image::StoreError;
+use sandbox_runtime::config::{ConfigError, sibling_program};
+use tokio::time::timeout;
+
+use crate::app::{App, AppError};
+use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
+use crate::launch::Launch;
+use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
+use crate::stdio::Fifos;
+
+/// Why the state of a container cannot be put in order.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettleError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+}
+
+/// How long a shim that nobody recorded may take to say who it is.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// The container as it is, once what nobody attends has been ended; none if it is gone then.
+pub(crate) async fn settle(
+    app: &App,
+    containers: &Containers,
+    container: Container,
+) -> Result<Option<Container>, SettleError> {
+    if !matches!(
+        container.record.status,
+        Status::Creating | Status::Running { .. }
+    ) {
+        return Ok(Some(container));
+    }
+    let attended = match containers.take(&container) {
+        Ok(Some(attended)) => attended,
+        Ok(None) => return Ok(Some(container)),
+        Err(ContainerError::NotFound { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    match attended.container.record.status {
+        Status::Creating | Status::Running { .. } => end_abandoned(app, containers, attended).await,
+        // It was concluded just now.
+        _ => Ok(Some(attended.container)),
+    }
+}
+
+/// Every container, each settled.
+pub(crate) async fn all(app: &App, containers: &Containers) -> Result<Vec<Container>, SettleError> {
+    let mut settled = Vec::new();
+    for container in containers.list()? {
+        settled.extend(settle(app, containers, container).await?);
+    }
+    Ok(settled)
+}
+
+/// The container of that name, settled.
+pub(crate) async fn find(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+) -> Result<Container, SettleError> {
+    let found = containers.find(wanted)?;
+    let settled = settle(app, containers, found).await?;
+    Ok(settled.ok_or_else(|| ContainerError::NotFound {
+        name: wanted.to_owned(),
+        near: Vec::new(),
+    })?)
+}
+
+async fn end_abandoned(
+    app: &App,
+    containers: &Containers,
+    mut attended: Attended,
+) -> Result<Option<Container>, SettleError> {
+    end_shim(app, &attended.container).await?;
+    let record = &attended.container.record;
+    if record.auto_remove || !record.keep {
+        remove(app, containers, &attended)?;
+        return Ok(None);
+    }
+    let finished = now();
+    let reason = match record.status {
+        Status::Creating => "sandboxctl was killed before the container was started",
+        _ => "the process that attended it (sandboxctl) was killed, and it was ended",
+    };
+    attended.update(|state| {
+        state.status = Status::Failed {
+            reason: reason.to_owned(),
+            finished,
+        };
+        state.shim = None;
+        state.attendant = None;
+    })?;
+    let code = [("exitCode", crate::look::KILLED.to_string())];
+    app.journal().note(&attended.container.record, "die", &code);
+    Ok(Some(attended.container))
+}
+
+/// Ends a container's shim with everything that it runs, and removes what that leaves.
+pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), SettleError> {
+    let id = container.record.id.to_string();
+    let known = match &container.record.shim {
+        Some(shim) => {
+            kill_recorded(shim.process()).await?;
+            true
+        }
+        // It wrote its address before anybody could note it.
+        None => match fs::read_to_string(container.folder.join("address")) {
+            Ok(address) => {
+                if let Ok(Ok(shim)) = timeout(ANSWER, Shim::connect(address.trim())).await {
+                    shim.kill().await?;
+                }
+                true
+            }
+            Err(_) => false,
+        },
+    };
+    if known {
+        let program = ShimProgram {
+            program: sibling_program(PROGRAM)?,
+            id: id.clone(),
+            bundle: container.folder.clone(),
+            config: container.folder.join("sandbox.toml"),
+        };
+        program.delete().await?;
+    }
+    match Launch::load(&container.folder) {
+        Ok(launch) => forget_sockets(&launch, &container.folder),
+        // It was not made as far as that.
+        Err(_) => {
+            let _ = fs::remove_dir_all(App::socket_dir(&app.configuration()?, &id));
+        }
+    }
+    Ok(())
+}
+
+/// Removes the sockets and fifos of a container that has ended.
+pub(crate) fn forget_sockets(launch: &Launch, folder: &Path) {
+    // What is not there needs no removing.
+    let _ = fs::remove_dir_all(&launch.socket_dir);
+    let _ = fs::remove_dir_all(folder.join("exec"));
+    let _ = fs::remove_file(folder.join("address"));
+    Fifos::remove(folder);
+}
+
+/// Removes a container that has ended.
+pub(crate) fn remove(
+    app: &App,
+    containers: &Containers,
+    attended: &Attended,
+) -> Result<(), AppError> {
+    let container = &attended.container;
+    containers.remove(container)?;
+    app.store()?
+        .release(&container.record.id)
+        .map_err(|error: StoreError| AppError::from(error))?;
+    app.journal().note(&container.record, "destroy", &[]);
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! The verbs of containers that are left to themselves.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+use sandbox_harness::World;
+use sandbox_harness::process::wait_until;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("verbs_of_a_container_from_run_to_rm", from_run_to_rm),
+    ("verbs_created_container_is_started_twice", started_twice),
+    (
+        "verbs_killed_client_leaves_the_container_to_attach",
+        killed_client,
+    ),
+    (
+        "verbs_killed_attendant_is_noticed_and_cleared_away",
+        killed_attendant,
+    ),
+];
+
+/// How long something may take that is about to happen.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Ends by itself with 7 when it is asked to, and says so.
+const POLITE: &str =
+    "trap 'echo bye; exit 7' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
+
+fn run(world: &World, arguments: &[&str], stdout: &str) -> Result<()> {
+    world
+        .sandboxctl(arguments)?
+        .expect_code(0)?
+        .expect_stdout(stdout)?;
+    Ok(())
+}
+
+fn detached(world: &World, name: &str) -> Result<()> {
+    let made = world
+        .sandboxctl(&["run", "-d", "--name", name, "demo", "sh", "-c", POLITE])?
+        .expect_code(0)?;
+    let id = made.text();
+    ensure!(
+        id.trim().len() == 64 && id.trim().chars().all(|digit| digit.is_ascii_hexdigit()),
+        "run -d printed {id:?}"
+    );
+    wait_until("its output in the log", SOON, || {
+        let logs = world.sandboxctl(&["logs", name]).ok()?;
+        (logs.text() == "out\n" && logs.stderr == "err\n").then_some(())
+    })
+}
+
+fn from_run_to_rm(world: &World) -> Result<()> {
+    detached(world, "one")?;
+    look_at_logs(world)?;
+    add_processes(world)?;
+    hold_up(world)?;
+    // What runs already is started as far as anybody can tell.
+    run(world, &["start", "one"], "one\n")?;
+    run(world, &["rename", "one", "two"], "")?;
+    world
+        .sandboxctl(&["rename", "two", "two"])?
+        .expect_code(125)?
+        .expect_stderr(&["two", "in use"])?;
+    let follow = world.start(&["logs", "-f", "two"])?;
+    let wait = world.start(&["wait", "two"])?;
+    let stops = [
+        world.start(&["stop", "two"])?,
+        world.start(&["stop", "two"])?,
+    ];
+    for stop in stops {
+        stop.finish()?.expect_code(0)?.expect_stdout("two\n")?;
+    }
+    follow
+        .finish()?
+        .expect_code(0)?
+        .expect_stdout("out\nbye\n")?;
+    wait.finish()?.expect_code(0)?.expect_stdout("7\n")?;
+    let ps = world.sandboxctl(&["ps", "-a"])?.expect_code(0)?;
+    ensure!(ps.text().contains("Exited (7)"), "ps -a: {}", ps.text());
+    run(world, &["wait", "two"], "7\n")?;
+    for (verb, word) in [
+        ("attach", "exited"),
+        ("kill", "exited"),
+        ("pause", "exited"),
+    ] {
+        world
+            .sandboxctl(&[verb, "two"])?
+            .expect_code(125)?
+            .expect_stderr(&["two", word])?;
+    }
+    world
+        .sandboxctl(&["exec", "two", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&["two", "not running", "sandboxctl start"])?;
+    run(world, &["stop", "two"], "two\n")?;
+    let pruned = world.sandboxctl(&["prune", "-f"])?.expect_code(0)?;
+    ensure!(
+        pruned.text().starts_with("Deleted Containers:\n")
+            && pruned.text().contains("Total reclaimed"),
+        "prune: {}",
+        pruned.text()
+    );
+    what_happened(world)
+}
+
+fn look_at_logs(world: &World) -> Result<()> {
+    run(world, &["logs", "--tail", "0", "one"], "")?;
+    run(
+        world,
+        &["logs", "--since", "2000-01-01T00:00:00Z", "one"],
+        "out\n",
+    )?;
+    run(
+        world,
+        &["logs", "--until", "2000-01-01T00:00:00Z", "one"],
+        "",
+    )?;
+    let timed = world.sandboxctl(&["logs", "-t", "one"])?.expect_code(0)?;
+    ensure!(
+        timed.text().starts_with("20") && timed.text().ends_with("Z out\n"),
+        "logs -t: {}",
+        timed.text()
+    );
+    Ok(())
+}
+
+fn add_processes(world: &World) -> Result<()> {
+    world
+        .sandboxctl_with_input(
+            &["exec", "-i", "one", "sh", "-c", "cat; echo no >&2; exit 3"],
+            b"in\n",
+        )?
+        .expect_code(3)?
+        .expect_stdout("in\n")?
+        .expect_stderr(&["no"])?;
+    let said = "echo $A; pwd; echo kept > /kept";
+    run(
+        world,
+        &["exec", "-e", "A=b", "-w", "/tmp", "one", "sh", "-c", said],
+        "b\n/tmp\n",
+    )?;
+    world
+        .sandboxctl(&["exec", "one", "no-such-program"])?
+        .expect_code(127)?
+        .expect_stderr(&["no-such-program"])?;
+    run(
+        world,
+        &["exec", "-d", "one", "sh", "-c", "echo x > /made"],
+        "",
+    )?;
+    wait_until("what exec -d does", SOON, || {
+        let seen = world.sandboxctl(&["exec", "one", "cat", "/made"]).ok()?;
+        (seen.text() == "x\n").then_some(())
+    })
+}
+
+fn hold_up(world: &World) -> Result<()> {
+    run(world, &["pause", "one"], "one\n")?;
+    let ps = world.sandboxctl(&["ps"])?.expect_code(0)?;
+    ensure!(ps.text().contains("Paused"), "ps: {}", ps.text());
+    for verb in [
+        &["exec", "one", "true"][..],
+        &["pause", "one"],
+        &["attach", "one"],
+    ] {
+        world
+            .sandboxctl(verb)?
+            .expect_code(125)?
+            .expect_stderr(&["one", "paused"])?;
+    }
+    run(world, &["unpause", "one"], "one\n")
+}
+
+fn what_happened(world: &World) -> Result<()> {
+    let events = world
+        .sandboxctl(&[
+            "events", "--since", "0", "--until", "0s", "--format", "json",
+        ])?
+        .expect_code(0)?;
+    let actions: Vec<String> = events
+        .text()
+        .lines()
+        .map(|line| -> Result<String> {
+            let event: serde_json::Value = serde_json::from_str(line)?;
+            Ok(event["Action"].as_str().context("an action")?.to_owned())
+        })
+        .collect::<Result<_>>()?;
+    let mut rest = actions.iter();
+    for wanted in [
+        "create",
+        "start",
+        "exec_start",
+        "pause",
+        "unpause",
+        "rename",
+        "die",
+        "destroy",
+    ] {
+        ensure!(
+            rest.any(|action| action == wanted),
+            "no {wanted} in its place in {actions:?}"
+        );
+    }
+    Ok(())
+}
+
+fn started_twice(world: &World) -> Result<()> {
+    let script = "cat /kept 2>/dev/null; echo kept >> /kept; cat; exit 5";
+    let cidfile = world.path().join("cid");
+    let cid = cidfile.to_string_lossy();
+    let made = world
+        .sandboxctl(&[
+            "create",
+            "-i",
+            "--cidfile",
+            &cid,
+            "--name",
+            "c",
+            "demo",
+            "sh",
+            "-c",
+            script,
+        ])?
+        .expect_code(0)?;
+    ensure!(
+        std::fs::read_to_string(&cidfile)? == made.text().trim(),
+        "the cidfile"
+    );
+    let ps = world.sandboxctl(&["ps", "-a"])?.expect_code(0)?;
+    ensure!(ps.text().contains("Created"), "ps -a: {}", ps.text());
+    run(world, &["wait", "c"], "0\n")?;
+    for expected in ["hello\n", "kept\nhello\n"] {
+        world
+            .sandboxctl_with_input(&["start", "-a", "-i", "c"], b"hello\n")?
+            .expect_code(5)?
+            .expect_stdout(expected)?;
+    }
+    run(world, &["logs", "c"], "hello\nkept\nhello\n")?;
+    run(world, &["logs", "-n", "2", "c"], "kept\nhello\n")?;
+    run(world, &["rm", "c"], "c\n")
+}
+
+fn killed_client(world: &World) -> Result<()> {
+    let client = world.start_waiting(&["-i", "--rm", "--name", "orphan"])?;
+    client.signal(Signal::SIGKILL)?;
+    client.finish()?.expect_code(137)?;
+    let ps = world.sandboxctl(&["ps"])?.expect_code(0)?;
+    ensure!(ps.text().contains("Up"), "ps: {}", ps.text());
+    // The end of this input is the end of the container's, and so of the container.
+    world
+        .sandboxctl_with_input(&["attach", "orphan"], b"still there\n")?
+        .expect_code(0)?
+        .expect_stdout("still there\n")?;
+    Ok(())
+}
+
+fn killed_attendant(world: &World) -> Result<()> {
+    detached(world, "lonely")?;
+    world.kill_process(" attend ")?;
+    let ps = world
+        .sandboxctl(&["ps", "-a", "--no-trunc"])?
+        .expect_code(0)?;
+    ensure!(
+        ps.text().contains("Exited (137)") && ps.text().contains("attended it"),
+        "ps -a: {}",
+        ps.text()
+    );
+    let left = sandbox_harness::leaks::processes(world.path());
+    ensure!(left.is_empty(), "still there: {left:?}");
+    run(world, &["start", "lonely"], "lonely\n")?;
+    run(world, &["rm", "-f", "lonely"], "lonely\n")
+}
