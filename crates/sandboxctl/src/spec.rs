@@ -50,16 +50,13 @@ pub(crate) enum SpecError {
         "there is no capability called {name:?}; see capabilities(7), such as NET_ADMIN, or write ALL"
     )]
     Capability { name: String },
-    /// A user that only the image's passwd file knows.
+    /// A further group that only the image's group file knows.
     #[error(
-        "{source_of_user} names the user or group {user:?}, and names cannot be looked up in the image yet; give numbers with --user UID:GID"
+        "--group-add {group:?}: names of further groups cannot be looked up in the image yet; give a number"
     )]
-    UserName {
-        source_of_user: &'static str,
-        user: String,
-    },
+    GroupName { group: String },
     /// The image names its user in no known way.
-    #[error("the image's own user does not read as one; give numbers with --user UID:GID")]
+    #[error("the image's own user does not read as one; give another with --user")]
     ImageUser(#[source] ValueError),
     /// A security option that is not known.
     #[error(

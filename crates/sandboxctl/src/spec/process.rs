@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 
 use super::{Request, SpecError, defaults, security};
 use crate::cli::ContainerOptions;
-use crate::values::{self, UserName, Variable};
+use crate::values::{self, Variable};
 
 pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
     let user = user(request)?;
@@ -176,42 +176,28 @@ fn working_directory(request: &Request<'_>) -> Result<String, SpecError> {
     }
 }
 
-/// Who the process runs as. Only root's name is known here; the image's passwd file lies in its layers,
-/// which the host does not mount.
+/// Who the process runs as, in docker's words: the agent looks names up in the container's own files, and the
+/// groups of a number as well.
 fn user(request: &Request<'_>) -> Result<User, SpecError> {
     let image_user = request
         .image
         .user()
         .as_deref()
         .filter(|name| !name.is_empty());
-    let (name, source_of_user) = match (&request.options.user, image_user) {
-        (Some(name), _) => (name.clone(), "--user"),
-        (None, Some(name)) => (
-            values::user(name).map_err(SpecError::ImageUser)?,
-            "the image",
-        ),
-        (None, None) => (
-            UserName {
-                user: "0".to_owned(),
-                group: None,
-            },
-            "the image",
-        ),
+    let name = match (&request.options.user, image_user) {
+        (Some(name), _) => Some(name.clone()),
+        (None, Some(name)) => Some(values::user(name).map_err(SpecError::ImageUser)?),
+        (None, None) => None,
     };
-    let number = |text: &str| match text {
-        "root" => Ok(0),
-        text => text.parse::<u32>().map_err(|_| SpecError::UserName {
-            source_of_user,
-            user: text.to_owned(),
-        }),
-    };
-    let mut user = UserBuilder::default()
-        .uid(number(&name.user)?)
-        .gid(name.group.as_deref().map_or(Ok(0), number)?)
-        .build()?;
+    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32).build()?;
+    user.set_username(name.map(|name| name.to_string()));
     if !request.options.group_add.is_empty() {
-        let groups = request.options.group_add.iter().map(|group| number(group));
-        user.set_additional_gids(Some(groups.collect::<Result<Vec<_>, _>>()?));
+        let groups = request.options.group_add.iter().map(|group| {
+            group.parse().map_err(|_| SpecError::GroupName {
+                group: group.clone(),
+            })
+        });
+        user.set_additional_gids(Some(groups.collect::<Result<Vec<u32>, _>>()?));
     }
     Ok(user)
 }

@@ -202,19 +202,37 @@ fn terminal_has_size_and_term() {
 }
 
 #[test]
-fn user_is_numeric_or_root() {
-    let run = |user: &str| {
+fn user_is_left_to_the_agent_to_look_up() {
+    let username = |options: ContainerOptions, image_user: &str| {
+        let mut case = Case::with(options);
+        case.image.set_user(Some(image_user.to_owned()));
+        case.process().user().username().clone()
+    };
+    let asked = |user: &str| ContainerOptions {
+        user: Some(values::user(user).unwrap()),
+        ..ContainerOptions::default()
+    };
+    for user in ["1000:100", "1000", "nobody", "app:staff"] {
+        assert_eq!(username(asked(user), "other").as_deref(), Some(user));
+    }
+    let none = ContainerOptions::default();
+    assert_eq!(username(none.clone(), "app").as_deref(), Some("app"));
+    assert_eq!(username(none, ""), None);
+}
+
+#[test]
+fn further_group_is_a_number() {
+    let case = |group: &str| {
         Case::with(ContainerOptions {
-            user: Some(values::user(user).unwrap()),
+            group_add: words(&[group]),
             ..ContainerOptions::default()
         })
     };
-    let user = run("1000:100").process().user().clone();
-    assert_eq!((user.uid(), user.gid()), (1000, 100));
-    assert_eq!(run("root").process().user().uid(), 0);
-    let error = run("nobody").generate().unwrap_err().to_string();
+    let user = case("10").process().user().clone();
+    assert_eq!(user.additional_gids().as_deref(), Some(&[10][..]));
+    let error = case("audio").generate().unwrap_err().to_string();
     assert!(
-        error.contains("nobody") && error.contains("UID:GID"),
+        error.contains("audio") && error.contains("number"),
         "{error}"
     );
 }
