@@ -10,8 +10,8 @@ mod observe;
 mod options;
 
 pub(crate) use images::{
-    ArchiveChoice, HistoryArgs, ImageLsArgs, ImageRmArgs, ImageShortcut, ImageVerb, ImportArgs,
-    LoadArgs, LoginArgs, LogoutArgs, ImagePruneArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
+    ArchiveChoice, HistoryArgs, ImageLsArgs, ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb,
+    ImportArgs, LoadArgs, LoginArgs, LogoutArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
     SaveArgs, TagArgs,
 };
 pub(crate) use life::{

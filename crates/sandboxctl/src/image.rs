@@ -12,7 +12,7 @@ use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError};
 use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
-use crate::cli::{ImageRmArgs, ImageShortcut, ImageVerb, ImagePruneArgs, TagArgs};
+use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
 use crate::report;
 use crate::table;
 
