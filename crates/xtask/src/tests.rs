@@ -66,6 +66,12 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
         })
         .collect();
     suites.push(e2e("qemu"));
+    suites.push(Suite {
+        name: "guest-image".to_owned(),
+        program: std::env::current_exe()?,
+        arguments: vec!["reproducible".into()],
+        folder: project_root().to_owned(),
+    });
     let here = suites.into_iter().map(|suite| (suite, false));
     let there = again
         .into_iter()
@@ -121,7 +127,7 @@ fn kvm_runs_kernels() -> bool {
 /// Builds the workspace's test programs and names them.
 fn workspace_suites() -> Result<Vec<Suite>> {
     shell::step("building the tests");
-    let output = Command::new(env!("CARGO"))
+    let output = Command::new(shell::cargo())
         .args([
             "test",
             "--release",
