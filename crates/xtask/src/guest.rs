@@ -42,8 +42,15 @@ pub(crate) fn build() -> Result<()> {
 }
 
 /// Builds the agent as one static binary.
+///
+/// # Errors
+/// When cargo fails.
 pub(crate) fn agent() -> Result<PathBuf> {
-    static_program("sandbox-agent")
+    static_program(
+        "sandbox-agent",
+        project_root(),
+        &project_root().join("target"),
+    )
 }
 
 /// Builds the program of the tests that runs inside a container.
@@ -51,34 +58,64 @@ pub(crate) fn agent() -> Result<PathBuf> {
 /// # Errors
 /// When it does not build.
 pub(crate) fn probe() -> Result<PathBuf> {
-    static_program("sandbox-probe")
+    static_program(
+        "sandbox-probe",
+        project_root(),
+        &project_root().join("target"),
+    )
 }
 
-/// Builds a package's program of the same name as one static binary.
-fn static_program(package: &str) -> Result<PathBuf> {
-    let mut command = Command::new(env!("CARGO"));
+/// Builds the agent of the checkout `root` below the folder `target`.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn agent_of(root: &Path, target: &Path) -> Result<PathBuf> {
+    static_program("sandbox-agent", root, target)
+}
+
+/// Builds a package's program of the same name as one static binary. Its bytes depend neither on the checkout's folder
+/// `root`, nor on the folder of what is built, nor on where cargo keeps its crates.
+fn static_program(package: &str, root: &Path, target: &Path) -> Result<PathBuf> {
+    let cargo_home = cargo_home()?;
+    let places = [
+        (target, "/target"),
+        (root, "/sandbox-runtime"),
+        (&cargo_home, "/cargo"),
+    ];
+    // Of the prefixes that fit, rustc takes the last and gcc the last too: the longest comes last.
+    let prefixes = |option: &str| -> Vec<String> {
+        let replaced = |(from, to): &(&Path, &str)| format!("{option}={}={to}", from.display());
+        places.iter().rev().map(replaced).collect()
+    };
+    let mut flags = vec![
+        "-Ctarget-feature=+crt-static".to_owned(),
+        "-Cstrip=symbols".to_owned(),
+    ];
+    flags.extend(prefixes("--remap-path-prefix"));
+    let mut command = Command::new(shell::cargo());
     command
-        .args([
-            "build",
-            "--release",
-            "--package",
-            package,
-            "--target",
-            TARGET,
-        ])
-        .current_dir(project_root())
-        .env(
-            "RUSTFLAGS",
-            "-C target-feature=+crt-static -C strip=symbols",
-        )
+        .args(["build", "--release", "--package", package])
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(target)
+        .current_dir(root)
+        .env_remove("RUSTFLAGS")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("CFLAGS", prefixes("-ffile-prefix-map").join(" "))
         .env("LIBSECCOMP_LINK_TYPE", "static")
         .env("LIBSECCOMP_LIB_PATH", "/usr/lib/x86_64-linux-gnu");
     shell::run(&mut command)?;
-    Ok(project_root()
-        .join("target")
-        .join(TARGET)
-        .join("release")
-        .join(package))
+    Ok(target.join(TARGET).join("release").join(package))
+}
+
+/// Where cargo keeps the crates (the Cargo book, "Cargo Home").
+fn cargo_home() -> Result<PathBuf> {
+    match std::env::var_os("CARGO_HOME").filter(|value| !value.is_empty()) {
+        Some(folder) => Ok(PathBuf::from(folder)),
+        None => {
+            let home = std::env::var_os("HOME").context("HOME is not set")?;
+            Ok(PathBuf::from(home).join(".cargo"))
+        }
+    }
 }
 
 /// A read-only EROFS with the agent as the only program.
@@ -134,7 +171,7 @@ fn virtiofsd() -> Result<PathBuf> {
         .text("version", VIRTIOFSD_VERSION)
         .text("recipe", "2");
     let folder = cache::product("virtiofsd", inputs, |folder| {
-        let mut command = Command::new(env!("CARGO"));
+        let mut command = Command::new(shell::cargo());
         command
             .args([
                 "install",

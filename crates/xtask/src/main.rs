@@ -5,6 +5,7 @@ mod demo;
 mod guest;
 mod kernel;
 mod packages;
+mod reproducible;
 mod shell;
 mod structure;
 mod testhost;
@@ -47,6 +48,8 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Build the guest image's agent a second time, in another folder, and compare the two to the byte.
+    Reproducible,
     /// Check the direction of dependencies and the sizes of files.
     Structure,
     /// Check format, lints and structure.
@@ -84,7 +87,7 @@ pub(crate) fn binaries() -> PathBuf {
 /// Builds the workspace and the guest.
 pub(crate) fn build() -> Result<()> {
     shell::run(
-        Command::new(env!("CARGO"))
+        Command::new(shell::cargo())
             .args(["build", "--release", "--workspace", "--exclude", "xtask"])
             .current_dir(project_root()),
     )?;
@@ -128,6 +131,7 @@ fn main() -> Result<ExitCode> {
         Task::Demo => println!("{}", demo::build()?.display()),
         Task::Run => run_demo()?,
         Task::Test { only } => return tests::run(only.as_deref()),
+        Task::Reproducible => return reproducible::run(),
         Task::Structure => structure::check()?,
         Task::Lint => lint()?,
         Task::Testhost {
@@ -152,7 +156,7 @@ fn main() -> Result<ExitCode> {
 fn lint() -> Result<()> {
     shell::step("format");
     shell::run(
-        Command::new(env!("CARGO"))
+        Command::new(shell::cargo())
             .args(["fmt", "--all", "--check"])
             .current_dir(project_root()),
     )
@@ -160,7 +164,7 @@ fn lint() -> Result<()> {
     structure::check()?;
     shell::step("lints");
     shell::run(
-        Command::new(env!("CARGO"))
+        Command::new(shell::cargo())
             .args([
                 "clippy",
                 "--workspace",

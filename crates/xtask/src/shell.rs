@@ -1,11 +1,17 @@
 //! Running other programs: say what runs, fail with what they printed.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
+
+/// The cargo that runs us, else the one on the path: not the one that this program was built with, which another
+/// toolchain of the same version may have been.
+pub(crate) fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
 
 /// Prints one line about what is being done.
 pub(crate) fn step(what: impl AsRef<str>) {
@@ -63,15 +69,17 @@ pub(crate) fn run_quietly(command: &mut Command, log: Option<&Path>) -> Result<(
 ///
 /// # Errors
 /// When it cannot be started or ends with anything but 0.
-pub(crate) fn read(program: &str, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+pub(crate) fn read(program: impl AsRef<OsStr>, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
+    let program = program.as_ref();
+    let name = program.to_string_lossy();
     let output = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot start `{program}`"))?;
+        .with_context(|| format!("cannot start `{name}`"))?;
     if !output.status.success() {
         bail!(
-            "`{program}` failed: {}\n{}",
+            "`{name}` failed: {}\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );

@@ -57,7 +57,7 @@ pub(crate) fn check() -> Result<()> {
 
 fn dependencies() -> Result<Vec<String>> {
     let metadata = shell::read(
-        env!("CARGO"),
+        shell::cargo(),
         &[
             "metadata",
             "--format-version=1",

@@ -137,6 +137,10 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)
         }
         here.push((suite, false));
     }
+    here.push((
+        ours("guest-image", "xtask", &["reproducible".as_ref()]),
+        false,
+    ));
     here.push((e2e("qemu"), false));
     there.push((e2e("kvm"), !kvm));
     there.push((compat, !(kvm && cgroup_v2)));
@@ -159,7 +163,7 @@ fn kvm_runs_kernels() -> bool {
 /// Builds the workspace's test programs and names them.
 fn workspace_suites() -> Result<Vec<Suite>> {
     shell::step("building the tests");
-    let output = Command::new(env!("CARGO"))
+    let output = Command::new(shell::cargo())
         .args([
             "test",
             "--release",
