@@ -36,6 +36,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of what went into `hasher`.
+    pub(crate) fn from_hasher(hasher: &Sha256) -> Self {
+        Self(hasher.clone().finalize().into())
+    }
+
     /// The 64 hexadecimal digits, without the algorithm.
     #[must_use]
     pub fn hex(&self) -> String {
@@ -125,7 +130,7 @@ impl<R: Read> HashingReader<R> {
         if rest == limit && self.read(&mut [0])? != 0 {
             return Ok(None);
         }
-        let digest = Digest(self.hasher.clone().finalize().into());
+        let digest = Digest::from_hasher(&self.hasher);
         Ok(Some((digest, self.count)))
     }
 }

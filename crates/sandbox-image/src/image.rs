@@ -52,6 +52,19 @@ pub struct ImportedImage {
     pub new_layers: usize,
 }
 
+/// What a pull brought.
+#[derive(Debug, Clone)]
+pub struct PulledImage {
+    /// The image, by the name that was asked for.
+    pub image: Image,
+    /// What the name stands for in its registry: the digest of an index or of the image's manifest.
+    pub digest: Digest,
+    /// How many of its layers were not in the store before.
+    pub new_layers: usize,
+    /// Whether the name stood for something else before, or for nothing.
+    pub changed: bool,
+}
+
 /// What [`crate::Store::remove`] did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {

@@ -9,21 +9,48 @@
 mod docker;
 mod error;
 mod files;
+mod layers;
 mod oci;
 mod platform;
+mod pull;
 
 use std::path::Path;
 
 use oci_spec::image::ImageConfiguration;
 
-use crate::digest::{Digest, HashingReader};
+use crate::digest::Digest;
 use crate::image::{Image, ImportedImage};
-use crate::layer::{Decompressed, LayerError, Limit, erofs, unpack};
 use crate::reference::Reference;
+use crate::registry::Silent;
 use crate::store::{Activity, ImageRecord, Store, StoreError, seconds_now};
 
 pub use error::{ImportError, Part};
 use files::Files;
+use layers::{Installed, Site};
+pub(crate) use oci::MANIFESTS;
+pub use platform::{Platform, PlatformError};
+pub use pull::Pull;
+
+/// Where the small parts of an image come from.
+trait Blobs {
+    /// The manifest, index or configuration with this digest, which is not checked yet; `None` if it is not there.
+    fn small(&self, part: Part, digest: Digest) -> Result<Option<Vec<u8>>, ImportError>;
+}
+
+impl Blobs for Files {
+    fn small(&self, part: Part, digest: Digest) -> Result<Option<Vec<u8>>, ImportError> {
+        self.read(part, &oci::blob_name(digest), &digest.to_string())
+    }
+}
+
+/// Which of the images in a source is wanted.
+struct Choice<'a> {
+    /// The one of this name, if there are several.
+    name: Option<&'a Reference>,
+    /// All, instead of the only one.
+    all: bool,
+    platform: &'a Platform,
+}
 
 /// An image found in a source, its metadata verified.
 struct Found {
@@ -43,11 +70,14 @@ struct LayerBlob {
     declared: Option<(Digest, u64)>,
 }
 
-/// A layer that is in the store.
-struct Installed {
-    diff_id: Digest,
-    uncompressed_bytes: u64,
-    new: bool,
+/// The names that an image gets.
+struct Naming<'a> {
+    /// What it was asked for as.
+    wanted: Option<&'a Reference>,
+    /// The names to give, in full.
+    names: Vec<Reference>,
+    /// The digest of the index through which it was found, if it was one.
+    index: Option<Digest>,
 }
 
 impl Store {
@@ -62,11 +92,70 @@ impl Store {
         path: &Path,
         name: Option<&Reference>,
     ) -> Result<ImportedImage, ImportError> {
+        let mut imported = self.import_chosen(path, name, false)?;
+        imported
+            .pop()
+            .ok_or_else(|| Platform::host().none(Vec::new()))
+    }
+
+    /// Brings every image in `path` into the store, under the names that they carry, as [`Self::import`] does with one.
+    ///
+    /// # Errors
+    /// See [`ImportError`]. Images before the one that failed stay.
+    pub fn load(&self, path: &Path) -> Result<Vec<ImportedImage>, ImportError> {
+        self.import_chosen(path, None, true)
+    }
+
+    fn import_chosen(
+        &self,
+        path: &Path,
+        name: Option<&Reference>,
+        all: bool,
+    ) -> Result<Vec<ImportedImage>, ImportError> {
+        self.adding(|work, activity| {
+            let files = Files::open(path, work, &self.limits)?;
+            let platform = Platform::host();
+            let choice = Choice {
+                name,
+                all,
+                platform: &platform,
+            };
+            let mut imported = Vec::new();
+            for found in find(&files, path, &choice)? {
+                let naming = Naming {
+                    wanted: name,
+                    names: names(path, name, &found)?,
+                    index: None,
+                };
+                self.check_layers(&found)?;
+                let site = Site {
+                    work,
+                    activity,
+                    progress: &Silent,
+                };
+                let installed = self.install_layers(&files, &found, site, 1)?;
+                imported.push(self.publish_found(&found, &installed, naming)?);
+            }
+            Ok(imported)
+        })
+    }
+
+    /// Does something that adds to the store, with a folder for what is unfinished, and clears away after it.
+    fn adding<T>(
+        &self,
+        add: impl FnOnce(&Path, &Activity) -> Result<T, ImportError>,
+    ) -> Result<T, ImportError> {
         if !rustix::process::geteuid().is_root() {
             return Err(ImportError::NotRoot);
         }
         let activity = self.begin_activity()?;
-        let result = self.import_during(path, name, &activity);
+        let unfinished = self.unfinished_folder();
+        let work = tempfile::Builder::new()
+            .prefix("import-")
+            .tempdir_in(&unfinished)
+            .map_err(|source| StoreError::io("create a folder in", &unfinished, source))?;
+        let result = add(work.path(), &activity);
+        drop(work);
         drop(activity);
         // Layers of a failed import, and those of an image that has lost its last name to this one.
         match (self.collect(), result) {
@@ -75,19 +164,8 @@ impl Store {
         }
     }
 
-    fn import_during(
-        &self,
-        path: &Path,
-        name: Option<&Reference>,
-        activity: &Activity,
-    ) -> Result<ImportedImage, ImportError> {
-        let unfinished = self.unfinished_folder();
-        let work = tempfile::Builder::new()
-            .prefix("import-")
-            .tempdir_in(&unfinished)
-            .map_err(|source| StoreError::io("create a folder in", &unfinished, source))?;
-        let files = Files::open(path, work.path(), &self.limits)?;
-        let found = find(&files, path, name)?;
+    /// Holds the number of layers to what the configuration says and to the limit.
+    fn check_layers(&self, found: &Found) -> Result<(), ImportError> {
         if found.layers.len() != found.diff_ids.len() {
             return Err(ImportError::LayerCount {
                 layers: found.layers.len(),
@@ -100,18 +178,7 @@ impl Store {
                 limit: self.limits.layers,
             });
         }
-        let names = names(path, name, &found)?;
-        let mut installed = Vec::with_capacity(found.layers.len());
-        for (layer, diff_id) in found.layers.iter().zip(&found.diff_ids) {
-            installed.push(self.install_layer(&files, layer, *diff_id, work.path(), activity)?);
-        }
-        let new_layers = installed.iter().filter(|layer| layer.new).count();
-        let image = self.publish_found(&found, &installed, name, &names)?;
-        Ok(ImportedImage {
-            image,
-            names,
-            new_layers,
-        })
+        Ok(())
     }
 
     /// Writes the metadata and the names of an image whose layers are in the store.
@@ -119,9 +186,8 @@ impl Store {
         &self,
         found: &Found,
         installed: &[Installed],
-        name: Option<&Reference>,
-        names: &[Reference],
-    ) -> Result<Image, ImportError> {
+        naming: Naming<'_>,
+    ) -> Result<ImportedImage, ImportError> {
         let layers: Vec<(Digest, u64)> = installed
             .iter()
             .map(|layer| (layer.diff_id, layer.uncompressed_bytes))
@@ -137,7 +203,11 @@ impl Store {
             })?,
         };
         let id = Digest::of(&manifest);
-        if let Some(name) = name.filter(|name| name.digest().is_some_and(|digest| digest != id)) {
+        let is_other = |digest| digest != id && Some(digest) != naming.index;
+        if let Some(name) = naming
+            .wanted
+            .filter(|name| name.digest().is_some_and(is_other))
+        {
             return Err(ImportError::NameDigest {
                 name: name.to_string(),
                 found: id,
@@ -148,113 +218,28 @@ impl Store {
             config: self.write_blob(&found.config)?,
             layers: found.diff_ids.clone(),
             imported: seconds_now(),
+            index: naming.index,
+            blobs: installed.iter().filter_map(|layer| layer.kept).collect(),
         };
-        let names: Vec<String> = names.iter().filter_map(Reference::canonical).collect();
-        Ok(self.publish(&names, &record)?)
-    }
-
-    /// Verifies a layer and has it in the store afterwards.
-    fn install_layer(
-        &self,
-        files: &Files,
-        layer: &LayerBlob,
-        diff_id: Digest,
-        work: &Path,
-        activity: &Activity,
-    ) -> Result<Installed, ImportError> {
-        if let Some((digest, size)) = layer.declared {
-            verify_blob(files, &layer.file, digest, size)?;
-        }
-        let _lock = self.lock_layer(diff_id, activity)?;
-        let final_path = self.layer_path(diff_id);
-        let present =
-            std::fs::File::open(&final_path).is_ok_and(|file| erofs::checked_size(&file).is_ok());
-        if present && layer.declared.is_some() {
-            return Ok(Installed {
-                diff_id,
-                uncompressed_bytes: 0,
-                new: false,
-            });
-        }
-        let shown = layer.declared.map_or(diff_id, |(digest, _)| digest);
-        let refused = |source| ImportError::Layer {
-            digest: shown,
-            source: Box::new(source),
-        };
-        let tree = tempfile::tempdir_in(work)
-            .map_err(|source| StoreError::io("create a folder in", work, source))?;
-        let root = (!present).then(|| tree.path());
-        let uncompressed_bytes = self.unpack_verified(files, layer, diff_id, root, &refused)?;
-        if !present {
-            let image = tempfile::Builder::new()
-                .suffix(".erofs")
-                .tempfile_in(work)
-                .map_err(|source| StoreError::io("create a file in", work, source))?
-                .into_temp_path();
-            let mut uuid = [0; 16];
-            uuid.copy_from_slice(diff_id.as_bytes().first_chunk::<16>().unwrap_or(&[0; 16]));
-            erofs::make(tree.path(), &image, uuid).map_err(|source| refused(source.into()))?;
-            self.put_in_place(image, &final_path)?;
-        }
-        Ok(Installed {
-            diff_id,
-            uncompressed_bytes,
-            new: !present,
-        })
-    }
-
-    /// Decompresses a layer into the folder `root`, or nowhere, and holds it to its `diff_id`. Gives its uncompressed size.
-    fn unpack_verified(
-        &self,
-        files: &Files,
-        layer: &LayerBlob,
-        diff_id: Digest,
-        root: Option<&Path>,
-        refused: &dyn Fn(LayerError) -> ImportError,
-    ) -> Result<u64, ImportError> {
-        let file = open_layer(files, &layer.file)?;
-        let stream =
-            Decompressed::new(file.reader).map_err(|source| read_failed(&layer.file, source))?;
-        let compression = stream.compression;
-        let mut stream = HashingReader::new(stream);
-        let result = root.map_or(Ok(()), |root| unpack(&mut stream, root, &self.limits));
-        if let Err(error @ LayerError::Limit { .. }) = result {
-            // Reading on could take for ever.
-            return Err(refused(error));
-        }
-        let result = match result {
-            Err(LayerError::Tar { source, .. }) if stream.inner().broken => {
-                return Err(refused(LayerError::Decompress {
-                    compression,
-                    source,
-                }));
-            }
-            other => other,
-        };
-        let end = stream.finish(self.limits.bytes).map_err(|source| {
-            refused(LayerError::Decompress {
-                compression,
-                source,
+        let keys: Vec<String> = naming
+            .names
+            .iter()
+            .filter_map(|name| match naming.index {
+                Some(_) => name.pulled_name(),
+                None => name.canonical(),
             })
-        })?;
-        match (end, result) {
-            (None, _) => Err(refused(LayerError::Limit {
-                limit: Limit::Bytes(self.limits.bytes),
-                path: String::new(),
-            })),
-            // Damage on the way is the better explanation of whatever else was found.
-            (Some((found, _)), _) if found != diff_id => Err(refused(LayerError::DiffId {
-                expected: diff_id,
-                found,
-            })),
-            (Some(_), Err(error)) => Err(refused(error)),
-            (Some((_, bytes)), Ok(())) => Ok(bytes),
-        }
+            .collect();
+        let image: Image = self.publish(&keys, &record)?;
+        Ok(ImportedImage {
+            image,
+            names: naming.names,
+            new_layers: installed.iter().filter(|layer| layer.new).count(),
+        })
     }
 }
 
 /// Tells what kind of image the files are, and finds it.
-fn find(files: &Files, path: &Path, name: Option<&Reference>) -> Result<Found, ImportError> {
+fn find(files: &Files, path: &Path, choice: &Choice<'_>) -> Result<Vec<Found>, ImportError> {
     let no_image = |reason: &str| ImportError::NotAnImage {
         path: path.to_owned(),
         reason: reason.to_owned(),
@@ -266,7 +251,7 @@ fn find(files: &Files, path: &Path, name: Option<&Reference>) -> Result<Found, I
         if !layout {
             return Err(no_image("it has an index.json but no file oci-layout"));
         }
-        return oci::find(files, &index, name, &stem(path));
+        return oci::find(files, &index, choice, &stem(path));
     }
     if layout {
         return Err(ImportError::Missing {
@@ -277,7 +262,7 @@ fn find(files: &Files, path: &Path, name: Option<&Reference>) -> Result<Found, I
     match files {
         Files::Folder(_) => Err(no_image("the folder has no file oci-layout")),
         Files::Tar(_) => match files.read(Part::Manifest, "manifest.json", "manifest.json")? {
-            Some(manifest) => docker::find(files, &manifest, name),
+            Some(manifest) => docker::find(files, &manifest, choice),
             None => Err(no_image(
                 "the tar has neither a file oci-layout nor a manifest.json",
             )),
@@ -345,55 +330,4 @@ fn diff_ids(config: &ImageConfiguration) -> Result<Vec<Digest>, ImportError> {
             part: Part::Layer,
             source,
         })
-}
-
-fn open_layer(files: &Files, file: &str) -> Result<files::OpenFile, ImportError> {
-    files
-        .get(file)
-        .map_err(|source| read_failed(file, source))?
-        .ok_or_else(|| ImportError::Missing {
-            part: Part::Layer,
-            name: file
-                .rsplit_once("blobs/sha256/")
-                .map_or_else(|| file.to_owned(), |(_, hex)| format!("sha256:{hex}")),
-        })
-}
-
-fn read_failed(file: &str, source: std::io::Error) -> ImportError {
-    ImportError::Read {
-        action: "read the image's file",
-        path: file.into(),
-        source,
-    }
-}
-
-/// Holds a layer's blob to its digest and size, before anything looks into it.
-fn verify_blob(files: &Files, file: &str, expected: Digest, size: u64) -> Result<(), ImportError> {
-    let open = open_layer(files, file)?;
-    if open.size != size {
-        return Err(ImportError::SizeMismatch {
-            part: Part::Layer,
-            digest: expected,
-            expected: size,
-            found: open.size,
-        });
-    }
-    let end = HashingReader::new(std::io::BufReader::with_capacity(128 << 10, open.reader))
-        .finish(size)
-        .map_err(|source| read_failed(file, source))?;
-    match end {
-        Some((found, _)) if found == expected => Ok(()),
-        Some((found, _)) => Err(ImportError::DigestMismatch {
-            part: Part::Layer,
-            expected,
-            found,
-        }),
-        // It grew meanwhile.
-        None => Err(ImportError::SizeMismatch {
-            part: Part::Layer,
-            digest: expected,
-            expected: size,
-            found: open.size,
-        }),
-    }
 }

@@ -38,4 +38,4 @@ pub(crate) use compression::{Compression, Decompressed, sniff};
 pub use error::LayerError;
 pub use limits::{Limit, Limits};
 pub(crate) use meter::{Meter, Metered};
-pub use unpack::unpack;
+pub use unpack::{unpack, unpack_blob};

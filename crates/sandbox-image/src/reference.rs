@@ -127,6 +127,44 @@ impl Reference {
         }
     }
 
+    /// The registry, and the repository's path in it: `docker.io` and `library/demo`; `None` for an image ID.
+    #[must_use]
+    pub fn registry_and_path(&self) -> Option<(&str, &str)> {
+        match &self.kind {
+            Kind::Named {
+                registry,
+                repository,
+                ..
+            } => Some((registry, repository)),
+            Kind::Id(_) => None,
+        }
+    }
+
+    /// The tag, or the one that stands for none; `None` for an image ID.
+    #[must_use]
+    pub fn tag_or_default(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Named { tag, .. } => Some(tag.as_deref().unwrap_or(DEFAULT_TAG)),
+            Kind::Id(_) => None,
+        }
+    }
+
+    /// The name in full under which a pulled image is kept: as [`Self::canonical`], but with the digest alone where there is one
+    /// and no tag, so that `x@sha256:…` does not become `x:latest`.
+    #[must_use]
+    pub fn pulled_name(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Named {
+                registry,
+                repository,
+                tag: None,
+                digest: Some(digest),
+                ..
+            } => Some(format!("{registry}/{repository}@{digest}")),
+            _ => self.canonical(),
+        }
+    }
+
     /// The tag that was given; `None` where it was left out.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {

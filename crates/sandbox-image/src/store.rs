@@ -3,7 +3,7 @@
 //! ```text
 //! <root>/                      mode 0700
 //!   images.json                names: reference -> manifest, configuration, layers
-//!   blobs/sha256/<hex>         manifests and configurations, as they came; no layer tar is kept
+//!   blobs/sha256/<hex>         manifests, configurations and layers, as they came
 //!   layers/<diff_id hex>.erofs one EROFS image per layer, shared by every image and container
 //!   leases/<container id>      what a container uses, for as long as the container exists
 //!   locks/<diff_id hex>        flock: the layer is being made
@@ -22,6 +22,11 @@
 //! only *tries* to have it exclusively: if an import is under way, whoever comes next clears away. Two imports
 //! of one layer meet at its file in `locks/`; the second finds the work done.
 //!
+//! **Kept blobs.** What a layer came as is kept beside its EROFS image, as containerd does: only so `pull; tag; push` and `save`
+//! can give the same digests again, since no compressor can be relied on to give the same bytes twice. It costs the size of
+//! the compressed layer, for most images about half as much again as the EROFS images take. Containers do without:
+//! [`Store::with_blobs`] does not keep them, [`Store::prune_blobs`] deletes them, and what then cannot be pushed says so.
+//!
 //! **Leases.** A container's lease is a file, not a lock of some process, because a stopped container still
 //! needs its layers. It is taken under the same lock under which layers are deleted, and taking it
 //! fails if a layer is already gone.
@@ -30,6 +35,7 @@ mod collect;
 mod error;
 mod files;
 mod index;
+mod names;
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -56,6 +62,7 @@ pub const MAX_METADATA_BYTES: u64 = 4 << 20;
 pub struct Store {
     root: PathBuf,
     pub(crate) limits: Limits,
+    pub(crate) keep_blobs: bool,
 }
 
 impl Store {
@@ -68,6 +75,7 @@ impl Store {
         let store = Self {
             root: root.to_owned(),
             limits: Limits::default(),
+            keep_blobs: true,
         };
         store.create_folders()?;
         store.clear_unfinished()?;
@@ -78,6 +86,15 @@ impl Store {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// The same store, which keeps the blobs of new layers as they came, or does not.
+    ///
+    /// They are what an image can be pushed and saved from with the digests that it has. See the module's documentation.
+    #[must_use]
+    pub fn with_blobs(mut self, keep: bool) -> Self {
+        self.keep_blobs = keep;
         self
     }
 
@@ -96,7 +113,7 @@ impl Store {
         let _lock = self.lock_images_shared()?;
         let index = self.read_index()?;
         let (name, record) = index.find_one(reference)?;
-        self.load(name, record)
+        self.assemble(name, record)
     }
 
     /// Every name in the store, in alphabetical order.
@@ -108,7 +125,7 @@ impl Store {
         let index = self.read_index()?;
         index
             .iter()
-            .map(|(name, record)| self.load(name, record))
+            .map(|(name, record)| self.assemble(name, record))
             .collect()
     }
 
@@ -206,7 +223,7 @@ impl Store {
     }
 
     /// Reads, verifies and puts together what a name stands for.
-    fn load(&self, name: &str, record: &Record) -> Result<Image, StoreError> {
+    fn assemble(&self, name: &str, record: &Record) -> Result<Image, StoreError> {
         let config = self.read_blob(record.config)?;
         let config: ImageConfiguration =
             serde_json::from_slice(&config).map_err(|source| StoreError::BadMetadata {
@@ -247,7 +264,7 @@ impl Store {
         let first = names.first().map(String::as_str).unwrap_or_default();
         let _lock = self.lock_images()?;
         let mut index = self.read_index()?;
-        let image = self.load(first, record)?;
+        let image = self.assemble(first, record)?;
         for name in names {
             index.insert(name.clone(), record.clone());
         }

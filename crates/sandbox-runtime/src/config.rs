@@ -5,6 +5,7 @@
 //! looked up beside the running program: in a checkout `target/release/<program>` finds
 //! `target/artifacts/`, an installed `<prefix>/bin/<program>` finds `<prefix>/lib/sandbox/`.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -88,6 +89,20 @@ pub enum ConfigError {
     },
 }
 
+/// What is said about one registry of images. For `sandboxctl`; the shim pulls nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistryConfig {
+    /// Addresses (`https://host[:port][/path]`) that are asked first, in this order.
+    pub mirrors: Vec<String>,
+    /// Whether it is spoken to without TLS. Default: only on a loopback address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_http: Option<bool>,
+    /// A PEM file of the certificate authorities that are believed instead of the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -131,6 +146,11 @@ pub struct Config {
     /// When set, the shim keeps a JSON array of timeline marks here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeline: Option<PathBuf>,
+    /// Whether what layers came as is kept beside what they became, so that images can be pushed and saved.
+    pub keep_layer_blobs: bool,
+    /// Registries of images, by their name in image names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub registries: BTreeMap<String, RegistryConfig>,
 }
 
 impl Default for Config {
@@ -152,6 +172,8 @@ impl Default for Config {
             boot_timeout_s: 60,
             kernel_arguments: String::new(),
             timeline: None,
+            keep_layer_blobs: true,
+            registries: BTreeMap::new(),
         }
     }
 }

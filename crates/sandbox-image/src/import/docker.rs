@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{ImportError, Part};
 use super::files::Files;
-use super::{Found, LayerBlob, oci, platform};
+use super::{Choice, Found, LayerBlob, oci};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -20,16 +20,25 @@ struct ArchivedImage {
     layers: Option<Vec<String>>,
 }
 
-/// Finds the image in the archive; `name` chooses if there are several.
+/// Finds the image in the archive, or all of them.
 pub(super) fn find(
     files: &Files,
     manifest: &[u8],
-    name: Option<&Reference>,
-) -> Result<Found, ImportError> {
+    choice: &Choice<'_>,
+) -> Result<Vec<Found>, ImportError> {
     let mut images: Vec<ArchivedImage> = oci::parse(Part::Manifest, "manifest.json", manifest)?;
+    if images.is_empty() {
+        return Err(choice.platform.none(Vec::new()));
+    }
+    if choice.all {
+        return images
+            .into_iter()
+            .map(|image| describe(files, image, choice))
+            .collect();
+    }
     let answers = |image: &ArchivedImage| {
         let tags = image.repo_tags.iter().flatten();
-        name.is_some_and(|name| {
+        choice.name.is_some_and(|name| {
             tags.filter_map(|tag| tag.parse::<Reference>().ok())
                 .any(|tag| tag.canonical() == name.canonical())
         })
@@ -50,10 +59,14 @@ pub(super) fn find(
             .collect();
         return Err(ImportError::SeveralImages { names });
     }
-    if images.is_empty() {
-        return Err(platform::none(Vec::new()));
-    }
-    let image = images.swap_remove(chosen);
+    Ok(vec![describe(files, images.swap_remove(chosen), choice)?])
+}
+
+fn describe(
+    files: &Files,
+    image: ArchivedImage,
+    choice: &Choice<'_>,
+) -> Result<Found, ImportError> {
     let config = files
         .read(Part::Config, &image.config, &image.config)?
         .ok_or_else(|| ImportError::Missing {
@@ -71,7 +84,7 @@ pub(super) fn find(
         });
     }
     let configuration: ImageConfiguration = oci::parse(Part::Config, &image.config, &config)?;
-    platform::check(&configuration)?;
+    choice.platform.check(&configuration)?;
     Ok(Found {
         manifest: None,
         config,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::digest::{Digest, DigestError};
 use crate::layer::LayerError;
 use crate::reference::ReferenceError;
+use crate::registry::RegistryError;
 use crate::store::StoreError;
 
 /// A part of an image.
@@ -120,8 +121,8 @@ pub enum ImportError {
     /// Nothing in the image is for this platform.
     #[error("the image has nothing for {wanted}; it is for {}", offered.join(", ").escape_debug())]
     Platform {
-        /// The platform that is run here.
-        wanted: &'static str,
+        /// The platform that was asked for.
+        wanted: String,
         /// The platforms that it has.
         offered: Vec<String>,
     },
@@ -193,9 +194,29 @@ pub enum ImportError {
         "importing an image needs root, to keep the owners and devices in its layers; run it as root"
     )]
     NotRoot,
+    /// A registry did not give it.
+    #[error(transparent)]
+    Registry(Box<RegistryError>),
     /// The store failed.
     #[error(transparent)]
     Store(Box<StoreError>),
+}
+
+impl ImportError {
+    /// Given up because another part of the image failed.
+    pub(super) fn cancelled() -> Self {
+        RegistryError::Cancelled.into()
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Registry(error) if matches!(**error, RegistryError::Cancelled))
+    }
+}
+
+impl From<RegistryError> for ImportError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 impl From<StoreError> for ImportError {

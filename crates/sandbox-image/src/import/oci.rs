@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 
 use super::error::{ImportError, Part};
 use super::files::Files;
-use super::platform;
-use super::{Found, LayerBlob};
+use super::platform::{self, Platform};
+use super::{Blobs, Choice, Found, LayerBlob};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
@@ -16,7 +16,7 @@ const INDEXES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
-const MANIFESTS: [&str; 2] = [
+pub(crate) const MANIFESTS: [&str; 2] = [
     "application/vnd.oci.image.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
@@ -46,13 +46,14 @@ struct Manifest {
     bytes: Vec<u8>,
 }
 
-/// Finds the image for this platform; `name` chooses if there are several. `stem` is what a layout that only has tags is called.
+/// Finds the image, or all of them, for the platform. `stem` is what a layout that only has tags is called.
 pub(super) fn find(
     files: &Files,
     index: &[u8],
-    name: Option<&Reference>,
+    choice: &Choice<'_>,
     stem: &str,
-) -> Result<Found, ImportError> {
+) -> Result<Vec<Found>, ImportError> {
+    let name = choice.name;
     let index: ImageIndex = parse(Part::Index, "index.json", index)?;
     let all: Vec<&Descriptor> = index
         .manifests()
@@ -68,14 +69,14 @@ pub(super) fn find(
     let mut found: BTreeMap<Digest, (Manifest, Vec<String>)> = BTreeMap::new();
     let mut offered = Vec::new();
     for descriptor in candidates {
-        if let Some(manifest) = resolve(files, descriptor, 0, &mut offered)? {
+        if let Some(manifest) = resolve(files, descriptor, choice.platform, 0, &mut offered)? {
             let entry = found
                 .entry(manifest.digest)
                 .or_insert((manifest, Vec::new()));
             entry.1.extend(names_of(descriptor, stem));
         }
     }
-    if found.len() > 1 {
+    if found.len() > 1 && !choice.all {
         let names = found
             .values()
             .map(|(manifest, names)| {
@@ -87,13 +88,34 @@ pub(super) fn find(
             .collect();
         return Err(ImportError::SeveralImages { names });
     }
-    let Some((_, (manifest, names))) = found.pop_first() else {
-        return Err(platform::none(offered));
-    };
-    describe(files, manifest, names)
+    if found.is_empty() {
+        return Err(choice.platform.none(offered));
+    }
+    found
+        .into_values()
+        .map(|(manifest, names)| describe(files, manifest, names, choice.platform))
+        .collect()
 }
 
-fn describe(files: &Files, manifest: Manifest, names: Vec<String>) -> Result<Found, ImportError> {
+/// Finds the image for the platform that `descriptor` leads to.
+pub(super) fn find_at(
+    source: &dyn Blobs,
+    descriptor: &Descriptor,
+    platform: &Platform,
+) -> Result<Found, ImportError> {
+    let mut offered = Vec::new();
+    match resolve(source, descriptor, platform, 0, &mut offered)? {
+        Some(manifest) => describe(source, manifest, Vec::new(), platform),
+        None => Err(platform.none(offered)),
+    }
+}
+
+fn describe(
+    source: &dyn Blobs,
+    manifest: Manifest,
+    names: Vec<String>,
+    platform: &Platform,
+) -> Result<Found, ImportError> {
     let parsed: ImageManifest = parse(
         Part::Manifest,
         &manifest.digest.to_string(),
@@ -108,10 +130,10 @@ fn describe(files: &Files, manifest: Manifest, names: Vec<String>) -> Result<Fou
             media_type,
         });
     }
-    let config = read_verified(files, Part::Config, parsed.config())?;
+    let config = read_verified(source, Part::Config, parsed.config())?;
     let configuration: ImageConfiguration =
         parse(Part::Config, &config_digest.to_string(), &config)?;
-    platform::check(&configuration)?;
+    platform.check(&configuration)?;
     let mut layers = Vec::with_capacity(parsed.layers().len());
     for layer in parsed.layers() {
         let digest = digest_of(Part::Layer, layer)?;
@@ -139,23 +161,24 @@ fn describe(files: &Files, manifest: Manifest, names: Vec<String>) -> Result<Fou
 
 /// The manifest for this platform that a descriptor leads to; `None`, and what there is in `offered`, if it leads to none.
 fn resolve(
-    files: &Files,
+    source: &dyn Blobs,
     descriptor: &Descriptor,
+    platform: &Platform,
     depth: usize,
     offered: &mut Vec<String>,
 ) -> Result<Option<Manifest>, ImportError> {
     if depth > MAX_NESTING {
         return Err(ImportError::Nesting { limit: MAX_NESTING });
     }
-    if let Some(platform) = descriptor.platform()
-        && !platform::fits(platform.os(), platform.architecture())
+    if let Some(described) = descriptor.platform()
+        && !platform.fits(described)
     {
-        offered.push(platform::shown(platform.os(), platform.architecture()));
+        offered.push(platform::shown(described.os(), described.architecture()));
         return Ok(None);
     }
     let media_type = descriptor.media_type().to_string();
     if MANIFESTS.contains(&media_type.as_str()) {
-        let bytes = read_verified(files, Part::Manifest, descriptor)?;
+        let bytes = read_verified(source, Part::Manifest, descriptor)?;
         let digest = Digest::of(&bytes);
         return Ok(Some(Manifest { digest, bytes }));
     }
@@ -166,7 +189,7 @@ fn resolve(
             media_type,
         });
     }
-    let bytes = read_verified(files, Part::Index, descriptor)?;
+    let bytes = read_verified(source, Part::Index, descriptor)?;
     let index: ImageIndex = parse(Part::Index, descriptor.digest().as_ref(), &bytes)?;
     let mut children: Vec<&Descriptor> = index
         .manifests()
@@ -179,7 +202,7 @@ fn resolve(
         None => Some("~".to_owned()),
     });
     for child in children {
-        if let Some(manifest) = resolve(files, child, depth + 1, offered)? {
+        if let Some(manifest) = resolve(source, child, platform, depth + 1, offered)? {
             return Ok(Some(manifest));
         }
     }
@@ -224,20 +247,20 @@ fn digest_of(part: Part, descriptor: &Descriptor) -> Result<Digest, ImportError>
         .map_err(|source| ImportError::Digest { part, source })
 }
 
-fn blob_name(digest: Digest) -> String {
+pub(super) fn blob_name(digest: Digest) -> String {
     format!("blobs/sha256/{}", digest.hex())
 }
 
 /// A small blob, checked against its digest and size.
 fn read_verified(
-    files: &Files,
+    source: &dyn Blobs,
     part: Part,
     descriptor: &Descriptor,
 ) -> Result<Vec<u8>, ImportError> {
     let expected = digest_of(part, descriptor)?;
     let name = expected.to_string();
-    let bytes = files
-        .read(part, &blob_name(expected), &name)?
+    let bytes = source
+        .small(part, expected)?
         .ok_or(ImportError::Missing { part, name })?;
     let found = Digest::of(&bytes);
     if found != expected {

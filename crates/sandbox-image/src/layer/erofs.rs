@@ -80,7 +80,7 @@ pub enum ErofsError {
 }
 
 /// Makes an EROFS image of the folder `tree` in the file `image`, with `uuid` as its identifier.
-pub(crate) fn make(tree: &Path, image: &Path, uuid: [u8; 16]) -> Result<(), ErofsError> {
+pub fn make(tree: &Path, image: &Path, uuid: [u8; 16]) -> Result<(), ErofsError> {
     let program = find_program(PROGRAM, std::env::var_os("PATH").as_deref())
         .ok_or(ErofsError::ProgramMissing)?;
     let output = Command::new(&program)

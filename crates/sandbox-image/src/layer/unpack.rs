@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use tar::{Entry, EntryType};
 
+use super::compression::Decompressed;
 use super::error::LayerError;
 use super::limits::{Limit, Limits};
 use super::meter::{Meter, Metered};
@@ -70,6 +71,16 @@ pub fn unpack(stream: &mut dyn Read, root: &Path, limits: &Limits) -> Result<(),
         unpacking.entries += 1;
     }
     unpacking.tree.finish()
+}
+
+/// Decompresses a layer's blob, as its first bytes say, and unpacks it as [`unpack`] does.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_blob(blob: impl Read, root: &Path, limits: &Limits) -> Result<(), LayerError> {
+    let malformed = |source| LayerError::Tar { entries: 0, source };
+    let mut stream = Decompressed::new(blob).map_err(malformed)?;
+    unpack(&mut stream, root, limits)
 }
 
 fn over(limit: Limit, path: &[u8]) -> LayerError {

@@ -30,6 +30,7 @@ impl Store {
         for (_, record) in index.iter() {
             layers.extend(record.layers.iter().copied());
             blobs.extend([record.manifest, record.config]);
+            blobs.extend(record.blobs.iter().copied());
         }
         for (_, lease) in &leases {
             layers.extend(lease.layers.iter().copied());
@@ -47,7 +48,9 @@ impl Store {
         }
         for path in entries(&self.blobs_folder())? {
             if named(&path, "").is_some_and(|digest| !blobs.contains(&digest)) {
+                let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
                 remove_file(&path)?;
+                removed.freed_bytes = removed.freed_bytes.saturating_add(size);
             }
         }
         removed.deleted_layers.sort();

@@ -44,6 +44,12 @@ pub enum StoreError {
         /// Its names.
         names: Vec<String>,
     },
+    /// An ID or a digest was given where a name is needed.
+    #[error("{name} is not a name to give; names are of the form [REGISTRY/]REPOSITORY[:TAG]")]
+    NotAName {
+        /// What was given.
+        name: String,
+    },
     /// Containers use the image.
     #[error("image {name} is used by {} {}; remove {} first (`sandboxctl rm`)", if holders.len() == 1 { "container" } else { "containers" }, holders.join(", "), if holders.len() == 1 { "it" } else { "them" })]
     InUse {

@@ -44,7 +44,8 @@ impl Store {
         self.root().join("tmp")
     }
 
-    fn blob_path(&self, digest: Digest) -> PathBuf {
+    /// The file a blob has, or would have.
+    pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.root().join("blobs/sha256").join(digest.hex())
     }
 
@@ -182,8 +183,22 @@ impl Store {
         Ok(digest)
     }
 
+    /// A layer's blob and its size, if it is kept.
+    pub(crate) fn kept_blob(&self, digest: Digest) -> Result<Option<(File, u64)>, StoreError> {
+        let path = self.blob_path(digest);
+        let failed = |source| StoreError::io("open", &path, source);
+        match File::open(&path) {
+            Ok(file) => {
+                let size = file.metadata().map_err(failed)?.len();
+                Ok(Some((file, size)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failed(source)),
+        }
+    }
+
     /// A manifest or configuration of the store, checked against its digest.
-    pub(super) fn read_blob(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
+    pub(crate) fn read_blob(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);
         let bytes = read_bounded(&path)?;
         let found = Digest::of(&bytes);

@@ -23,6 +23,12 @@ pub(crate) struct Record {
     pub(crate) layers: Vec<Digest>,
     /// Seconds since 1970 when the name was given.
     pub(crate) imported: u64,
+    /// What the name stands for in its registry, if it was pulled: the digest of an index, or of the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<Digest>,
+    /// The blobs of its layers that are kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) blobs: Vec<Digest>,
 }
 
 /// What a container keeps from being deleted.
@@ -61,6 +67,13 @@ impl Index {
 
     pub(super) fn remove(&mut self, name: &str) {
         self.images.remove(name);
+    }
+
+    /// Keeps no layer's blob any more.
+    pub(super) fn forget_blobs(&mut self) {
+        for record in self.images.values_mut() {
+            record.blobs.clear();
+        }
     }
 
     /// The names of the image with the ID `manifest`.
@@ -106,7 +119,7 @@ impl Index {
                 return self
                     .iter()
                     .filter(|(name, record)| {
-                        record.manifest == digest
+                        (record.manifest == digest || record.index == Some(digest))
                             && name.parse::<Reference>().is_ok_and(|name| {
                                 name.repository().as_deref() == Some(&repository)
                                     && reference.tag().is_none_or(|tag| name.tag() == Some(tag))

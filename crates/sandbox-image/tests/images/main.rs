@@ -6,10 +6,13 @@
     reason = "tests: a step that fails fails its test; clippy does not see this without the standard harness"
 )]
 
+mod bombs;
 mod build;
 mod hostile;
 mod import;
+mod registry;
 mod scratch;
+mod server;
 mod store;
 mod tools;
 mod unpack;
@@ -64,8 +67,10 @@ fn main() -> ExitCode {
     let tests = [
         unpack::tests(),
         hostile::tests(),
+        bombs::tests(),
         import::tests(),
         store::tests(),
+        registry::tests(),
         tools::tests(),
         scratch::tests(),
     ];
