@@ -22,10 +22,13 @@ pub(crate) enum AppError {
     },
     /// No such image.
     #[error(
-        "there is no image {wanted}{}; import one with `sandboxctl image import --name {wanted} PATH`, or see `sandboxctl image ls`",
+        "there is no image {wanted}{}; get it with `sandboxctl pull {wanted}`, import one with `sandboxctl image import --name {wanted} PATH`, or see `sandboxctl image ls`",
         did_you_mean(near)
     )]
     NoImage { wanted: String, near: Vec<String> },
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The image store failed.
     #[error(transparent)]
     Store(Box<StoreError>),
@@ -92,31 +95,35 @@ impl App {
 
     /// The images.
     pub(crate) fn store(&self) -> Result<Store, AppError> {
-        Ok(Store::open(&self.made_root()?.join("images"))?)
+        let keep = Config::load()?.keep_layer_blobs;
+        Ok(Store::open(&self.made_root()?.join("images"))?.with_blobs(keep))
     }
 
     /// The image of that name.
     pub(crate) fn image(&self, store: &Store, wanted: &Reference) -> Result<Image, AppError> {
         match store.resolve(wanted) {
-            Err(StoreError::NotFound { .. }) => {
-                // A damaged neighbour only costs the hint.
-                let known: Vec<String> = store
-                    .list()
-                    .unwrap_or_default()
-                    .iter()
-                    .map(|image| image.name.to_string())
-                    .collect();
-                let wanted = wanted.to_string();
-                Err(AppError::NoImage {
-                    near: names::near(&wanted, known.iter().map(String::as_str))
-                        .into_iter()
-                        .map(str::to_owned)
-                        .collect(),
-                    wanted,
-                })
-            }
+            Err(StoreError::NotFound { .. }) => Err(AppError::NoImage {
+                near: Self::images_like(store, wanted),
+                wanted: wanted.to_string(),
+            }),
             other => Ok(other?),
         }
+    }
+
+    /// Names of images that `wanted` could have been meant for.
+    pub(crate) fn images_like(store: &Store, wanted: &Reference) -> Vec<String> {
+        // A damaged neighbour only costs the hint.
+        let known: Vec<String> = store
+            .list()
+            .unwrap_or_default()
+            .iter()
+            .map(|image| image.name.to_string())
+            .collect();
+        let wanted = wanted.to_string();
+        names::near(&wanted, known.iter().map(String::as_str))
+            .into_iter()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The containers.

@@ -12,7 +12,11 @@ mod images;
 mod observe;
 mod options;
 
-pub(crate) use images::{ImageLsArgs, ImageRmArgs, ImageVerb, ImportArgs};
+pub(crate) use images::{
+    ArchiveChoice, HistoryArgs, ImageLsArgs, ImageRmArgs, ImageShortcut, ImageVerb, ImportArgs,
+    LoadArgs, LoginArgs, LogoutArgs, PruneArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
+    SaveArgs, TagArgs,
+};
 pub(crate) use observe::{
     CompletionArgs, CpArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
     StatsArgs, TopArgs, UpdateArgs,
@@ -82,6 +86,8 @@ pub(crate) enum Verb {
     Completion(CompletionArgs),
     /// Write the manual pages
     Man(ManArgs),
+    #[command(flatten)]
+    ImageShortcut(ImageShortcut),
     /// Tell whether this machine can run sandboxes, and what to do where it cannot
     Check(CheckArgs),
 }
@@ -134,6 +140,8 @@ pub(crate) struct RunArgs {
     /// Print when each phase of the start was reached, after the container has ended
     #[arg(long, help_heading = "Virtual machine")]
     pub(crate) timings: bool,
+    #[command(flatten)]
+    pub(crate) pull: PullOptions,
     #[command(flatten)]
     pub(crate) container: ContainerOptions,
     /// The image to run

@@ -1,27 +1,95 @@
-//! `sandboxctl image`.
+//! Images: `sandboxctl image …`, its shortcuts, and the image that `run` needs.
 
-use serde::Serialize;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod archive;
+mod list;
+mod login;
+mod progress;
+mod pull;
 
-use sandbox_image::{Image, ImportError};
+use std::io::{self, Write as _};
+
+use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError};
+use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
-use crate::cli::{Format, ImageLsArgs, ImageRmArgs, ImageVerb, ImportArgs};
-use crate::container::now;
-use crate::names;
+use crate::cli::{ImageRmArgs, ImageShortcut, ImageVerb, PruneArgs, TagArgs};
 use crate::report;
 use crate::table;
+
+pub(crate) use pull::for_run;
 
 /// Why something could not be done with an image.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     #[error("cannot import {path}")]
     Import {
         path: String,
         source: Box<ImportError>,
     },
+    #[error("cannot pull {image}")]
+    Pull {
+        image: String,
+        source: Box<ImportError>,
+    },
+    /// An image that was to be run is not there, and cannot be had.
+    #[error("there is no image {image}{near} here, and it cannot be pulled")]
+    NotHereNorThere {
+        image: String,
+        near: String,
+        source: Box<ImportError>,
+    },
+    #[error("cannot push {image}")]
+    Push {
+        image: String,
+        source: Box<GiveError>,
+    },
+    #[error("cannot save {}", images.join(", "))]
+    Save {
+        images: Vec<String>,
+        source: Box<GiveError>,
+    },
+    /// An archive would be written to a terminal.
+    #[error("an archive is not for a terminal; name a file with -o, or redirect the output")]
+    Terminal,
+    /// An image is for another platform.
+    #[error("image {image} is for {found}, not for {wanted}; pull it with --platform {wanted}")]
+    Platform {
+        image: String,
+        found: String,
+        wanted: String,
+    },
+    /// Another platform than this machine's is wanted.
+    #[error("--platform {wanted}: images for it do not run on this machine, which is {host}")]
+    ForeignPlatform { wanted: String, host: String },
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}")]
+    File {
+        action: &'static str,
+        path: String,
+        source: io::Error,
+    },
+    /// A registry denies a login.
+    #[error("cannot log in")]
+    Login(#[source] Box<RegistryError>),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// No password, and nobody to ask.
+    #[error(
+        "standard input is not a terminal, so nobody can be asked; use --username and --password-stdin"
+    )]
+    NobodyToAsk,
+    /// A registry's name is none.
+    #[error(
+        "{registry:?} is not the name of a registry; it is HOST or HOST:PORT, as in image names"
+    )]
+    RegistryName { registry: String },
+    /// Asked, and the answer was not yes.
+    #[error("nothing was deleted; to delete without being asked, use --force")]
+    NotConfirmed,
     /// Several went wrong; each was reported.
     #[error("{failed} of {all} images were not removed")]
     Several { failed: usize, all: usize },
@@ -30,97 +98,40 @@ pub(crate) enum ImageError {
 /// Does what the verb says.
 pub(crate) fn image(app: &App, verb: &ImageVerb) -> Result<(), ImageError> {
     match verb {
-        ImageVerb::Import(args) => import(app, args),
-        ImageVerb::Ls(args) => ls(app, args),
+        ImageVerb::History(args) => list::history(app, args),
+        ImageVerb::Import(args) => archive::import(app, args),
+        // `main` has it done where `inspect` is.
+        ImageVerb::Inspect(_) => Ok(()),
+        ImageVerb::Load(args) => archive::load(app, args),
+        ImageVerb::Ls(args) => list::ls(app, args),
+        ImageVerb::Prune(args) => prune(app, args),
+        ImageVerb::Pull(args) => pull::pull(app, args),
+        ImageVerb::Push(args) => pull::push(app, args),
         ImageVerb::Rm(args) => rm(app, args),
+        ImageVerb::Save(args) => archive::save(app, args),
+        ImageVerb::Tag(args) => tag(app, args),
     }
 }
 
-fn import(app: &App, args: &ImportArgs) -> Result<(), ImageError> {
+/// Does what the verb says.
+pub(crate) fn shortcut(app: &App, verb: &ImageShortcut) -> Result<(), ImageError> {
+    match verb {
+        ImageShortcut::History(args) => list::history(app, args),
+        ImageShortcut::Images(args) => list::ls(app, args),
+        ImageShortcut::Load(args) => archive::load(app, args),
+        ImageShortcut::Login(args) => login::login(app, args),
+        ImageShortcut::Logout(args) => login::logout(args),
+        ImageShortcut::Pull(args) => pull::pull(app, args),
+        ImageShortcut::Push(args) => pull::push(app, args),
+        ImageShortcut::Rmi(args) => rm(app, args),
+        ImageShortcut::Save(args) => archive::save(app, args),
+        ImageShortcut::Tag(args) => tag(app, args),
+    }
+}
+
+fn tag(app: &App, args: &TagArgs) -> Result<(), ImageError> {
     let store = app.store()?;
-    let imported = store
-        .import(&args.path, args.name.as_ref())
-        .map_err(|source| ImageError::Import {
-            path: args.path.display().to_string(),
-            source: Box::new(source),
-        })?;
-    if args.quiet {
-        table::line(&imported.image.digest.to_string());
-        return Ok(());
-    }
-    for name in &imported.names {
-        table::line(&format!(
-            "Imported {name} ({} layers, {} of them new, {})",
-            imported.image.layers.len(),
-            imported.new_layers,
-            table::bytes(imported.image.size),
-        ));
-    }
-    Ok(())
-}
-
-/// A line of the list, for programs.
-#[derive(Debug, Serialize)]
-struct Line {
-    name: String,
-    id: String,
-    created: Option<String>,
-    imported: u64,
-    size: u64,
-    layers: usize,
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-fn short_id(image: &Image) -> String {
-    let digest = image.digest.to_string();
-    names::short(digest.strip_prefix("sha256:").unwrap_or(&digest)).to_owned()
-}
-
-fn ls(app: &App, args: &ImageLsArgs) -> Result<(), ImageError> {
-    let images = app.store()?.list().map_err(AppError::from)?;
-    if args.quiet {
-        for image in &images {
-            table::line(&short_id(image));
-        }
-        return Ok(());
-    }
-    match args.format {
-        Format::Json => {
-            let lines: Vec<Line> = images
-                .iter()
-                .map(|image| Line {
-                    name: image.name.to_string(),
-                    id: image.digest.to_string(),
-                    created: image.created.clone(),
-                    imported: seconds(image.imported),
-                    size: image.size,
-                    layers: image.layers.len(),
-                })
-                .collect();
-            table::json(&lines);
-        }
-        Format::Table => {
-            let mut rows = table::new(&["NAME", "IMAGE ID", "IMPORTED", "LAYERS", "SIZE"]);
-            let now = now();
-            for image in &images {
-                rows.add_row([
-                    image.name.to_string(),
-                    short_id(image),
-                    format!(
-                        "{} ago",
-                        table::age(now.saturating_sub(seconds(image.imported)))
-                    ),
-                    image.layers.len().to_string(),
-                    table::bytes(image.size),
-                ]);
-            }
-            table::print(&rows);
-        }
-    }
+    store.tag(&args.image, &args.name).map_err(AppError::from)?;
     Ok(())
 }
 
@@ -129,14 +140,7 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
     let mut failures = Vec::new();
     for wanted in &args.images {
         match store.remove(wanted) {
-            Ok(removed) => {
-                for name in &removed.untagged {
-                    table::line(&format!("Untagged {name}"));
-                }
-                for layer in &removed.deleted_layers {
-                    table::line(&format!("Deleted layer {layer}"));
-                }
-            }
+            Ok(removed) => print_removed(&removed),
             Err(error) => failures.push(AppError::from(error)),
         }
     }
@@ -154,4 +158,47 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
             })
         }
     }
+}
+
+fn print_removed(removed: &sandbox_image::Removed) {
+    for name in &removed.untagged {
+        table::line(&format!("Untagged {name}"));
+    }
+    for layer in &removed.deleted_layers {
+        table::line(&format!("Deleted layer {layer}"));
+    }
+}
+
+fn prune(app: &App, args: &PruneArgs) -> Result<(), ImageError> {
+    let store = app.store()?;
+    let what = match (args.blobs, args.all) {
+        (true, _) => "what all layers came as; images can then not be pushed or saved",
+        (false, true) => "all images that no container uses",
+        (false, false) => "all images without a tag that no container uses",
+    };
+    if !args.force && !confirmed(&format!("This removes {what}. Continue? [y/N] "))? {
+        return Err(ImageError::NotConfirmed);
+    }
+    let removed = if args.blobs {
+        store.prune_blobs()
+    } else {
+        store.prune(args.all)
+    }
+    .map_err(AppError::from)?;
+    print_removed(&removed);
+    table::line(&format!("Freed {}", table::bytes(removed.freed_bytes)));
+    Ok(())
+}
+
+fn confirmed(question: &str) -> Result<bool, ImageError> {
+    let failed = |source| ImageError::File {
+        action: "read",
+        path: "the answer".to_owned(),
+        source,
+    };
+    eprint!("{question}");
+    io::stderr().flush().map_err(failed)?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(failed)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

@@ -183,12 +183,13 @@ fn of_image(app: &App, name: &str) -> Result<Value, InspectError> {
     let image = app.image(&store, &name.parse().map_err(|_| nothing())?)?;
     let config = serde_json::to_value(&image.config).unwrap_or_default();
     let tags: Vec<String> = store
-        .list()
+        .names_of(image.digest)
         .map_err(AppError::from)?
         .iter()
-        .filter(|other| other.digest == image.digest)
-        .map(|other| other.name.to_string())
+        .filter(|name| name.digest().is_none())
+        .map(ToString::to_string)
         .collect();
+    let digests = store.pulled_digests(image.digest).map_err(AppError::from)?;
     let layers: Vec<String> = image
         .layers
         .iter()
@@ -202,6 +203,7 @@ fn of_image(app: &App, name: &str) -> Result<Value, InspectError> {
     Ok(json!({
         "Id": image.digest.to_string(),
         "RepoTags": tags,
+        "RepoDigests": digests,
         "Created": image.created,
         "Author": member("author"),
         "Architecture": member("architecture"),

@@ -56,7 +56,7 @@ use clap::Parser as _;
 use sandbox_types::timeline::Phase;
 
 use crate::app::App;
-use crate::cli::{Cli, Verb};
+use crate::cli::{Cli, ImageVerb, Verb};
 use crate::timings::Timeline;
 
 /// Our own failure, as docker has it.
@@ -117,6 +117,9 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Ps(args) => ps::ps(&app, args).await.map(|()| 0).map_err(Into::into),
             Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
+            Verb::Image(ImageVerb::Inspect(args)) => Ok(inspect::inspect(&app, &args.to_inspect())
+                .await
+                .map(|()| 0)?),
             Verb::Image(verb) => Ok(image::image(&app, verb).map(|()| 0)?),
             Verb::Inspect(args) => Ok(inspect::inspect(&app, args).await.map(|()| 0)?),
             Verb::Stats(args) => Ok(stats::stats(&app, args).await.map(|()| 0)?),
@@ -126,6 +129,7 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Port(args) => Ok(port::port(&app, args).map(|()| 0)?),
             Verb::Info(args) => Ok(info::info(&app, args).await.map(|()| 0)?),
             Verb::Check(_) | Verb::Version(_) | Verb::Completion(_) | Verb::Man(_) => Ok(0),
+            Verb::ImageShortcut(verb) => Ok(image::shortcut(&app, verb).map(|()| 0)?),
         }
     })
 }

@@ -63,14 +63,6 @@ pub(crate) enum ValueError {
     /// Not a list of processors.
     #[error("{value:?} is not a list of processors; write numbers and ranges, such as 0-2,5")]
     CpuList { value: String },
-    /// Not a platform that the guest is.
-    #[error("the virtual machine runs linux/amd64 only, not {value}")]
-    Platform { value: String },
-    /// No registry can be asked.
-    #[error(
-        "there is no client for registries yet; import the image with `sandboxctl image import`, and leave --pull out"
-    )]
-    Pull,
     /// A policy other than `no`.
     #[error(
         "{value:?}: nothing restarts containers yet; leave --restart out, or start the container again with `sandboxctl start`"
@@ -391,26 +383,6 @@ pub(crate) fn cpu_list(value: &str) -> Result<CpuList, ValueError> {
         text: value.to_owned(),
         highest,
     })
-}
-
-/// `--platform`: the guest's own.
-pub(crate) fn platform(value: &str) -> Result<String, ValueError> {
-    match value.to_ascii_lowercase().as_str() {
-        "linux" | "linux/amd64" | "linux/x86_64" | "linux/x86-64" | "amd64" | "x86_64" => {
-            Ok("linux/amd64".to_owned())
-        }
-        _ => Err(ValueError::Platform {
-            value: value.to_owned(),
-        }),
-    }
-}
-
-/// `--pull`: an image is in the store, or it is not.
-pub(crate) fn pull(value: &str) -> Result<String, ValueError> {
-    match value {
-        "missing" | "never" => Ok(value.to_owned()),
-        _ => Err(ValueError::Pull),
-    }
 }
 
 /// `--restart`.

@@ -69,12 +69,6 @@ pub(crate) struct ContainerOptions {
     /// Put an annotation into the container's OCI configuration
     #[arg(long, value_name = "KEY=VALUE", value_parser = values::label, help_heading = "Container")]
     pub(crate) annotation: Vec<(String, String)>,
-    /// When to ask a registry for the image; missing or never, because there is none to ask
-    #[arg(long, value_name = "POLICY", value_parser = values::pull, help_heading = "Container")]
-    pub(crate) pull: Option<String>,
-    /// The platform of the image; linux/amd64
-    #[arg(long, value_name = "PLATFORM", value_parser = values::platform, help_heading = "Container")]
-    pub(crate) platform: Option<String>,
 
     /// Make a file or folder of this host visible in the container
     #[arg(short, long, value_name = "HOST-PATH:PATH[:ro]", value_parser = mounts::volume, help_heading = "File systems")]

@@ -12,6 +12,7 @@ use sandbox_types::{IdError, MachineSizeError};
 use super::Death;
 use crate::app::AppError;
 use crate::container::ContainerError;
+use crate::image::ImageError;
 use crate::kernel::KernelError;
 use crate::settings::SettingsError;
 use crate::shim::{RpcError, ShimError};
@@ -25,6 +26,8 @@ pub(crate) enum RunError {
     App(#[from] AppError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]

@@ -19,7 +19,7 @@ use crate::settings::{Attachment, Settings};
 use crate::shim::{PROGRAM, RootMount, ShimProgram};
 use crate::spec::{self, Request};
 use crate::stdio::Fifos;
-use crate::{kernel, terminal};
+use crate::{image, kernel, terminal};
 
 /// What was checked before anything is made.
 pub(super) struct Plan {
@@ -41,7 +41,7 @@ pub(super) fn plan(app: &App, args: &RunArgs) -> Result<Plan, RunError> {
         return Err(RunError::NotATerminal);
     }
     let store = app.store()?;
-    let image = app.image(&store, &args.image)?;
+    let image = image::for_run(app, &store, &args.image, &args.pull)?;
     let id = names::random_id().map_err(|source| RunError::Files {
         action: "read",
         path: PathBuf::from("/dev/urandom"),
