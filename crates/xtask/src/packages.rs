@@ -31,6 +31,7 @@ const BUILD: &[&str] = &[
 const TEST: &[&str] = &[
     "containerd",
     "cpio",
+    "docker-registry",
     "git",
     "iproute2",
     "kmod",

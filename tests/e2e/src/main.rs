@@ -7,6 +7,7 @@ mod containerd;
 mod containerd_task;
 mod failures;
 mod images;
+mod images_registry;
 mod inside;
 mod lifecycle;
 mod observe;
@@ -87,6 +88,7 @@ fn main() -> Result<ExitCode> {
         tty::CASES,
         failures::CASES,
         images::CASES,
+        images_registry::CASES,
         lifecycle::CASES,
         options::CASES,
         observe::CASES,

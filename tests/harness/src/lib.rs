@@ -11,6 +11,7 @@ pub mod leaks;
 pub mod process;
 pub mod shim;
 pub mod task;
+pub mod registry;
 pub mod terminal;
 pub mod world;
 
