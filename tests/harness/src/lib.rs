@@ -9,9 +9,9 @@ pub mod containerd;
 pub mod layout;
 pub mod leaks;
 pub mod process;
+pub mod registry;
 pub mod shim;
 pub mod task;
-pub mod registry;
 pub mod terminal;
 pub mod world;
 
