@@ -167,6 +167,7 @@ fn lint() -> Result<()> {
         Command::new(shell::cargo())
             .args([
                 "clippy",
+                "--release",
                 "--workspace",
                 "--all-targets",
                 "--quiet",
