@@ -36,7 +36,9 @@ pub(crate) enum ImageError {
         source: Box<ImportError>,
     },
     /// An image that was to be run is not there, and cannot be had.
-    #[error("there is no image {image}{near} here, and it cannot be pulled")]
+    #[error(
+        "there is no image {image} here{near} (`sandboxctl image import` brings one in from a file), and it cannot be pulled"
+    )]
     NotHereNorThere {
         image: String,
         near: String,

@@ -98,9 +98,19 @@ fn dead_agent(world: &World) -> Result<()> {
 
 fn unknown_image(world: &World) -> Result<()> {
     world
-        .sandboxctl(&["run", "--rm", "no-such-image", "true"])?
+        .sandboxctl(&["run", "--rm", "--pull", "never", "no-such-image", "true"])?
         .expect_code(125)?
-        .expect_stderr(&["no-such-image", "image import"])?;
+        .expect_stderr(&["no-such-image", "image import", "sandboxctl pull"])?;
+    // Nobody listens there.
+    world
+        .sandboxctl(&["run", "--rm", "127.0.0.1:1/no-such-image", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&[
+            "no-such-image",
+            "image import",
+            "cannot be pulled",
+            "refused",
+        ])?;
     Ok(())
 }
 

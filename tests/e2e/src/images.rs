@@ -96,7 +96,7 @@ fn list_and_remove(world: &World) -> Result<()> {
         listed.text()
     );
     world
-        .sandboxctl(&["run", "--rm", "demo", "true"])?
+        .sandboxctl(&["run", "--rm", "--pull", "never", "demo", "true"])?
         .expect_code(125)?;
     Ok(())
 }
@@ -145,7 +145,7 @@ fn corrupt_layer(world: &World) -> Result<()> {
     let left: Vec<&PathBuf> = after.iter().filter(|file| !before.contains(file)).collect();
     ensure!(left.is_empty(), "left behind: {left:?}");
     world
-        .sandboxctl(&["run", "--rm", "broken", "true"])?
+        .sandboxctl(&["run", "--rm", "--pull", "never", "broken", "true"])?
         .expect_code(125)?;
     Ok(())
 }
