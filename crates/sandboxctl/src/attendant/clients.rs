@@ -1,6 +1,6 @@
 //! Who is attached to the container: their control connections, and the ends of their streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -108,6 +108,8 @@ pub(super) struct Clients {
     input: Option<File>,
     /// What everybody was told last.
     told: Option<Report>,
+    /// Wishes that were heard too early.
+    kept: VecDeque<Wish>,
 }
 
 /// The identifier of the client that the attendant was started with.
@@ -125,6 +127,7 @@ impl Clients {
             stderr: Readers::new(),
             input,
             told: None,
+            kept: VecDeque::new(),
         };
         // It has said what it wants before this process was started.
         let connection = owner.try_clone()?;
@@ -178,6 +181,9 @@ impl Clients {
 
     /// The next wish. Cancelling this loses none.
     pub(super) async fn next(&mut self) -> Wish {
+        if let Some(wish) = self.kept.pop_front() {
+            return wish;
+        }
         loop {
             let Some((id, news)) = self.news.recv().await else {
                 // There is a sender in `self`.
@@ -187,6 +193,11 @@ impl Clients {
                 return wish;
             }
         }
+    }
+
+    /// Has these come again, before any other.
+    pub(super) fn keep(&mut self, wishes: impl IntoIterator<Item = Wish>) {
+        self.kept.extend(wishes);
     }
 
     fn take(&mut self, id: u64, news: News) -> Option<Wish> {

@@ -317,20 +317,25 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The work's result, unless somebody wants it to stop before.
+/// The work's result, unless somebody wants it to stop before. Other wishes are kept for after it: input may well have
+/// ended before the process runs that is to read it.
 async fn unless_interrupted(
     clients: &mut Clients,
     work: impl Future<Output = Result<(), RunError>>,
 ) -> Result<(), RunError> {
     tokio::pin!(work);
-    loop {
+    let mut kept = Vec::new();
+    let result = loop {
         tokio::select! {
-            result = &mut work => return result,
-            wish = clients.next() => if let Wish::Signal(signal) = wish {
-                return Err(RunError::Interrupted { signal });
+            result = &mut work => break result,
+            wish = clients.next() => match wish {
+                Wish::Signal(signal) => break Err(RunError::Interrupted { signal }),
+                later => kept.push(later),
             },
         }
-    }
+    };
+    clients.keep(kept);
+    result
 }
 
 fn unanswered(call: &'static str) -> RpcError {
