@@ -61,6 +61,33 @@ pub(crate) async fn clock_is_stepped_when_far_off_and_slewed_when_near(
     Ok(())
 }
 
+/// In the running container `limits`.
+async fn disk_throttling_is_changed_and_told(host: &mut Host<'_>) -> Result<()> {
+    let device = exec(
+        host,
+        "limits",
+        &spec::process(&["cat", "/sys/block/vda/dev"]),
+    )
+    .await?;
+    let device = device.trim();
+    let (major, minor) = device.split_once(':').context("no device")?;
+    let (major, minor): (u32, u32) = (major.parse()?, minor.parse()?);
+    let throttled = |major| json!({"blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1_048_576}]}});
+    host.calls
+        .update_container(limit(), &update("limits", &throttled(major)))
+        .await?;
+    let reply = host.calls.container_stats(limit(), &of("limits")).await?;
+    let rate = reply.values.get(&format!("io.max/{device}/rbps"));
+    ensure!(rate == Some(&1_048_576), "{rate:?}");
+    let request = update("limits", &throttled(99));
+    let status = status_of(host.calls.update_container(limit(), &request).await)?;
+    ensure!(
+        status.message().contains("blockIO.throttleReadBpsDevice"),
+        "{status:?}"
+    );
+    Ok(())
+}
+
 pub(crate) async fn limits_are_changed_and_told(host: &mut Host<'_>) -> Result<()> {
     let mut spec = shell("while :; do sleep 1000; done");
     spec["linux"]["resources"] = json!({
@@ -118,28 +145,7 @@ pub(crate) async fn limits_are_changed_and_told(host: &mut Host<'_>) -> Result<(
     ensure!(value("pids.max")? == u64::MAX && value("memory.low")? == 33_554_432);
 
     if host.machine.in_guest() {
-        let device = exec(
-            host,
-            "limits",
-            &spec::process(&["cat", "/sys/block/vda/dev"]),
-        )
-        .await?;
-        let device = device.trim();
-        let (major, minor) = device.split_once(':').context("no device")?;
-        let (major, minor): (u32, u32) = (major.parse()?, minor.parse()?);
-        let throttled = |major| json!({"blockIO": {"throttleReadBpsDevice": [{"major": major, "minor": minor, "rate": 1_048_576}]}});
-        host.calls
-            .update_container(limit(), &update("limits", &throttled(major)))
-            .await?;
-        let reply = host.calls.container_stats(limit(), &of("limits")).await?;
-        let value = values(reply);
-        ensure!(value(&format!("io.max/{device}/rbps"))? == 1_048_576);
-        let request = update("limits", &throttled(99));
-        let status = status_of(host.calls.update_container(limit(), &request).await)?;
-        ensure!(
-            status.message().contains("blockIO.throttleReadBpsDevice"),
-            "{status:?}"
-        );
+        disk_throttling_is_changed_and_told(host).await?;
     }
     for (change, name) in [
         (json!({"memory": {"swappiness": 1}}), "memory.swappiness"),

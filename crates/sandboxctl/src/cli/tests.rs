@@ -21,18 +21,21 @@ fn command_line_definition_is_consistent() {
 #[test]
 fn run_options_end_at_image() {
     let args = run(&["--rm", "-it", "demo", "sh", "-c", "exit 42", "--rm"]);
-    assert!(args.rm && args.interactive && args.tty);
-    assert_eq!(args.command, ["sh", "-c", "exit 42", "--rm"]);
+    assert!(args.rm && args.create.interactive && args.create.tty);
+    assert_eq!(args.create.command, ["sh", "-c", "exit 42", "--rm"]);
 }
 
 #[test]
 fn run_command_may_begin_with_dash() {
-    assert_eq!(run(&["demo", "-la", "/"]).command, ["-la", "/"]);
+    assert_eq!(run(&["demo", "-la", "/"]).create.command, ["-la", "/"]);
     assert_eq!(
-        run(&["demo", "ls", "--", "-la"]).command,
+        run(&["demo", "ls", "--", "-la"]).create.command,
         ["ls", "--", "-la"]
     );
-    assert_eq!(run(&["demo", "ls", "--help"]).command, ["ls", "--help"]);
+    assert_eq!(
+        run(&["demo", "ls", "--help"]).create.command,
+        ["ls", "--help"]
+    );
 }
 
 #[test]
@@ -40,10 +43,10 @@ fn run_hardened_example_is_taken() {
     let words = "--name hardened-app --cap-drop ALL --cap-add NET_BIND_SERVICE --read-only --user 1000:1000 \
         --security-opt no-new-privileges --memory 512m --cpus 1.0 --tmpfs /tmp:rw,noexec,nosuid myapp:latest";
     let args = run(&words.split_whitespace().collect::<Vec<_>>());
-    assert_eq!(args.container.memory, Some(512 << 20));
-    assert_eq!(args.container.cpus, Some(100_000));
-    assert!(args.container.read_only);
-    assert!(args.command.is_empty());
+    assert_eq!(args.create.container.memory, Some(512 << 20));
+    assert_eq!(args.create.container.cpus, Some(100_000));
+    assert!(args.create.container.read_only);
+    assert!(args.create.command.is_empty());
 }
 
 #[test]
