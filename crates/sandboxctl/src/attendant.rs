@@ -28,7 +28,7 @@ use std::os::unix::net::UnixStream;
 
 use sandbox_types::timeline::Phase;
 
-use crate::app::{App, AppError};
+use crate::app::App;
 use crate::attach::protocol::Outcome;
 use crate::cli::AttendArgs;
 use crate::container::{Attended, Containers, Status, now};
@@ -288,8 +288,7 @@ impl<'a> Attendant<'a> {
 
     /// Removes the container.
     fn discard(&self) {
-        let removed =
-            settle::remove(self.app, &self.containers, &self.attended).map_err(AppError::from);
+        let removed = settle::remove(self.app, &self.containers, &self.attended);
         if let Err(error) = removed {
             report::warn(&error);
         }

@@ -67,8 +67,10 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
     let code = follow(
         app,
         attended,
-        wanted,
-        args.detach,
+        FirstClient {
+            wanted,
+            detached: args.detach,
+        },
         &mut signals,
         &mut timeline,
         started,
@@ -90,12 +92,19 @@ pub(crate) fn keys(wanted: Option<&DetachKeys>) -> Option<DetachKeys> {
         .or_else(|| DetachKeys::parse(DEFAULT_DETACH_KEYS).ok())
 }
 
-/// Has a container attended, and is its first client: to its end, or until it runs if `detached`.
+/// How whoever starts a container attends it.
+pub(crate) struct FirstClient {
+    /// The streams it takes part in.
+    pub(crate) wanted: Wanted,
+    /// It goes when the container runs, instead of staying to its end.
+    pub(crate) detached: bool,
+}
+
+/// Has a container attended, and is its first client.
 pub(crate) async fn follow(
     app: &App,
     attended: Attended,
-    wanted: Wanted,
-    detached: bool,
+    client: FirstClient,
     signals: &mut Signals,
     timeline: &mut Timeline,
     started: impl Fn(&ContainerId),
@@ -105,13 +114,13 @@ pub(crate) async fn follow(
         stream: "streams",
         source,
     };
-    let (mut attachment, theirs) = Attachment::owner(wanted).map_err(streams)?;
+    let (mut attachment, theirs) = Attachment::owner(client.wanted).map_err(streams)?;
     launch::attend(app, attended, theirs)?;
     loop {
         match attachment.next(signals).await {
             Step::Started => {
                 started(&container.record.id);
-                if detached {
+                if client.detached {
                     return Ok(0);
                 }
             }

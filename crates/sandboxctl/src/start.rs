@@ -83,8 +83,7 @@ async fn start_one(
     run::follow(
         app,
         attended,
-        wanted,
-        detached,
+        run::FirstClient { wanted, detached },
         signals,
         &mut Timeline::default(),
         |_| (),

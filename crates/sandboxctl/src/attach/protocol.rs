@@ -138,10 +138,11 @@ impl<R: io::Read> Lines<R> {
     }
 }
 
+/// What comes behind the first thing: what was read along with it, then the connection.
+pub(crate) type Following = Lines<io::Chain<Cursor<Vec<u8>>, UnixStream>>;
+
 /// Hears the first thing, with the descriptors, and gives what comes behind it.
-pub(crate) fn receive_attach(
-    connection: UnixStream,
-) -> io::Result<(Streams, Lines<io::Chain<Cursor<Vec<u8>>, UnixStream>>)> {
+pub(crate) fn receive_attach(connection: UnixStream) -> io::Result<(Streams, Following)> {
     let mut bytes = vec![0_u8; FIRST_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
