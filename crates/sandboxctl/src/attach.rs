@@ -12,13 +12,10 @@ use std::thread;
 use tokio::sync::mpsc;
 
 use crate::report;
-use crate::signals::{Resizes, Signals};
+use crate::signals::{KILL, Resizes, Signals};
 use crate::stdio::{DetachKeys, Input, InputEnd, OutputEnd, Outputs, duplicate};
 use crate::terminal::{self, RawMode};
 use protocol::{Lines, Outcome, Report, Request, Streams};
-
-/// `SIGKILL`.
-const KILL: u32 = 9;
 
 /// What is to be attached.
 #[derive(Debug, Clone, Default)]

@@ -19,7 +19,7 @@ use crate::names;
 use crate::run::RunError;
 use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, RpcFailure, Shim};
-use crate::signals::{Resizes, Signals};
+use crate::signals::{KILL, Resizes, Signals};
 use crate::spec::SpecError;
 use crate::stdio::{
     Fifos, Input, InputEnd, OutputEnd, Outputs, duplicate, open_fifo, open_input_fifo,
@@ -28,8 +28,6 @@ use crate::terminal::{self, RawMode};
 
 /// How the identifiers of processes begin that nobody waits for.
 pub(crate) const DETACHED: &str = "detached-";
-/// `SIGKILL`.
-const KILL: u32 = 9;
 /// 128 and `SIGPIPE`.
 const BROKEN_PIPE: u8 = 141;
 /// How long an output may stay open without anything coming once its process has ended.

@@ -5,6 +5,9 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// `SIGKILL`, which cannot be caught (signal(7)).
+pub(crate) const KILL: u32 = 9;
+
 /// The signals that are passed on, merged into one sequence.
 #[derive(Debug)]
 pub(crate) struct Signals {

@@ -17,11 +17,10 @@ use crate::run::RunError;
 use crate::settings::Settings;
 use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, Shim, ShimError, kill_recorded};
+use crate::signals::KILL;
 use crate::table;
 use crate::values;
 
-/// `SIGKILL`.
-const KILL: u32 = 9;
 /// `SIGTERM`.
 const TERM: u32 = 15;
 /// How many seconds a container has to end that was asked to, as docker has it.

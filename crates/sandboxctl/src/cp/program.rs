@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::CpError;
 use crate::names;
 use crate::shim::{ProgramStreams, RpcError, Tasks};
+use crate::signals::KILL;
 
 /// How much of what the program says is kept.
 const MAX_SAID_BYTES: usize = 4 * 1024;
@@ -152,7 +153,7 @@ impl<'a> Program<'a> {
     /// Ends it, if it has not ended.
     pub(super) async fn kill(&self) {
         // It may have ended by itself.
-        let _ = self.tasks.kill_program(self.id, &self.exec).await;
+        let _ = self.tasks.kill_exec(self.id, &self.exec, KILL).await;
     }
 
     /// Waits for its end.
@@ -174,7 +175,7 @@ impl<'a> Program<'a> {
         tokio::pin!(conclude);
         let (written, code) = tokio::select! {
             written = &mut writing => {
-                self.tasks.end_program_input(self.id, &self.exec).await.or_else(|error| {
+                self.tasks.close_stdin(self.id, &self.exec).await.or_else(|error| {
                     // It has ended meanwhile.
                     if error.failure == crate::shim::RpcFailure::Unanswered { Err(error) } else { Ok(()) }
                 })?;

@@ -130,71 +130,13 @@ impl Tasks {
             .exec(patient(), &request)
             .await
             .map_err(failed("add a process to the container"))?;
-        let start = api::StartRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..api::StartRequest::default()
-        };
-        self.client
-            .start(patient(), &start)
-            .await
-            .map(drop)
-            .map_err(failed("start a process in the container"))
-    }
-
-    /// The program's input ends after what is in its fifo.
-    pub(crate) async fn end_program_input(&self, id: &str, exec: &str) -> Result<(), RpcError> {
-        let request = api::CloseIORequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            stdin: true,
-            ..api::CloseIORequest::default()
-        };
-        self.client
-            .close_io(patient(), &request)
-            .await
-            .map(drop)
-            .map_err(failed("close a process's input"))
-    }
-
-    /// Kills the program.
-    pub(crate) async fn kill_program(&self, id: &str, exec: &str) -> Result<(), RpcError> {
-        /// `SIGKILL`.
-        const KILL: u32 = 9;
-        let request = api::KillRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            signal: KILL,
-            ..api::KillRequest::default()
-        };
-        self.client
-            .kill(brief(), &request)
-            .await
-            .map(drop)
-            .map_err(failed("kill a process of the container"))
+        self.start(id, exec).await
     }
 
     /// Waits for the program's end and removes it; gives its exit code.
     pub(crate) async fn conclude_program(&self, id: &str, exec: &str) -> Result<u32, RpcError> {
-        let wait = api::WaitRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..api::WaitRequest::default()
-        };
-        let ended = self
-            .client
-            .wait(patient(), &wait)
-            .await
-            .map_err(failed("wait for a process of the container"))?;
-        let delete = api::DeleteRequest {
-            id: id.to_owned(),
-            exec_id: exec.to_owned(),
-            ..api::DeleteRequest::default()
-        };
-        self.client
-            .delete(patient(), &delete)
-            .await
-            .map_err(failed("remove a process of the container"))?;
-        Ok(ended.exit_status)
+        let status = self.wait(id, exec).await?;
+        self.delete(id, exec).await?;
+        Ok(status)
     }
 }
