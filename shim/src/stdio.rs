@@ -9,11 +9,13 @@ pub(crate) mod logger;
 mod uri;
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -347,17 +349,18 @@ async fn copy_input(
             stream.write_all(bytes).await?;
         }
     }
-    // What was written before the close is in the fifo by now.
+    // What was written before the close is in the fifo by now. Asked is the kernel, not the event loop, which may not have
+    // heard of it yet.
     loop {
-        match fifo.try_read(&mut buffer) {
-            Ok(0) => break,
+        match nix::unistd::read(fifo.as_fd(), &mut buffer) {
+            Ok(0) | Err(Errno::EAGAIN) => break,
             Ok(len) => {
                 if let Some(bytes) = buffer.get(..len) {
                     stream.write_all(bytes).await?;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            Err(error) => return Err(error),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
     stream.shutdown().await
@@ -441,6 +444,32 @@ mod tests {
             guest.read_to_string(&mut got).await.unwrap();
             done.await.unwrap();
             assert_eq!(got, "one two");
+        });
+    }
+
+    #[test]
+    fn input_written_just_before_the_close_is_not_lost() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = make_fifo(folder.path(), "in");
+        block_on(async {
+            let paths = StdioPaths {
+                stdin: path.clone(),
+                ..Default::default()
+            };
+            let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
+            let (mut guest, host) = UnixStream::pair().unwrap();
+            let mut copying = Copying::default();
+            copying.input(host, stdin);
+            // It waits for input by now; the event loop learns of none before the close.
+            tokio::task::yield_now().await;
+            let mut writer = std::fs::File::options().write(true).open(&path).unwrap();
+            writer.write_all(b"late").unwrap();
+            let done = copying.close_stdin().unwrap();
+            let mut got = String::new();
+            guest.read_to_string(&mut got).await.unwrap();
+            done.await.unwrap();
+            assert_eq!(got, "late");
         });
     }
 
