@@ -173,7 +173,11 @@ impl Running {
                 }
             });
             let copied = copying.await?;
-            if !matches!(copied, Ok(Unpacked::Streamed | Unpacked::Done { .. })) {
+            // A program whose output has ended is ending by itself, and says why.
+            if !matches!(
+                copied,
+                Ok(Unpacked::Streamed | Unpacked::Done { .. } | Unpacked::Empty)
+            ) {
                 program.kill().await;
             }
             let said = program.conclude().await.map_err(self.failed())?;
