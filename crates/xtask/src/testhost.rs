@@ -24,7 +24,7 @@ pub(crate) use boot_files::BootFiles;
 /// The exit code when the time limit passed, as timeout(1) has it.
 const TIMED_OUT: i32 = 124;
 /// The exit code when the test host itself failed.
-const WEDGED: i32 = 125;
+pub(crate) const WEDGED: i32 = 125;
 
 /// What to run, and in how big a machine.
 pub(crate) struct Options {
@@ -60,8 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<i32> {
     let files = BootFiles::get()?;
     let (outcome, console) = machine::run(options, &files)?;
     let tail = || {
-        let lines: Vec<&str> = console.lines().collect();
-        for line in &lines[lines.len().saturating_sub(20)..] {
+        for line in console::what_matters(&console) {
             eprintln!("  | {line}");
         }
     };

@@ -113,8 +113,11 @@ impl Shim {
         let config = world.path().join("shim.toml");
         world.write_config(&config)?;
         let mut command = world.command(PROGRAM);
+        // Containers of the same name in other worlds have other shims, as those of other containerds have.
         command
-            .args(["-namespace", NAMESPACE, "-id", id, "-address", "", "start"])
+            .args(["-namespace", NAMESPACE, "-id", id, "-address"])
+            .arg(world.path().join("containerd.sock"))
+            .arg("start")
             .current_dir(bundle)
             .env("SANDBOX_CONFIG", &config);
         let limit = world.setup().limit;

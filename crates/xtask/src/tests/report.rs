@@ -12,6 +12,12 @@ struct Outcome {
     /// The summary line was seen.
     closed: bool,
     exited_well: bool,
+    /// Tests that the present run of the suite told of, and how many of them passed and failed.
+    told: Vec<String>,
+    told_passed: u64,
+    told_failed: u64,
+    /// How often the test host failed under it.
+    test_host_failures: u64,
 }
 
 impl Outcome {
@@ -78,6 +84,7 @@ impl Report {
             return;
         };
         let test = test.trim();
+        suite.told.push(test.to_owned());
         if let Some(reason) = outcome.trim().strip_prefix("ignored") {
             let reason = reason.trim_matches([' ', ',', '(', ')']);
             let reason = if reason.is_empty() {
@@ -89,8 +96,23 @@ impl Report {
                 .skipped
                 .push(format!("{} {test}: {reason}", suite.name));
         } else if outcome.trim().starts_with("FAILED") {
+            suite.told_failed += 1;
             suite.failures.push(format!("{} {test}", suite.name));
+        } else {
+            suite.told_passed += 1;
         }
+    }
+
+    /// The test host failed under the suite, which goes on in another one. What it told of counts; it has no summary.
+    /// Returns the names of the tests that need not run again.
+    pub(super) fn test_host_failed(&mut self) -> Vec<String> {
+        let Some(suite) = self.0.last_mut() else {
+            return Vec::new();
+        };
+        suite.test_host_failures += 1;
+        suite.passed += std::mem::take(&mut suite.told_passed);
+        suite.failed += std::mem::take(&mut suite.told_failed);
+        std::mem::take(&mut suite.told)
     }
 
     /// The suite ended.
@@ -111,6 +133,12 @@ impl Report {
             for line in skipped {
                 println!("  {line}");
             }
+        }
+        for suite in self.0.iter().filter(|suite| suite.test_host_failures > 0) {
+            println!(
+                "{}: the test host failed {} times, and the tests that it had not finished ran again",
+                suite.name, suite.test_host_failures
+            );
         }
         for line in self.0.iter().flat_map(|suite| &suite.failures) {
             println!("FAILED: {line}");
@@ -194,6 +222,21 @@ mod tests {
         assert!(!read(&["test a ... ok"], true).passed_everything());
         assert!(!read(&["test result: ok. 1 passed; 0 failed"], false).passed_everything());
         assert!(!read(&["test result: ok. 0 passed; 0 failed"], true).passed_everything());
+    }
+
+    #[test]
+    fn suite_goes_on_after_its_test_host_failed() {
+        let mut report = Report::default();
+        report.begin("suite");
+        report.line("test a ... ok");
+        report.line("test b ... FAILED");
+        assert_eq!(report.test_host_failed(), ["a", "b"]);
+        report.line("test c ... ok");
+        report.line("test result: ok. 1 passed; 0 failed; 0 ignored");
+        report.end(true);
+        assert_eq!((report.0[0].passed, report.0[0].failed), (2, 1));
+        assert!(!report.passed_everything());
+        assert!(!report.0[0].broke());
     }
 
     #[test]
