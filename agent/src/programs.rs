@@ -5,12 +5,15 @@
 
 mod archive;
 mod init;
+mod pause;
 
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use sandbox_protocol::agent::AgentProgram;
-use sandbox_protocol::extensions::{PROGRAM_ARCHIVE_READ, PROGRAM_ARCHIVE_WRITE, PROGRAM_INIT};
+use sandbox_protocol::extensions::{
+    PROGRAM_ARCHIVE_READ, PROGRAM_ARCHIVE_WRITE, PROGRAM_INIT, PROGRAM_PAUSE,
+};
 use serde::{Deserialize, Serialize};
 
 /// One of the agent's own programs.
@@ -22,9 +25,19 @@ pub(crate) enum Program {
     ArchiveRead,
     /// Unpacks an archive from standard input.
     ArchiveWrite,
+    /// Does nothing.
+    Pause,
 }
 
 impl Program {
+    /// All there are.
+    const ALL: [Self; 4] = [
+        Self::Init,
+        Self::ArchiveRead,
+        Self::ArchiveWrite,
+        Self::Pause,
+    ];
+
     /// As the host says it; `None` for the command that the process names.
     pub(crate) fn from_wire(program: AgentProgram) -> Option<Self> {
         match program {
@@ -32,6 +45,7 @@ impl Program {
             AgentProgram::AGENT_PROGRAM_INIT => Some(Self::Init),
             AgentProgram::AGENT_PROGRAM_ARCHIVE_READ => Some(Self::ArchiveRead),
             AgentProgram::AGENT_PROGRAM_ARCHIVE_WRITE => Some(Self::ArchiveWrite),
+            AgentProgram::AGENT_PROGRAM_PAUSE => Some(Self::Pause),
         }
     }
 
@@ -41,14 +55,13 @@ impl Program {
             Self::Init => PROGRAM_INIT,
             Self::ArchiveRead => PROGRAM_ARCHIVE_READ,
             Self::ArchiveWrite => PROGRAM_ARCHIVE_WRITE,
+            Self::Pause => PROGRAM_PAUSE,
         }
     }
 
     /// The program that a first argument names.
     pub(crate) fn named(word: &OsStr) -> Option<Self> {
-        [Self::Init, Self::ArchiveRead, Self::ArchiveWrite]
-            .into_iter()
-            .find(|program| word == program.word())
+        Self::ALL.into_iter().find(|program| word == program.word())
     }
 
     /// Whether its arguments are a command of the container's.
@@ -62,6 +75,7 @@ impl Program {
             Self::Init => init::main(&arguments),
             Self::ArchiveRead => archive::read_main(&arguments),
             Self::ArchiveWrite => archive::write_main(&arguments),
+            Self::Pause => pause::main(),
         }
     }
 }
@@ -79,7 +93,7 @@ mod tests {
 
     #[test]
     fn program_is_found_by_its_word() {
-        for program in [Program::Init, Program::ArchiveRead, Program::ArchiveWrite] {
+        for program in Program::ALL {
             assert_eq!(Program::named(program.word().as_ref()), Some(program));
         }
         assert_eq!(Program::named("helper".as_ref()), None);

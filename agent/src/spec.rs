@@ -115,6 +115,9 @@ pub(crate) struct Confinement {
     pub(crate) propagation: Vec<MountPropagation>,
     /// Programs to run in the container before its own.
     pub(crate) hooks: Option<StartHooks>,
+    /// The folder that the container's first process begins in, which is made if it is not there; none for added
+    /// processes, whose folder must be there.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// `startContainer` hooks: programs of the container's, run with what its own program will be confined to.
@@ -178,6 +181,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let process = spec.process().clone();
     let mut process = process.ok_or(SpecError::Missing { member: "process" })?;
     let mut confinement = adapt_process(&mut process, placement.terminal)?;
+    confinement.folder = take_folder(&mut process);
     spec.set_process(Some(process));
 
     check_linux(&linux)?;
@@ -211,6 +215,13 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
             .iter()
             .any(|(kind, _)| *kind == LinuxNamespaceType::Pid),
     })
+}
+
+/// Takes the folder out that the process begins in: libcontainer enters it before anybody could make it.
+fn take_folder(process: &mut Process) -> Option<PathBuf> {
+    let folder = process.cwd().clone();
+    process.set_cwd("/".into());
+    (!folder.as_os_str().is_empty()).then_some(folder)
 }
 
 fn is_of(linux: &Linux, kind: LinuxNamespaceType) -> bool {

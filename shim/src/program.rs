@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use sandbox_protocol::agent::AgentProgram;
 use sandbox_protocol::extensions::{
     EXEC_PROGRAM_TYPE, PROGRAM_ANNOTATION, PROGRAM_ARCHIVE_READ, PROGRAM_ARCHIVE_WRITE,
-    PROGRAM_INIT,
+    PROGRAM_INIT, PROGRAM_PAUSE,
 };
 
 /// A program that the agent does not have.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{asked_by} asks for the agent's program {word:?}; there are {PROGRAM_INIT:?}, {PROGRAM_ARCHIVE_READ:?} and {PROGRAM_ARCHIVE_WRITE:?}"
+    "{asked_by} asks for the agent's program {word:?}; there are {PROGRAM_INIT:?}, {PROGRAM_ARCHIVE_READ:?}, {PROGRAM_ARCHIVE_WRITE:?} and {PROGRAM_PAUSE:?}"
 )]
 pub(crate) struct ProgramError {
     asked_by: &'static str,
@@ -23,6 +23,7 @@ fn by_word(asked_by: &'static str, word: &str) -> Result<AgentProgram, ProgramEr
         PROGRAM_INIT => Ok(AgentProgram::AGENT_PROGRAM_INIT),
         PROGRAM_ARCHIVE_READ => Ok(AgentProgram::AGENT_PROGRAM_ARCHIVE_READ),
         PROGRAM_ARCHIVE_WRITE => Ok(AgentProgram::AGENT_PROGRAM_ARCHIVE_WRITE),
+        PROGRAM_PAUSE => Ok(AgentProgram::AGENT_PROGRAM_PAUSE),
         _ => Err(ProgramError {
             asked_by,
             word: word.to_owned(),

@@ -154,6 +154,9 @@ impl AgentExecutor {
             join_users(namespace, process)
                 .map_err(|error| setup(format!("cannot join the container's users: {error}")))?;
         }
+        if let Some(folder) = &self.confinement.folder {
+            enter(folder)?;
+        }
         self.path(process)?;
         for mount in &self.confinement.propagation {
             propagate(mount)?;
@@ -180,6 +183,37 @@ impl Executor for AgentExecutor {
         self.report.fail(refusal.kind, refusal.message.clone());
         Err(ExecutorError::Other(refusal.message))
     }
+}
+
+/// Enters the folder that a container begins in, as root of the container makes it if it is not there (as runc does,
+/// and `docker run --workdir` with it).
+fn enter(folder: &Path) -> Result<(), Refusal> {
+    make_folder(folder)
+        .and_then(|()| std::env::set_current_dir(folder))
+        .map_err(|error| {
+            setup(format!(
+                "cannot begin in {}, the container's working directory: {error}",
+                folder.display()
+            ))
+        })
+}
+
+fn make_folder(folder: &Path) -> std::io::Result<()> {
+    let mut missing = Vec::new();
+    for ancestor in folder.ancestors() {
+        match fs::metadata(ancestor) {
+            Ok(_) => break,
+            Err(error) if error.kind() == ErrorKind::NotFound => missing.push(ancestor),
+            Err(error) => return Err(error),
+        }
+    }
+    for path in missing.into_iter().rev() {
+        fs::create_dir(path)?;
+        // Neither the process's umask nor its user is to decide.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        std::os::unix::fs::chown(path, Some(0), Some(0))?;
+    }
+    Ok(())
 }
 
 /// Returns only if it fails.
@@ -482,6 +516,21 @@ mod tests {
 
     fn kind(process: &Process) -> Option<FailureKind> {
         find_program(process).err().map(|refusal| refusal.kind)
+    }
+
+    #[test]
+    fn folder_is_made_with_those_above_it() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b");
+        make_folder(&folder).unwrap();
+        make_folder(&folder).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(
+            (mode(&root.path().join("a")), mode(&folder)),
+            (0o755, 0o755)
+        );
+        fs::write(root.path().join("file"), "").unwrap();
+        assert!(make_folder(&root.path().join("file/below")).is_err());
     }
 
     #[test]

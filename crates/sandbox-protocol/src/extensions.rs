@@ -2,7 +2,7 @@
 //! use these names: `sandboxctl` writes them, the shim understands them. containerd does not know them.
 
 /// Annotation of a container's spec: which program of the agent's own its first process is (`AgentProgram`), one of
-/// [`PROGRAM_INIT`], [`PROGRAM_ARCHIVE_READ`], [`PROGRAM_ARCHIVE_WRITE`].
+/// [`PROGRAM_INIT`], [`PROGRAM_ARCHIVE_READ`], [`PROGRAM_ARCHIVE_WRITE`], [`PROGRAM_PAUSE`].
 pub const PROGRAM_ANNOTATION: &str = "dev.sandbox.program";
 
 /// `AGENT_PROGRAM_INIT`.
@@ -11,6 +11,8 @@ pub const PROGRAM_INIT: &str = "init";
 pub const PROGRAM_ARCHIVE_READ: &str = "archive-read";
 /// `AGENT_PROGRAM_ARCHIVE_WRITE`.
 pub const PROGRAM_ARCHIVE_WRITE: &str = "archive-write";
+/// `AGENT_PROGRAM_PAUSE`.
+pub const PROGRAM_PAUSE: &str = "pause";
 
 /// Type of an exec's spec, in the place of containerd's, when the agent's own program is to run: behind it comes one
 /// of the words above. The value is a `process` object in JSON as ever.

@@ -181,7 +181,7 @@ impl<'a> Attendant<'a> {
             .await
             .map_err(|source| early(RunError::Events(source)))?;
         let program = launch.shim(&container);
-        let shim = match program.start(&launch.events_socket()).await {
+        let shim = match program.start(Some(&launch.events_socket())).await {
             Ok(shim) => shim,
             Err(error) => {
                 self.clear_away().await;
@@ -263,7 +263,12 @@ impl<'a> Attendant<'a> {
             Err(failure) => {
                 let reason = failure.error.reason();
                 let code = failure.error.container_code();
-                (Status::Failed { reason, finished }, code)
+                let status = Status::Failed {
+                    reason,
+                    code,
+                    finished,
+                };
+                (status, code)
             }
         };
         let out_of_memory = self.out_of_memory;

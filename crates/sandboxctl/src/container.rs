@@ -183,9 +183,16 @@ pub(crate) enum Status {
     Failed {
         /// One line.
         reason: String,
+        /// What it is said to have ended with: 137, or why its process could not be started.
+        #[serde(default = "killed")]
+        code: i32,
         /// Seconds since the epoch.
         finished: u64,
     },
+}
+
+fn killed() -> i32 {
+    crate::look::KILLED
 }
 
 /// Now, in seconds since the epoch.

@@ -11,9 +11,11 @@
 //! folder               file                   refused
 //! ```
 //!
-//! In the container a program of the agent's own reads or writes an archive ([`program`]); nothing of a guest's file
+//! A container that does not run is started for it with a first process that does nothing ([`awake`]), as if one had
+//! the disk of a machine that is off in another machine. In the container a program of the agent's own reads or writes an archive ([`program`]); nothing of a guest's file
 //! system is ever mounted here. What comes out of a container is not trusted ([`unpack`]).
 
+mod awake;
 mod pack;
 mod place;
 mod program;
@@ -27,8 +29,13 @@ use sandbox_protocol::extensions::{PROGRAM_ARCHIVE_READ, PROGRAM_ARCHIVE_WRITE};
 use crate::app::{App, AppError};
 use crate::cli::CpArgs;
 use crate::container::Container;
+use crate::launch::LaunchError;
 use crate::look::{Seen, look};
-use crate::shim::{RpcError, Shim};
+use crate::settle::{self, SettleError};
+use crate::shim::{RpcError, Shim, ShimError};
+use crate::stop::StopError;
+use awake::Awake;
+pub(crate) use awake::forget as forget_awake;
 use pack::Packed;
 use place::{Place, PlaceError};
 use program::{Program, Said};
@@ -46,9 +53,35 @@ pub(crate) enum CpError {
     Place(#[from] PlaceError),
     #[error("cannot copy between here and container {name}")]
     Shim { name: String, source: RpcError },
-    /// There is nobody in it who could read or write.
-    #[error("container {name} is {state}, and files are copied only while it runs; start it first")]
-    NotRunning { name: String, state: &'static str },
+    #[error(transparent)]
+    Settle(#[from] SettleError),
+    /// Nothing in it runs now that could read or write.
+    #[error("container {name} is {state}; copy once it {until}")]
+    WrongState {
+        name: String,
+        state: &'static str,
+        until: &'static str,
+    },
+    /// Somebody else has hold of it.
+    #[error("cannot take hold of container {name}")]
+    Hold {
+        name: String,
+        source: Box<StopError>,
+    },
+    /// It was removed meanwhile.
+    #[error("there is no container {name} any more")]
+    Gone { name: String },
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// It does not run, and cannot be started for this.
+    #[error("cannot start container {name} for the copying")]
+    Wake { name: String, source: ShimError },
+    /// What it is made of cannot be used for another process.
+    #[error("{} is damaged; remove the container with `sandboxctl rm`", path.display())]
+    Spec {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     /// The program in the container failed.
     #[error("{what} failed in container {name}: {said}")]
     Program {
@@ -90,12 +123,14 @@ pub(crate) async fn cp(app: &App, args: &CpArgs) -> Result<(), CpError> {
     let places = (Place::parse(&args.source), Place::parse(&args.destination));
     match places {
         (Place::Container { name, path }, to @ (Place::Local(_) | Place::Stream)) => {
-            let running = Running::find(app, &name).await?;
-            running.hand_out(&path, to, args).await
+            let reached = Reached::find(app, &name).await?;
+            let copied = reached.hand_out(&path, to, args).await;
+            reached.leave(copied).await
         }
         (from @ (Place::Local(_) | Place::Stream), Place::Container { name, path }) => {
-            let running = Running::find(app, &name).await?;
-            running.take_in(from, &path, args).await
+            let reached = Reached::find(app, &name).await?;
+            let copied = reached.take_in(from, &path, args).await;
+            reached.leave(copied).await
         }
         (Place::Container { .. }, Place::Container { .. }) => {
             Err(PlaceError::BetweenContainers.into())
@@ -104,24 +139,53 @@ pub(crate) async fn cp(app: &App, args: &CpArgs) -> Result<(), CpError> {
     }
 }
 
-/// A container and its shim.
-struct Running {
+/// A container, and the shim through which its files are reached.
+struct Reached {
     container: Container,
     shim: Shim,
+    /// Of a container that does not run otherwise.
+    awake: Option<Awake>,
 }
 
-impl Running {
+impl Reached {
     async fn find(app: &App, wanted: &str) -> Result<Self, CpError> {
         let containers = app.containers()?;
-        let container = containers.find(wanted).map_err(AppError::from)?;
+        let container = settle::find(app, &containers, wanted).await?;
         let (seen, shim) = look(&container).await;
-        match (&seen, shim) {
-            (Seen::Running { .. }, Some(shim)) => Ok(Self { container, shim }),
-            _ => Err(CpError::NotRunning {
+        let until = match seen {
+            Seen::Running { .. } => "has started",
+            Seen::Paused => "goes on (`sandboxctl unpause`)",
+            Seen::Creating => "has started",
+            Seen::Created | Seen::Exited { .. } | Seen::Failed { .. } => {
+                let (awake, shim) = Awake::start(&containers, &container).await?;
+                return Ok(Self {
+                    container,
+                    shim,
+                    awake: Some(awake),
+                });
+            }
+        };
+        match shim {
+            Some(shim) if matches!(seen, Seen::Running { .. }) => Ok(Self {
+                container,
+                shim,
+                awake: None,
+            }),
+            _ => Err(CpError::WrongState {
                 name: container.record.name.to_string(),
                 state: seen.word(),
+                until,
             }),
         }
+    }
+
+    /// Leaves it as it was found. What went wrong first is what is said.
+    async fn leave(self, copied: Result<(), CpError>) -> Result<(), CpError> {
+        let left = match self.awake {
+            Some(awake) => awake.end(&self.shim).await,
+            None => Ok(()),
+        };
+        copied.and(left)
     }
 
     fn name(&self) -> String {

@@ -5,10 +5,14 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::{Value, json};
+
 use crate::app::{App, AppError};
 use crate::attach::is_hang_up;
 use crate::cli::EventsArgs;
+use crate::format::Format;
 use crate::journal::{Event, Journal};
+use crate::template::TemplateError;
 use crate::watch::Watch;
 
 /// Why events are not shown.
@@ -19,6 +23,8 @@ pub(crate) enum EventsError {
     /// They cannot be read or printed.
     #[error("cannot show what happened")]
     Io(#[from] io::Error),
+    #[error("cannot show what happened as --format says")]
+    Format(#[from] TemplateError),
 }
 
 /// What a shown event must be like.
@@ -85,8 +91,8 @@ pub(crate) fn events(app: &App, args: &EventsArgs) -> Result<(), EventsError> {
                 continue;
             }
             if args.filter.iter().all(|filter| filter.passes(&event)) {
-                match print(&event, args.json()) {
-                    Err(error) if is_hang_up(&error) => return Ok(()),
+                match print(&event, args.format.as_ref()) {
+                    Err(EventsError::Io(error)) if is_hang_up(&error) => return Ok(()),
                     other => other?,
                 }
             }
@@ -98,30 +104,53 @@ pub(crate) fn events(app: &App, args: &EventsArgs) -> Result<(), EventsError> {
     }
 }
 
-fn print(event: &Event, json: bool) -> io::Result<()> {
+/// What templates have: docker's fields, the first three from its old times.
+fn fields(event: &Event) -> Value {
+    json!({
+        "ID": event.actor.id,
+        "Status": event.action,
+        "From": event.actor.attributes.get("image"),
+        "Type": event.kind,
+        "Action": event.action,
+        "Actor": event.actor,
+        "Scope": event.scope,
+        "Time": event.time,
+        "TimeNano": event.time_nano,
+    })
+}
+
+fn print(event: &Event, format: Option<&Format>) -> Result<(), EventsError> {
     let mut out = io::stdout().lock();
-    if json {
-        serde_json::to_writer(&mut out, event)?;
-        writeln!(out)?;
-    } else {
-        let at = UNIX_EPOCH + Duration::from_nanos(event.time_nano);
-        let attributes: Vec<String> = event
-            .actor
-            .attributes
-            .iter()
-            .map(|(key, value)| format!("{key}={value}"))
-            .collect();
-        writeln!(
-            out,
-            "{} {} {} {} ({})",
-            humantime::format_rfc3339_nanos(at),
-            event.kind,
-            event.action,
-            event.actor.id,
-            attributes.join(", ")
-        )?;
+    match format {
+        Some(Format::Json) => {
+            serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
+            writeln!(out)?;
+        }
+        Some(Format::Lines(template) | Format::Columns(template)) => {
+            writeln!(out, "{}", template.render(&fields(event))?)?;
+        }
+        Some(Format::Table) | None => print_line(&mut out, event)?,
     }
-    out.flush()
+    Ok(out.flush()?)
+}
+
+fn print_line(out: &mut impl io::Write, event: &Event) -> io::Result<()> {
+    let at = UNIX_EPOCH + Duration::from_nanos(event.time_nano);
+    let attributes: Vec<String> = event
+        .actor
+        .attributes
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    writeln!(
+        out,
+        "{} {} {} {} ({})",
+        humantime::format_rfc3339_nanos(at),
+        event.kind,
+        event.action,
+        event.actor.id,
+        attributes.join(", ")
+    )
 }
 
 /// The journal's events in order, through both of its files and as they are written.

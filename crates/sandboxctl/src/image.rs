@@ -13,8 +13,10 @@ use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
 use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
+use crate::inspect::{self, InspectError};
 use crate::report;
 use crate::table;
+use crate::template::TemplateError;
 
 pub(crate) use pull::for_run;
 
@@ -79,6 +81,10 @@ pub(crate) enum ImageError {
     Login(#[source] Box<RegistryError>),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    #[error("cannot print the list as --format says")]
+    Format(#[from] TemplateError),
     /// No password, and nobody to ask.
     #[error(
         "standard input is not a terminal, so nobody can be asked; use --username and --password-stdin"
@@ -98,12 +104,11 @@ pub(crate) enum ImageError {
 }
 
 /// Does what the verb says.
-pub(crate) fn image(app: &App, verb: &ImageVerb) -> Result<(), ImageError> {
+pub(crate) async fn image(app: &App, verb: &ImageVerb) -> Result<(), ImageError> {
     match verb {
         ImageVerb::History(args) => list::history(app, args),
         ImageVerb::Import(args) => archive::import(app, args),
-        // `main` has it done where `inspect` is.
-        ImageVerb::Inspect(_) => Ok(()),
+        ImageVerb::Inspect(args) => Ok(inspect::inspect(app, &args.to_inspect()).await?),
         ImageVerb::Load(args) => archive::load(app, args),
         ImageVerb::Ls(args) => list::ls(app, args),
         ImageVerb::Prune(args) => prune(app, args),

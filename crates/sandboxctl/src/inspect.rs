@@ -7,10 +7,11 @@ use crate::app::{App, AppError};
 use crate::cli::{InspectArgs, ObjectKind};
 use crate::container::{Container, ContainerError, did_you_mean};
 use crate::format::{self, Format};
-use crate::look::{KILLED, Seen, look};
+use crate::look::{Seen, look};
 use crate::names;
 use crate::report;
 use crate::settings::{Settings, SettingsError};
+use crate::settle::{self, SettleError};
 use crate::table;
 use crate::template::TemplateError;
 use crate::time;
@@ -22,6 +23,8 @@ pub(crate) enum InspectError {
     App(#[from] AppError),
     #[error(transparent)]
     Container(#[from] ContainerError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Neither a container nor an image.
@@ -85,8 +88,16 @@ pub(crate) async fn inspect(app: &App, args: &InspectArgs) -> Result<(), Inspect
 
 async fn one(app: &App, kind: Option<ObjectKind>, name: &str) -> Result<Value, InspectError> {
     if kind != Some(ObjectKind::Image) {
-        match app.containers()?.find(name) {
-            Ok(container) => return of_container(&container).await,
+        let containers = app.containers()?;
+        match containers.find(name) {
+            Ok(container) => {
+                let settled = settle::settle(app, &containers, container).await?;
+                let container = settled.ok_or_else(|| ContainerError::NotFound {
+                    name: name.to_owned(),
+                    near: Vec::new(),
+                })?;
+                return of_container(&container).await;
+            }
             Err(error @ ContainerError::NotFound { .. }) if kind == Some(ObjectKind::Container) => {
                 return Err(error.into());
             }
@@ -161,8 +172,7 @@ fn state(container: &Container, seen: &Seen) -> Value {
         // A process of this host's: the guest's are not among them.
         "Pid": record.shim.as_ref().filter(|_| live).map_or(0, |shim| shim.pid),
         "ExitCode": match seen {
-            Seen::Exited { code, .. } => *code,
-            Seen::Failed { .. } => KILLED,
+            Seen::Exited { code, .. } | Seen::Failed { code, .. } => *code,
             _ => 0,
         },
         "Error": match seen {
@@ -253,6 +263,7 @@ mod tests {
             &container(),
             &Seen::Failed {
                 reason: "its shim died".to_owned(),
+                code: 137,
                 finished: Some(0),
             },
         );

@@ -33,6 +33,7 @@ pub(crate) enum Seen {
     /// It ended without its process.
     Failed {
         reason: String,
+        code: i32,
         finished: Option<u64>,
     },
 }
@@ -64,9 +65,14 @@ pub(crate) async fn look(container: &Container) -> (Seen, Option<Shim>) {
             };
             return (seen, None);
         }
-        Status::Failed { reason, finished } => {
+        Status::Failed {
+            reason,
+            code,
+            finished,
+        } => {
             let seen = Seen::Failed {
                 reason: reason.clone(),
+                code: *code,
                 finished: Some(*finished),
             };
             return (seen, None);
@@ -126,6 +132,7 @@ fn unseen(container: &Container, has_shim: bool) -> Seen {
 fn failed(reason: String) -> Seen {
     Seen::Failed {
         reason,
+        code: KILLED,
         finished: None,
     }
 }

@@ -69,7 +69,7 @@ use clap::Parser as _;
 use sandbox_types::timeline::Phase;
 
 use crate::app::App;
-use crate::cli::{Cli, ContainerVerb, ImageVerb, Verb};
+use crate::cli::{Cli, ContainerVerb, Verb};
 use crate::timings::Timeline;
 
 /// Our own failure, as docker has it.
@@ -156,10 +156,7 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Ps(args) => ps::ps(&app, args).await.map(|()| 0).map_err(Into::into),
             Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
-            Verb::Image(ImageVerb::Inspect(args)) => Ok(inspect::inspect(&app, &args.to_inspect())
-                .await
-                .map(|()| 0)?),
-            Verb::Image(verb) => Ok(image::image(&app, verb).map(|()| 0)?),
+            Verb::Image(verb) => Ok(image::image(&app, verb).await.map(|()| 0)?),
             Verb::Inspect(args) => Ok(inspect::inspect(&app, args).await.map(|()| 0)?),
             Verb::Stats(args) => Ok(stats::stats(&app, args).await.map(|()| 0)?),
             Verb::Top(args) => Ok(top::top(&app, args).await.map(|()| 0)?),

@@ -7,7 +7,7 @@ use crate::cli::PsArgs;
 use crate::container::{Container, now};
 use crate::filter::{self, Others};
 use crate::format::{self, Column, LABEL};
-use crate::look::{KILLED, Seen, look};
+use crate::look::{Seen, look};
 use crate::names;
 use crate::settings::Settings;
 use crate::settle::{self, SettleError};
@@ -143,9 +143,11 @@ fn status(seen: &Seen, now: u64) -> String {
         Seen::Running { started } => format!("Up {}", table::age(now.saturating_sub(*started))),
         Seen::Paused => "Paused".to_owned(),
         Seen::Exited { code, finished } => format!("Exited ({code}){}", ago(finished)),
-        Seen::Failed { reason, finished } => {
-            format!("Exited ({KILLED}){}: {reason}", ago(finished))
-        }
+        Seen::Failed {
+            reason,
+            code,
+            finished,
+        } => format!("Exited ({code}){}: {reason}", ago(finished)),
     }
 }
 
@@ -164,6 +166,7 @@ mod tests {
         assert_eq!(status(&Seen::Running { started: 0 }, 7200), "Up 2 hours");
         let failed = Seen::Failed {
             reason: "its shim died".to_owned(),
+            code: 137,
             finished: None,
         };
         assert_eq!(status(&failed, 0), "Exited (137): its shim died");

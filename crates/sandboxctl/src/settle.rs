@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::app::{App, AppError};
 use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
+use crate::cp;
 use crate::launch::Launch;
 use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
 use crate::stdio::Fifos;
@@ -40,10 +41,14 @@ pub(crate) async fn settle(
     containers: &Containers,
     container: Container,
 ) -> Result<Option<Container>, SettleError> {
-    if !matches!(
-        container.record.status,
-        Status::Creating | Status::Running { .. }
-    ) {
+    let live = |container: &Container| {
+        matches!(
+            container.record.status,
+            Status::Creating | Status::Running { .. }
+        )
+    };
+    // One that has ended may have been started for the copying of files.
+    if !live(&container) && container.record.shim.is_none() {
         return Ok(Some(container));
     }
     let attended = match containers.take(&container) {
@@ -52,11 +57,18 @@ pub(crate) async fn settle(
         Err(ContainerError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    match attended.container.record.status {
-        Status::Creating | Status::Running { .. } => end_abandoned(app, containers, attended).await,
-        // It was concluded just now.
-        _ => Ok(Some(attended.container)),
+    if live(&attended.container) {
+        return end_abandoned(app, containers, attended).await;
     }
+    // It was concluded just now, or there is a machine that nobody copies from any more.
+    if attended.container.record.shim.is_some() {
+        end_shim(app, &attended.container).await?;
+        cp::forget_awake(attended.folder());
+        let mut attended = attended;
+        attended.update(|state| state.shim = None)?;
+        return Ok(Some(attended.container));
+    }
+    Ok(Some(attended.container))
 }
 
 /// Every container, each settled.
@@ -101,6 +113,7 @@ async fn end_abandoned(
     attended.update(|state| {
         state.status = Status::Failed {
             reason: reason.to_owned(),
+            code: crate::look::KILLED,
             finished,
         };
         state.shim = None;

@@ -135,9 +135,9 @@ impl ShimProgram {
         Ok(output.stdout)
     }
 
-    /// Starts the shim's service and connects to it. Its events go to the service at the socket `events`.
-    pub(crate) async fn start(&self, events: &Path) -> Result<Shim, ShimError> {
-        let printed = self.run("start", Some(events)).await?;
+    /// Starts the shim's service and connects to it. Its events go to the service at the socket `events`, if any.
+    pub(crate) async fn start(&self, events: Option<&Path>) -> Result<Shim, ShimError> {
+        let printed = self.run("start", events).await?;
         let printed = String::from_utf8_lossy(&printed);
         let address = address(&printed).ok_or_else(|| ShimError::Address {
             printed: printed.clone().into_owned(),

@@ -14,6 +14,7 @@ use crate::format::{self, Column};
 use crate::look::{Seen, look};
 use crate::names;
 use crate::settings::Settings;
+use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, Shim};
 use crate::table;
 use crate::template::TemplateError;
@@ -26,6 +27,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 pub(crate) enum StatsError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     #[error("cannot print the list as --format says")]
     Format(#[from] TemplateError),
     #[error("cannot tell what container {name} uses")]
@@ -107,13 +110,13 @@ pub(crate) async fn stats(app: &App, args: &StatsArgs) -> Result<(), StatsError>
 async fn choose(app: &App, args: &StatsArgs) -> Result<Vec<Watched>, StatsError> {
     let containers = app.containers()?;
     let chosen = if args.containers.is_empty() {
-        containers.list().map_err(AppError::from)?
+        settle::all(app, &containers).await?
     } else {
-        args.containers
-            .iter()
-            .map(|wanted| containers.find(wanted))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(AppError::from)?
+        let mut chosen = Vec::new();
+        for wanted in &args.containers {
+            chosen.push(settle::find(app, &containers, wanted).await?);
+        }
+        chosen
     };
     let mut watched = Vec::new();
     for container in chosen {

@@ -186,7 +186,7 @@ async fn wait_one(app: &App, containers: &Containers, wanted: &str) -> Result<i3
     let settled = settle::settle(app, containers, container).await?;
     Ok(match settled.map(|container| container.record.status) {
         Some(Status::Exited { code, .. }) => code,
-        Some(Status::Failed { .. }) => KILLED,
+        Some(Status::Failed { code, .. }) => code,
         Some(Status::Created) => 0,
         Some(Status::Creating | Status::Running { .. }) | None => said,
     })

@@ -7,6 +7,7 @@ use crate::cli::TopArgs;
 use crate::container::did_you_mean;
 use crate::look::{Seen, look};
 use crate::names;
+use crate::settle::{self, SettleError};
 use crate::shim::{ProcessInfo, RpcError};
 use crate::table;
 use crate::time;
@@ -16,6 +17,8 @@ use crate::time;
 pub(crate) enum TopError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     /// There are none.
     #[error("container {name} is not running, it is {state}; see `sandboxctl ps -a`")]
     NotRunning { name: String, state: &'static str },
@@ -80,7 +83,7 @@ type Column = (String, Show);
 pub(crate) async fn top(app: &App, args: &TopArgs) -> Result<(), TopError> {
     let columns = columns(&args.options)?;
     let containers = app.containers()?;
-    let container = containers.find(&args.container).map_err(AppError::from)?;
+    let container = settle::find(app, &containers, &args.container).await?;
     let name = container.record.name.to_string();
     let (seen, shim) = look(&container).await;
     let shim = match (&seen, shim) {

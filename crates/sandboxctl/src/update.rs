@@ -11,6 +11,7 @@ use crate::container::{Container, ContainerError, Containers};
 use crate::look::{Seen, look};
 use crate::report;
 use crate::settings::{HostConfig, Settings, SettingsError, nano_cpus};
+use crate::settle::{self, SettleError};
 use crate::shim::RpcError;
 use crate::table;
 use crate::values::CPU_PERIOD_US;
@@ -20,6 +21,8 @@ use crate::values::CPU_PERIOD_US;
 pub(crate) enum UpdateError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Settle(#[from] SettleError),
     #[error(transparent)]
     Container(#[from] ContainerError),
     #[error(transparent)]
@@ -57,7 +60,7 @@ pub(crate) async fn update(app: &App, args: &UpdateArgs) -> Result<(), UpdateErr
     let containers = app.containers()?;
     let mut failures = Vec::new();
     for wanted in &args.containers {
-        match one(&containers, wanted, args).await {
+        match one(app, &containers, wanted, args).await {
             Ok(()) => table::line(wanted),
             Err(error) => failures.push(error),
         }
@@ -78,8 +81,13 @@ pub(crate) async fn update(app: &App, args: &UpdateArgs) -> Result<(), UpdateErr
     }
 }
 
-async fn one(containers: &Containers, wanted: &str, args: &UpdateArgs) -> Result<(), UpdateError> {
-    let container = containers.find(wanted)?;
+async fn one(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+    args: &UpdateArgs,
+) -> Result<(), UpdateError> {
+    let container = settle::find(app, containers, wanted).await?;
     let mut settings = Settings::load(&container.folder)?;
     let limit = settings.host_config.memory_swap;
     if let (Some(memory), None) = (args.memory, args.memory_swap)

@@ -14,6 +14,10 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("inside_exec_is_what_its_own_process_says", exec_identity),
     ("inside_clock_and_entropy_are_good_from_the_start", clock),
+    (
+        "inside_clock_follows_the_host_through_a_pause",
+        clock_after_pause,
+    ),
     ("inside_vsock_is_refused_by_every_way", vsock),
     ("inside_out_of_memory_ends_with_137", out_of_memory),
     ("inside_ended_processes_leave_nothing", processes),
@@ -143,6 +147,23 @@ fn clock(world: &World) -> Result<()> {
             "{line}"
         );
         Ok(())
+    })
+}
+
+/// Longer than the tolerance, so that a clock that had stood still would show.
+const PAUSE: Duration = Duration::from_millis(2_500);
+
+fn clock_after_pause(world: &World) -> Result<()> {
+    let spec = bundle::spec(&[PROBE, "--hold", "try", "clock"]);
+    with_container(world, &spec, |shim, _| {
+        shim.pause("c")?;
+        // Nothing to wait for but time itself.
+        std::thread::sleep(PAUSE);
+        shim.resume("c")?;
+        let before = now()?;
+        let arguments = [PROBE, "try", "clock"];
+        let line = exec(shim, "e1", &bundle::process(&arguments))?;
+        check_clock(&line, before)
     })
 }
 

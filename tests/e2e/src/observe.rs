@@ -12,6 +12,11 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("observe_running_container_is_shown_and_changed", shown),
     ("observe_cp_goes_both_ways_by_dockers_rules", copied),
+    (
+        "observe_cp_reaches_a_container_that_does_not_run",
+        copied_asleep,
+    ),
+    ("observe_lists_are_printed_as_asked", formats),
     ("observe_help_is_made_from_the_definitions", help),
 ];
 
@@ -182,6 +187,88 @@ fn copied(world: &World) -> Result<()> {
     world.sandboxctl(&["kill", "box"])?.expect_code(0)?;
     running.finish()?.expect_code(137)?;
     world.sandboxctl(&["rm", "box"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn copied_asleep(world: &World) -> Result<()> {
+    let here = world.path();
+    fs::create_dir_all(here.join("tree"))?;
+    fs::write(here.join("tree/f"), "content\n")?;
+    let state = |name: &str| -> Result<String> {
+        let template =
+            "{{.State.Status}} {{.State.ExitCode}} {{.State.StartedAt}} {{.State.FinishedAt}}";
+        said(world, &["inspect", "-f", template, name])
+    };
+    // One that ended: what it wrote is there, and its program does not run again.
+    let script = "date > /ran-at; echo told; exit 3";
+    let run = world.sandboxctl(&["run", "--name", "ended", "demo", "sh", "-c", script])?;
+    run.expect_code(3)?;
+    let before = state("ended")?;
+    said(world, &["cp", "ended:/ran-at", "first"])?;
+    said(world, &["cp", "tree", "ended:/new"])?;
+    said(world, &["cp", "ended:/new/f", "back"])?;
+    is(&fs::read_to_string(here.join("back"))?, "content")?;
+    said(world, &["cp", "ended:/ran-at", "second"])?;
+    ensure!(fs::read(here.join("first"))? == fs::read(here.join("second"))?);
+    is(&state("ended")?, before.trim_end())?;
+    is(&said(world, &["logs", "ended"])?, "told")?;
+
+    // One that was never started, and is afterwards.
+    said(
+        world,
+        &["create", "--name", "fresh", "demo", "cat", "/in/f"],
+    )?;
+    said(world, &["cp", "tree/.", "fresh:/in"])?;
+    ensure!(state("fresh")?.starts_with("created "));
+    is(&said(world, &["start", "-a", "fresh"])?, "content")?;
+
+    // A failure leaves nothing either.
+    world
+        .sandboxctl(&["cp", "ended:/none", "x"])?
+        .expect_code(125)?
+        .expect_stderr(&["none"])?;
+    said(world, &["rm", "ended", "fresh"])?;
+    Ok(())
+}
+
+fn formats(world: &World) -> Result<()> {
+    let images = said(
+        world,
+        &["images", "--format", "{{.Repository}}:{{.Tag}} {{.Layers}}"],
+    )?;
+    is(&images, "demo:latest 1")?;
+    let image: Value = serde_json::from_str(&said(world, &["image", "ls", "--format", "json"])?)?;
+    ensure!(image["Repository"] == "demo", "{image}");
+
+    // A program that is not there: the container says so afterwards.
+    said(
+        world,
+        &["create", "--name", "odd", "demo", "no-such-program"],
+    )?;
+    world
+        .sandboxctl(&["start", "odd"])?
+        .expect_stderr(&["no-such-program"])?;
+    is(
+        &said(world, &["inspect", "-f", "{{.State.ExitCode}}", "odd"])?,
+        "127",
+    )?;
+    let since = "--since=1h";
+    let shown = said(
+        world,
+        &[
+            "events",
+            since,
+            "--until",
+            "0s",
+            "--format",
+            "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}",
+        ],
+    )?;
+    ensure!(
+        shown.lines().any(|line| line == "container create odd"),
+        "{shown}"
+    );
+    said(world, &["rm", "odd"])?;
     Ok(())
 }
 

@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
             self.id(),
             &self.container.folder,
             &self.launch.rootfs,
-            self.fifos,
+            Some(self.fifos),
         );
         if let Err(error) = self.answered(created).await {
             return Err(self.explain(error).await);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use sandbox_image::{Platform, Reference};
 
-use super::{Format, InspectArgs, ObjectKind};
-use crate::format;
+use super::{InspectArgs, ObjectKind};
+use crate::format::{self, Format};
 
 /// `image`.
 #[derive(Debug, Subcommand)]
@@ -250,8 +250,11 @@ pub(crate) struct ImageLsArgs {
     /// Print only IDs
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = Format::Table)]
+    /// Shorten nothing
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// How to print: table, json, a Go template, or `table` and a template
+    #[arg(long, value_name = "FORMAT", value_parser = format::format, default_value = "table")]
     pub(crate) format: Format,
 }
 

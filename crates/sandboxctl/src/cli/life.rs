@@ -9,6 +9,7 @@ use sandbox_types::ContainerId;
 
 use super::{ContainerOptions, HypervisorChoice, PullOptions};
 use crate::events::EventFilter;
+use crate::format::{self, Format};
 use crate::logs::{LogDriver, LogOptions};
 use crate::stdio::DetachKeys;
 use crate::values::{self, LogOption, UserName, Variable};
@@ -294,14 +295,7 @@ pub(crate) struct EventsArgs {
     /// Show only these: container=NAME, event=ACTION, label=KEY[=VALUE], type=container
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = crate::events::event_filter)]
     pub(crate) filter: Vec<EventFilter>,
-    /// How to print: json, or a line for people
-    #[arg(long, value_name = "FORMAT", value_parser = ["json"])]
-    format: Option<String>,
-}
-
-impl EventsArgs {
-    /// Whether a JSON object a line is wanted.
-    pub(crate) fn json(&self) -> bool {
-        self.format.is_some()
-    }
+    /// How to print: json, or a Go template; else a line for people
+    #[arg(long, value_name = "FORMAT", value_parser = format::format)]
+    pub(crate) format: Option<Format>,
 }

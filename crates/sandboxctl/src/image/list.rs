@@ -3,25 +3,38 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_image::Image;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::ImageError;
 use crate::app::{App, AppError};
-use crate::cli::{Format, HistoryArgs, ImageLsArgs};
+use crate::cli::{HistoryArgs, ImageLsArgs};
 use crate::container::now;
+use crate::format::{self, Column};
 use crate::names;
 use crate::table;
+use crate::time;
 
-/// A line of the list, for programs.
-#[derive(Debug, Serialize)]
-struct Line {
-    name: String,
-    id: String,
-    created: Option<String>,
-    imported: u64,
-    size: u64,
-    layers: usize,
+const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
+    Column {
+        field,
+        heading,
+        usual,
+    }
 }
+
+/// docker's fields, and `Name`, `Imported` and `Layers`, which it does not have.
+const COLUMNS: [Column; 10] = [
+    column("Name", "NAME", true),
+    column("ID", "IMAGE ID", true),
+    column("Imported", "IMPORTED", true),
+    column("Layers", "LAYERS", true),
+    column("Size", "SIZE", true),
+    column("Repository", "REPOSITORY", false),
+    column("Tag", "TAG", false),
+    column("Digest", "DIGEST", false),
+    column("CreatedAt", "CREATED AT", false),
+    column("CreatedSince", "CREATED", false),
+];
 
 fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
@@ -35,46 +48,56 @@ fn short_id(image: &Image) -> String {
 
 pub(super) fn ls(app: &App, args: &ImageLsArgs) -> Result<(), ImageError> {
     let images = app.store()?.list().map_err(AppError::from)?;
+    let id = |image: &Image| {
+        if args.no_trunc {
+            image.digest.to_string()
+        } else {
+            short_id(image)
+        }
+    };
     if args.quiet {
         for image in &images {
-            table::line(&short_id(image));
+            table::line(&id(image));
         }
         return Ok(());
     }
-    match args.format {
-        Format::Json => {
-            let lines: Vec<Line> = images
-                .iter()
-                .map(|image| Line {
-                    name: image.name.to_string(),
-                    id: image.digest.to_string(),
-                    created: image.created.clone(),
-                    imported: seconds(image.imported),
-                    size: image.size,
-                    layers: image.layers.len(),
-                })
-                .collect();
-            table::json(&lines);
-        }
-        Format::Table => {
-            let mut rows = table::new(&["NAME", "IMAGE ID", "IMPORTED", "LAYERS", "SIZE"]);
-            let now = now();
-            for image in &images {
-                rows.add_row([
-                    image.name.to_string(),
-                    short_id(image),
-                    format!(
-                        "{} ago",
-                        table::age(now.saturating_sub(seconds(image.imported)))
-                    ),
-                    image.layers.len().to_string(),
-                    table::bytes(image.size),
-                ]);
-            }
-            table::print(&rows);
-        }
-    }
-    Ok(())
+    let items: Vec<Value> = images
+        .iter()
+        .map(|image| item(image, &id(image), now()))
+        .collect();
+    Ok(format::print(&args.format, &COLUMNS, &items)?)
+}
+
+/// As people write it: without what docker's names leave out.
+fn repository(image: &Image) -> Option<String> {
+    let (registry, path) = image.name.registry_and_path()?;
+    Some(match (registry, path.strip_prefix("library/")) {
+        ("docker.io", Some(path)) => path.to_owned(),
+        ("docker.io", None) => path.to_owned(),
+        _ => format!("{registry}/{path}"),
+    })
+}
+
+fn item(image: &Image, id: &str, now: u64) -> Value {
+    const NONE: &str = "<none>";
+    let ago = |at: u64| format!("{} ago", table::age(now.saturating_sub(at)));
+    let created = image
+        .created
+        .as_deref()
+        .and_then(|created| humantime::parse_rfc3339(created).ok())
+        .map(seconds);
+    json!({
+        "Name": image.name.to_string(),
+        "Repository": repository(image).unwrap_or_else(|| NONE.to_owned()),
+        "Tag": image.name.tag().unwrap_or(NONE),
+        "Digest": image.name.digest().map_or_else(|| NONE.to_owned(), |digest| digest.to_string()),
+        "ID": id,
+        "CreatedAt": created.map_or_else(|| "N/A".to_owned(), time::spoken),
+        "CreatedSince": created.map_or_else(|| "N/A".to_owned(), ago),
+        "Imported": ago(seconds(image.imported)),
+        "Layers": image.layers.len(),
+        "Size": table::bytes(image.size),
+    })
 }
 
 pub(super) fn history(app: &App, args: &HistoryArgs) -> Result<(), ImageError> {

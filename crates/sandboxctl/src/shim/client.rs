@@ -129,7 +129,7 @@ impl Tasks {
         id: &str,
         bundle: &Path,
         rootfs: &[RootMount],
-        fifos: &Fifos,
+        fifos: Option<&Fifos>,
     ) -> Result<(), RpcError> {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let optional =
@@ -137,10 +137,12 @@ impl Tasks {
         let mut request = api::CreateTaskRequest::new();
         id.clone_into(&mut request.id);
         request.bundle = text(bundle);
-        request.terminal = fifos.stderr.is_none();
-        request.stdin = optional(&fifos.stdin);
-        request.stdout = text(&fifos.stdout);
-        request.stderr = optional(&fifos.stderr);
+        if let Some(fifos) = fifos {
+            request.terminal = fifos.stderr.is_none();
+            request.stdin = optional(&fifos.stdin);
+            request.stdout = text(&fifos.stdout);
+            request.stderr = optional(&fifos.stderr);
+        }
         request.rootfs = rootfs
             .iter()
             .map(|mount| api::Mount {
