@@ -99,6 +99,8 @@ fn static_program(package: &str, root: &Path, target: &Path) -> Result<PathBuf> 
         .arg(target)
         .current_dir(root)
         .env_remove("RUSTFLAGS")
+        // What an incremental build comes out as depends on the builds before it.
+        .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CFLAGS", prefixes("-ffile-prefix-map").join(" "))
         .env("LIBSECCOMP_LINK_TYPE", "static")
