@@ -8,6 +8,7 @@ use sandbox_runtime::config::{Config, ConfigError};
 use crate::container::{ContainerError, Containers, did_you_mean};
 use crate::journal::Journal;
 use crate::names;
+use crate::volume::Volumes;
 
 /// Why the program's own state is out of reach.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +144,11 @@ impl App {
     /// The containers.
     pub(crate) fn containers(&self) -> Result<Containers, AppError> {
         Ok(Containers::open(self.made_root()?)?)
+    }
+
+    /// The volumes.
+    pub(crate) fn volumes(&self) -> Result<Volumes, AppError> {
+        Ok(Volumes::below(self.made_root()?))
     }
 
     /// The configuration file's settings, as they are for a person at a shell: emulation is allowed.

@@ -8,6 +8,7 @@ mod images;
 mod life;
 mod observe;
 mod options;
+mod volumes;
 
 pub(crate) use images::{
     ArchiveChoice, HistoryArgs, ImageLsArgs, ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb,
@@ -23,6 +24,9 @@ pub(crate) use observe::{
     StatsArgs, TopArgs, UpdateArgs,
 };
 pub(crate) use options::ContainerOptions;
+pub(crate) use volumes::{
+    VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
+};
 
 /// Runs containers, each in its own micro-VM.
 ///
@@ -99,6 +103,9 @@ pub(crate) enum Verb {
     /// Manage images
     #[command(subcommand)]
     Image(ImageVerb),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(VolumeVerb),
     /// Show everything about containers or images
     Inspect(InspectArgs),
     /// Show what containers use

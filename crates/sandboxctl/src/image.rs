@@ -6,12 +6,13 @@ mod login;
 mod progress;
 mod pull;
 
-use std::io::{self, Write as _};
+use std::io;
 
 use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError};
 use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
+use crate::ask;
 use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
 use crate::inspect::{self, InspectError};
 use crate::report;
@@ -183,7 +184,7 @@ fn prune(app: &App, args: &ImagePruneArgs) -> Result<(), ImageError> {
         (false, true) => "all images that no container uses",
         (false, false) => "all images without a tag that no container uses",
     };
-    if !args.force && !confirmed(&format!("This removes {what}. Continue? [y/N] "))? {
+    if !args.force && !ask::confirmed(&format!("This removes {what}.")) {
         return Err(ImageError::NotConfirmed);
     }
     let removed = if args.blobs {
@@ -195,17 +196,4 @@ fn prune(app: &App, args: &ImagePruneArgs) -> Result<(), ImageError> {
     print_removed(&removed);
     table::line(&format!("Freed {}", table::bytes(removed.freed_bytes)));
     Ok(())
-}
-
-fn confirmed(question: &str) -> Result<bool, ImageError> {
-    let failed = |source| ImageError::File {
-        action: "read",
-        path: "the answer".to_owned(),
-        source,
-    };
-    eprint!("{question}");
-    io::stderr().flush().map_err(failed)?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(failed)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

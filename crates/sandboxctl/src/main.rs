@@ -20,6 +20,7 @@
 //! | [`help`] | shell completion and manual pages |
 
 mod app;
+mod ask;
 mod attach;
 mod attendant;
 mod check;
@@ -61,6 +62,7 @@ mod timings;
 mod top;
 mod update;
 mod values;
+mod volume;
 mod watch;
 
 use std::process;
@@ -161,6 +163,7 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Stats(args) => Ok(stats::stats(&app, args).await.map(|()| 0)?),
             Verb::Top(args) => Ok(top::top(&app, args).await.map(|()| 0)?),
             Verb::Update(args) => Ok(update::update(&app, args).await.map(|()| 0)?),
+            Verb::Volume(verb) => Ok(volume::volume(&app, verb).map(|()| 0)?),
             Verb::Cp(args) => Ok(cp::cp(&app, args).await.map(|()| 0)?),
             Verb::Port(args) => Ok(port::port(&app, args).map(|()| 0)?),
             Verb::Info(args) => Ok(info::info(&app, args).await.map(|()| 0)?),

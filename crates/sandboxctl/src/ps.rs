@@ -105,12 +105,14 @@ fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     // A container that is just being made has none yet.
-    let mounts: Vec<String> = Settings::load(&container.folder)
+    let mounts = Settings::load(&container.folder)
         .map(|settings| settings.mounts)
-        .unwrap_or_default()
+        .unwrap_or_default();
+    let volumes = mounts.iter().filter(|mount| mount.name.is_some()).count();
+    let mounts: Vec<String> = mounts
         .into_iter()
-        .filter(|mount| mount.kind == "bind")
-        .map(|mount| mount.source)
+        .filter(|mount| mount.kind != "tmpfs")
+        .map(|mount| mount.name.unwrap_or(mount.source))
         .collect();
     json!({
         "ID": id(container, whole),
@@ -122,7 +124,7 @@ fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
         "State": seen.word(),
         "Names": record.name,
         "Labels": labels.join(","),
-        "LocalVolumes": "0",
+        "LocalVolumes": volumes.to_string(),
         "Mounts": mounts.join(","),
         "Networks": "none",
         "Ports": "",

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::spec::{self, Request, SpecError};
 use crate::values::CPU_PERIOD_US;
+use crate::values::mounts::Source;
 
 /// Its name in the container's folder.
 const FILE: &str = "settings.json";
@@ -154,7 +155,13 @@ pub(crate) struct UlimitSetting {
 pub(crate) struct MountPoint {
     #[serde(rename = "Type")]
     pub(crate) kind: String,
+    /// The volume's, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
     pub(crate) source: String,
+    /// Who keeps the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) driver: Option<String>,
     pub(crate) destination: String,
     pub(crate) mode: String,
     #[serde(rename = "RW")]
@@ -368,16 +375,29 @@ pub(crate) fn nano_cpus(quota: i64) -> i64 {
 }
 
 fn mount_points(request: &Request<'_>) -> Vec<MountPoint> {
-    let binds = spec::binds(request.options).map(|bind| MountPoint {
-        kind: "bind".to_owned(),
-        source: bind.source.display().to_string(),
-        destination: bind.target.clone(),
-        mode: if bind.read_only { "ro" } else { "" }.to_owned(),
-        writable: !bind.read_only,
-        propagation: "rprivate".to_owned(),
+    let binds = spec::binds(request.options).map(|bind| {
+        let (kind, name, source, propagation) = match &bind.source {
+            Source::Host(path) => ("bind", None, path.clone(), "rprivate"),
+            Source::Volume(name) => {
+                let data = request.volumes.data(name);
+                ("volume", Some(name.to_string()), data, "")
+            }
+        };
+        MountPoint {
+            kind: kind.to_owned(),
+            driver: name.as_ref().map(|_| "local".to_owned()),
+            name,
+            source: source.display().to_string(),
+            destination: bind.target.clone(),
+            mode: if bind.read_only { "ro" } else { "" }.to_owned(),
+            writable: !bind.read_only,
+            propagation: propagation.to_owned(),
+        }
     });
     let memory = spec::tmpfs(request.options).map(|tmpfs| MountPoint {
         kind: "tmpfs".to_owned(),
+        name: None,
+        driver: None,
         source: String::new(),
         destination: tmpfs.target.clone(),
         mode: tmpfs.options.join(","),
@@ -436,6 +456,7 @@ mod tests {
             options,
             command: &[],
             terminal: None,
+            volumes: &crate::volume::Volumes::below(Path::new("/root")),
             caller_variable: &|_| None,
         };
         let spec = oci_spec::runtime::Spec::default();

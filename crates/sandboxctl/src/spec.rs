@@ -30,6 +30,7 @@ use crate::values;
 use crate::values::device::{Device, KNOWN};
 use crate::values::mounts::MountError;
 use crate::values::{CPU_PERIOD_US, ValueError};
+use crate::volume::{VolumeError, Volumes};
 pub(crate) use defaults::SHM_BYTES;
 pub(crate) use files::files;
 pub(crate) use mounts::{binds, make_sources, tmpfs};
@@ -42,6 +43,9 @@ pub(crate) const OCI_VERSION: &str = "1.1.0";
 /// Why no configuration can be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
+    /// A volume cannot be made.
+    #[error(transparent)]
+    Volume(#[from] Box<VolumeError>),
     /// There is nothing to run.
     #[error("image {image} names no command to run; give one after the image's name")]
     NoCommand { image: String },
@@ -142,6 +146,8 @@ pub(crate) struct Request<'a> {
     pub(crate) command: &'a [String],
     /// The terminal's columns and rows, when the container gets one.
     pub(crate) terminal: Option<(u16, u16)>,
+    /// The volumes.
+    pub(crate) volumes: &'a Volumes,
     /// The caller's environment.
     pub(crate) caller_variable: &'a dyn Fn(&str) -> Option<String>,
 }

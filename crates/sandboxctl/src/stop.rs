@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::app::{App, AppError};
+use crate::ask;
 use crate::attach::protocol::{self, Lines, Outcome, Report, Streams};
 use crate::cli::{KillArgs, NamesArgs, PruneArgs, RenameArgs, RmArgs, StopArgs};
 use crate::container::{Attended, Container, ContainerError, Containers, Status};
@@ -260,7 +261,7 @@ pub(crate) fn rename(app: &App, args: &RenameArgs) -> Result<(), StopError> {
 
 /// Removes every container that does not run.
 pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> {
-    if !args.force && !confirmed() {
+    if !args.force && !ask::confirmed("This removes all containers that do not run.") {
         return Ok(());
     }
     let containers = app.containers()?;
@@ -296,15 +297,6 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
         table::bytes(reclaimed)
     ));
     Ok(())
-}
-
-fn confirmed() -> bool {
-    eprint!(
-        "This removes all containers that do not run. Are you sure you want to continue? [y/N] "
-    );
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).is_ok()
-        && matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")
 }
 
 /// What a container's files take on the disk, in bytes.

@@ -10,6 +10,7 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("options_hardened_example_works_as_it_stands", hardened),
     ("options_many_are_seen_inside", many),
+    ("options_volumes_outlive_containers", volumes),
     (
         "options_privileged_is_the_guests_kernel_and_not_the_hosts",
         privileged,
@@ -180,8 +181,8 @@ fn refused(world: &World) -> Result<()> {
         ("--ipc container:a", "virtual machine of its own"),
         ("--network host", "loopback"),
         ("--network bridge", "loopback"),
-        ("-v data:/data", "no named volumes"),
-        ("--mount type=volume,target=/a", "volumes come later"),
+        ("-v /data", "without a name"),
+        ("--mount type=volume,target=/a", "without a name"),
         ("--mount type=bind,source=/no/such,target=/a", "/no/such"),
         ("--device /dev/sda", "device of this host"),
         ("--security-opt apparmor=strict", "no AppArmor"),
@@ -203,5 +204,52 @@ fn refused(world: &World) -> Result<()> {
             .expect_stderr(&[part])
             .with_context(|| words.to_owned())?;
     }
+    Ok(())
+}
+
+fn volumes(world: &World) -> Result<()> {
+    let said = |arguments: &[&str]| -> Result<String> {
+        Ok(world.sandboxctl(arguments)?.expect_code(0)?.text())
+    };
+    // One writes, another reads; neither can be mistaken for the volume's end.
+    let write = "echo kept > /data/file";
+    said(&["run", "--rm", "-v", "box:/data", "demo", "sh", "-c", write])?;
+    let mount = "type=volume,source=box,target=/other,readonly";
+    let script = "cat /other/file; echo no > /other/file";
+    let read = world.sandboxctl(&[
+        "run", "--name", "user", "--mount", mount, "demo", "sh", "-c", script,
+    ])?;
+    let read = read.expect_stderr(&["Read-only file system"])?;
+    ensure!(read.text() == "kept\n", "{}", read.text());
+
+    let inspected = said(&[
+        "inspect",
+        "-f",
+        "{{(index .Mounts 0).Type}} {{(index .Mounts 0).Name}}",
+        "user",
+    ])?;
+    ensure!(inspected == "volume box\n", "{inspected}");
+    let place = said(&["volume", "inspect", "-f", "{{.Mountpoint}}", "box"])?;
+    ensure!(std::fs::read_to_string(format!("{}/file", place.trim()))? == "kept\n");
+    world
+        .sandboxctl(&["volume", "rm", "box"])?
+        .expect_code(125)?
+        .expect_stderr(&["in use by user"])?;
+    said(&["volume", "create", "--label", "tier=db", "other"])?;
+    let listed = said(&[
+        "volume",
+        "ls",
+        "--filter",
+        "dangling=true",
+        "--format",
+        "{{.Name}} {{.Labels}}",
+    ])?;
+    ensure!(listed == "other tier=db\n", "{listed}");
+    said(&["rm", "user"])?;
+    said(&["volume", "prune", "-f"])?;
+    ensure!(said(&["volume", "ls", "-q"])? == "box\nother\n");
+    said(&["volume", "rm", "box"])?;
+    said(&["volume", "prune", "--all", "-f"])?;
+    ensure!(said(&["volume", "ls", "-q"])?.is_empty());
     Ok(())
 }

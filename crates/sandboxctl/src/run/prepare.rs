@@ -19,6 +19,7 @@ use crate::names;
 use crate::settings::{Attachment, Settings};
 use crate::shim::{PROGRAM, RootMount};
 use crate::spec::{self, Request};
+use crate::volume::Volumes;
 use crate::{image, kernel, terminal};
 
 /// What was checked before anything is made.
@@ -31,6 +32,7 @@ pub(super) struct Plan {
     pub(super) image: Image,
     pub(super) spec: Spec,
     pub(super) settings: Settings,
+    pub(super) volumes: Volumes,
     /// Files of the bundle that the container gets copies of, and what is in them.
     pub(super) files: [(&'static str, String); 3],
 }
@@ -51,6 +53,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
     let image_config = image.config.config().as_ref().unwrap_or(&defaults);
     let image_name = image.name.to_string();
     let bundle = app.containers()?.folder_of(&id);
+    let volumes = app.volumes()?;
     let request = Request {
         id: &id,
         bundle: &bundle,
@@ -59,6 +62,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         options: &args.container,
         command: &args.command,
         terminal: args.tty.then(terminal::size),
+        volumes: &volumes,
         caller_variable: &|name| std::env::var(name).ok(),
     };
     let spec = spec::generate(&request)?;
@@ -94,6 +98,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         image,
         spec,
         settings,
+        volumes: volumes.clone(),
         files,
     })
 }
@@ -183,7 +188,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         write(&folder.join(name), text.as_bytes())?;
     }
     plan.settings.save(&folder)?;
-    spec::make_sources(&args.container)?;
+    spec::make_sources(&args.container, &plan.volumes)?;
     // containerd makes these two: where the shim logs, and where a root file system of the host's goes.
     write(&folder.join("log"), b"")?;
     let root = folder.join("rootfs");

@@ -1,7 +1,7 @@
 //! Everything that is mounted in the container: docker's mounts, small files that `sandboxctl` writes, and what the
 //! options ask for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -10,8 +10,9 @@ use oci_spec::runtime::Mount;
 
 use super::{Request, SpecError, defaults, files};
 use crate::cli::ContainerOptions;
-use crate::values::mounts::{self, Bind, MountError, Submounts, Tmpfs};
+use crate::values::mounts::{self, Bind, MountError, Source, Submounts, Tmpfs};
 use crate::values::namespaces::Ipc;
+use crate::volume::Volumes;
 
 /// docker's mounts, each in turn replaced by one that the options put at the same place, and then the others of
 /// the options, in the order of their depth, so that none hides another.
@@ -22,7 +23,7 @@ pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
         mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
     }
     mounts.extend(files::mounts(request)?);
-    let mut asked = asked(options)?;
+    let mut asked = asked(request)?;
     asked.sort_by_key(|mount| mount.destination().components().count());
     mounts.retain(|mount| {
         !asked
@@ -34,10 +35,11 @@ pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
 }
 
 /// What the options ask for; no two at one place.
-fn asked(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
+fn asked(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
+    let options = request.options;
     let mut found = Vec::new();
     for bind in binds(options) {
-        found.push(bind_mount(bind)?);
+        found.push(bind_mount(bind, request.volumes)?);
     }
     for tmpfs in tmpfs(options) {
         let words: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
@@ -54,7 +56,7 @@ fn asked(options: &ContainerOptions) -> Result<Vec<Mount>, SpecError> {
     Ok(found)
 }
 
-/// The binds of `-v` and `--mount`.
+/// The binds and volumes of `-v` and `--mount`.
 pub(crate) fn binds(options: &ContainerOptions) -> impl Iterator<Item = &Bind> {
     let long = options.mount.iter().filter_map(|mount| match mount {
         mounts::Mount::Bind(bind) => Some(bind),
@@ -72,12 +74,15 @@ pub(crate) fn tmpfs(options: &ContainerOptions) -> impl Iterator<Item = &Tmpfs> 
     options.tmpfs.iter().chain(long)
 }
 
-fn bind_mount(bind: &Bind) -> Result<Mount, SpecError> {
-    let source = bind
-        .source
+fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {
+    let path = match &bind.source {
+        Source::Host(path) => path.clone(),
+        Source::Volume(name) => volumes.data(name),
+    };
+    let source = path
         .to_str()
         .ok_or_else(|| MountError::Source {
-            path: bind.source.display().to_string(),
+            path: path.display().to_string(),
         })
         .map_err(SpecError::Mount)?;
     let words = [
@@ -94,12 +99,15 @@ fn bind_mount(bind: &Bind) -> Result<Mount, SpecError> {
 /// Whether the sources that are not made are there.
 pub(super) fn check_sources(options: &ContainerOptions) -> Result<(), SpecError> {
     for bind in binds(options) {
-        match fs::metadata(&bind.source) {
+        let Source::Host(path) = &bind.source else {
+            continue;
+        };
+        match fs::metadata(path) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound && bind.make_source => {}
             Err(source) => {
                 return Err(SpecError::BindSource {
-                    path: bind.source.clone(),
+                    path: path.clone(),
                     source,
                 });
             }
@@ -108,14 +116,22 @@ pub(super) fn check_sources(options: &ContainerOptions) -> Result<(), SpecError>
     Ok(())
 }
 
-/// Makes the missing folders that `-v` names.
-pub(crate) fn make_sources(options: &ContainerOptions) -> Result<(), SpecError> {
-    for bind in binds(options).filter(|bind| bind.make_source) {
-        if !bind.source.exists() {
-            fs::create_dir_all(&bind.source).map_err(|source| SpecError::BindSource {
-                path: bind.source.clone(),
-                source,
-            })?;
+/// Makes the missing folders that `-v` names, and the missing volumes. The container's settings must have been written.
+pub(crate) fn make_sources(options: &ContainerOptions, volumes: &Volumes) -> Result<(), SpecError> {
+    for bind in binds(options) {
+        match &bind.source {
+            Source::Host(path) if bind.make_source && !path.exists() => {
+                fs::create_dir_all(path).map_err(|source| SpecError::BindSource {
+                    path: path.clone(),
+                    source,
+                })?;
+            }
+            Source::Host(_) => {}
+            Source::Volume(name) => {
+                volumes
+                    .create(Some(name), BTreeMap::new())
+                    .map_err(Box::new)?;
+            }
         }
     }
     Ok(())

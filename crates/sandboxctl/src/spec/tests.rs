@@ -5,6 +5,7 @@ use super::*;
 use crate::values::mounts;
 use crate::values::namespaces::Ipc;
 use crate::values::{self, device, network};
+use crate::volume::Volumes;
 
 fn image() -> ImageConfig {
     ConfigBuilder::default()
@@ -21,6 +22,7 @@ struct Case {
     options: ContainerOptions,
     command: Vec<String>,
     terminal: Option<(u16, u16)>,
+    volumes: Volumes,
 }
 
 impl Default for Case {
@@ -30,6 +32,7 @@ impl Default for Case {
             options: ContainerOptions::default(),
             command: Vec::new(),
             terminal: None,
+            volumes: Volumes::below(Path::new("/root")),
         }
     }
 }
@@ -51,6 +54,7 @@ impl Case {
             options: &self.options,
             command: &self.command,
             terminal: self.terminal,
+            volumes: &self.volumes,
             caller_variable: &|name| (name == "MINE").then(|| "my own".to_owned()),
         }
     }
@@ -463,8 +467,31 @@ fn missing_folder_of_volume_is_made() {
         volume: vec![mounts::volume(&format!("{}:/a", wanted.display())).unwrap()],
         ..ContainerOptions::default()
     };
-    make_sources(&options).unwrap();
+    make_sources(&options, &Volumes::below(folder.path())).unwrap();
     assert!(wanted.is_dir());
+}
+
+#[test]
+fn volume_is_made_and_its_content_mounted() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = Case {
+        volumes: Volumes::below(folder.path()),
+        ..Case::with(ContainerOptions {
+            volume: vec![mounts::volume("data:/a:ro").unwrap()],
+            ..ContainerOptions::default()
+        })
+    };
+    let spec = case.generate().unwrap();
+    let data = folder.path().join("volumes/data/_data");
+    assert!(!data.exists());
+    make_sources(&case.options, &case.volumes).unwrap();
+    assert!(data.is_dir());
+    let mount = spec.mounts().iter().flatten();
+    let mount = mount
+        .into_iter()
+        .find(|mount| mount.source().as_ref() == Some(&data))
+        .unwrap();
+    assert_eq!(mount.destination(), Path::new("/a"));
 }
 
 #[test]

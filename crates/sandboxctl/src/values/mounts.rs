@@ -7,17 +7,18 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MountError {
     /// Not in docker's form.
-    #[error("{value:?} is not a mount of a host path; write HOST-PATH:CONTAINER-PATH[:ro]")]
-    Volume { value: String },
-    /// A name where a path belongs.
     #[error(
-        "{name:?} is the name of a volume, and there are no named volumes yet; give a path of this host ({})",
-        hint(name)
+        "{value:?} is not a mount; write HOST-PATH:CONTAINER-PATH[:ro] or VOLUME:CONTAINER-PATH[:ro]"
     )]
-    NamedVolume { name: String },
+    Volume { value: String },
+    /// Neither a path nor a name.
+    #[error(
+        "{name:?} is neither a path of this host (which begins with / or .) nor the name of a volume (letters, digits, _, . and -, and first a letter or digit)"
+    )]
+    VolumeName { name: String },
     /// Only a target.
     #[error(
-        "{path:?} alone asks for an anonymous volume, and there are none yet; what the container writes there is kept in the container anyway, or mount --tmpfs {path}"
+        "{path:?} alone asks for a volume without a name, and there are none yet; give it a name (NAME:{path}), or mount --tmpfs {path}"
     )]
     AnonymousVolume { path: String },
     /// An option of a volume that is not known.
@@ -35,10 +36,7 @@ pub(crate) enum MountError {
     #[error("{path:?} is not an absolute path of this host")]
     Source { path: String },
     /// A type of `--mount` that is not known.
-    #[error(
-        "{kind:?} is not a type of mount; there are bind and tmpfs{}",
-        volumes(kind)
-    )]
+    #[error("{kind:?} is not a type of mount; there are bind, tmpfs and volume")]
     Type { kind: String },
     /// A field of `--mount` that is not known.
     #[error("{field:?} is not a field of a {kind} mount; there are {known}")]
@@ -64,15 +62,57 @@ pub(crate) enum MountError {
     Twice { path: String },
 }
 
-fn hint(name: &str) -> String {
-    format!("such as ./{name} for the folder {name} here")
+/// The longest name of a volume: that of a folder (`NAME_MAX`), less what it is called while it is made.
+const MAX_NAME_BYTES: usize = 240;
+
+/// The name of a volume: letters, digits, `_`, `.` and `-`, and first a letter or digit (docker `names.RestrictedNamePattern`).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct VolumeName(String);
+
+impl VolumeName {
+    /// # Errors
+    /// [`MountError::VolumeName`] for what is none.
+    pub(crate) fn new(name: &str) -> Result<Self, MountError> {
+        let good = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name.len() <= MAX_NAME_BYTES
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+        match good {
+            true => Ok(Self(name.to_owned())),
+            false => Err(MountError::VolumeName {
+                name: name.to_owned(),
+            }),
+        }
+    }
+
+    /// As it was written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
-fn volumes(kind: &str) -> &'static str {
-    match kind {
-        "volume" => "; volumes come later",
-        _ => "",
+impl fmt::Display for VolumeName {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.0)
     }
+}
+
+impl std::str::FromStr for VolumeName {
+    type Err = MountError;
+
+    fn from_str(name: &str) -> Result<Self, MountError> {
+        Self::new(name)
+    }
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A file or folder of this host.
+    Host(PathBuf),
+    /// A volume, which is made if it is not there.
+    Volume(VolumeName),
 }
 
 /// What is done with the mounts below a bind's source.
@@ -84,10 +124,10 @@ pub(crate) enum Submounts {
     Hidden,
 }
 
-/// A file or folder of the host's in the container.
+/// A file or folder of the host's, or a volume, in the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bind {
-    pub(crate) source: PathBuf,
+    pub(crate) source: Source,
     pub(crate) target: String,
     pub(crate) read_only: bool,
     pub(crate) submounts: Submounts,
@@ -97,7 +137,10 @@ pub(crate) struct Bind {
 
 impl fmt::Display for Bind {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(to, "{}:{}", self.source.display(), self.target)?;
+        match &self.source {
+            Source::Host(path) => write!(to, "{}:{}", path.display(), self.target)?,
+            Source::Volume(name) => write!(to, "{name}:{}", self.target)?,
+        }
         to.write_str(if self.read_only { ":ro" } else { "" })
     }
 }
@@ -116,7 +159,7 @@ pub(crate) enum Mount {
     Tmpfs(Tmpfs),
 }
 
-/// `HOST:CONTAINER[:OPTION,…]`.
+/// `HOST-PATH:CONTAINER-PATH[:OPTION,…]`, or the name of a volume in the place of the host's path.
 pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
     let wrong = || MountError::Volume {
         value: value.to_owned(),
@@ -135,11 +178,10 @@ pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
     if source.is_empty() {
         return Err(wrong());
     }
-    if !source.starts_with(['/', '.']) {
-        return Err(MountError::NamedVolume {
-            name: source.to_owned(),
-        });
-    }
+    let (source, make_source) = match source.starts_with(['/', '.']) {
+        true => (Source::Host(host_path(source)?), true),
+        false => (Source::Volume(VolumeName::new(source)?), false),
+    };
     let mut read_only = false;
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
@@ -162,11 +204,11 @@ pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
         }
     }
     Ok(Bind {
-        source: host_path(source)?,
+        source,
         target: target(to)?,
         read_only,
         submounts: Submounts::Shown,
-        make_source: true,
+        make_source,
     })
 }
 
@@ -234,9 +276,10 @@ fn tmpfs_options<'a>(given: impl Iterator<Item = &'a str>) -> Vec<String> {
 
 const BIND_FIELDS: &str =
     "source, target, readonly, bind-propagation, bind-recursive and bind-nonrecursive";
+const VOLUME_FIELDS: &str = "source, target, readonly, volume-driver and volume-nocopy";
 const TMPFS_FIELDS: &str = "target, readonly, tmpfs-size and tmpfs-mode";
 
-/// `type=bind|tmpfs,FIELD[=VALUE],…`, as a line of CSV (docker `opts.MountOpt`).
+/// `type=bind|tmpfs|volume,FIELD[=VALUE],…`, as a line of CSV (docker `opts.MountOpt`).
 pub(crate) fn mount(value: &str) -> Result<Mount, MountError> {
     let fields = csv(value)?;
     let fields: Vec<(String, Option<&str>)> = fields
@@ -255,6 +298,7 @@ pub(crate) fn mount(value: &str) -> Result<Mount, MountError> {
     match kind {
         "bind" => bind_mount(&fields).map(Mount::Bind),
         "tmpfs" => tmpfs_mount(&fields).map(Mount::Tmpfs),
+        "volume" => volume_mount(&fields).map(Mount::Bind),
         other => Err(MountError::Type {
             kind: other.to_owned(),
         }),
@@ -281,20 +325,14 @@ fn flag((key, value): &Field<'_>) -> Result<bool, MountError> {
 
 fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
     let (mut source, mut to) = (None, None);
-    let mut bind = Bind {
-        source: PathBuf::new(),
-        target: String::new(),
-        read_only: false,
-        submounts: Submounts::Shown,
-        make_source: false,
-    };
+    let (mut read_only, mut submounts) = (false, Submounts::Shown);
     for field in fields {
         let (key, value) = field;
         match (key.as_str(), *value) {
             ("type" | "consistency", _) => {}
             ("source" | "src", Some(path)) if !path.is_empty() => source = Some(host_path(path)?),
             ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
-            ("readonly" | "ro", _) => bind.read_only = flag(field)?,
+            ("readonly" | "ro", _) => read_only = flag(field)?,
             ("bind-propagation", Some("private" | "rprivate")) => {}
             ("bind-propagation", Some(option)) => {
                 return Err(MountError::Propagation {
@@ -303,14 +341,14 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
             }
             ("bind-nonrecursive", _) => {
                 if flag(field)? {
-                    bind.submounts = Submounts::Hidden;
+                    submounts = Submounts::Hidden;
                 }
             }
             ("bind-recursive", Some("enabled" | "readonly" | "true" | "1")) => {
-                bind.submounts = Submounts::Shown;
+                submounts = Submounts::Shown;
             }
             ("bind-recursive", Some("disabled" | "false" | "0")) => {
-                bind.submounts = Submounts::Hidden;
+                submounts = Submounts::Hidden;
             }
             // What is read-only is so as a whole: the host enforces it.
             ("source" | "src" | "bind-recursive", value) => return Err(bad_value(key, value)),
@@ -327,9 +365,52 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
         kind: "bind",
         field,
     };
-    bind.source = source.ok_or_else(|| missing("source"))?;
-    bind.target = to.ok_or_else(|| missing("target"))?;
-    Ok(bind)
+    Ok(Bind {
+        source: Source::Host(source.ok_or_else(|| missing("source"))?),
+        target: to.ok_or_else(|| missing("target"))?,
+        read_only,
+        submounts,
+        make_source: false,
+    })
+}
+
+fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
+    let (mut name, mut to, mut read_only) = (None, None, false);
+    for field in fields {
+        let (key, value) = field;
+        match (key.as_str(), *value) {
+            ("type" | "consistency", _) | ("volume-driver", Some("local")) => {}
+            // Nothing is ever copied into a volume.
+            ("volume-nocopy", _) => {
+                flag(field)?;
+            }
+            ("source" | "src", Some(source)) => name = Some(VolumeName::new(source)?),
+            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
+            ("readonly" | "ro", _) => read_only = flag(field)?,
+            ("source" | "src" | "volume-driver", value) => return Err(bad_value(key, value)),
+            _ => {
+                return Err(MountError::Field {
+                    field: key.clone(),
+                    kind: "volume",
+                    known: VOLUME_FIELDS,
+                });
+            }
+        }
+    }
+    let target = to.ok_or(MountError::Missing {
+        kind: "volume",
+        field: "target",
+    })?;
+    let name = name.ok_or_else(|| MountError::AnonymousVolume {
+        path: target.clone(),
+    })?;
+    Ok(Bind {
+        source: Source::Volume(name),
+        target,
+        read_only,
+        submounts: Submounts::Shown,
+        make_source: false,
+    })
 }
 
 fn tmpfs_mount(fields: &[Field<'_>]) -> Result<Tmpfs, MountError> {
@@ -409,19 +490,23 @@ mod tests {
     #[test]
     fn volume_is_a_host_path_and_a_target() {
         let bind = volume("/srv/data:/data//x/../y/:ro").unwrap();
-        assert_eq!(bind.source, PathBuf::from("/srv/data"));
+        assert_eq!(bind.source, Source::Host("/srv/data".into()));
         assert_eq!(bind.target, "/data/y");
         assert!(bind.read_only && bind.make_source);
         let here = std::env::current_dir().unwrap();
-        assert_eq!(volume("./a:/a").unwrap().source, here.join("a"));
+        assert_eq!(
+            volume("./a:/a").unwrap().source,
+            Source::Host(here.join("a"))
+        );
         assert!(!volume("/a:/a:rw,Z").unwrap().read_only);
     }
 
     #[test]
     fn volume_that_cannot_be_given_is_refused_with_a_reason() {
         for (text, part) in [
-            ("data:/data", "no named volumes"),
-            ("/data", "anonymous"),
+            ("da ta:/data", "nor the name of a volume"),
+            ("_data:/data", "nor the name of a volume"),
+            ("/data", "without a name"),
             ("/a:/a:rshared", "virtual machine lies between"),
             ("/a:/a:fast", "is not an option"),
             ("/a:b", "cannot be mounted on"),
@@ -448,7 +533,7 @@ mod tests {
         let Mount::Bind(bind) = mount("type=bind,\"src=/a,b\",dst=/a,ro=false").unwrap() else {
             panic!("no bind");
         };
-        assert_eq!(bind.source, PathBuf::from("/a,b"));
+        assert_eq!(bind.source, Source::Host("/a,b".into()));
         assert!(!bind.read_only);
         let Mount::Tmpfs(tmpfs) =
             mount("type=tmpfs,destination=/t,tmpfs-size=1m,tmpfs-mode=1770").unwrap()
@@ -462,11 +547,33 @@ mod tests {
     }
 
     #[test]
+    fn volume_may_be_named_in_both_ways() {
+        let short = volume("data:/data:ro").unwrap();
+        assert_eq!(
+            short.source,
+            Source::Volume(VolumeName::new("data").unwrap())
+        );
+        assert!(short.read_only && !short.make_source);
+        // Without a type, too (docker).
+        assert_eq!(
+            mount("src=data,dst=/data,ro").unwrap(),
+            Mount::Bind(short.clone())
+        );
+        assert_eq!(short.to_string(), "data:/data:ro");
+    }
+
+    #[test]
     fn mount_that_is_wrong_is_refused_with_a_reason() {
         for (text, part) in [
-            ("source=a,target=/a", "volumes come later"),
-            ("type=volume,target=/a", "volumes come later"),
-            ("type=npipe,target=/a", "there are bind and tmpfs"),
+            ("source=../a,target=/a", "nor the name of a volume"),
+            ("type=volume,target=/a", "without a name"),
+            ("type=volume,source=a", "needs target"),
+            (
+                "type=volume,source=a,target=/a,volume-driver=x",
+                "not a value",
+            ),
+            ("type=volume,source=a,target=/a,volume-opt=x", "not a field"),
+            ("type=npipe,target=/a", "there are bind, tmpfs and volume"),
             ("type=bind,target=/a", "needs source"),
             ("type=bind,source=/a", "needs target"),
             ("type=bind,source=/a,target=/a,fast", "not a field"),
