@@ -2,7 +2,7 @@
 //!
 //! A row is `| where | what | runc | here | why |`. Where is `CASE/PROCESS`, several of them separated by commas; what
 //! is the path of the difference; every cell but the last may have `*` for anything. A row must show in every case that
-//! it names.
+//! it names, unless both its values are `*`: what may be anything on both sides may also be the same.
 
 use anyhow::{Result, bail, ensure};
 
@@ -53,6 +53,11 @@ impl Row {
             && matches(&self.what, &difference.what)
             && matches(&self.reference, &difference.reference)
             && matches(&self.ours, &difference.ours)
+    }
+
+    /// Whether it says nothing of the values.
+    fn may_be_equal(&self) -> bool {
+        self.reference == "*" && self.ours == "*"
     }
 
     /// What it names of this case.
@@ -136,7 +141,7 @@ impl List {
                 )
             })
             .collect();
-        for row in &self.0 {
+        for row in self.0.iter().filter(|row| !row.may_be_equal()) {
             for place in row.places_in(case) {
                 let narrowed = Row {
                     places: vec![place.clone()],
@@ -164,7 +169,8 @@ mod tests {
     const TEXT: &str = "# Title\n\n| other | table |\n| --- | --- |\n| a | b |\n\n\
         | where | what | runc | here | why |\n| --- | --- | --- | --- | --- |\n\
         | `*/*` | `mounts./.type` | `*` | `virtiofs` | the root is shared |\n\
-        | `user/exec`, `plain/init` | `a.*` | `1` | `2` | so |\n";
+        | `user/exec`, `plain/init` | `a.*` | `1` | `2` | so |\n\
+        | `*/*` | `chance` | `*` | `*` | so |\n";
 
     fn difference(process: &'static str, what: &str, reference: &str, ours: &str) -> Difference {
         Difference {
