@@ -51,7 +51,8 @@ pub(crate) async fn process_is_as_the_spec_says_first_and_added(host: &mut Host<
         {"type": "RLIMIT_NOFILE", "soft": 9, "hard": 11},
         {"type": "RLIMIT_MEMLOCK", "soft": 1_073_741_824_u64, "hard": 1_073_741_824_u64},
     ]);
-    process["cwd"] = json!("/tmp");
+    // It is made.
+    process["cwd"] = json!("/made/here");
     process["env"] = json!(["PATH=/bin", "A=first one"]);
     process["oomScoreAdj"] = json!(500);
     process["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
@@ -71,7 +72,7 @@ pub(crate) async fn process_is_as_the_spec_says_first_and_added(host: &mut Host<
             "umask 0027",
             "nofile 9 11",
             "memlock 1048576",
-            "cwd /tmp",
+            "cwd /made/here",
             "env first one",
             "oom 500",
             "nice 5",
@@ -519,8 +520,8 @@ pub(crate) async fn refusals_name_what_they_refuse(host: &mut Host<'_>) -> Resul
             "/mnt",
         ),
         (
-            with(|spec| spec["process"]["cwd"] = json!("/no/such/folder")),
-            "ENOENT",
+            with(|spec| spec["process"]["cwd"] = json!("/bin/sh/below")),
+            "/bin/sh/below",
         ),
     ] {
         let status = match host.create("refused", &spec, PIPES()).await {

@@ -263,12 +263,18 @@ fn run_suite(suite: &Suite, in_testhost: bool, report: &mut Report) -> Result<()
     for left in (0..TEST_HOSTS).rev() {
         let status = run_once(&suite, in_testhost, report)?;
         report.end(status.success());
-        let test_host_failed = in_testhost && status.code() == Some(testhost::WEDGED);
-        if !test_host_failed || left == 0 || !suite.can_go_on() {
+        if !in_testhost || left == 0 || !suite.can_go_on() {
             break;
         }
+        let done = match status.code() {
+            Some(testhost::WEDGED) => Some(report.test_host_failed()),
+            _ => report.second_run(),
+        };
+        let Some(done) = done else {
+            break;
+        };
         shell::step(format!("{} goes on in another test host", suite.name));
-        suite.skip.extend(report.test_host_failed());
+        suite.skip.extend(done);
     }
     Ok(())
 }

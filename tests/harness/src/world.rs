@@ -223,14 +223,25 @@ impl World {
         })
     }
 
-    /// Kills the one process whose command line contains `part`.
+    /// Kills the one process whose command line contains `part`, and waits until it is dead: until then it holds its files
+    /// and locks.
     ///
     /// # Errors
     /// As [`Self::process`].
     pub fn kill_process(&self, part: &str) -> Result<()> {
         let process = self.process(part)?;
         kill(Pid::from_raw(process.pid), Signal::SIGKILL)
-            .with_context(|| format!("cannot kill {}", process.command))
+            .with_context(|| format!("cannot kill {}", process.command))?;
+        process::wait_until(&process.command, self.setup.limit, || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid));
+            // The state comes behind the name in brackets (proc(5)); a zombie has nothing any more.
+            stat.map_or(true, |stat| {
+                stat.rsplit(')')
+                    .next()
+                    .is_some_and(|rest| rest.starts_with(" Z"))
+            })
+            .then_some(())
+        })
     }
 
     /// Ends the world and looks for what was left behind: no process, mount or socket of it, nothing in its

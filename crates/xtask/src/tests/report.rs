@@ -1,5 +1,8 @@
 //! Reads libtest's lines and adds them up.
 
+/// So many failed tests of a suite in the test host run again.
+const MOST_FAILED_FIRST: usize = 2;
+
 /// What became of one suite.
 #[derive(Default)]
 struct Outcome {
@@ -12,15 +15,26 @@ struct Outcome {
     /// The summary line was seen.
     closed: bool,
     exited_well: bool,
-    /// Tests that the present run of the suite told of, and how many of them passed and failed.
+    /// Tests that the present run of the suite told of, and how many of them passed.
     told: Vec<String>,
     told_passed: u64,
-    told_failed: u64,
     /// How often the test host failed under it.
     test_host_failures: u64,
+    /// Tests that failed in a test host, and run again in another.
+    failed_first: Vec<String>,
 }
 
 impl Outcome {
+    /// Makes room for another run of the failed tests; returns the names of the others.
+    fn put_failures_aside(&mut self) -> Vec<String> {
+        let failures = std::mem::take(&mut self.failures);
+        let told = std::mem::take(&mut self.told);
+        let failed = |name: &String| failures.contains(&format!("{} {name}", self.name));
+        let others = told.into_iter().filter(|name| !failed(name)).collect();
+        self.failed_first.extend(failures);
+        others
+    }
+
     /// A suite that ends without its summary, or badly without a failed test, has failed as a whole.
     fn broke(&self) -> bool {
         !self.closed || (!self.exited_well && self.failed == 0)
@@ -96,23 +110,37 @@ impl Report {
                 .skipped
                 .push(format!("{} {test}: {reason}", suite.name));
         } else if outcome.trim().starts_with("FAILED") {
-            suite.told_failed += 1;
             suite.failures.push(format!("{} {test}", suite.name));
         } else {
             suite.told_passed += 1;
         }
     }
 
-    /// The test host failed under the suite, which goes on in another one. What it told of counts; it has no summary.
-    /// Returns the names of the tests that need not run again.
+    /// The test host failed under the suite, which goes on in another one. What passed there counts, though there is no
+    /// summary. Returns the names of the tests that need not run again.
     pub(super) fn test_host_failed(&mut self) -> Vec<String> {
         let Some(suite) = self.0.last_mut() else {
             return Vec::new();
         };
         suite.test_host_failures += 1;
         suite.passed += std::mem::take(&mut suite.told_passed);
-        suite.failed += std::mem::take(&mut suite.told_failed);
-        std::mem::take(&mut suite.told)
+        suite.told_passed = 0;
+        suite.put_failures_aside()
+    }
+
+    /// The suite's failed tests are to run again in another test host, if they are few: an emulated machine in an emulated
+    /// machine fails by itself now and then, and a product that fails does so in most of its tests, or twice. Returns the names
+    /// of the tests that need not run again; `None` where nothing is to.
+    pub(super) fn second_run(&mut self) -> Option<Vec<String>> {
+        let suite = self.0.last_mut()?;
+        let few = (1..=MOST_FAILED_FIRST).contains(&suite.failures.len());
+        if !few || !suite.closed || !suite.failed_first.is_empty() {
+            return None;
+        }
+        suite.failed = 0;
+        suite.closed = false;
+        suite.told_passed = 0;
+        Some(suite.put_failures_aside())
     }
 
     /// The suite ended.
@@ -139,6 +167,12 @@ impl Report {
                 "{}: the test host failed {} times, and the tests that it had not finished ran again",
                 suite.name, suite.test_host_failures
             );
+        }
+        for suite in &self.0 {
+            let passed = |line: &&String| !suite.failures.contains(line);
+            for line in suite.failed_first.iter().filter(passed) {
+                println!("failed in one test host, and ran again in another: {line}");
+            }
         }
         for line in self.0.iter().flat_map(|suite| &suite.failures) {
             println!("FAILED: {line}");
@@ -225,18 +259,72 @@ mod tests {
     }
 
     #[test]
+    fn few_failures_run_again_once_and_are_told() {
+        let mut report = Report::default();
+        report.begin("suite");
+        report.line("test a ... ok");
+        report.line("test b ... FAILED");
+        report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
+        report.end(false);
+        assert_eq!(report.second_run(), Some(vec!["a".to_owned()]));
+        assert!(!report.passed_everything());
+        let mut passed = report;
+        passed.line("test b ... ok");
+        passed.line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out");
+        passed.end(true);
+        assert!(passed.passed_everything());
+        assert_eq!(passed.0[0].passed, 2);
+        assert_eq!(passed.0[0].failed_first, ["suite b"]);
+        assert_eq!(passed.second_run(), None);
+    }
+
+    #[test]
+    fn failure_that_comes_again_is_one() {
+        let mut report = Report::default();
+        report.begin("suite");
+        report.line("test b ... FAILED");
+        report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
+        report.end(false);
+        assert_eq!(report.second_run(), Some(vec![]));
+        report.line("test b ... FAILED");
+        report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
+        report.end(false);
+        assert_eq!(report.second_run(), None);
+        assert!(!report.passed_everything());
+    }
+
+    #[test]
+    fn many_failures_do_not_run_again() {
+        let mut report = read(
+            &[
+                "test a ... FAILED",
+                "test b ... FAILED",
+                "test c ... FAILED",
+                "test result: FAILED. 0 passed; 3 failed; 0 ignored",
+            ],
+            false,
+        );
+        assert_eq!(report.second_run(), None);
+        assert_eq!(report.0[0].failed, 3);
+    }
+
+    #[test]
     fn suite_goes_on_after_its_test_host_failed() {
         let mut report = Report::default();
         report.begin("suite");
         report.line("test a ... ok");
         report.line("test b ... FAILED");
-        assert_eq!(report.test_host_failed(), ["a", "b"]);
+        // What failed in a machine that was failing itself is asked again.
+        assert_eq!(report.test_host_failed(), ["a"]);
+        report.line("test b ... FAILED");
         report.line("test c ... ok");
-        report.line("test result: ok. 1 passed; 0 failed; 0 ignored");
-        report.end(true);
+        report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
+        report.end(false);
         assert_eq!((report.0[0].passed, report.0[0].failed), (2, 1));
         assert!(!report.passed_everything());
         assert!(!report.0[0].broke());
+        // Once is enough.
+        assert_eq!(report.second_run(), None);
     }
 
     #[test]
