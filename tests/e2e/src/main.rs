@@ -1,7 +1,8 @@
 //! End-to-end tests: the product's programs, run as a user or containerd runs them.
 //!
-//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [libtest options]`. Everything real: kernel, machine, agent,
-//! containerd. Each test has a world of its own and ends with the leak check.
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [libtest options]`. Everything real:
+//! kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak check. The part `machine`
+//! leaves out what no driver has a part in: images, registries, and the verbs on containers that are there.
 
 mod containerd;
 mod containerd_task;
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use sandbox_harness::{Driver, Setup, World, leaks};
+use sandbox_harness::{Driver, Setup, World, leaks, within};
 
 /// A test: what it is called, and what it does in a world that has the demo image.
 type Case = (&'static str, fn(&World) -> Result<()>);
@@ -32,8 +33,32 @@ type Case = (&'static str, fn(&World) -> Result<()>);
 /// machine runs on.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Takes our own options out of the command line.
-fn options(arguments: &mut Vec<String>) -> Result<Setup> {
+/// How long one test may take before it counts as hung.
+const CASE_LIMIT: Duration = Duration::from_secs(600);
+
+/// The tests in which the driver, its devices or its helpers take part.
+const MACHINE: &[&[Case]] = &[
+    run::CASES,
+    stdio::CASES,
+    tty::CASES,
+    failures::CASES,
+    lifecycle::CASES,
+    options::CASES,
+    containerd::CASES,
+    containerd_task::CASES,
+    inside::CASES,
+];
+
+/// The tests of what stands above every driver.
+const ABOVE: &[&[Case]] = &[
+    images::CASES,
+    images_registry::CASES,
+    observe::CASES,
+    verbs::CASES,
+];
+
+/// Takes our own options out of the command line; returns them, and the tests to choose from.
+fn options(arguments: &mut Vec<String>) -> Result<(Setup, Vec<Case>)> {
     let mut take = |name: &str| -> Result<Option<String>> {
         let Some(at) = arguments.iter().position(|argument| argument == name) else {
             return Ok(None);
@@ -58,13 +83,19 @@ fn options(arguments: &mut Vec<String>) -> Result<Setup> {
         || binaries.join("../x86_64-unknown-linux-gnu/release/sandbox-probe"),
         PathBuf::from,
     );
-    Ok(Setup {
+    let cases = match take("--part")?.as_deref() {
+        None | Some("all") => [MACHINE, ABOVE].concat().concat(),
+        Some("machine") => MACHINE.concat(),
+        Some(other) => bail!("--part takes all or machine, not {other:?}"),
+    };
+    let setup = Setup {
         probe,
         demo: std::fs::canonicalize(take("--demo")?.context("--demo is missing")?)?,
         binaries,
         driver,
         limit: LIMIT,
-    })
+    };
+    Ok((setup, cases))
 }
 
 fn trial(setup: &Setup, (name, case): Case) -> Trial {
@@ -72,9 +103,10 @@ fn trial(setup: &Setup, (name, case): Case) -> Trial {
     Trial::test(name, move || {
         let attempt = || -> Result<()> {
             let world = World::with_demo(&setup)?;
-            let result = case(&world);
             // A failed test says why it failed; only a passed one is also asked what it left.
-            result.and_then(|()| world.finish())
+            within(CASE_LIMIT, world, move |world| {
+                case(&world).and_then(|()| world.finish())
+            })
         };
         attempt().map_err(|error| Failed::from(format!("{error:#}")))
     })
@@ -82,26 +114,8 @@ fn trial(setup: &Setup, (name, case): Case) -> Trial {
 
 fn main() -> Result<ExitCode> {
     let mut arguments: Vec<String> = std::env::args().collect();
-    let setup = options(&mut arguments)?;
-    let trials = [
-        run::CASES,
-        stdio::CASES,
-        tty::CASES,
-        failures::CASES,
-        images::CASES,
-        images_registry::CASES,
-        lifecycle::CASES,
-        options::CASES,
-        observe::CASES,
-        verbs::CASES,
-        containerd::CASES,
-        containerd_task::CASES,
-        inside::CASES,
-    ]
-    .concat()
-    .into_iter()
-    .map(|case| trial(&setup, case))
-    .collect();
+    let (setup, cases) = options(&mut arguments)?;
+    let trials = cases.into_iter().map(|case| trial(&setup, case)).collect();
     let mut arguments = Arguments::from_iter(arguments);
     // Two processors, and every test boots machines.
     arguments.test_threads.get_or_insert(2);

@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// The environment variable by which every process of a world is known, down to the last grandchild.
 pub const WORLD_VARIABLE: &str = "SANDBOX_TEST_WORLD";
 
@@ -44,6 +47,13 @@ pub fn processes(world: &Path) -> Vec<Process> {
             Some(Process { pid, command })
         })
         .collect()
+}
+
+/// Kills the processes of this world.
+pub fn kill_all(world: &Path) {
+    for process in processes(world) {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
 }
 
 fn lines_naming(file: &str, world: &Path) -> Vec<String> {

@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod containerd;
 pub mod layout;
 pub mod leaks;
+mod limit;
 pub mod process;
 pub mod registry;
 pub mod shim;
@@ -15,5 +16,6 @@ pub mod task;
 pub mod terminal;
 pub mod world;
 
+pub use limit::within;
 pub use process::{Finished, Running};
 pub use world::{Driver, Setup, World};

@@ -267,9 +267,7 @@ impl World {
 
     /// Ends what a failed test left, so that it disturbs no other.
     fn force_end(&self) {
-        for process in leaks::processes(self.path()) {
-            let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-        }
+        leaks::kill_all(self.path());
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let world = self.path().to_string_lossy().into_owned();
         for line in mounts.lines().rev() {

@@ -5,6 +5,11 @@ b=/bin/busybox
 # Second part, in the new root.
 if [ "$1" = command ]; then
 	echo "testhost: the command starts"
+	# A sign of life, written anew every few seconds: without it, the machine hangs, whatever its console says.
+	while :; do
+		echo alive >/run/testhost/alive
+		$b sleep 5
+	done &
 	# The command's output goes to files of the host's, which loses nothing however slowly it is read.
 	/bin/sh /run/testhost/command </dev/null >/run/testhost/stdout 2>/run/testhost/stderr
 	echo "$?" >/run/testhost/code

@@ -20,6 +20,8 @@ use crate::guest;
 const FOLDER_PREFIX: &str = "sandbox-testhost-";
 /// A machine whose kernel reported a lockup and that has said nothing for this long does not come back.
 const SILENCE: Duration = Duration::from_secs(180);
+/// A machine that has given no sign of life for this long hangs; it gives one every few seconds.
+const LIFELESS: Duration = Duration::from_secs(240);
 /// How often the machine is looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -203,6 +205,7 @@ fn watch(machine: &mut Helper, options: &Options, work: &Path) -> Result<Outcome
     let mut stderr = Follower::new(result.join("stderr"), io::stderr());
     let start = Instant::now();
     let mut last_output = start;
+    let mut last_sign = (start, None);
     loop {
         let ended = machine.0.try_wait()?;
         let told = stdout.pass_on()? | stderr.pass_on()?;
@@ -220,6 +223,18 @@ fn watch(machine: &mut Helper, options: &Options, work: &Path) -> Result<Outcome
         }
         if told {
             last_output = Instant::now();
+        }
+        let sign = fs::metadata(result.join("alive"))
+            .and_then(|file| file.modified())
+            .ok();
+        if sign != last_sign.1 {
+            last_sign = (Instant::now(), sign);
+        }
+        if last_sign.0.elapsed() > LIFELESS {
+            return Ok(Outcome::Wedged(format!(
+                "it gave no sign of life for {} s",
+                LIFELESS.as_secs()
+            )));
         }
         let given_up = start.elapsed() > options.timeout;
         if (given_up || last_output.elapsed() > SILENCE)

@@ -1,7 +1,12 @@
 //! Reads libtest's lines and adds them up.
 
+use std::time::Duration;
+
 /// So many failed tests of a suite in the test host run again.
 const MOST_FAILED_FIRST: usize = 2;
+
+/// So many lines of what a failed test said are shown again at the end.
+const LINES_AGAIN: usize = 24;
 
 /// What became of one suite.
 #[derive(Default)]
@@ -22,6 +27,10 @@ struct Outcome {
     test_host_failures: u64,
     /// Tests that failed in a test host, and run again in another.
     failed_first: Vec<String>,
+    /// What failed tests said, each with a heading, and whether such lines are being read.
+    said: Vec<String>,
+    failure_is_told: bool,
+    took: Duration,
 }
 
 impl Outcome {
@@ -33,6 +42,23 @@ impl Outcome {
         let others = told.into_iter().filter(|name| !failed(name)).collect();
         self.failed_first.extend(failures);
         others
+    }
+
+    /// Keeps what failed tests say: libtest tells it under a heading for each, between two lists of names.
+    fn hear(&mut self, line: &str) {
+        if line.starts_with("---- ") {
+            self.failure_is_told = true;
+            self.said.push(format!("{} {line}", self.name));
+        } else if line == "failures:" {
+            self.failure_is_told = false;
+        } else if self.failure_is_told
+            && !line.is_empty()
+            && let Some(last) = self.said.last_mut()
+            && last.lines().count() <= LINES_AGAIN
+        {
+            last.push_str("\n  ");
+            last.push_str(line);
+        }
     }
 
     /// A suite that ends without its summary, or badly without a failed test, has failed as a whole.
@@ -85,6 +111,7 @@ impl Report {
             return;
         };
         let line = plain(line);
+        suite.hear(&line);
         if let Some(summary) = line.strip_prefix("test result: ") {
             suite.passed += count(summary, "passed").unwrap_or(0);
             suite.failed += count(summary, "failed").unwrap_or(0);
@@ -143,15 +170,20 @@ impl Report {
         Some(suite.put_failures_aside())
     }
 
-    /// The suite ended.
-    pub(super) fn end(&mut self, exited_well: bool) {
+    /// The suite ended, or this run of it, so long after it began.
+    pub(super) fn end(&mut self, exited_well: bool, took: Duration) {
         if let Some(suite) = self.0.last_mut() {
             suite.exited_well = exited_well;
+            suite.took = took;
         }
     }
 
-    /// Prints what was skipped and what failed.
+    /// Prints how long the suites took, what was skipped and what failed.
     pub(super) fn print(&self) {
+        println!("\nseconds:");
+        for suite in self.0.iter().filter(|suite| suite.took.as_secs() > 0) {
+            println!("{:7} {}", suite.took.as_secs(), suite.name);
+        }
         println!();
         let skipped: Vec<&String> = self.0.iter().flat_map(|suite| &suite.skipped).collect();
         if skipped.is_empty() {
@@ -173,6 +205,9 @@ impl Report {
             for line in suite.failed_first.iter().filter(passed) {
                 println!("failed in one test host, and ran again in another: {line}");
             }
+        }
+        for line in self.0.iter().flat_map(|suite| &suite.said) {
+            println!("{line}");
         }
         for line in self.0.iter().flat_map(|suite| &suite.failures) {
             println!("FAILED: {line}");
@@ -225,7 +260,7 @@ mod tests {
         for line in lines {
             report.line(line);
         }
-        report.end(exited_well);
+        report.end(exited_well, Duration::ZERO);
         report
     }
 
@@ -265,13 +300,13 @@ mod tests {
         report.line("test a ... ok");
         report.line("test b ... FAILED");
         report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
-        report.end(false);
+        report.end(false, Duration::ZERO);
         assert_eq!(report.second_run(), Some(vec!["a".to_owned()]));
         assert!(!report.passed_everything());
         let mut passed = report;
         passed.line("test b ... ok");
         passed.line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out");
-        passed.end(true);
+        passed.end(true, Duration::ZERO);
         assert!(passed.passed_everything());
         assert_eq!(passed.0[0].passed, 2);
         assert_eq!(passed.0[0].failed_first, ["suite b"]);
@@ -284,11 +319,11 @@ mod tests {
         report.begin("suite");
         report.line("test b ... FAILED");
         report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
-        report.end(false);
+        report.end(false, Duration::ZERO);
         assert_eq!(report.second_run(), Some(vec![]));
         report.line("test b ... FAILED");
         report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
-        report.end(false);
+        report.end(false, Duration::ZERO);
         assert_eq!(report.second_run(), None);
         assert!(!report.passed_everything());
     }
@@ -319,12 +354,33 @@ mod tests {
         report.line("test b ... FAILED");
         report.line("test c ... ok");
         report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
-        report.end(false);
+        report.end(false, Duration::ZERO);
         assert_eq!((report.0[0].passed, report.0[0].failed), (2, 1));
         assert!(!report.passed_everything());
         assert!(!report.0[0].broke());
         // Once is enough.
         assert_eq!(report.second_run(), None);
+    }
+
+    #[test]
+    fn what_a_failed_test_said_is_kept() {
+        let report = read(
+            &[
+                "test a ... FAILED",
+                "",
+                "failures:",
+                "",
+                "---- a ----",
+                "it broke",
+                "here",
+                "",
+                "failures:",
+                "    a",
+                "test result: FAILED. 0 passed; 1 failed; 0 ignored",
+            ],
+            false,
+        );
+        assert_eq!(report.0[0].said, ["suite ---- a ----\n  it broke\n  here"]);
     }
 
     #[test]
