@@ -105,6 +105,7 @@ fn main() -> Result<ExitCode> {
         probe: std::fs::canonicalize(&options.probe)
             .with_context(|| format!("{} is not built", options.probe.display()))?,
         driver: options.driver,
+        at_once: 1,
         limit: LIMIT,
     };
     let trials = cases

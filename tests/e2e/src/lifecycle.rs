@@ -7,15 +7,16 @@ use serde_json::Value;
 use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
-    ("lifecycle_ten_at_once", ten),
+    ("lifecycle_many_at_once", many),
     ("lifecycle_ps_kill_rm", ps_kill_rm),
     ("lifecycle_rm_refuses_a_running_container", rm_refuses),
     ("lifecycle_check_lists_requirements", check),
 ];
 
-fn ten(world: &World) -> Result<()> {
+fn many(world: &World) -> Result<()> {
+    let count = world.setup().at_once;
     let mut all = Vec::new();
-    for number in 0..10 {
+    for number in 0..count {
         let script = format!("echo {number}; cat");
         all.push(world.start(&["run", "--rm", "-i", "demo", "sh", "-c", &script])?);
     }
@@ -23,7 +24,7 @@ fn ten(world: &World) -> Result<()> {
         running.wait_for_line(&number.to_string())?;
     }
     let ps = world.sandboxctl(&["ps", "-q"])?.expect_code(0)?;
-    ensure!(ps.text().lines().count() == 10, "ps shows {}", ps.text());
+    ensure!(ps.text().lines().count() == count, "ps shows {}", ps.text());
     for (number, mut running) in all.into_iter().enumerate() {
         running.write(b"bye\n")?;
         running.close_stdin();

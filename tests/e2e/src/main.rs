@@ -1,8 +1,9 @@
 //! End-to-end tests: the product's programs, run as a user or containerd runs them.
 //!
-//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [libtest options]`. Everything real:
-//! kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak check. The part `machine`
-//! leaves out what no driver has a part in: images, registries, and the verbs on containers that are there.
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [--at-once N] [libtest
+//! options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
+//! check. The part `machine` leaves out what no driver has a part in: images, registries, and the verbs on containers that are
+//! there.
 
 mod containerd;
 mod containerd_task;
@@ -88,7 +89,12 @@ fn options(arguments: &mut Vec<String>) -> Result<(Setup, Vec<Case>)> {
         Some("machine") => MACHINE.concat(),
         Some(other) => bail!("--part takes all or machine, not {other:?}"),
     };
+    let at_once = match take("--at-once")? {
+        None => 10,
+        Some(count) => count.parse().context("--at-once takes a number")?,
+    };
     let setup = Setup {
+        at_once,
         probe,
         demo: std::fs::canonicalize(take("--demo")?.context("--demo is missing")?)?,
         binaries,

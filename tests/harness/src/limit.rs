@@ -78,6 +78,7 @@ mod tests {
             demo: PathBuf::new(),
             probe: PathBuf::new(),
             driver: Driver::Qemu,
+            at_once: 1,
             limit: Duration::from_secs(60),
         };
         World::empty(&setup).unwrap()

@@ -53,6 +53,8 @@ pub struct Setup {
     pub probe: PathBuf,
     /// The driver under test.
     pub driver: Driver,
+    /// How many sandboxes run at once where a test is about that.
+    pub at_once: usize,
     /// How long one command may take. Emulated machines are slow; this is for hangs, not for speed.
     pub limit: Duration,
 }
