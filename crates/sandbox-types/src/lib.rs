@@ -4,9 +4,11 @@
 //! file names, sizes are within what a guest can have.
 
 pub mod id;
+pub mod mac;
 pub mod machine;
 pub mod monitor;
 pub mod timeline;
 
 pub use id::{ContainerId, ExecId, IdError, SandboxId};
+pub use mac::{MacAddress, MacError};
 pub use machine::{GuestCid, MachineSizeError, MemMib, VcpuCount};

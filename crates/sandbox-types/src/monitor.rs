@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{GuestCid, MemMib, VcpuCount};
+use crate::{GuestCid, MacAddress, MemMib, VcpuCount};
 
 /// Descriptor on which the monitor reads its [`MonitorConfig`].
 pub const CONFIG_FD: i32 = 3;
@@ -31,6 +31,8 @@ pub struct MonitorConfig {
     pub vcpus: VcpuCount,
     /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
     pub block: Vec<BlockConfig>,
+    /// Network devices.
+    pub net: Vec<NetConfig>,
     /// Shared directories, each served by a vhost-user back end.
     pub shares: Vec<ShareConfig>,
     /// The vsock device.
@@ -49,6 +51,18 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
     pub serial: String,
+}
+
+/// A virtio network device (VirtIO 1.3, 5.1) over a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// A queue of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub fd: i32,
+    /// The hardware address that the device has at first.
+    pub mac: MacAddress,
+    /// The largest packet, without the Ethernet header, in bytes: at least 68.
+    pub mtu: u16,
 }
 
 /// A virtio-fs device (VirtIO 1.3, 5.11) whose back end is a vhost-user server.

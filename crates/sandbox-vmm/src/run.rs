@@ -23,6 +23,9 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
 use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::net::Net;
+use crate::virtio::net::error::NetError;
+use crate::virtio::net::tap::Tap;
 use crate::virtio::rng::Rng;
 use crate::vsock::{MuxerConfig, Vsock, VsockError};
 
@@ -53,6 +56,14 @@ pub enum RunError {
         serial: String,
         /// What is wrong.
         source: BlockError,
+    },
+    /// A network device.
+    #[error("network device {index}")]
+    Net {
+        /// Its place in the configuration.
+        index: usize,
+        /// What is wrong.
+        source: NetError,
     },
     /// A shared directory.
     #[error("shared directory {tag:?}")]
@@ -162,6 +173,13 @@ fn machine_config(
         listener: UnixListener::from(listener),
         path: PathBuf::from(config.vsock.path),
     })?));
+    for (index, net) in config.net.iter().enumerate() {
+        let fd = inherited.take(net.fd, "a tap")?;
+        let device = Tap::new(File::from(fd))
+            .and_then(|tap| Net::new(&format!("net{index}"), tap, net.mac, net.mtu))
+            .map_err(|source| RunError::Net { index, source })?;
+        devices.push(Box::new(device));
+    }
     for share in &config.shares {
         let fd = inherited.take(share.fd, "a vhost-user back end")?;
         let device =

@@ -6,13 +6,14 @@
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`chain`], on which the parsers work; the transport
 //! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
-//! itself, the parser of its requests, and its error: [`block`], [`rng`], [`fs`], and [`crate::vsock`].
+//! itself, the parser of its requests, and its error: [`block`], [`net`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod block;
 pub mod chain;
 pub mod fs;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 pub mod vhost_user;
 pub mod worker;

@@ -91,6 +91,7 @@ impl HypervisorDriver for Kvm {
             memory: plan.memory,
             vcpus: plan.vcpus,
             block,
+            net: Vec::new(),
             shares,
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,

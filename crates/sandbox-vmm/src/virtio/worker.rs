@@ -27,9 +27,15 @@ pub trait WorkerTask: Send + 'static {
     /// Why the device cannot go on.
     type Error: Error + Send + Sync + 'static;
 
-    /// The descriptors to watch for reading, level-triggered, each with the number that [`Self::ready`]
+    /// The descriptors to watch for reading, each with the number that [`Self::ready`]
     /// gets. Asked once, before the thread begins.
     fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)>;
+
+    /// Whether [`Self::ready`] is called once for each time that the descriptor with this number becomes
+    /// readable, instead of for as long as it is.
+    fn edge_triggered(&self, _number: u64) -> bool {
+        false
+    }
 
     /// The descriptor with this number is readable.
     ///
@@ -58,9 +64,15 @@ impl<T: WorkerTask> Worker<T> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(io::Error::from)
             .map_err(host("make a worker's epoll set"))?;
-        watch(&set, crate::fd::borrow(&stop), STOP).map_err(host("watch a worker's stop event"))?;
+        let level = epoll::EventFlags::IN;
+        watch(&set, crate::fd::borrow(&stop), STOP, level)
+            .map_err(host("watch a worker's stop event"))?;
         for (fd, number) in task.watched() {
-            watch(&set, fd, number).map_err(host("watch a queue's event"))?;
+            let flags = match task.edge_triggered(number) {
+                true => level | epoll::EventFlags::ET,
+                false => level,
+            };
+            watch(&set, fd, number, flags).map_err(host("watch a queue's event"))?;
         }
         let label = name.to_owned();
         let thread = thread::Builder::new()
@@ -82,14 +94,13 @@ impl<T: WorkerTask> Worker<T> {
     }
 }
 
-fn watch(set: impl AsFd, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
-    epoll::add(
-        set,
-        fd,
-        epoll::EventData::new_u64(number),
-        epoll::EventFlags::IN,
-    )
-    .map_err(io::Error::from)
+fn watch(
+    set: impl AsFd,
+    fd: BorrowedFd<'_>,
+    number: u64,
+    flags: epoll::EventFlags,
+) -> io::Result<()> {
+    epoll::add(set, fd, epoll::EventData::new_u64(number), flags).map_err(io::Error::from)
 }
 
 fn serve<T: WorkerTask>(name: &str, mut task: T, set: impl AsFd, interrupt: &Interrupt) -> T {

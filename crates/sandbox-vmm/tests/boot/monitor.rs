@@ -119,6 +119,7 @@ impl Monitor {
             memory: MemMib::new(192)?,
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
+            net: Vec::new(),
             shares,
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,

@@ -1,0 +1,99 @@
+//! One queue of a tap, as the runtime hands it over: opened, and attached to its interface with a header before each
+//! frame (Linux: Documentation/networking/tuntap.rst, `include/uapi/linux/if_tun.h`).
+#![expect(unsafe_code, reason = "a tap is set up by ioctl(2)")]
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+
+use super::error::NetError;
+use super::request::HEADER_BYTES;
+
+/// `TUN_F_CSUM`: frames without a checksum may be read.
+pub const OFFLOAD_CSUM: u32 = 1;
+/// `TUN_F_TSO4`: and segments of TCP over IPv4 larger than the MTU.
+pub const OFFLOAD_TSO4: u32 = 2;
+/// `TUN_F_TSO6`: and over IPv6.
+pub const OFFLOAD_TSO6: u32 = 4;
+
+const SET_OFFLOAD: Opcode = opcode::write::<u32>(b'T', 208);
+const SET_HEADER_BYTES: Opcode = opcode::write::<i32>(b'T', 216);
+const SET_LITTLE_ENDIAN: Opcode = opcode::write::<i32>(b'T', 220);
+
+/// A queue of a tap.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+}
+
+impl Tap {
+    /// Takes over a queue of a tap with `IFF_VNET_HDR`.
+    ///
+    /// # Errors
+    /// [`NetError::Tap`] when it is none.
+    pub fn new(file: File) -> Result<Self, NetError> {
+        let tap = Self { file };
+        let failed = |action| {
+            move |errno: rustix::io::Errno| NetError::Tap {
+                action,
+                source: errno.into(),
+            }
+        };
+        let header = i32::try_from(HEADER_BYTES).unwrap_or(0);
+        // SAFETY: TUNSETVNETHDRSZ reads an int, which is what is passed.
+        let set_header = unsafe { Setter::<SET_HEADER_BYTES, i32>::new(header) };
+        // SAFETY: the setter's type belongs to its opcode.
+        unsafe { ioctl(&tap.file, set_header) }
+            .map_err(failed("set the header's length of"))?;
+        // SAFETY: TUNSETVNETLE reads an int, which is what is passed.
+        let set_order = unsafe { Setter::<SET_LITTLE_ENDIAN, i32>::new(1) };
+        // SAFETY: the setter's type belongs to its opcode.
+        unsafe { ioctl(&tap.file, set_order) }
+            .map_err(failed("set the byte order of"))?;
+        rustix::io::ioctl_fionbio(&tap.file, true).map_err(failed("make reads not block on"))?;
+        Ok(tap)
+    }
+
+    /// Any descriptor that keeps messages apart.
+    #[cfg(test)]
+    pub(super) fn of_messages(file: File) -> Self {
+        Self { file }
+    }
+
+    /// Says what frames that are read may need: a set of `OFFLOAD_…`.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_offload(&self, offload: u32) -> io::Result<()> {
+        let value = usize::try_from(offload).unwrap_or(0);
+        // SAFETY: TUNSETOFFLOAD takes a number as its argument.
+        let setter = unsafe { IntegerSetter::<SET_OFFLOAD>::new_usize(value) };
+        // SAFETY: the setter's type belongs to its opcode, which touches no memory.
+        unsafe { ioctl(&self.file, setter) }?;
+        Ok(())
+    }
+
+    /// Reads one header and frame.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none is there; others when the interface is gone.
+    pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(frame)
+    }
+
+    /// Writes one header and frame.
+    ///
+    /// # Errors
+    /// What the kernel says: it checks the header.
+    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
+        (&self.file).write(frame).map(drop)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
