@@ -14,13 +14,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sandbox-protocol", &["sandbox-types"]),
     ("sandbox-vmm", &["sandbox-types"]),
     ("sandbox-image", &["sandbox-types"]),
-    ("sandbox-runtime", &["sandbox-types", "sandbox-protocol"]),
+    ("sandbox-netlink", &["sandbox-types"]),
+    ("sandbox-network", &["sandbox-types", "sandbox-netlink"]),
+    (
+        "sandbox-runtime",
+        &["sandbox-types", "sandbox-protocol", "sandbox-network"],
+    ),
     (
         "sandboxctl",
         &[
             "sandbox-types",
             "sandbox-protocol",
             "sandbox-image",
+            "sandbox-network",
             "sandbox-runtime",
         ],
     ),
@@ -28,7 +34,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "containerd-shim-sandbox-v2",
         &["sandbox-types", "sandbox-protocol", "sandbox-runtime"],
     ),
-    ("sandbox-agent", &["sandbox-types", "sandbox-protocol"]),
+    (
+        "sandbox-agent",
+        &["sandbox-types", "sandbox-protocol", "sandbox-netlink"],
+    ),
     // Tests reach the product's programs by path, never as libraries.
     ("sandbox-harness", &[]),
     ("sandbox-probe", &[]),

@@ -1,0 +1,364 @@
+//! Joining a pod's interfaces to taps, and undoing it.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::rand::{GetRandomFlags, getrandom};
+use sandbox_netlink::{Address, Link, LinkChange, Neighbour, Netlink, Route};
+use sandbox_types::MacAddress;
+use serde::{Deserialize, Serialize};
+
+use crate::namespace::NamespaceId;
+use crate::{Namespace, NetworkError, tap, tc};
+
+/// The most interfaces of one pod.
+pub(crate) const MAX_INTERFACES: usize = 8;
+/// Kinds of interfaces that are a pod's even without an address.
+const KINDS: [&str; 5] = ["veth", "macvlan", "ipvlan", "vlan", "netkit"];
+
+/// What an interface of the pod is, and the guest's is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: MacAddress,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<Address>,
+    /// Its routes; those that others need first.
+    pub routes: Vec<Route>,
+    /// Its static neighbours.
+    pub neighbours: Vec<Neighbour>,
+}
+
+/// A network device for the machine.
+#[derive(Debug)]
+pub struct Nic {
+    /// The tap's queue.
+    pub queue: OwnedFd,
+    /// The hardware address that the device has at first; the guest knows it by this.
+    pub mac: MacAddress,
+    /// The largest MTU that it may have.
+    pub max_mtu: u16,
+    /// What it is joined to; `None` while the namespace is empty.
+    pub interface: Option<Interface>,
+    tap: String,
+}
+
+/// What was done to a namespace, so that it can be undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRecord {
+    path: PathBuf,
+    id: NamespaceId,
+    interfaces: Vec<String>,
+}
+
+/// A pod's network, joined.
+#[derive(Debug)]
+pub struct Joined {
+    namespace: Namespace,
+    nics: Vec<Nic>,
+    record: JoinRecord,
+}
+
+/// An interface with the rest of what the kernel says of it.
+struct Found {
+    link: Link,
+    interface: Interface,
+}
+
+impl Joined {
+    /// Makes a tap for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
+    /// for one ([`Self::look_again`]). `record` is told before each change of what will have to be undone.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; what was done is undone.
+    pub fn join<E>(
+        namespace: Namespace,
+        mut record: impl FnMut(&JoinRecord) -> Result<(), E> + Send,
+    ) -> Result<Self, JoinError<E>>
+    where
+        E: Send,
+    {
+        let id = namespace.id()?;
+        let mut joined = Self {
+            record: JoinRecord {
+                path: namespace.path().to_owned(),
+                id,
+                interfaces: Vec::new(),
+            },
+            namespace,
+            nics: Vec::new(),
+        };
+        match joined.join_all(&mut record) {
+            Ok(()) => Ok(joined),
+            Err(error) => {
+                // The first error says more than that of the clean-up, which `undo` does again.
+                let _ = undo(&joined.record);
+                Err(error)
+            }
+        }
+    }
+
+    fn join_all<E: Send>(
+        &mut self,
+        record: &mut (impl FnMut(&JoinRecord) -> Result<(), E> + Send),
+    ) -> Result<(), JoinError<E>> {
+        let Self {
+            namespace,
+            nics,
+            record: done,
+        } = self;
+        let mut refused = None;
+        let result = namespace.enter(|| {
+            let mut netlink = Netlink::open()?;
+            let found = look(&mut netlink)?;
+            if found.is_empty() {
+                nics.push(reserve()?);
+                return Ok(());
+            }
+            for Found { link, interface } in found {
+                let (queue, tap) = tap::make()?;
+                done.interfaces.push(link.name.clone());
+                if let Err(error) = record(done) {
+                    refused = Some(error);
+                    return Ok(());
+                }
+                connect(&mut netlink, &link, &tap, done)?;
+                nics.push(Nic {
+                    queue,
+                    mac: interface.mac,
+                    max_mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
+                    interface: Some(interface),
+                    tap,
+                });
+            }
+            Ok(())
+        });
+        match refused {
+            Some(error) => Err(JoinError::Record(error)),
+            None => Ok(result?),
+        }
+    }
+
+    /// Joins what has appeared in a namespace that was empty. Says whether anything did.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; what was done is undone.
+    pub fn look_again<E: Send>(
+        &mut self,
+        mut record: impl FnMut(&JoinRecord) -> Result<(), E> + Send,
+    ) -> Result<bool, JoinError<E>> {
+        let Self {
+            namespace,
+            nics,
+            record: done,
+        } = self;
+        let [nic] = nics.as_mut_slice() else {
+            return Ok(false);
+        };
+        if nic.interface.is_some() {
+            return Ok(false);
+        }
+        let mut refused = None;
+        let result = namespace.enter(|| {
+            let mut netlink = Netlink::open()?;
+            let mut found = look(&mut netlink)?;
+            let count = found.len();
+            let Some(Found { link, interface }) = found.pop() else {
+                return Ok(false);
+            };
+            if count > 1 {
+                // There is one device for them, and none can be added.
+                return Err(NetworkError::TooManyInterfaces { count });
+            }
+            done.interfaces.push(link.name.clone());
+            if let Err(error) = record(done) {
+                refused = Some(error);
+                return Ok(false);
+            }
+            connect(&mut netlink, &link, &nic.tap, done)?;
+            nic.interface = Some(interface);
+            Ok(true)
+        });
+        if let Some(error) = refused {
+            return Err(JoinError::Record(error));
+        }
+        if result.is_err() {
+            let _ = undo(done);
+            done.interfaces.clear();
+        }
+        Ok(result?)
+    }
+
+    /// The devices for the machine.
+    #[must_use]
+    pub fn nics(&self) -> &[Nic] {
+        &self.nics
+    }
+
+    /// Undoes everything.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn leave(self) -> Result<(), NetworkError> {
+        let Self { nics, record, .. } = self;
+        drop(nics);
+        undo(&record)
+    }
+}
+
+/// Why a pod's network was not joined.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError<E> {
+    /// It cannot be.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// What is to be done could not be recorded.
+    #[error("what is done to the network namespace cannot be recorded")]
+    Record(E),
+}
+
+impl Namespace {
+    /// How many network devices a machine needs for it: one for each interface, and one for an interface that may
+    /// yet come.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn devices(&self) -> Result<usize, NetworkError> {
+        let found = self.enter(|| look(&mut Netlink::open()?))?;
+        Ok(found.len().max(1))
+    }
+}
+
+/// The interfaces that are the pod's.
+fn look(netlink: &mut Netlink) -> Result<Vec<Found>, NetworkError> {
+    let addresses = netlink.addresses()?;
+    let routes = netlink.routes()?;
+    let neighbours = netlink.neighbours()?;
+    let mut found = Vec::new();
+    for link in netlink.links()? {
+        let of = |index: u32| index == link.index;
+        let addresses: Vec<Address> = addresses
+            .iter()
+            .filter(|(index, _)| of(*index))
+            .map(|(_, address)| *address)
+            .collect();
+        let is_the_pods = link.is_ethernet
+            && !link.is_loopback
+            && !link.name.starts_with(tap::PREFIX)
+            && (!addresses.is_empty()
+                || link
+                    .kind
+                    .as_deref()
+                    .is_some_and(|kind| KINDS.contains(&kind)));
+        let Some(mac) = link.mac.filter(|_| is_the_pods) else {
+            continue;
+        };
+        let interface = Interface {
+            name: link.name.clone(),
+            mac,
+            mtu: link.mtu,
+            addresses,
+            routes: routes
+                .iter()
+                .filter(|(index, _)| of(*index))
+                .map(|(_, route)| *route)
+                .collect(),
+            neighbours: neighbours
+                .iter()
+                .filter(|(index, _)| of(*index))
+                .map(|(_, neighbour)| *neighbour)
+                .collect(),
+        };
+        found.push(Found { link, interface });
+    }
+    if found.len() > MAX_INTERFACES {
+        return Err(NetworkError::TooManyInterfaces { count: found.len() });
+    }
+    Ok(found)
+}
+
+/// A tap that is joined to nothing.
+fn reserve() -> Result<Nic, NetworkError> {
+    let (queue, tap) = tap::make()?;
+    let mut bytes = [0; 6];
+    getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(|errno| NetworkError::Random(errno.into()))?;
+    Ok(Nic {
+        queue,
+        mac: MacAddress::local(bytes),
+        max_mtu: u16::MAX,
+        interface: None,
+        tap,
+    })
+}
+
+/// Joins an interface, which is on record, and a tap.
+fn connect(
+    netlink: &mut Netlink,
+    link: &Link,
+    tap: &str,
+    record: &mut JoinRecord,
+) -> Result<(), NetworkError> {
+    let tap = find(netlink, tap)?;
+    let change = LinkChange {
+        mtu: Some(link.mtu),
+        up: Some(true),
+        // It is no place of the namespace's own, and says nothing by itself.
+        without_link_local: true,
+        ..LinkChange::default()
+    };
+    netlink.change_link(tap.index, &change)?;
+    if let Err(error) = tc::add_ingress(netlink, link) {
+        // What is there is not ours to take away.
+        record.interfaces.retain(|name| *name != link.name);
+        return Err(error);
+    }
+    tc::add_ingress(netlink, &tap)?;
+    tc::redirect(netlink, link, &tap)?;
+    tc::redirect(netlink, &tap, link)?;
+    Ok(())
+}
+
+fn find(netlink: &mut Netlink, name: &str) -> Result<Link, NetworkError> {
+    let links = netlink.links()?;
+    links
+        .into_iter()
+        .find(|link| link.name == name)
+        .ok_or_else(|| NetworkError::Tap {
+            action: "find the tap that was made",
+            source: std::io::ErrorKind::NotFound.into(),
+        })
+}
+
+/// Undoes what is on record: in another process, too, and when it was done in part or is undone already. A namespace that
+/// is gone needs no undoing.
+///
+/// # Errors
+/// [`NetworkError`] is the first; everything else is undone all the same.
+pub fn undo(record: &JoinRecord) -> Result<(), NetworkError> {
+    let Some(namespace) = still_there(&record.path, record.id) else {
+        return Ok(());
+    };
+    namespace.enter(|| {
+        let mut netlink = Netlink::open()?;
+        let mut first = None;
+        for link in netlink.links()? {
+            // A tap goes with its last descriptor, and its filter with it.
+            if record.interfaces.contains(&link.name)
+                && let Err(error) = tc::remove_ingress(&mut netlink, &link)
+            {
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), |error| Err(error.into()))
+    })
+}
+
+fn still_there(path: &Path, id: NamespaceId) -> Option<Namespace> {
+    let namespace = Namespace::open(path).ok()?;
+    (namespace.id().ok()? == id).then_some(namespace)
+}

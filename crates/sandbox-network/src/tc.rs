@@ -1,0 +1,104 @@
+//! Traffic control: everything that comes in through one interface goes out through another.
+
+use sandbox_netlink::packet::RouteNetlinkMessage;
+use sandbox_netlink::packet::tc::{
+    TcAction, TcActionAttribute, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
+};
+use sandbox_netlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use sandbox_netlink::{Link, Netlink, NetlinkError};
+
+use crate::NetworkError;
+
+/// `ETH_P_ALL`, as a filter has it: in network byte order.
+const EVERY_PROTOCOL: u32 = 0x0003_u16.to_be() as u32;
+/// A filter's priority is in the upper half of its message's `info`.
+const PRIORITY_SHIFT: u32 = 16;
+/// The ingress discipline's handle.
+const INGRESS: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
+
+const EEXIST: i32 = 17;
+const ENOENT: i32 = 2;
+const EINVAL: i32 = 22;
+const ENODEV: i32 = 19;
+
+fn index(link: u32) -> i32 {
+    i32::try_from(link).unwrap_or(0)
+}
+
+fn ingress(link: u32) -> TcMessage {
+    let mut message = TcMessage::with_index(index(link));
+    message.header.handle = INGRESS;
+    message.header.parent = TcHandle::INGRESS;
+    message.attributes = vec![TcAttribute::Kind("ingress".to_owned())];
+    message
+}
+
+/// Gives an interface the ingress discipline, to which filters are added.
+///
+/// # Errors
+/// [`NetworkError::Occupied`] when it has one.
+pub(crate) fn add_ingress(netlink: &mut Netlink, link: &Link) -> Result<(), NetworkError> {
+    let message = RouteNetlinkMessage::NewQueueDiscipline(ingress(link.index));
+    let what = format!("add the ingress discipline to {}", link.name);
+    match netlink.change(&what, message, NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error) if error.errno() == Some(EEXIST) => Err(NetworkError::Occupied {
+            name: link.name.clone(),
+        }),
+        other => Ok(other?),
+    }
+}
+
+/// Takes the ingress discipline away, and all filters with it. That none is there is no error.
+pub(crate) fn remove_ingress(netlink: &mut Netlink, link: &Link) -> Result<(), NetlinkError> {
+    let message = RouteNetlinkMessage::DelQueueDiscipline(ingress(link.index));
+    let what = format!("remove the ingress discipline of {}", link.name);
+    match netlink.change(&what, message, 0) {
+        // The kernel's ways to say that there is none.
+        Err(error) if matches!(error.errno(), Some(ENOENT | EINVAL | ENODEV)) => Ok(()),
+        other => other,
+    }
+}
+
+/// What comes in through `from` goes out through `to`.
+pub(crate) fn redirect(netlink: &mut Netlink, from: &Link, to: &Link) -> Result<(), NetlinkError> {
+    let mut message = TcMessage::with_index(index(from.index));
+    message.header.parent = INGRESS;
+    message.header.info = (1 << PRIORITY_SHIFT) | EVERY_PROTOCOL;
+    let mut mirror = TcMirror::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to.index;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(
+            mirror,
+        ))]),
+    ];
+    // One key that compares nothing: everything matches.
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+    message.attributes = vec![
+        TcAttribute::Kind(TcFilterU32::KIND.to_owned()),
+        TcAttribute::Options(vec![
+            TcOption::U32(TcFilterU32Option::Selector(selector)),
+            TcOption::U32(TcFilterU32Option::Action(vec![action])),
+        ]),
+    ];
+    let what = format!(
+        "redirect what comes in through {} to {}",
+        from.name, to.name
+    );
+    netlink.change(
+        &what,
+        RouteNetlinkMessage::NewTrafficFilter(message),
+        NLM_F_CREATE | NLM_F_EXCL,
+    )
+}
