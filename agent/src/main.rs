@@ -22,6 +22,7 @@ mod guest_path;
 mod helper;
 mod launch;
 mod mount;
+mod network;
 mod process;
 mod process_list;
 mod programs;

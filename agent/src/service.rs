@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandbox_protocol::agent::{
-    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, ContainerStatsReply,
-    CreateContainerRequest, DeleteProcessReply, Empty, ListProcessesReply, ProcessReply,
-    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
+    AddProcessRequest, ConfigureGuestRequest, ConfigureNetworkRequest, ContainerRequest,
+    ContainerStatsReply, CreateContainerRequest, DeleteProcessReply, Empty, ListProcessesReply,
+    ProcessReply, ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
     UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc::Agent;
@@ -19,6 +19,7 @@ use ttrpc::proto::Code;
 use crate::clock::{self, ClockError};
 use crate::containers::{ContainerError, Containers, wanted};
 use crate::guest::{self, GuestError};
+use crate::network::{self, NetworkError};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -79,6 +80,22 @@ impl Agent for AgentService {
                 GuestError::Clock(ClockError::Refused { .. }) | GuestError::Hostname(_) => {
                     Code::INTERNAL
                 }
+            };
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+        })?;
+        Ok(Empty::new())
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureNetworkRequest,
+    ) -> Reply<Empty> {
+        network::configure(&request).map_err(|error| {
+            let code = match &error {
+                NetworkError::Invalid { .. } => Code::INVALID_ARGUMENT,
+                NetworkError::NoDevice { .. } => Code::NOT_FOUND,
+                NetworkError::Kernel { .. } => Code::INTERNAL,
             };
             ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
         })?;

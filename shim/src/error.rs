@@ -7,6 +7,7 @@ use sandbox_protocol::start_failure::StartFailure;
 use sandbox_runtime::agent::Code;
 use sandbox_runtime::cleanup::CleanupError;
 use sandbox_runtime::host::HostError;
+use sandbox_runtime::network::NetworkError;
 use sandbox_runtime::rootfs::RootfsError;
 use sandbox_runtime::share::ShareMountError;
 use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
@@ -125,6 +126,9 @@ pub(crate) enum TaskError {
     /// The root file system's mounts cannot be used.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// The pod's network namespace cannot be used.
+    #[error("the network namespace in `linux.namespaces` cannot be used")]
+    Network(#[from] NetworkError),
     /// No driver can run it here.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -176,7 +180,7 @@ impl TaskError {
             Self::Agent(AgentError::Refused { code, .. }) => *code,
             Self::Agent(AgentError::TimedOut { .. }) => Code::DEADLINE_EXCEEDED,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
-            Self::Host(_) | Self::Hook(_) => Code::FAILED_PRECONDITION,
+            Self::Host(_) | Self::Hook(_) | Self::Network(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_) | Self::Agent(_) | Self::Stream(_) | Self::Died { .. } => {
                 Code::INTERNAL
             }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
 use sandbox_runtime::Config;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
@@ -149,6 +149,13 @@ impl BundleSpec {
             size::memory(resources, config)?,
             size::vcpus(resources, listed, config)?,
         ))
+    }
+
+    /// The path of the network namespace that the caller made for the pod.
+    pub(crate) fn network_namespace(&self) -> Option<&Path> {
+        let namespaces = self.spec.linux().as_ref()?.namespaces().as_ref()?;
+        let of_kind = |namespace: &&LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
+        namespaces.iter().find(of_kind)?.path().as_deref()
     }
 
     /// Takes out, or refuses, what means the host ([`check`]).

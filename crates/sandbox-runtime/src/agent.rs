@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sandbox_protocol::agent::{
-    AddProcessRequest, ConfigureGuestRequest, ContainerRequest, CreateContainerRequest, Empty,
-    ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
-    UpdateContainerRequest,
+    AddProcessRequest, ConfigureGuestRequest, ConfigureNetworkRequest, ContainerRequest,
+    CreateContainerRequest, Empty, ProcessRequest, ResizeTerminalRequest, SetClockRequest,
+    SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc;
 use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT};
@@ -167,6 +167,21 @@ impl AgentClient {
         };
         let call = self.client.configure_guest(context(CALL_TIMEOUT), &request);
         bounded("configure the guest", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Gives the guest's network devices their names, addresses, routes and neighbours.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn configure_network(
+        &self,
+        request: &ConfigureNetworkRequest,
+    ) -> Result<(), AgentError> {
+        let call = self
+            .client
+            .configure_network(context(CALL_TIMEOUT), request);
+        bounded("configure the guest's network", CALL_TIMEOUT, call).await?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The record of what a sandbox made on the host, and its removal when the shim itself could not.
 //!
 //! A sandbox's folder holds `processes.json`, written as each process is spawned, and `mounts.json`, written
-//! before a mount is made. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
+//! before a mount is made, and `network.json`, written before something of a network namespace is changed. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
 //! number that the kernel has given to another process since is never killed. Each process leads a process
 //! group; while a member of it lives the kernel does not give the number away, so the members are found by it.
 
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use sandbox_network::{JoinRecord, NetworkError};
 use sandbox_types::SandboxId;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,7 @@ use crate::timeline::write_atomically;
 
 const PROCESSES_FILE: &str = "processes.json";
 const MOUNTS_FILE: &str = "mounts.json";
+const NETWORK_FILE: &str = "network.json";
 /// How long killed processes may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -58,6 +60,9 @@ pub enum CleanupError {
         #[source]
         source: io::Error,
     },
+    /// A network namespace could not be left as it was.
+    #[error("cannot undo what was done to the pod's network namespace")]
+    Network(#[source] NetworkError),
     /// Something that is not on record is mounted in the folder; removing the folder would remove what it shows.
     #[error("{} is mounted but not on record; unmount it", path.display())]
     Mounted {
@@ -123,6 +128,11 @@ impl Record {
             write_record(&self.dir.join(PROCESSES_FILE), &self.processes)?;
         }
         Ok(())
+    }
+
+    /// Notes what is about to be done to the network namespace; replaces what was noted before.
+    pub(crate) fn set_network(dir: &Path, network: &JoinRecord) -> Result<(), CleanupError> {
+        write_record(&dir.join(NETWORK_FILE), &Some(network))
     }
 
     /// Adds a mount that is about to be made.
@@ -192,6 +202,11 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
                 first_error.get_or_insert(error);
             }
         }
+    }
+    let network: Option<JoinRecord> =
+        keep_first_error(read_record(&dir.join(NETWORK_FILE)), &mut first_error);
+    if let Some(Err(error)) = network.as_ref().map(sandbox_network::undo) {
+        first_error.get_or_insert(CleanupError::Network(error));
     }
     let mounts: Vec<PathBuf> =
         keep_first_error(read_record(&dir.join(MOUNTS_FILE)), &mut first_error);

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::FutureExt;
+use sandbox_network::Nic;
 
 use crate::cleanup::{CleanupError, Record};
 use crate::config::ConfigError;
@@ -119,6 +120,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) dir: &'a Path,
     /// What is shared, mounted.
     pub(crate) share: Option<&'a ShareMounts>,
+    /// The network devices.
+    pub(crate) nics: &'a [Nic],
     /// The vsock device's socket, listening.
     pub(crate) vsock_listener: &'a UnixListener,
     /// Its path.

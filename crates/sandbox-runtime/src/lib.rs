@@ -20,6 +20,7 @@ mod console;
 pub mod driver;
 pub mod event;
 pub mod host;
+pub mod network;
 pub mod process;
 pub mod rootfs;
 pub mod sandbox;

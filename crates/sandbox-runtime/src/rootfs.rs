@@ -71,6 +71,14 @@ impl DeviceAllocator {
         Ok(())
     }
 
+    /// Takes the network devices of a pod.
+    ///
+    /// # Errors
+    /// [`RootfsError::TooManyDevices`].
+    pub fn take_network(&mut self, count: usize) -> Result<(), RootfsError> {
+        (0..count).try_for_each(|_| self.take().map(drop))
+    }
+
     /// How many more there is room for.
     fn room(&self) -> usize {
         self.driver.device_slots().saturating_sub(self.taken)

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandbox_network::JoinError;
 use sandbox_protocol::PROTOCOL_VERSION;
 use sandbox_protocol::agent::StreamKind;
 use sandbox_types::timeline::{Mark, Phase};
@@ -21,6 +22,7 @@ use crate::console::Console;
 use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
+use crate::network::SharedNetwork;
 use crate::share::{ShareMountError, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
@@ -65,6 +67,8 @@ pub struct SandboxPlan {
     pub block: Vec<BlockDevice>,
     /// What the guest sees of the host's file system.
     pub shared: Vec<SharedEntry>,
+    /// The pod's network namespace; without one it has no network.
+    pub network: Option<PathBuf>,
 }
 
 /// Why a sandbox did not start or stop.
@@ -103,6 +107,9 @@ pub enum SandboxError {
     /// Something of the host cannot be shared with the guest.
     #[error(transparent)]
     Share(#[from] ShareMountError),
+    /// The pod's network namespace cannot be joined.
+    #[error(transparent)]
+    Network(#[from] JoinError<CleanupError>),
     /// The machine could not be started.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -155,6 +162,8 @@ pub struct Sandbox {
     monitor_pid: u32,
     console: Option<Console>,
     vsock: PathBuf,
+    dir: PathBuf,
+    network: SharedNetwork,
     timeline: Arc<Timeline>,
     stop: watch::Sender<bool>,
     outcome: watch::Receiver<Outcome>,
@@ -181,10 +190,12 @@ impl Sandbox {
         let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
         let (stop, stop_receiver) = watch::channel(false);
         let (outcome, outcome_receiver) = watch::channel(None);
+        let network = SharedNetwork::default();
         let supervisor = Supervisor {
             plan,
             driver,
-            dir,
+            dir: dir.clone(),
+            network: network.clone(),
             vsock: vsock.clone(),
             timeline: Arc::clone(&timeline),
             lifecycle: Lifecycle::new(),
@@ -210,6 +221,8 @@ impl Sandbox {
             monitor_pid,
             console,
             vsock,
+            dir,
+            network,
             timeline,
             stop,
             outcome: outcome_receiver,
@@ -221,6 +234,18 @@ impl Sandbox {
     #[must_use]
     pub fn agent(&self) -> &AgentClient {
         &self.agent
+    }
+
+    /// Looks again at a network namespace in which nothing was when the machine was started, and gives the guest what is
+    /// there now. For callers that fill it late.
+    ///
+    /// # Errors
+    /// [`SandboxError::Network`] or [`SandboxError::Agent`].
+    pub async fn look_at_network_again(&self) -> Result<(), SandboxError> {
+        if let Some(request) = self.network.look_again(&self.dir)? {
+            self.agent.configure_network(&request).await?;
+        }
+        Ok(())
     }
 
     /// Which driver runs it.

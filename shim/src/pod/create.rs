@@ -8,7 +8,7 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::agent::{self, CreateContainerRequest, Stdio};
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::SharePlan;
-use sandbox_runtime::{Sandbox, SandboxPlan, host};
+use sandbox_runtime::{Sandbox, SandboxPlan, host, network};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
@@ -153,6 +153,12 @@ impl Pod {
             tracing::warn!("{notice}");
         }
         let mut devices = DeviceAllocator::new(driver);
+        let mut network = spec.network_namespace().map(Path::to_owned);
+        if let Some(path) = &network {
+            let count = network::devices(path)?;
+            devices.take_network(count)?;
+            network = network.filter(|_| count > 0);
+        }
         let mut share = SharePlan::new(id);
         let binds = Binds {
             container: id,
@@ -182,6 +188,7 @@ impl Pod {
             bundle: bundle.to_owned(),
             block: rootfs.block,
             shared: share.into_entries(),
+            network,
         };
         let (sandbox, events) = Sandbox::start(plan).await?;
         let sandbox = Arc::new(sandbox);

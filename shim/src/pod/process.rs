@@ -171,6 +171,9 @@ impl Pod {
             )
             .await?;
             self.state().process(key)?.copying = joined.copying;
+        } else {
+            // Some callers fill the pod's network namespace only now.
+            sandbox.look_at_network_again().await?;
         }
         sandbox
             .agent()

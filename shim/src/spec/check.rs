@@ -2,7 +2,7 @@
 //!
 //! | member | what happens |
 //! | --- | --- |
-//! | `linux.namespaces[].path` of type `network` | taken as the pod's network; nothing is joined, which the log says |
+//! | `linux.namespaces[].path` of type `network` | the pod's network, which is joined |
 //! | `linux.namespaces[].path` of any other type | refused |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
 //! | any other profile or label | the agent's to refuse |
@@ -55,12 +55,7 @@ pub(crate) fn namespaces(spec: &Value) -> Result<(), HostNamespaceError> {
     for (index, namespace) in namespaces.enumerate() {
         let text = |member| namespace.get(member).and_then(Value::as_str).unwrap_or("");
         match (text("type"), text("path")) {
-            (_, "") => {}
-            ("network", path) => {
-                tracing::info!(
-                    "the network namespace {path} is taken as the pod's network; the sandbox does not join it"
-                );
-            }
+            (_, "") | ("network", _) => {}
             (kind, path) => {
                 return Err(HostNamespaceError {
                     index,

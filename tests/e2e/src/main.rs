@@ -12,6 +12,8 @@ mod images;
 mod images_registry;
 mod inside;
 mod lifecycle;
+mod network;
+mod networks;
 mod observe;
 mod options;
 mod run;
@@ -45,6 +47,7 @@ const MACHINE: &[&[Case]] = &[
     failures::CASES,
     lifecycle::CASES,
     options::CASES,
+    network::CASES,
     containerd::CASES,
     containerd_task::CASES,
     inside::CASES,
@@ -56,6 +59,7 @@ const ABOVE: &[&[Case]] = &[
     images_registry::CASES,
     observe::CASES,
     verbs::CASES,
+    networks::CASES,
 ];
 
 /// Takes our own options out of the command line; returns them, and the tests to choose from.

@@ -153,6 +153,16 @@ impl Shim {
     /// # Errors
     /// With what the shim answered, and its log.
     pub fn run(&self, id: &str, terminal: bool) -> Result<Output> {
+        let output = self.create(id, terminal)?;
+        self.start_process(id, "")?;
+        Ok(output)
+    }
+
+    /// Makes the bundle's container, as [`Self::run`], and does not start it.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn create(&self, id: &str, terminal: bool) -> Result<Output> {
         let out = self.bundle.join("stdout");
         make_fifo(&out)?;
         let output = Output::new(open_fifo(&out)?, self.limit);
@@ -172,7 +182,6 @@ impl Shim {
         self.client
             .create(patient(), &request)
             .with_context(|| format!("Create failed\n{}", self.log()))?;
-        self.start_process(id, "")?;
         Ok(output)
     }
 
@@ -211,7 +220,11 @@ impl Shim {
         Ok(output)
     }
 
-    fn start_process(&self, id: &str, exec_id: &str) -> Result<()> {
+    /// Starts a container that was made, or a process that was added.
+    ///
+    /// # Errors
+    /// With what the shim answered, and its log.
+    pub fn start_process(&self, id: &str, exec_id: &str) -> Result<()> {
         let request = api::StartRequest {
             id: id.to_owned(),
             exec_id: exec_id.to_owned(),

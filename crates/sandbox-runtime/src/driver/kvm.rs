@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::MemfdFlags;
 use sandbox_types::GuestCid;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
-    VsockConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, NetConfig,
+    ShareConfig, VsockConfig,
 };
 use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -84,6 +84,14 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
+        let mut net = Vec::new();
+        for nic in request.nics {
+            net.push(NetConfig {
+                fd: launch.pass(&nic.queue)?,
+                mac: nic.mac,
+                mtu: nic.max_mtu,
+            });
+        }
         let monitor_config = MonitorConfig {
             kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
             kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
@@ -91,7 +99,7 @@ impl HypervisorDriver for Kvm {
             memory: plan.memory,
             vcpus: plan.vcpus,
             block,
-            net: Vec::new(),
+            net,
             shares,
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,

@@ -5,9 +5,11 @@
 //! a reset, which is what a panic ends in, makes QEMU exit with 0 because of `-no-reboot`.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use sandbox_network::Nic;
 use sandbox_types::GuestCid;
 use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
@@ -70,6 +72,10 @@ impl HypervisorDriver for Qemu {
             .arg("-append")
             .arg(kernel_command_line(request));
 
+        let mut taps = Vec::new();
+        for nic in request.nics {
+            taps.push((launch.pass(&nic.queue)?, nic));
+        }
         let mut devices = Devices::new(&mut launch);
         devices.block("root", &config.image_path()?, true, ROOT_SERIAL);
         for (index, device) in plan.block.iter().enumerate() {
@@ -88,6 +94,9 @@ impl HypervisorDriver for Qemu {
         let (path, process) = start_vsock(request)?;
         helpers.push(process);
         devices.vhost_user("vsock", &path, "vhost-user-vsock-device");
+        for (index, (fd, nic)) in taps.into_iter().enumerate() {
+            devices.net(&format!("net{index}"), fd, nic);
+        }
         // Entropy comes from the processor too (random.trust_cpu), so this one yields its place.
         if devices.has_room() {
             devices.device("virtio-rng-device");
@@ -185,6 +194,16 @@ impl<'a> Devices<'a> {
         node_text.push(escape(path));
         self.launch.arg("-blockdev").arg(node_text);
         self.device(&format!("virtio-blk-device,drive={node},serial={serial}"));
+    }
+
+    fn net(&mut self, id: &str, fd: RawFd, nic: &Nic) {
+        self.launch
+            .arg("-netdev")
+            .arg(format!("tap,id={id},fd={fd},vhost=off"));
+        self.device(&format!(
+            "virtio-net-device,netdev={id},mac={},host_mtu={}",
+            nic.mac, nic.max_mtu
+        ));
     }
 
     fn vhost_user(&mut self, id: &str, path: &Path, description: &str) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandbox_network::Joined;
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use sandbox_types::timeline::Phase;
@@ -23,6 +24,7 @@ use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
+use crate::network::SharedNetwork;
 use crate::share::ShareMounts;
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
 use crate::vsock;
@@ -59,6 +61,7 @@ pub(super) struct Supervisor {
     pub(super) timeline: Arc<Timeline>,
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
+    pub(super) network: SharedNetwork,
     /// The folder is ours to remove: it may be that of another sandbox of the same name.
     pub(super) owns_dir: bool,
 }
@@ -150,6 +153,7 @@ impl Supervisor {
         let limit = self.plan.config.boot_timeout();
         let vsock = self.vsock.clone();
         let timeline = Arc::clone(&self.timeline);
+        let network = self.network.configuration();
         let Some(machine) = &mut self.machine else {
             return Err(SandboxError::Abandoned);
         };
@@ -170,6 +174,12 @@ impl Supervisor {
                 .configure_guest(unix_time_ns(), "")
                 .await
                 .map_err(|e| BootProblem::Fatal(e.into()))?;
+            if let Some(request) = network {
+                agent
+                    .configure_network(&request)
+                    .await
+                    .map_err(|e| BootProblem::Fatal(e.into()))?;
+            }
             Ok((agent, stream))
         };
         let problem = tokio::select! {
@@ -212,6 +222,9 @@ impl Supervisor {
             [] => None,
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
         };
+        if let Some(path) = &self.plan.network {
+            self.network.join(path, &self.dir)?;
+        }
         let events_path = vsock::event_socket(&self.vsock);
         let events =
             UnixListener::from_std(bind(&events_path)?).map_err(|source| SandboxError::Socket {
@@ -220,7 +233,9 @@ impl Supervisor {
             })?;
         // Handed over as it is: whoever serves the device decides whether it blocks.
         let vsock = bind(&self.vsock)?;
+        let network = self.network.lock();
         let request = MachineRequest {
+            nics: network.as_ref().map_or(&[], Joined::nics),
             plan: &self.plan,
             dir: &self.dir,
             share: shared.as_ref(),
@@ -277,6 +292,8 @@ impl Supervisor {
             machine.kill().await;
         }
         self.machine = None;
+        // The taps go with it; the rest is on record.
+        self.network.lock().take();
         let dir = self.owns_dir.then(|| self.dir.clone());
         // It waits for processes and file systems, so not on the runtime's own thread.
         let removal = tokio::task::spawn_blocking(move || {

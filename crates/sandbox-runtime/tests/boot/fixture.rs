@@ -171,6 +171,7 @@ impl Fixture {
             bundle: self.path("bundle"),
             block,
             shared: root.shared.clone(),
+            network: None,
         }
     }
 

@@ -26,6 +26,22 @@ const MODULES: &[&str] = &[
     "tun",
     "bridge",
     "veth",
+    // Joining a pod's network to its machine.
+    "sch_ingress",
+    "cls_u32",
+    "act_mirred",
+    // What the CNI plugins ask of iptables.
+    "nf_tables",
+    "nft_compat",
+    "nft_chain_nat",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_MASQUERADE",
+    "xt_multiport",
+    "xt_nat",
+    "xt_tcpudp",
     "erofs",
     "loop",
 ];

@@ -1,0 +1,125 @@
+//! The pod's network, between the namespace on the host and the agent in the guest.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use sandbox_network::NetworkError;
+use sandbox_network::{Interface, JoinError, Joined, Namespace, Nic};
+use sandbox_protocol::agent::{
+    ConfigureNetworkRequest, NetworkAddress, NetworkInterface, NetworkNeighbour, NetworkRoute,
+};
+
+use crate::cleanup::{CleanupError, Record};
+
+/// How many network devices a machine needs for the namespace at `path`; none when that is the caller's own, which is
+/// not the pod's to take.
+///
+/// # Errors
+/// [`NetworkError`].
+pub fn devices(path: &Path) -> Result<usize, NetworkError> {
+    let namespace = Namespace::open(path)?;
+    if namespace.is_ours()? {
+        return Ok(0);
+    }
+    namespace.devices()
+}
+
+/// The joined network of a sandbox, if it has one; shared by its handle and its supervisor.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedNetwork {
+    joined: Arc<Mutex<Option<Joined>>>,
+}
+
+impl SharedNetwork {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Option<Joined>> {
+        self.joined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins the namespace at `path`. What will have to be undone is on record in the sandbox's folder `dir` first.
+    pub(crate) fn join(&self, path: &Path, dir: &Path) -> Result<(), JoinError<CleanupError>> {
+        let namespace = Namespace::open(path)?;
+        let joined = Joined::join(namespace, |record| Record::set_network(dir, record))?;
+        *self.lock() = Some(joined);
+        Ok(())
+    }
+
+    /// What the agent is to do, if anything.
+    pub(crate) fn configuration(&self) -> Option<ConfigureNetworkRequest> {
+        self.lock().as_ref().and_then(configuration)
+    }
+
+    /// As [`Self::configuration`], when something has appeared in a namespace that was empty.
+    pub(crate) fn look_again(
+        &self,
+        dir: &Path,
+    ) -> Result<Option<ConfigureNetworkRequest>, JoinError<CleanupError>> {
+        let mut network = self.lock();
+        let Some(joined) = network.as_mut() else {
+            return Ok(None);
+        };
+        let changed = joined.look_again(|record| Record::set_network(dir, record))?;
+        Ok(if changed { configuration(joined) } else { None })
+    }
+}
+
+fn configuration(joined: &Joined) -> Option<ConfigureNetworkRequest> {
+    let interfaces: Vec<NetworkInterface> = joined
+        .nics()
+        .iter()
+        .filter_map(|nic| Some(interface(nic, nic.interface.as_ref()?)))
+        .collect();
+    (!interfaces.is_empty()).then(|| ConfigureNetworkRequest {
+        interfaces,
+        ..Default::default()
+    })
+}
+
+fn interface(nic: &Nic, interface: &Interface) -> NetworkInterface {
+    NetworkInterface {
+        device_mac: nic.mac.bytes().to_vec(),
+        name: interface.name.clone(),
+        mac: interface.mac.bytes().to_vec(),
+        mtu: interface.mtu,
+        addresses: interface
+            .addresses
+            .iter()
+            .map(|address| NetworkAddress {
+                ip: bytes(address.ip),
+                prefix: address.prefix.into(),
+                no_prefix_route: !address.prefix_route,
+                ..Default::default()
+            })
+            .collect(),
+        routes: interface
+            .routes
+            .iter()
+            .map(|route| NetworkRoute {
+                destination: bytes(route.destination),
+                prefix: route.prefix.into(),
+                gateway: route.gateway.map(bytes).unwrap_or_default(),
+                source: route.source.map(bytes).unwrap_or_default(),
+                metric: route.metric.unwrap_or(0),
+                on_link: route.on_link,
+                ..Default::default()
+            })
+            .collect(),
+        neighbours: interface
+            .neighbours
+            .iter()
+            .map(|neighbour| NetworkNeighbour {
+                ip: bytes(neighbour.ip),
+                mac: neighbour.mac.bytes().to_vec(),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+fn bytes(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
