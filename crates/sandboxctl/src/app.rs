@@ -46,7 +46,7 @@ impl From<StoreError> for AppError {
 }
 
 /// Where things are kept.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct App {
     root: PathBuf,
     run_dir: Option<PathBuf>,

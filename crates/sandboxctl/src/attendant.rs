@@ -31,10 +31,11 @@ use sandbox_types::timeline::Phase;
 use crate::app::App;
 use crate::attach::protocol::Outcome;
 use crate::cli::AttendArgs;
-use crate::container::{Attended, Containers, Status, now};
+use crate::container::{Attended, Container, Containers, Status, now};
 use crate::journal::Journal;
 use crate::launch::Launch;
 use crate::logs::Log;
+use crate::network;
 use crate::report;
 use crate::run::RunError;
 use crate::settle;
@@ -181,11 +182,28 @@ impl<'a> Attendant<'a> {
             .await
             .map_err(|source| early(RunError::Events(source)))?;
         let program = launch.shim(&container);
-        let shim = match program.start(Some(&launch.events_socket())).await {
-            Ok(shim) => shim,
-            Err(error) => {
+        let events_socket = launch.events_socket();
+        // Neither needs the other before the machine is made.
+        let (shim, attached) = tokio::join!(
+            program.start(Some(&events_socket)),
+            self.attach_network(&container, &launch)
+        );
+        let shim = match (shim, attached) {
+            (Ok(shim), Ok(())) => shim,
+            (shim, attached) => {
+                if let Ok(shim) = &shim
+                    && let Err(error) = shim.kill().await
+                {
+                    report::warn(&error);
+                }
                 self.clear_away().await;
-                return Err(early(error));
+                return Err(match attached {
+                    Err(error) => early(error),
+                    Ok(()) => match shim {
+                        Err(error) => early(error),
+                        Ok(_) => early(RunError::AttendantDied),
+                    },
+                });
             }
         };
         self.timeline.mark(Phase::ShimStarted);
@@ -225,6 +243,21 @@ impl<'a> Attendant<'a> {
         })
     }
 
+    /// Attaches the container to its network, if it has one.
+    async fn attach_network(&self, container: &Container, launch: &Launch) -> Result<(), RunError> {
+        let Some(plan) = launch.network.clone() else {
+            return Ok(());
+        };
+        let (app, folder) = (self.app.clone(), container.folder.clone());
+        let id = container.record.id.clone();
+        let work = move || network::attach::attach(&app, &folder, id.as_str(), &plan);
+        match tokio::task::spawn_blocking(work).await {
+            Ok(attached) => Ok(attached?),
+            // It panicked, which was printed.
+            Err(_) => Err(RunError::AttendantDied),
+        }
+    }
+
     fn started(&mut self) {
         let started = now();
         let noted = self.attended.update(|state| {
@@ -253,6 +286,7 @@ impl<'a> Attendant<'a> {
 
     /// Notes how it ended, or removes the container.
     fn conclude(&mut self, result: &Result<u32, Failure>) {
+        settle::leave_network(&self.attended.container);
         settle::forget_sockets(&self.launch, self.attended.folder());
         let finished = now();
         let (status, code) = match result {

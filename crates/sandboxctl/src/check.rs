@@ -5,6 +5,7 @@ use sandbox_runtime::host::{self, Requirement, RequirementState};
 
 use crate::app::App;
 use crate::cli::{CheckArgs, Format};
+use crate::network;
 use crate::table;
 
 /// Prints the requirements; whether sandboxes can run.
@@ -12,6 +13,7 @@ pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
     let config = app.configuration()?;
     let mut requirements = host::requirements(&config);
     requirements.push(mkfs());
+    requirements.push(networks());
     let driver = host::choose_driver(&config);
     let runs = driver.is_ok()
         && requirements
@@ -45,6 +47,26 @@ pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
         Err(error) => table::line(&format!("Sandboxes cannot run here: {error}.")),
     }
     Ok(runs)
+}
+
+/// What containers' networks are made with.
+fn networks() -> Requirement {
+    const NAME: &str = "networks";
+    match network::available() {
+        Ok(()) => Requirement {
+            name: NAME,
+            state: RequirementState::Holds,
+            detail: "the CNI plugins and iptables are there; containers are on the network bridge unless --network says otherwise".to_owned(),
+            next_step: String::new(),
+        },
+        // Containers run without.
+        Err(error) => Requirement {
+            name: NAME,
+            state: RequirementState::Degraded,
+            detail: format!("{error}; containers have no network unless --network names one"),
+            next_step: "apt install containernetworking-plugins iptables".to_owned(),
+        },
+    }
 }
 
 /// The program that `image import` makes layers with.

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod images;
 mod life;
+mod networks;
 mod observe;
 mod options;
 mod volumes;
@@ -19,6 +20,7 @@ pub(crate) use life::{
     AttachArgs, AttendArgs, ContainerVerb, CreateArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs,
     MakeArgs, NamesArgs, PruneArgs, RenameArgs, RestartArgs, RmArgs, RunArgs, StartArgs, StopArgs,
 };
+pub(crate) use networks::{NetworkCreateArgs, NetworkLsArgs, NetworkVerb};
 pub(crate) use observe::{
     CompletionArgs, CpArgs, FormatArgs, InspectArgs, ManArgs, ObjectKind, PortArgs, PsArgs,
     StatsArgs, TopArgs, UpdateArgs,
@@ -106,6 +108,9 @@ pub(crate) enum Verb {
     /// Manage volumes
     #[command(subcommand)]
     Volume(VolumeVerb),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(NetworkVerb),
     /// Show everything about containers or images
     Inspect(InspectArgs),
     /// Show what containers use
@@ -116,7 +121,7 @@ pub(crate) enum Verb {
     Update(UpdateArgs),
     /// Copy files between this host and a container
     Cp(CpArgs),
-    /// List the ports of a container that are published; none are yet
+    /// List the ports of a container that are published
     Port(PortArgs),
     /// Show the program's version
     Version(FormatArgs),

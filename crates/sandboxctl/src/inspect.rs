@@ -9,6 +9,7 @@ use crate::container::{Container, ContainerError, did_you_mean};
 use crate::format::{self, Format};
 use crate::look::{Seen, look};
 use crate::names;
+use crate::network::{self, Attached, NetworkError};
 use crate::report;
 use crate::settings::{Settings, SettingsError};
 use crate::settle::{self, SettleError};
@@ -25,6 +26,8 @@ pub(crate) enum InspectError {
     Container(#[from] ContainerError),
     #[error(transparent)]
     Settle(#[from] SettleError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Neither a container nor an image.
@@ -149,7 +152,10 @@ async fn of_container(container: &Container) -> Result<Value, InspectError> {
         "HostConfig": settings.host_config,
         "Mounts": settings.mounts,
         "Config": settings.config,
-        "NetworkSettings": {"Ports": {}, "Networks": {"none": {"IPAddress": "", "Gateway": ""}}},
+        "NetworkSettings": network::attach::settings(
+            Attached::load(&container.folder)?.as_ref(),
+            &settings.host_config.network_mode,
+        ),
         "Sandbox": sandbox,
     }))
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::app::App;
 use crate::container::{Attended, Container};
 use crate::logs::LogOptions;
+use crate::network::NetworkPlan;
 use crate::shim::{RootMount, ShimProgram};
 
 /// Its name in the container's folder.
@@ -52,6 +53,9 @@ pub(crate) struct Launch {
     /// It has a terminal.
     pub(crate) terminal: bool,
     pub(crate) log: LogOptions,
+    /// What it is attached to.
+    #[serde(default)]
+    pub(crate) network: Option<NetworkPlan>,
 }
 
 impl Launch {

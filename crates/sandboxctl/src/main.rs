@@ -11,6 +11,7 @@
 //! | [`attendant`], [`attach`] | the process that stays with it, and its clients |
 //! | [`settle`] | what becomes of a container whose attendant was killed |
 //! | [`journal`], [`logs`] | what is kept of what happened and of what was written |
+//! | [`network`] | what containers are attached to |
 //! | [`spec`], [`settings`] | its OCI configuration, and the same in docker's words |
 //! | [`container`], [`look`] | what is written down, and what is true now |
 //! | [`shim`] | the shim's program and its task service |
@@ -41,6 +42,7 @@ mod launch;
 mod logs;
 mod look;
 mod names;
+mod network;
 mod port;
 mod ps;
 mod report;
@@ -159,6 +161,7 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Kill(args) => Ok(stop::kill(&app, args).await.map(|()| 0)?),
             Verb::Rm(args) => Ok(stop::rm(&app, args).await.map(|()| 0)?),
             Verb::Image(verb) => Ok(image::image(&app, verb).await.map(|()| 0)?),
+            Verb::Network(verb) => Ok(network::network(&app, verb).map(|()| 0)?),
             Verb::Inspect(args) => Ok(inspect::inspect(&app, args).await.map(|()| 0)?),
             Verb::Stats(args) => Ok(stats::stats(&app, args).await.map(|()| 0)?),
             Verb::Top(args) => Ok(top::top(&app, args).await.map(|()| 0)?),

@@ -9,6 +9,7 @@ use crate::filter::{self, Others};
 use crate::format::{self, Column, LABEL};
 use crate::look::{Seen, look};
 use crate::names;
+use crate::network::Attached;
 use crate::settings::Settings;
 use crate::settle::{self, SettleError};
 use crate::table;
@@ -41,13 +42,13 @@ const COLUMNS: [Column; 14] = [
     column("Command", "COMMAND", true),
     column("RunningFor", "CREATED", true),
     column("Status", "STATUS", true),
+    column("Ports", "PORTS", true),
     column("Names", "NAMES", true),
     column("CreatedAt", "CREATED AT", false),
     column("Labels", "LABELS", false),
     column("LocalVolumes", "LOCAL VOLUMES", false),
     column("Mounts", "MOUNTS", false),
     column("Networks", "NETWORKS", false),
-    column("Ports", "PORTS", false),
     column("Size", "SIZE", false),
     column("State", "STATE", false),
 ];
@@ -105,12 +106,18 @@ fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
         .map(|(key, value)| format!("{key}={value}"))
         .collect();
     // A container that is just being made has none yet.
-    let mounts = Settings::load(&container.folder)
-        .map(|settings| settings.mounts)
+    let settings = Settings::load(&container.folder).ok();
+    let network = settings.as_ref().map_or("none", |settings| {
+        settings.host_config.network_mode.as_str()
+    });
+    let ports: Vec<String> = Attached::load(&container.folder)
+        .ok()
+        .flatten()
+        .map(|attached| attached.ports().iter().map(ToString::to_string).collect())
         .unwrap_or_default();
-    let volumes = mounts.iter().filter(|mount| mount.name.is_some()).count();
+    let mounts = settings.iter().flat_map(|settings| settings.mounts.clone());
+    let volumes = mounts.clone().filter(|mount| mount.name.is_some()).count();
     let mounts: Vec<String> = mounts
-        .into_iter()
         .filter(|mount| mount.kind != "tmpfs")
         .map(|mount| mount.name.unwrap_or(mount.source))
         .collect();
@@ -126,8 +133,8 @@ fn item(container: &Container, seen: &Seen, whole: bool) -> Value {
         "Labels": labels.join(","),
         "LocalVolumes": volumes.to_string(),
         "Mounts": mounts.join(","),
-        "Networks": "none",
-        "Ports": "",
+        "Networks": network,
+        "Ports": ports.join(", "),
         "Size": "",
         LABEL: record.labels,
     })

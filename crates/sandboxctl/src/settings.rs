@@ -11,6 +11,7 @@ use sandbox_types::MachineSizeError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::network::NetworkPlan;
 use crate::spec::{self, Request, SpecError};
 use crate::values::CPU_PERIOD_US;
 use crate::values::mounts::Source;
@@ -189,6 +190,7 @@ pub(crate) struct Attachment<'a> {
     pub(crate) detached: bool,
     pub(crate) remove: bool,
     pub(crate) cidfile: Option<&'a Path>,
+    pub(crate) network: Option<&'a NetworkPlan>,
 }
 
 impl Settings {
@@ -296,8 +298,14 @@ fn host_config(
             .cidfile
             .map(|path| path.display().to_string())
             .unwrap_or_default(),
-        network_mode: "none".to_owned(),
-        port_bindings: BTreeMap::new(),
+        network_mode: attachment
+            .network
+            .map_or("none", |plan| plan.name.as_str())
+            .to_owned(),
+        port_bindings: attachment
+            .network
+            .map(|plan| crate::network::attach::port_bindings(&plan.ports))
+            .unwrap_or_default(),
         restart_policy: RestartPolicy {
             name: "no".to_owned(),
             maximum_retry_count: 0,
@@ -457,6 +465,7 @@ mod tests {
             command: &[],
             terminal: None,
             volumes: &crate::volume::Volumes::below(Path::new("/root")),
+            network: None,
             caller_variable: &|_| None,
         };
         let spec = oci_spec::runtime::Spec::default();
@@ -466,6 +475,7 @@ mod tests {
             detached: true,
             remove: false,
             cidfile: None,
+            network: None,
         };
         Settings::new(&request, &spec, &attachment, &RuntimeConfig::default()).unwrap()
     }

@@ -16,6 +16,8 @@ use crate::app::{App, AppError};
 use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
 use crate::cp;
 use crate::launch::Launch;
+use crate::network;
+use crate::report;
 use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
 use crate::stdio::Fifos;
 
@@ -152,6 +154,7 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
         };
         program.delete().await?;
     }
+    leave_network(container);
     match Launch::load(&container.folder) {
         Ok(launch) => forget_sockets(&launch, &container.folder),
         // It was not made as far as that.
@@ -160,6 +163,14 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
         }
     }
     Ok(())
+}
+
+/// Takes the container off its network, once nothing of it runs any more.
+pub(crate) fn leave_network(container: &Container) {
+    let left = network::attach::detach(&container.folder, container.record.id.as_str());
+    if let Err(error) = left {
+        report::warn(&error);
+    }
 }
 
 /// Removes the sockets and fifos of a container that has ended.

@@ -148,8 +148,18 @@ pub(crate) struct Request<'a> {
     pub(crate) terminal: Option<(u16, u16)>,
     /// The volumes.
     pub(crate) volumes: &'a Volumes,
+    /// The network namespace that will be there, and what this host's resolver is configured with; none without a network.
+    pub(crate) network: Option<RequestedNetwork<'a>>,
     /// The caller's environment.
     pub(crate) caller_variable: &'a dyn Fn(&str) -> Option<String>,
+}
+
+/// What a configuration needs to know of the container's network.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestedNetwork<'a> {
+    pub(crate) namespace: &'a Path,
+    /// `resolv.conf` of this host.
+    pub(crate) resolver: &'a str,
 }
 
 impl Request<'_> {
@@ -259,7 +269,9 @@ fn linux(request: &Request<'_>) -> Result<Linux, SpecError> {
     let security = security::options(options)?;
     let sysctl: HashMap<_, _> = options.sysctl.iter().cloned().collect();
     let mut linux = LinuxBuilder::default()
-        .namespaces(defaults::namespaces()?)
+        .namespaces(defaults::namespaces(
+            request.network.map(|network| network.namespace),
+        )?)
         .cgroups_path(Path::new("/sandboxctl").join(request.id))
         .resources(resources(options)?)
         .sysctl(sysctl)

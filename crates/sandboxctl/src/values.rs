@@ -6,6 +6,7 @@ pub(crate) mod device;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod network;
+pub(crate) mod ports;
 
 use std::fmt;
 

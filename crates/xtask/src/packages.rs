@@ -30,10 +30,12 @@ const BUILD: &[&str] = &[
 /// What the tests need on top.
 const TEST: &[&str] = &[
     "containerd",
+    "containernetworking-plugins",
     "cpio",
     "docker-registry",
     "git",
     "iproute2",
+    "iptables",
     "kmod",
     "procps",
     "runc",

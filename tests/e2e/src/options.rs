@@ -179,8 +179,9 @@ fn refused(world: &World) -> Result<()> {
     for (words, part) in [
         ("--pid host", "kernel of its own"),
         ("--ipc container:a", "virtual machine of its own"),
-        ("--network host", "loopback"),
-        ("--network bridge", "loopback"),
+        ("--network host", "kernel of its own"),
+        ("--network container:a", "virtual machine of its own"),
+        ("--network none -p 80:80", "-p needs a network"),
         ("-v /data", "without a name"),
         ("--mount type=volume,target=/a", "without a name"),
         ("--mount type=bind,source=/no/such,target=/a", "/no/such"),

@@ -155,15 +155,21 @@ impl World {
             .current_dir(self.path());
     }
 
-    /// `sandboxctl` with these arguments. `run` and `create` get the driver under test unless they name one.
+    /// `sandboxctl` with these arguments. `run` and `create` get the driver under test unless they name one, and no
+    /// network unless they name one: a bridge would be the whole machine's.
     #[must_use]
     pub fn sandboxctl_command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command("sandboxctl");
         match arguments {
-            [verb @ ("run" | "create"), rest @ ..] if !rest.contains(&"--hypervisor") => {
-                command
-                    .args([verb, "--hypervisor", self.setup.driver.name()])
-                    .args(rest);
+            [verb @ ("run" | "create"), rest @ ..] => {
+                command.arg(verb);
+                if !rest.contains(&"--hypervisor") {
+                    command.args(["--hypervisor", self.setup.driver.name()]);
+                }
+                if !rest.contains(&"--network") {
+                    command.args(["--network", "none"]);
+                }
+                command.args(rest);
             }
             all => {
                 command.args(all);

@@ -1,14 +1,16 @@
 //! The options that say what a container is, shared by every verb that makes one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
+use sandbox_types::MacAddress;
 
 use crate::values::device::{self, Device};
 use crate::values::mounts::{self, Bind, Mount, Tmpfs};
-use crate::values::namespaces::{self, Ipc};
+use crate::values::namespaces::{self, Ipc, NetworkMode};
 use crate::values::network::{self, HostEntry};
+use crate::values::ports::{self, Ports};
 use crate::values::{self, CpuList, Ulimit, UserName, Variable};
 
 /// The options that say what the container is.
@@ -89,9 +91,21 @@ pub(crate) struct ContainerOptions {
     #[arg(long, value_name = "PATH[:PATH][:rwm]", value_parser = device::device, help_heading = "File systems")]
     pub(crate) device: Vec<Device>,
 
-    /// The network; only none, which is a loopback interface
+    /// The network: its name, or none, which is a loopback interface [default: bridge]
     #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = namespaces::network, help_heading = "Names and networks")]
-    pub(crate) network: Option<()>,
+    pub(crate) network: Option<NetworkMode>,
+    /// Have a port of this host lead to one of the container's
+    #[arg(short, long, value_name = "[[ADDRESS:]PORT:]PORT[/PROTOCOL]", value_parser = ports::publish, help_heading = "Names and networks")]
+    pub(crate) publish: Vec<Ports>,
+    /// The IPv4 address in the network
+    #[arg(long, value_name = "ADDRESS", help_heading = "Names and networks")]
+    pub(crate) ip: Option<Ipv4Addr>,
+    /// The IPv6 address in the network
+    #[arg(long, value_name = "ADDRESS", help_heading = "Names and networks")]
+    pub(crate) ip6: Option<Ipv6Addr>,
+    /// The hardware address of the container's interface
+    #[arg(long, value_name = "ADDRESS", help_heading = "Names and networks")]
+    pub(crate) mac_address: Option<MacAddress>,
     /// Add a line to the container's /etc/hosts
     #[arg(long, value_name = "NAME:ADDRESS", value_parser = network::add_host, help_heading = "Names and networks")]
     pub(crate) add_host: Vec<HostEntry>,

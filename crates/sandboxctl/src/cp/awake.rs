@@ -151,7 +151,7 @@ fn make_bundle(folder: &Path) -> Result<PathBuf, CpError> {
     Ok(bundle)
 }
 
-/// The same container with a first process that does nothing, and without the hooks of its own.
+/// The same container with a first process that does nothing, and without the hooks and the network of its own.
 fn pausing(mut spec: Value) -> Value {
     spec["process"] = json!({
         "terminal": false,
@@ -164,6 +164,15 @@ fn pausing(mut spec: Value) -> Value {
     spec["annotations"][PROGRAM_ANNOTATION] = PROGRAM_PAUSE.into();
     if let Some(spec) = spec.as_object_mut() {
         spec.remove("hooks");
+    }
+    let namespaces = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut);
+    for namespace in namespaces.into_iter().flatten() {
+        if let Some(namespace) = namespace.as_object_mut() {
+            // That of the network is there only while the container runs.
+            namespace.remove("path");
+        }
     }
     spec
 }
@@ -178,12 +187,14 @@ mod tests {
             "process": {"args": ["rm", "-r", "/"], "cwd": "/x", "terminal": true},
             "hooks": {"poststop": [{"path": "/bin/false"}]},
             "mounts": [{"destination": "/proc", "type": "proc"}],
+            "linux": {"namespaces": [{"type": "network", "path": "/run/sandbox/netns/1"}]},
         });
         let pausing = pausing(spec);
         assert_eq!(pausing["process"]["args"], json!(["pause"]));
         assert_eq!(pausing["process"]["terminal"], false);
         assert_eq!(pausing["annotations"][PROGRAM_ANNOTATION], "pause");
         assert!(pausing.get("hooks").is_none());
+        assert_eq!(pausing["linux"]["namespaces"], json!([{"type": "network"}]));
         assert_eq!(pausing["mounts"][0]["destination"], "/proc");
     }
 

@@ -16,6 +16,7 @@ use crate::image::ImageError;
 use crate::kernel::KernelError;
 use crate::launch::LaunchError;
 use crate::look::KILLED;
+use crate::network::NetworkError;
 use crate::settings::SettingsError;
 use crate::settle::SettleError;
 use crate::shim::{RpcError, ShimError};
@@ -108,6 +109,8 @@ pub(crate) enum RunError {
     /// The service that takes the shim's events cannot be.
     #[error("cannot serve the shim's events")]
     Events(#[source] ttrpc::Error),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     #[error(transparent)]
     Launch(#[from] LaunchError),
     #[error(transparent)]

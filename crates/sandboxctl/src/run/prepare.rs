@@ -16,6 +16,7 @@ use crate::cli::{HypervisorChoice, MakeArgs};
 use crate::container::{Attended, Containers, NewContainer};
 use crate::launch::Launch;
 use crate::names;
+use crate::network::{self, NetworkPlan};
 use crate::settings::{Attachment, Settings};
 use crate::shim::{PROGRAM, RootMount};
 use crate::spec::{self, Request};
@@ -35,6 +36,8 @@ pub(super) struct Plan {
     pub(super) volumes: Volumes,
     /// Files of the bundle that the container gets copies of, and what is in them.
     pub(super) files: [(&'static str, String); 3],
+    /// What the container is attached to.
+    pub(super) network: Option<NetworkPlan>,
 }
 
 /// Checks everything that can be checked, and makes nothing.
@@ -54,6 +57,11 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
     let image_name = image.name.to_string();
     let bundle = app.containers()?.folder_of(&id);
     let volumes = app.volumes()?;
+    let (mut config, notice) = configuration(app, args)?;
+    let network = network::plan(&config, &id, &args.container)?;
+    let resolver = network
+        .as_ref()
+        .map_or(String::new(), |_| network::resolver());
     let request = Request {
         id: &id,
         bundle: &bundle,
@@ -63,11 +71,14 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         command: &args.command,
         terminal: args.tty.then(terminal::size),
         volumes: &volumes,
+        network: network.as_ref().map(|plan| spec::RequestedNetwork {
+            namespace: &plan.namespace,
+            resolver: &resolver,
+        }),
         caller_variable: &|name| std::env::var(name).ok(),
     };
     let spec = spec::generate(&request)?;
     let files = spec::files(&request).map(|(name, _, text)| (name, text));
-    let (mut config, notice) = configuration(app, args)?;
     if let Some(vcpus) = spec::vcpus(&args.container)? {
         config.vcpus = vcpus;
     }
@@ -79,6 +90,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         detached: kind.detached,
         remove: kind.remove,
         cidfile: args.cidfile.as_deref(),
+        network: network.as_ref(),
     };
     let settings = Settings::new(&request, &spec, &attachment, &config)?;
     kernel::check(&config.kernel_path()?)?;
@@ -100,6 +112,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         settings,
         volumes: volumes.clone(),
         files,
+        network,
     })
 }
 
@@ -201,6 +214,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         stdin: args.interactive,
         terminal: args.tty,
         log: args.log_options(),
+        network: plan.network.clone(),
     };
     Ok(launch.save(&folder)?)
 }

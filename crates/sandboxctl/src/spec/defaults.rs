@@ -1,5 +1,7 @@
 //! What docker gives every container (moby `daemon/pkg/oci/defaults.go`).
 
+use std::path::Path;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capability, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxNamespace,
@@ -156,8 +158,8 @@ pub(super) fn mounts(shm_bytes: Option<u64>, privileged: bool) -> Result<Vec<Mou
     ])
 }
 
-/// Namespaces of the container's own; its network namespace lies in the guest.
-pub(super) fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
+/// Namespaces of the container's own. Its network namespace lies in the guest; that at `network` on the host is joined.
+pub(super) fn namespaces(network: Option<&Path>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     [
         LinuxNamespaceType::Mount,
         LinuxNamespaceType::Network,
@@ -167,7 +169,13 @@ pub(super) fn namespaces() -> Result<Vec<LinuxNamespace>, OciSpecError> {
         LinuxNamespaceType::Cgroup,
     ]
     .into_iter()
-    .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
+    .map(|kind| {
+        let namespace = LinuxNamespaceBuilder::default().typ(kind);
+        match network.filter(|_| kind == LinuxNamespaceType::Network) {
+            Some(path) => namespace.path(path).build(),
+            None => namespace.build(),
+        }
+    })
     .collect()
 }
 

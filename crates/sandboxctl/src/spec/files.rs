@@ -3,6 +3,7 @@
 //! They are written into the bundle and reach the guest as copies.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 use oci_spec::runtime::Mount;
@@ -43,7 +44,8 @@ fn copied(target: &str, source: &Path) -> Result<Mount, SpecError> {
     )?)
 }
 
-/// docker's lines, those of `--add-host`, and the container's own name: it has no network but its loopback.
+/// docker's lines, those of `--add-host`, and in the last line the container's own name, which stands for its loopback
+/// until it has an address ([`crate::network`]).
 fn hosts(request: &Request<'_>) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
@@ -68,12 +70,33 @@ fn hosts(request: &Request<'_>) -> String {
     text
 }
 
-/// What the options say. Nothing of the host's is in it: its name servers cannot be reached.
+/// What the options say, and where they say nothing, with a network, what this host's own has. Name servers on a loopback
+/// address are the host's own and cannot be reached.
 fn resolv_conf(request: &Request<'_>) -> String {
     let options = request.options;
     let mut text = String::new();
+    let host = request.network.map_or("", |network| network.resolver);
+    let of_host = |keyword: &'static str| {
+        host.lines()
+            .filter_map(move |line| line.trim().strip_prefix(keyword))
+            .filter(|rest| rest.starts_with([' ', '\t']))
+            .map(str::trim)
+    };
     for server in &options.dns {
         let _ = writeln!(text, "nameserver {server}");
+    }
+    if options.dns.is_empty() {
+        let reachable = of_host("nameserver")
+            .filter_map(|server| server.parse::<IpAddr>().ok())
+            .filter(|server| !server.is_loopback());
+        for server in reachable {
+            let _ = writeln!(text, "nameserver {server}");
+        }
+    }
+    if options.dns_search.is_empty()
+        && let Some(domains) = of_host("search").next_back()
+    {
+        let _ = writeln!(text, "search {domains}");
     }
     // `.` alone is docker's word for no search domain at all.
     let domains: Vec<&str> = options

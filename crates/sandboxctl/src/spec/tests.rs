@@ -55,6 +55,7 @@ impl Case {
             command: &self.command,
             terminal: self.terminal,
             volumes: &self.volumes,
+            network: None,
             caller_variable: &|name| (name == "MINE").then(|| "my own".to_owned()),
         }
     }

@@ -19,9 +19,9 @@ pub(crate) enum NamespaceError {
         "a container cannot share the {what} of another: each runs in a virtual machine of its own; run both programs in one container"
     )]
     Container { what: &'static str },
-    /// A network that has to be made first.
+    /// Nothing that a network is called.
     #[error(
-        "there is no network {value:?}: containers have only a loopback interface yet; write none, or leave the option out"
+        "{value:?} is no network's name; write none, or a name that `sandboxctl network ls` has"
     )]
     Network { value: String },
     /// Nothing that is known.
@@ -131,17 +131,35 @@ pub(crate) fn ipc(value: &str) -> Result<Ipc, NamespaceError> {
     }
 }
 
+/// What a container is attached to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NetworkMode {
+    /// Nothing: it has a loopback interface.
+    None,
+    /// The network of this name.
+    Named(String),
+}
+
 /// `--network`.
-pub(crate) fn network(value: &str) -> Result<(), NamespaceError> {
+pub(crate) fn network(value: &str) -> Result<NetworkMode, NamespaceError> {
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+    };
     match value {
-        "none" => Ok(()),
+        "none" => Ok(NetworkMode::None),
+        // docker's two words for its own.
+        "default" => Ok(NetworkMode::Named("bridge".to_owned())),
         "host" => Err(NamespaceError::Host {
             what: "network",
-            instead: "; containers have only a loopback interface yet",
+            instead: "; publish ports with -p",
         }),
         other if other.starts_with("container:") => {
             Err(NamespaceError::Container { what: "network" })
         }
+        other if is_name(other) => Ok(NetworkMode::Named(other.to_owned())),
         other => Err(NamespaceError::Network {
             value: other.to_owned(),
         }),
@@ -179,14 +197,11 @@ mod tests {
     fn what_is_so_anyway_is_taken() {
         assert_eq!(pid("private"), Ok(()));
         assert_eq!(user("host"), Ok(()));
-        assert_eq!(network("none"), Ok(()));
+        assert_eq!(network("none"), Ok(NetworkMode::None));
+        let bridge = Ok(NetworkMode::Named("bridge".to_owned()));
+        assert_eq!(network("default"), bridge);
         assert_eq!(ipc("shareable"), Ok(Ipc::Private));
         assert_eq!(ipc("none"), Ok(Ipc::None));
-        assert!(
-            network("bridge")
-                .unwrap_err()
-                .to_string()
-                .contains("loopback")
-        );
+        assert!(network("../x").unwrap_err().to_string().contains("name"));
     }
 }

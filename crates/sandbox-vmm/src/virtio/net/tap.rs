@@ -45,13 +45,11 @@ impl Tap {
         // SAFETY: TUNSETVNETHDRSZ reads an int, which is what is passed.
         let set_header = unsafe { Setter::<SET_HEADER_BYTES, i32>::new(header) };
         // SAFETY: the setter's type belongs to its opcode.
-        unsafe { ioctl(&tap.file, set_header) }
-            .map_err(failed("set the header's length of"))?;
+        unsafe { ioctl(&tap.file, set_header) }.map_err(failed("set the header's length of"))?;
         // SAFETY: TUNSETVNETLE reads an int, which is what is passed.
         let set_order = unsafe { Setter::<SET_LITTLE_ENDIAN, i32>::new(1) };
         // SAFETY: the setter's type belongs to its opcode.
-        unsafe { ioctl(&tap.file, set_order) }
-            .map_err(failed("set the byte order of"))?;
+        unsafe { ioctl(&tap.file, set_order) }.map_err(failed("set the byte order of"))?;
         rustix::io::ioctl_fionbio(&tap.file, true).map_err(failed("make reads not block on"))?;
         Ok(tap)
     }

@@ -1,0 +1,426 @@
+//! Networks: what containers are attached to, made with the standard CNI plugins (`sandbox_network::cni`).
+//!
+//! ```text
+//! <root>/networks/lock               flock: a network comes or goes
+//! <root>/networks/<name>.json        a network: its CNI configuration, and what it was made with
+//! <root>/networks/leases/<name>/     the addresses that are given, kept by the plugin host-local
+//! <root>/containers/<id>/network.json   what a running container was attached to ([`attach`])
+//! <run-dir>/netns/<id>               its network namespace, while it runs
+//! ```
+//!
+//! The network `bridge` is made when it is first used, as docker's is always there.
+
+pub(crate) mod attach;
+mod subnets;
+mod verbs;
+
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use sandbox_network::cni::{self, CniError, NetworkConfig};
+use sandbox_network::{NetlinkError, NetworkError as NamespaceError};
+use sandbox_runtime::config::Config as RuntimeConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::app::{App, AppError};
+use crate::cli::ContainerOptions;
+use crate::container::now;
+use crate::names;
+use crate::template::TemplateError;
+use crate::values::namespaces::NetworkMode;
+pub(crate) use attach::{Attached, NetworkPlan};
+pub(crate) use subnets::{Subnet, SubnetError, subnet};
+pub(crate) use verbs::network;
+
+/// The network of containers that name none.
+pub(crate) const DEFAULT: &str = "bridge";
+/// What the plugins of our networks are.
+const PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "firewall"];
+/// What those plugins need.
+const IPTABLES: &str = "iptables";
+
+/// Why a network cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(transparent)]
+    Cni(#[from] CniError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    #[error(transparent)]
+    Subnet(#[from] SubnetError),
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{} is damaged; remove it", path.display())]
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    /// No such network.
+    #[error(
+        "there is no network {name:?}; see `sandboxctl network ls`, or make one with `sandboxctl network create {name}`"
+    )]
+    NotFound { name: String },
+    /// One of that name is there.
+    #[error("there is a network {name:?} already; see `sandboxctl network inspect {name}`")]
+    Exists { name: String },
+    /// Names that mean something else.
+    #[error(
+        "{name:?} is no name for a network: letters, digits, '_', '.' and '-', and not none, host or bridge"
+    )]
+    Name { name: String },
+    /// Containers need it.
+    #[error("network {name:?} is used by {}; remove them first", users.join(", "))]
+    InUse { name: String, users: Vec<String> },
+    /// The default one stays.
+    #[error("the network {DEFAULT:?} is the default one and stays")]
+    Default,
+    /// The plugins need a program.
+    #[error(
+        "the CNI plugins need {IPTABLES}, which is not on PATH; install it, or use --network none"
+    )]
+    NoIptables,
+    /// Somebody listens there.
+    #[error("port {port} of this host is in use; publish another")]
+    PortTaken { port: String, source: io::Error },
+    /// A port that another container has.
+    #[error("port {port} of this host leads to container {container} already; publish another")]
+    PortPublished { port: String, container: String },
+    /// An option that needs a network.
+    #[error("{option} needs a network, and there is none with --network none")]
+    NeedsNetwork { option: &'static str },
+    #[error("cannot print as --format says")]
+    Format(#[from] TemplateError),
+    /// Several went wrong; each was reported.
+    #[error("{failed} of {all} failed")]
+    Several { failed: usize, all: usize },
+}
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NetworkError + 'a {
+    move |source| NetworkError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Network {
+    /// Seconds since the epoch.
+    pub(crate) created: u64,
+    /// The bridge's device.
+    pub(crate) device: String,
+    pub(crate) subnets: Vec<Subnet>,
+    pub(crate) labels: std::collections::BTreeMap<String, String>,
+    pub(crate) config: NetworkConfig,
+}
+
+/// What a new network is to be.
+#[derive(Debug, Default)]
+struct NewNetwork<'a> {
+    name: &'a str,
+    subnets: Vec<Subnet>,
+    ipv6: bool,
+    mtu: Option<u32>,
+    labels: Vec<(String, String)>,
+}
+
+/// The networks of one `--root`.
+pub(crate) struct Networks {
+    folder: PathBuf,
+}
+
+impl Networks {
+    pub(crate) fn open(app: &App) -> Result<Self, NetworkError> {
+        // Which makes the root.
+        app.containers()?;
+        let folder = app.root().join("networks");
+        fs::create_dir_all(&folder).map_err(failed("create", &folder))?;
+        Ok(Self { folder })
+    }
+
+    fn lock(&self) -> Result<File, NetworkError> {
+        let path = self.folder.join("lock");
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        file.lock().map_err(failed("lock", &path))?;
+        Ok(file)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.json"))
+    }
+
+    fn leases(&self) -> PathBuf {
+        self.folder.join("leases")
+    }
+
+    fn load(&self, name: &str) -> Result<Option<Network>, NetworkError> {
+        let path = self.file(name);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| NetworkError::Damaged { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// The network of that name; the default one is made when it is not there.
+    pub(crate) fn get(&self, name: &str) -> Result<Network, NetworkError> {
+        if let Some(network) = self.load(name)? {
+            return Ok(network);
+        }
+        if name != DEFAULT {
+            return Err(NetworkError::NotFound {
+                name: name.to_owned(),
+            });
+        }
+        match self.create(NewNetwork {
+            name,
+            ..NewNetwork::default()
+        }) {
+            // Somebody else was faster.
+            Err(NetworkError::Exists { .. }) => self.load(name)?.ok_or(NetworkError::NotFound {
+                name: name.to_owned(),
+            }),
+            other => other,
+        }
+    }
+
+    /// Every network, by name.
+    fn list(&self) -> Result<Vec<Network>, NetworkError> {
+        let mut networks = Vec::new();
+        let entries = fs::read_dir(&self.folder).map_err(failed("read", &self.folder))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let name = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            networks.extend(name.map(|name| self.load(name)).transpose()?.flatten());
+        }
+        networks.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+        Ok(networks)
+    }
+
+    fn create(&self, new: NewNetwork<'_>) -> Result<Network, NetworkError> {
+        let _lock = self.lock()?;
+        let path = self.file(new.name);
+        if path.exists() {
+            return Err(NetworkError::Exists {
+                name: new.name.to_owned(),
+            });
+        }
+        let others = self.list()?;
+        let used: Vec<Subnet> = others
+            .iter()
+            .flat_map(|network| network.subnets.clone())
+            .collect();
+        let subnets = subnets::choose(new.subnets, new.ipv6, &used)?;
+        // A name of at most 15 bytes, which two roots do not share.
+        let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+        let device = format!("sb-{}", hex(digest.get(..5).unwrap_or_default()));
+        let network = Network {
+            created: now(),
+            config: self.config(new.name, &device, &subnets, new.mtu),
+            device,
+            subnets,
+            labels: new.labels.into_iter().collect(),
+        };
+        let text = serde_json::to_vec_pretty(&network).map_err(|source| NetworkError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        let unfinished = self.folder.join(".unfinished");
+        fs::write(&unfinished, text)
+            .and_then(|()| fs::rename(&unfinished, &path))
+            .map_err(failed("write", &path))?;
+        Ok(network)
+    }
+
+    fn config(
+        &self,
+        name: &str,
+        device: &str,
+        subnets: &[Subnet],
+        mtu: Option<u32>,
+    ) -> NetworkConfig {
+        let ranges: Vec<Value> = subnets
+            .iter()
+            .map(|subnet| json!([{"subnet": subnet.to_string(), "gateway": subnet.gateway}]))
+            .collect();
+        let routes: Vec<Value> = subnets
+            .iter()
+            .map(|subnet| match subnet.gateway {
+                IpAddr::V4(_) => json!({"dst": "0.0.0.0/0"}),
+                IpAddr::V6(_) => json!({"dst": "::/0"}),
+            })
+            .collect();
+        let mut bridge = json!({
+            "type": "bridge",
+            "bridge": device,
+            "isGateway": true,
+            "ipMasq": true,
+            "hairpinMode": true,
+            "capabilities": {"mac": true, "ips": true},
+            "ipam": {
+                "type": "host-local",
+                "dataDir": self.leases(),
+                "ranges": ranges,
+                "routes": routes,
+            },
+        });
+        if let Some(mtu) = mtu {
+            bridge["mtu"] = mtu.into();
+        }
+        NetworkConfig {
+            version: cni::VERSION.to_owned(),
+            name: name.to_owned(),
+            plugins: vec![
+                bridge,
+                json!({"type": "portmap", "capabilities": {"portMappings": true}}),
+                json!({"type": "firewall"}),
+            ],
+        }
+    }
+
+    /// Removes a network that nobody uses, with its bridge.
+    fn remove(&self, name: &str, users: Vec<String>) -> Result<(), NetworkError> {
+        let _lock = self.lock()?;
+        if name == DEFAULT {
+            return Err(NetworkError::Default);
+        }
+        let network = self.load(name)?.ok_or_else(|| NetworkError::NotFound {
+            name: name.to_owned(),
+        })?;
+        if !users.is_empty() {
+            return Err(NetworkError::InUse {
+                name: name.to_owned(),
+                users,
+            });
+        }
+        sandbox_network::remove_device(&network.device)?;
+        let leases = self.leases().join(name);
+        match fs::remove_dir_all(&leases) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &leases)(error));
+            }
+            _ => {}
+        }
+        let path = self.file(name);
+        fs::remove_file(&path).map_err(failed("remove", &path))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether what our networks need is there.
+pub(crate) fn available() -> Result<(), NetworkError> {
+    for plugin in PLUGINS {
+        cni::program(plugin)?;
+    }
+    // What plugins are run with: their own search path is ours.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|folder| folder.join(IPTABLES).is_file()) {
+        Ok(())
+    } else {
+        Err(NetworkError::NoIptables)
+    }
+}
+
+/// How a container with these options is attached; `None` without a network. Nothing is made.
+pub(crate) fn plan(
+    config: &RuntimeConfig,
+    id: &str,
+    options: &ContainerOptions,
+) -> Result<Option<NetworkPlan>, NetworkError> {
+    let name = match &options.network {
+        Some(NetworkMode::None) => None,
+        Some(NetworkMode::Named(name)) => {
+            available()?;
+            Some(name.clone())
+        }
+        None => match available() {
+            Ok(()) => Some(DEFAULT.to_owned()),
+            // Ports say that a network is meant.
+            Err(error) if !options.publish.is_empty() => return Err(error),
+            Err(error) => {
+                eprintln!(
+                    "sandboxctl: the container has no network: {error}; --network none does without this line"
+                );
+                None
+            }
+        },
+    };
+    let Some(name) = name else {
+        let asked = [
+            ("-p", !options.publish.is_empty()),
+            ("--ip", options.ip.is_some()),
+            ("--ip6", options.ip6.is_some()),
+            ("--mac-address", options.mac_address.is_some()),
+        ];
+        return match asked.into_iter().find(|(_, asked)| *asked) {
+            Some((option, _)) => Err(NetworkError::NeedsNetwork { option }),
+            None => Ok(None),
+        };
+    };
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    addresses.extend(options.ip.map(IpAddr::from));
+    addresses.extend(options.ip6.map(IpAddr::from));
+    Ok(Some(NetworkPlan {
+        name,
+        namespace: config.run_dir.join("netns").join(names::short(id)),
+        ports: options
+            .publish
+            .iter()
+            .flat_map(|ports| ports.0.clone())
+            .collect(),
+        addresses,
+        mac: options.mac_address,
+    }))
+}
+
+/// This host's `resolv.conf`; that behind systemd's own resolver, which only answers on this host (docker does so too).
+pub(crate) fn resolver() -> String {
+    const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    if text.contains("127.0.0.53") {
+        fs::read_to_string(BEHIND_RESOLVED).unwrap_or(text)
+    } else {
+        text
+    }
+}
+
+/// A name that a network may have.
+fn check_name(name: &str) -> Result<(), NetworkError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let good = (1..=64).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(allowed)
+        && !matches!(
+            name,
+            "none" | "host" | "default" | DEFAULT | "leases" | "lock"
+        );
+    if good {
+        Ok(())
+    } else {
+        Err(NetworkError::Name {
+            name: name.to_owned(),
+        })
+    }
+}

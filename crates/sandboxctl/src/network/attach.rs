@@ -1,0 +1,347 @@
+//! A container's own namespace, attached to its network while it runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+
+use sandbox_network::Namespace;
+use sandbox_network::cni::{Attachment, NetworkConfig, Outcome, PortMapping};
+use sandbox_types::MacAddress;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{DEFAULT, NetworkError, Networks, failed};
+use crate::app::App;
+use crate::values::ports::Published;
+
+/// Its name in the container's folder.
+const FILE: &str = "network.json";
+/// What the interface is called in the container.
+const INTERFACE: &str = "eth0";
+
+/// How a container is to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetworkPlan {
+    /// The network's name.
+    pub(crate) name: String,
+    /// Where its namespace will be.
+    pub(crate) namespace: PathBuf,
+    pub(crate) ports: Vec<Published>,
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) mac: Option<MacAddress>,
+}
+
+/// What a container is attached to. Written before anything is made, so that it can be taken away.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Attached {
+    plan: NetworkPlan,
+    config: NetworkConfig,
+    result: Value,
+}
+
+/// Makes the container's namespace and attaches it to the network. Blocks.
+///
+/// On failure, what was made is to be taken away with [`detach`].
+pub(crate) fn attach(
+    app: &App,
+    folder: &Path,
+    id: &str,
+    plan: &NetworkPlan,
+) -> Result<(), NetworkError> {
+    let networks = Networks::open(app)?;
+    let network = networks.get(&plan.name)?;
+    let others = others(app, id)?;
+    networks.forget_leases(&plan.name, &others)?;
+    let mut plan = plan.clone();
+    choose_ports(&mut plan.ports, &others)?;
+    let mut attached = Attached {
+        plan,
+        config: network.config,
+        result: Value::Null,
+    };
+    attached.save(folder)?;
+    if let Some(parent) = attached.plan.namespace.parent() {
+        fs::create_dir_all(parent).map_err(failed("create", parent))?;
+    }
+    Namespace::make(&attached.plan.namespace)?;
+    attached.result = attached.with(id, |config, attachment| config.attach(attachment))?;
+    attached.save(folder)?;
+    name_in_hosts(folder, &attached)
+}
+
+/// Takes away what [`attach`] made, wholly or in part, and whether or not it is there. Blocks.
+pub(crate) fn detach(folder: &Path, id: &str) -> Result<(), NetworkError> {
+    let Some(attached) = Attached::load(folder)? else {
+        return Ok(());
+    };
+    let detached = attached.with(id, |config, attachment| {
+        config.detach(attachment, &attached.result)
+    });
+    let removed = Namespace::remove(&attached.plan.namespace);
+    if let Some(parent) = attached.plan.namespace.parent() {
+        // Others may be in it.
+        let _ = fs::remove_dir(parent);
+    }
+    detached?;
+    removed?;
+    let path = folder.join(FILE);
+    fs::remove_file(&path).map_err(failed("remove", &path))
+}
+
+/// The other containers that are attached, with what to.
+fn others(app: &App, id: &str) -> Result<BTreeMap<String, Attached>, NetworkError> {
+    let containers = app
+        .containers()?
+        .list()
+        .map_err(crate::app::AppError::from)?;
+    let mut others = BTreeMap::new();
+    for container in containers {
+        if container.record.id.as_str() != id
+            && let Some(attached) = Attached::load(&container.folder)?
+        {
+            others.insert(container.record.id.to_string(), attached);
+        }
+    }
+    Ok(others)
+}
+
+impl Networks {
+    /// Removes leases of containers that are not attached any more: a machine that was switched off took nothing away.
+    fn forget_leases(
+        &self,
+        name: &str,
+        attached: &BTreeMap<String, Attached>,
+    ) -> Result<(), NetworkError> {
+        let folder = self.leases().join(name);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed("read", &folder)(error)),
+        };
+        for entry in entries.flatten() {
+            // A file is called by its address, and names its holder in the first line (host-local `backend/disk`).
+            let is_lease = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.parse::<IpAddr>().is_ok());
+            if !is_lease {
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let holder = text.lines().next().unwrap_or_default();
+            if !attached.contains_key(holder) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Finds free ports where none was named, and refuses those that are taken.
+fn choose_ports(
+    ports: &mut [Published],
+    others: &BTreeMap<String, Attached>,
+) -> Result<(), NetworkError> {
+    for port in ports {
+        if let Some(host) = port.host {
+            let same = |other: &&Published| {
+                other.host == Some(host)
+                    && other.protocol == port.protocol
+                    && (other.address == port.address
+                        || other.address.is_none()
+                        || port.address.is_none())
+            };
+            let taken = others
+                .iter()
+                .find(|(_, attached)| attached.plan.ports.iter().any(|other| same(&other)));
+            if let Some((id, _)) = taken {
+                return Err(NetworkError::PortPublished {
+                    port: port.to_string(),
+                    container: crate::names::short(id).to_owned(),
+                });
+            }
+        }
+        let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let place = (address, port.host.unwrap_or(0));
+        let bound = match port.protocol.as_str() {
+            "udp" => UdpSocket::bind(place).and_then(|socket| socket.local_addr()),
+            _ => TcpListener::bind(place).and_then(|socket| socket.local_addr()),
+        };
+        let bound = bound.map_err(|source| NetworkError::PortTaken {
+            port: port.to_string(),
+            source,
+        })?;
+        port.host = Some(bound.port());
+    }
+    Ok(())
+}
+
+/// Puts the container's own name behind its address: it is in the last line of the hosts file.
+fn name_in_hosts(folder: &Path, attached: &Attached) -> Result<(), NetworkError> {
+    let path = folder.join("hosts");
+    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    let Some(address) = attached.addresses()?.into_iter().next() else {
+        return Ok(());
+    };
+    let mut lines: Vec<&str> = text.lines().collect();
+    let names = lines
+        .pop()
+        .and_then(|line| line.split_once('\t'))
+        .map_or("", |(_, names)| names);
+    let own = format!("{}\t{names}", address.ip);
+    lines.push(&own);
+    fs::write(&path, format!("{}\n", lines.join("\n"))).map_err(failed("write", &path))
+}
+
+/// An address that the network gave.
+pub(crate) struct Given {
+    pub(crate) ip: IpAddr,
+    pub(crate) prefix: u8,
+    pub(crate) gateway: Option<IpAddr>,
+}
+
+impl Attached {
+    /// What the container is attached to, if it is.
+    pub(crate) fn load(folder: &Path) -> Result<Option<Self>, NetworkError> {
+        let path = folder.join(FILE);
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| NetworkError::Damaged { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), NetworkError> {
+        let path = folder.join(FILE);
+        let text = serde_json::to_vec(self).map_err(|source| NetworkError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
+        let unfinished = folder.join(".network.json");
+        fs::write(&unfinished, text)
+            .and_then(|()| fs::rename(&unfinished, &path))
+            .map_err(failed("write", &path))
+    }
+
+    fn with<T, E>(
+        &self,
+        id: &str,
+        work: impl FnOnce(&NetworkConfig, &Attachment<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let ports: Vec<PortMapping> = self
+            .plan
+            .ports
+            .iter()
+            .filter_map(|port| {
+                Some(PortMapping {
+                    host_port: port.host?,
+                    container_port: port.container,
+                    protocol: port.protocol.clone(),
+                    host_ip: port.address.map(|ip| ip.to_string()).unwrap_or_default(),
+                })
+            })
+            .collect();
+        let attachment = Attachment {
+            container: id,
+            namespace: &self.plan.namespace,
+            interface: INTERFACE,
+            ports: &ports,
+            addresses: &self.plan.addresses,
+            mac: self.plan.mac,
+        };
+        work(&self.config, &attachment)
+    }
+
+    /// The network's name.
+    pub(crate) fn network(&self) -> &str {
+        &self.plan.name
+    }
+
+    /// The ports that lead to the container.
+    pub(crate) fn ports(&self) -> &[Published] {
+        &self.plan.ports
+    }
+
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> Result<Vec<Given>, NetworkError> {
+        if self.result.is_null() {
+            return Ok(Vec::new());
+        }
+        let outcome = Outcome::read(&self.result)?;
+        let given = outcome.ips.iter().filter_map(|given| {
+            let (ip, prefix) = given.address.split_once('/')?;
+            Some(Given {
+                ip: ip.parse().ok()?,
+                prefix: prefix.parse().ok()?,
+                gateway: given.gateway,
+            })
+        });
+        Ok(given.collect())
+    }
+
+    /// Its hardware address.
+    fn mac(&self) -> String {
+        Outcome::read(&self.result)
+            .unwrap_or_default()
+            .interfaces
+            .into_iter()
+            .find(|interface| !interface.sandbox.is_empty())
+            .map(|interface| interface.mac)
+            .unwrap_or_default()
+    }
+}
+
+/// docker's `Ports`: by port of the container, where it leads from.
+pub(crate) fn port_bindings(ports: &[Published]) -> BTreeMap<String, Value> {
+    let mut bindings: BTreeMap<String, Value> = BTreeMap::new();
+    for port in ports {
+        let key = format!("{}/{}", port.container, port.protocol);
+        let binding = json!({
+            "HostIp": port.address.map(|ip| ip.to_string()).unwrap_or_default(),
+            "HostPort": port.host.map(|host| host.to_string()).unwrap_or_default(),
+        });
+        if let Value::Array(list) = bindings.entry(key).or_insert_with(|| json!([])) {
+            list.push(binding);
+        }
+    }
+    bindings
+}
+
+/// docker's `NetworkSettings` of a container: what it has while it runs, and else what it would have.
+pub(crate) fn settings(attached: Option<&Attached>, mode: &str) -> Value {
+    let mut network = json!({"IPAddress": "", "IPPrefixLen": 0, "Gateway": "", "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0, "IPv6Gateway": "", "MacAddress": ""});
+    let mut ports = json!({});
+    if let Some(attached) = attached {
+        for given in attached.addresses().unwrap_or_default() {
+            let (ip, prefix, gateway) = match given.ip {
+                IpAddr::V4(_) => ("IPAddress", "IPPrefixLen", "Gateway"),
+                IpAddr::V6(_) => ("GlobalIPv6Address", "GlobalIPv6PrefixLen", "IPv6Gateway"),
+            };
+            network[ip] = json!(given.ip);
+            network[prefix] = json!(given.prefix);
+            network[gateway] = json!(given.gateway.map(|ip| ip.to_string()).unwrap_or_default());
+        }
+        network["MacAddress"] = json!(attached.mac());
+        ports = json!(port_bindings(attached.ports()));
+    }
+    let mut settings = if mode == DEFAULT {
+        network.clone()
+    } else {
+        json!({"IPAddress": "", "Gateway": "", "MacAddress": ""})
+    };
+    settings["Ports"] = ports;
+    settings["SandboxKey"] = json!(
+        attached
+            .map(|attached| attached.plan.namespace.display().to_string())
+            .unwrap_or_default()
+    );
+    let mut networks = serde_json::Map::new();
+    networks.insert(mode.to_owned(), network);
+    settings["Networks"] = Value::Object(networks);
+    settings
+}

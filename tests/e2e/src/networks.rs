@@ -1,0 +1,338 @@
+//! `sandboxctl`'s networks, made with the CNI plugins. The "host" of each case is a network namespace of its own, in which
+//! `sandboxctl` runs: bridges, forwarding and iptables rules are that namespace's.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sched::{CloneFlags, setns};
+use sandbox_harness::{Finished, World, process};
+use serde_json::Value;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("networks_bridge_reaches_and_is_reached", bridge),
+    ("networks_created_one_is_as_asked_for", created),
+    ("networks_none_is_loopback_alone", none),
+    ("networks_killed_attendant_leaves_nothing", killed_attendant),
+];
+
+/// A network namespace in the place of the host's.
+struct Host {
+    name: String,
+}
+
+impl Host {
+    fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let host = Self {
+            name: format!("sbtest-{}-{number}-cni", std::process::id()),
+        };
+        host.ip(&["netns", "add", &host.name])?;
+        host.ip(&["-n", &host.name, "link", "set", "lo", "up"])?;
+        Ok(host)
+    }
+
+    fn ip(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new("ip");
+        Ok(
+            process::run(command.args(words), b"", Duration::from_secs(60))?
+                .expect_code(0)?
+                .text(),
+        )
+    }
+
+    /// Runs `sandboxctl` there.
+    fn sandboxctl(&self, world: &World, words: &[&str]) -> Result<Finished> {
+        let plain = world.sandboxctl_command(words);
+        let mut command = Command::new("nsenter");
+        world.adopt(&mut command);
+        command
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        process::run(&mut command, b"", world.setup().limit)
+    }
+
+    /// Does something there.
+    fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let within = move || {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            work()
+        };
+        std::thread::spawn(within)
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
+    }
+
+    /// What a server in the container answers at this place.
+    fn get(&self, place: &str) -> Result<String> {
+        let place = place.to_owned();
+        self.within(move || {
+            let mut stream =
+                TcpStream::connect(&place).with_context(|| format!("nobody answers at {place}"))?;
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+    }
+
+    /// Nothing of a container is in the namespace; bridges stay.
+    fn expect_clean(&self, address: &str) -> Result<()> {
+        let links = self.ip(&["-n", &self.name, "link"])?;
+        ensure!(!links.contains("veth"), "an interface is left: {links}");
+        let mut rules = Command::new("nsenter");
+        rules
+            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg("iptables-save");
+        let rules = process::run(&mut rules, b"", Duration::from_secs(60))?
+            .expect_code(0)?
+            .text();
+        ensure!(!rules.contains(address), "a rule is left: {rules}");
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.ip(&["netns", "del", &self.name]);
+    }
+}
+
+fn inspect(host: &Host, world: &World, name: &str) -> Result<Value> {
+    let text = host
+        .sandboxctl(world, &["inspect", name])?
+        .expect_code(0)?
+        .text();
+    let all: Value = serde_json::from_str(&text)?;
+    Ok(all[0].clone())
+}
+
+/// A server that answers every request with a file of the container's `/etc`, and says when it listens.
+const SERVER: &str = "busybox httpd -p 80 -h /etc && echo up && cat";
+
+fn bridge(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    host.sandboxctl(
+        world,
+        &[
+            "run",
+            "-d",
+            "-i",
+            "--network",
+            "bridge",
+            "--name",
+            "web",
+            "-p",
+            "8080:80",
+            "-p",
+            "127.0.0.1:8081:80/tcp",
+            "-h",
+            "web",
+            "demo",
+            "sh",
+            "-c",
+            SERVER,
+        ],
+    )?
+    .expect_code(0)?;
+    process::wait_until("the server", world.setup().limit, || {
+        let logs = host.sandboxctl(world, &["logs", "web"]).ok()?;
+        logs.text().contains("up").then_some(())
+    })?;
+    let seen = inspect(&host, world, "web")?;
+    let network = &seen["NetworkSettings"];
+    let address = network["IPAddress"].as_str().unwrap_or_default().to_owned();
+    let gateway = network["Gateway"].as_str().unwrap_or_default().to_owned();
+    ensure!(address.starts_with("10.232."), "{network}");
+    ensure!(
+        network["Ports"]["80/tcp"][0]["HostPort"] == "8080",
+        "{network}"
+    );
+    for place in [
+        format!("{address}:80"),
+        format!("{gateway}:8080"),
+        "127.0.0.1:8080".to_owned(),
+        "127.0.0.1:8081".to_owned(),
+    ] {
+        let answer = host.get(&place)?;
+        ensure!(answer.ends_with("\r\n\r\nweb\n"), "{place}: {answer:?}");
+    }
+    let ports = host.sandboxctl(world, &["port", "web"])?.expect_code(0)?;
+    ports.expect_stdout("80/tcp -> 0.0.0.0:8080\n80/tcp -> 127.0.0.1:8081\n")?;
+    let taken = [
+        "run",
+        "--rm",
+        "--network",
+        "bridge",
+        "-p",
+        "8080:80",
+        "demo",
+        "true",
+    ];
+    host.sandboxctl(world, &taken)?
+        .expect_code(125)?
+        .expect_stderr(&["8080", "already"])?;
+
+    // Another container reaches the first one, and a server of the host's.
+    let at = format!("{gateway}:9000");
+    let listener = host.within(move || Ok(TcpListener::bind(at)?))?;
+    let server = std::thread::spawn(move || -> Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        let mut request = [0; 4096];
+        let _ = stream.read(&mut request)?;
+        stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nthe host\n")?;
+        Ok(())
+    });
+    let script = format!(
+        "busybox wget -q -O - http://{address}/hostname && busybox wget -q -O - http://{gateway}:9000/; \
+         tail -n 1 /etc/hosts | cut -f 1; cat /sys/class/net/eth0/address"
+    );
+    let asked = [
+        "run",
+        "--rm",
+        "--network",
+        "bridge",
+        "--mac-address",
+        "02:00:5e:00:00:09",
+        "demo",
+        "sh",
+        "-c",
+        &script,
+    ];
+    let text = host.sandboxctl(world, &asked)?.expect_code(0)?.text();
+    server
+        .join()
+        .map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    let lines: Vec<&str> = text.lines().collect();
+    ensure!(lines.len() == 4, "{text}");
+    ensure!(lines[..2] == ["web", "the host"], "{text}");
+    ensure!(lines[2].starts_with("10.232."), "{text}");
+    ensure!(lines[3] == "02:00:5e:00:00:09", "{text}");
+
+    host.sandboxctl(world, &["rm", "-f", "web"])?
+        .expect_code(0)?;
+    host.expect_clean(&address)
+}
+
+fn created(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    let create = [
+        "network",
+        "create",
+        "--subnet",
+        "10.77.0.0/24",
+        "--ipv6",
+        "--mtu",
+        "1400",
+        "blue",
+    ];
+    host.sandboxctl(world, &create)?
+        .expect_code(0)?
+        .expect_stdout("blue\n")?;
+    host.sandboxctl(world, &create)?
+        .expect_code(125)?
+        .expect_stderr(&["blue", "already"])?;
+    let run = [
+        "run",
+        "--name",
+        "one",
+        "--network",
+        "blue",
+        "--ip",
+        "10.77.0.9",
+        "demo",
+        "sh",
+        "-c",
+        "cat /sys/class/net/eth0/mtu; busybox ip -4 -o addr show dev eth0 | grep -o '10.77.0.9/24'; \
+         busybox ip -6 route | grep -c '^default'; busybox ping -c 1 -w 60 10.77.0.1 > /dev/null && echo reached",
+    ];
+    host.sandboxctl(world, &run)?
+        .expect_code(0)?
+        .expect_stdout("1400\n10.77.0.9/24\n1\nreached\n")?;
+    host.sandboxctl(world, &["network", "rm", "blue"])?
+        .expect_code(125)?
+        .expect_stderr(&["used by one"])?;
+    host.sandboxctl(world, &["rm", "one"])?.expect_code(0)?;
+    host.sandboxctl(world, &["network", "ls", "-q"])?
+        .expect_code(0)?
+        .expect_stdout("blue\n")?;
+    host.sandboxctl(world, &["network", "rm", "blue"])?
+        .expect_code(0)?;
+    let links = host.ip(&["-n", &host.name, "link"])?;
+    ensure!(!links.contains("sb-"), "the bridge is left: {links}");
+    host.sandboxctl(world, &["run", "--rm", "--network", "blue", "demo", "true"])?
+        .expect_code(125)?
+        .expect_stderr(&["there is no network \"blue\""])?;
+    Ok(())
+}
+
+fn none(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "demo",
+            "ls",
+            "/sys/class/net",
+        ])?
+        .expect_code(0)?
+        .expect_stdout("lo\n")?;
+    world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "-p",
+            "80:80",
+            "demo",
+            "true",
+        ])?
+        .expect_code(125)?
+        .expect_stderr(&["-p needs a network"])?;
+    Ok(())
+}
+
+fn killed_attendant(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    let run = [
+        "run",
+        "-d",
+        "-i",
+        "--network",
+        "bridge",
+        "--name",
+        "victim",
+        "-p",
+        "8080:80",
+        "demo",
+        "cat",
+    ];
+    host.sandboxctl(world, &run)?.expect_code(0)?;
+    let seen = inspect(&host, world, "victim")?;
+    let address = seen["NetworkSettings"]["IPAddress"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    ensure!(!address.is_empty(), "{seen}");
+    world.kill_process(" attend ")?;
+    host.sandboxctl(world, &["ps", "-a"])?.expect_code(0)?;
+    host.expect_clean(&address)?;
+    host.sandboxctl(world, &["rm", "victim"])?.expect_code(0)?;
+    Ok(())
+}
