@@ -81,6 +81,7 @@ pub(crate) struct KernelRefusal {
 #[derive(Debug, Default)]
 pub(crate) struct Mounted {
     targets: Vec<PathBuf>,
+    has_share: bool,
 }
 
 impl Mounted {
@@ -116,11 +117,17 @@ impl Mounted {
             attempt.mount(&options)?;
         }
         self.targets.push(target.to_owned());
+        self.has_share |= matches!(step.source, Some(Source::ShareTag(_)));
         if !options.propagation.is_empty() {
             rustix::mount::mount_change(target, options.propagation)
                 .map_err(|errno| attempt.refused("mount_change", errno, None))?;
         }
         Ok(())
+    }
+
+    /// Whether something of the host's file system was mounted.
+    pub(crate) fn has_share(&self) -> bool {
+        self.has_share
     }
 
     /// Unmounts everything, last first. What is still busy is detached.
@@ -313,6 +320,14 @@ pub(crate) fn mount_own(
         target: Path::new(target),
     }
     .mount(&options)
+}
+
+/// Forgets names that nobody uses. Those of a shared folder are held open on the host for as long as they are known
+/// here, and with them what the host has deleted (kernel `Documentation/admin-guide/sysctl/vm.rst`, "drop_caches").
+pub(crate) fn forget_unused_names() {
+    if let Err(error) = fs::write("/proc/sys/vm/drop_caches", "2") {
+        crate::log!("cannot drop the cached names: {error}");
+    }
 }
 
 /// Makes nothing that is mounted below `/` visible elsewhere.

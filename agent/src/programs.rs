@@ -25,7 +25,7 @@ pub(crate) enum Program {
     ArchiveRead,
     /// Unpacks an archive from standard input.
     ArchiveWrite,
-    /// Does nothing.
+    /// Holds namespaces and a root, and does nothing.
     Pause,
 }
 

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message as _;
-use sandbox_runtime::{Config, cleanup};
+use sandbox_runtime::cleanup;
 use sandbox_types::SandboxId;
 
 use crate::error::ShimError;
@@ -24,9 +24,10 @@ pub(crate) const KILLED: u32 = 137;
 /// [`ShimError`] names what could not be removed.
 pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
     let id = SandboxId::new(flags.id.as_str())?;
-    let config = Config::load()?;
+    let config = start::load_config(&start::bundle(flags)?)?;
+    // Of a pod's container the pod has everything, and nothing is found here.
     cleanup::remove_sandbox(&config, &flags.namespace, &id)?;
-    let socket = start::socket(&config, flags)?;
+    let socket = start::socket(&config, flags, &flags.id)?;
     match fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(ShimError::System {

@@ -6,15 +6,17 @@ use std::path::PathBuf;
 use sandbox_protocol::start_failure::StartFailure;
 use sandbox_runtime::agent::Code;
 use sandbox_runtime::cleanup::CleanupError;
+use sandbox_runtime::config::OverrideError;
 use sandbox_runtime::host::HostError;
 use sandbox_runtime::network::NetworkError;
 use sandbox_runtime::rootfs::RootfsError;
 use sandbox_runtime::share::ShareMountError;
 use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
-use sandbox_types::IdError;
+use sandbox_types::{IdError, SandboxId};
 
 use crate::hooks::HookError;
 use crate::lifecycle::LifecycleError;
+use crate::pod::sandbox::PhaseError;
 use crate::program::ProgramError;
 use crate::spec::SpecError;
 use crate::spec::binds::BindError;
@@ -54,6 +56,19 @@ pub(crate) enum ShimError {
     #[error("the socket folder {} is too long for a Unix socket; choose a shorter `socket_dir`", path.display())]
     SocketDir {
         /// The folder.
+        path: PathBuf,
+    },
+    /// The bundle's specification cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A container of a pod whose shim is not there.
+    #[error(
+        "no shim serves pod {pod} on {}; its sandbox must be made first, or has ended", path.display()
+    )]
+    NoPod {
+        /// The pod.
+        pod: SandboxId,
+        /// Where its shim would be.
         path: PathBuf,
     },
     /// Another shim of this pod is there.
@@ -108,12 +123,24 @@ pub(crate) enum TaskError {
         /// Which.
         what: String,
     },
+    /// A container of a pod that is not here.
+    #[error("pod {pod} has no sandbox that runs here; its sandbox container comes first")]
+    NoPod {
+        /// Which pod.
+        pod: SandboxId,
+    },
+    /// The sandbox is not in a phase for this.
+    #[error(transparent)]
+    Phase(#[from] PhaseError),
     /// The process is not in a state for this.
     #[error(transparent)]
     Lifecycle(#[from] LifecycleError),
     /// The bundle's specification cannot be used.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// What the pod says of its machine is not allowed.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
     /// A bind mount of the specification cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -165,6 +192,7 @@ impl TaskError {
             Self::Id(_)
             | Self::Spec(_)
             | Self::Bind(_)
+            | Self::Override(_)
             | Self::Program(_)
             | Self::Rootfs(_)
             | Self::Stdio(_)
@@ -180,7 +208,11 @@ impl TaskError {
             Self::Agent(AgentError::Refused { code, .. }) => *code,
             Self::Agent(AgentError::TimedOut { .. }) => Code::DEADLINE_EXCEEDED,
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
-            Self::Host(_) | Self::Hook(_) | Self::Network(_) => Code::FAILED_PRECONDITION,
+            Self::Host(_)
+            | Self::Hook(_)
+            | Self::Network(_)
+            | Self::NoPod { .. }
+            | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_) | Self::Agent(_) | Self::Stream(_) | Self::Died { .. } => {
                 Code::INTERNAL
             }

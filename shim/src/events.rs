@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::context::with_duration;
 
 /// Where containerd listens for events; set by containerd for its shims.
-const ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
+pub(crate) const ADDRESS_VARIABLE: &str = "TTRPC_ADDRESS";
 /// Events that wait for containerd to come back; beyond it the oldest are dropped, and that is logged.
 const MAX_WAITING: usize = 2048;
 /// How long one attempt to publish may take.

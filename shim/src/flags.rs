@@ -16,6 +16,8 @@ pub(crate) enum Command {
     Delete,
     /// Print the version.
     Version,
+    /// Print what the shim is and can do.
+    Info,
 }
 
 /// The command line.
@@ -73,6 +75,10 @@ impl Flags {
                     flags.command = Command::Version;
                     return Ok(flags);
                 }
+                "info" => {
+                    flags.command = Command::Info;
+                    return Ok(flags);
+                }
                 "debug" => flags.debug = inline.is_none_or(|value| value != "false"),
                 "namespace" | "id" | "address" | "publish-binary" | "bundle" | "socket" => {
                     let value = inline
@@ -120,6 +126,7 @@ mod tests {
         assert_eq!(flags.command, Command::Delete);
         assert_eq!(flags.bundle, Some(PathBuf::from("/x")));
         assert_eq!(parse("-v").unwrap().command, Command::Version);
+        assert_eq!(parse("-info").unwrap().command, Command::Info);
     }
 
     #[test]

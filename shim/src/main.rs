@@ -9,18 +9,21 @@
 //! | `delete` | removes what a killed shim left, prints a `DeleteResponse` ([`delete`]) |
 //! | none | the server itself: the task service in front of one virtual machine ([`server`]) |
 //!
-//! `-v` prints the version.
+//! `-v` prints the version, `-info` what the shim is ([`info`]).
 
 mod address;
+mod bootstrap;
 mod delete;
 mod error;
 mod events;
 mod flags;
 mod hooks;
+mod info;
 mod lifecycle;
 mod log;
 mod pod;
 mod program;
+mod sandbox;
 mod server;
 mod spec;
 mod start;
@@ -45,6 +48,7 @@ fn run() -> Result<(), ShimError> {
             );
             Ok(())
         }
+        Command::Info => info::print(),
         Command::Start => start::start(&flags),
         Command::Delete => delete::delete(&flags),
         Command::Serve => server::serve(&flags),

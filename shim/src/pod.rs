@@ -6,8 +6,9 @@
 
 mod create;
 mod process;
+pub(crate) mod sandbox;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -26,6 +27,7 @@ use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle};
+use crate::spec::check::Namespaces;
 use crate::stdio::logger::Identity;
 use crate::stdio::{Copying, StdioPaths};
 
@@ -74,15 +76,32 @@ struct Container {
     execs: HashMap<ExecId, Process>,
 }
 
+/// What is in the machine, and so when it ends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Contents {
+    /// One container; the machine goes with it.
+    #[default]
+    One,
+    /// Any number; the machine goes with the one that is the pod's sandbox.
+    Pod(ContainerId),
+}
+
 #[derive(Default)]
 struct State {
     sandbox: Option<Arc<Sandbox>>,
+    contents: Contents,
+    /// The pod's namespaces, as the host names them.
+    namespaces: Namespaces,
+    /// The pod has shared memory of its own.
+    has_shm: bool,
     /// The machine's size.
     size: Option<(MemMib, VcpuCount)>,
-    /// A Create is under way.
-    creating: bool,
+    /// Containers of which a Create is under way.
+    creating: HashSet<ContainerId>,
     containers: HashMap<ContainerId, Container>,
     died: Option<String>,
+    /// What the sandbox service was told, when the pod is made through it.
+    api: Option<sandbox::Api>,
 }
 
 impl State {
@@ -167,6 +186,8 @@ pub(crate) struct Pod {
     config: Config,
     publisher: Publisher,
     state: Mutex<State>,
+    /// Held while a container is made: one at a time, so that the pod's first is there before its second.
+    making: tokio::sync::Mutex<()>,
     /// Becomes true when the server is to end.
     ended: watch::Sender<bool>,
     death: watch::Sender<bool>,
@@ -186,6 +207,7 @@ impl Pod {
             config,
             publisher,
             state: Mutex::new(State::default()),
+            making: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
             death: watch::Sender::new(false),
         }
@@ -221,10 +243,15 @@ impl Pod {
             .map_or(0, |sandbox| sandbox.monitor_pid())
     }
 
+    /// The pod's name.
+    pub(crate) fn name(&self) -> &str {
+        self.id.as_str()
+    }
+
     /// Whether anything is in the pod.
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.state();
-        state.containers.is_empty() && !state.creating
+        state.containers.is_empty() && state.creating.is_empty() && state.api.is_none()
     }
 
     /// Ends the server.
@@ -305,38 +332,42 @@ impl Pod {
     /// The machine ended by itself: everything in it did.
     async fn died(&self, death: &SandboxDeath) {
         tracing::error!("pod {}: {death}", self.id);
-        let exit = Exit {
-            status: KILLED,
-            at: SystemTime::now(),
-        };
-        let (keys, bundles) = {
+        let bundles: Vec<PathBuf> = {
             let mut state = self.state();
             state.died = Some(death.to_string());
-            let mut keys = Vec::new();
-            for (id, container) in &state.containers {
-                let key = |exec: Option<&ExecId>| ProcessKey {
-                    container: id.clone(),
-                    exec: exec.cloned(),
-                };
-                keys.extend(container.execs.keys().map(|exec| key(Some(exec))));
-                keys.push(key(None));
-            }
-            let bundles: Vec<PathBuf> = state
-                .containers
-                .values()
+            let containers = state.containers.values();
+            containers
                 .map(|container| container.bundle.clone())
-                .collect();
-            (keys, bundles)
+                .collect()
         };
         for bundle in bundles {
             write_death(&bundle, death);
         }
         self.death.send_replace(true);
-        for key in keys {
-            self.change(&key, |process| process.lifecycle.exited(exit));
-        }
+        self.all_killed();
+        self.sandbox_ended(KILLED);
         if let Err(error) = self.stop_sandbox().await {
             tracing::error!("pod {}: {}", self.id, crate::error::chain(&error));
+        }
+    }
+
+    /// There is no machine any more, so nothing runs in it.
+    fn all_killed(&self) {
+        let exit = Exit {
+            status: KILLED,
+            at: SystemTime::now(),
+        };
+        let mut keys = Vec::new();
+        for (id, container) in &self.state().containers {
+            let key = |exec: Option<&ExecId>| ProcessKey {
+                container: id.clone(),
+                exec: exec.cloned(),
+            };
+            keys.extend(container.execs.keys().map(|exec| key(Some(exec))));
+            keys.push(key(None));
+        }
+        for key in keys {
+            self.change(&key, |process| process.lifecycle.exited(exit));
         }
     }
 

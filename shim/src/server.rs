@@ -1,24 +1,26 @@
-//! The server: the task service on the socket that `start` made, until it is told to end.
+//! The server: the task service, in both its versions, and the sandbox service on the socket that `start` made, until it is told to end.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 
-use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::sandbox_async::create_sandbox;
+use containerd_shim_protos::shim_async::{Task, create_task};
 use futures::stream;
-use sandbox_runtime::Config;
 use sandbox_types::SandboxId;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
+use ttrpc::r#async::{Server, Service};
 
 use crate::error::{ShimError, chain};
 use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::pod::Pod;
+use crate::sandbox::SandboxService;
 use crate::task::TaskService;
 use crate::{log, start};
 
@@ -69,9 +71,28 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
     served
 }
 
+/// The service by which the generated code knows the task service.
+const TASK_V2: &str = "containerd.task.v2.Task";
+/// Its next version: the same methods with the same messages.
+const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// Both versions of the task service.
+fn task_services(service: Arc<dyn Task + Send + Sync>) -> HashMap<String, Service> {
+    let mut both = create_task(Arc::clone(&service));
+    both.extend(create_task(service).into_iter().map(|(name, service)| {
+        let name = if name == TASK_V2 {
+            TASK_V3.to_owned()
+        } else {
+            name
+        };
+        (name, service)
+    }));
+    both
+}
+
 async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
-    let config = Config::load()?;
-    let socket = start::socket(&config, flags)?;
+    let config = start::load_config(&start::bundle(flags)?)?;
+    let socket = start::socket(&config, flags, &flags.id)?;
     let id = SandboxId::new(flags.id.as_str())?;
     let publisher = Publisher::from_environment(&flags.namespace);
     let pod = Arc::new(Pod::new(
@@ -88,7 +109,10 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
     });
     let mut server = Server::new()
         .add_listener(Listener::new(connections))
-        .register_service(create_task(Arc::new(TaskService {
+        .register_service(task_services(Arc::new(TaskService {
+            pod: Arc::clone(&pod),
+        })))
+        .register_service(create_sandbox(Arc::new(SandboxService {
             pod: Arc::clone(&pod),
         })));
     server.start().await.map_err(ShimError::Serve)?;

@@ -2,6 +2,7 @@
 
 pub(crate) mod binds;
 pub(crate) mod check;
+pub(crate) mod role;
 mod size;
 pub(crate) mod update;
 
@@ -14,8 +15,9 @@ use sandbox_runtime::Config;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
 
-use check::HostNamespaceError;
-use size::CpuListError;
+use check::{HostNamespaceError, Namespaces, Shared};
+use role::{Role, RoleError};
+use size::{CpuListError, PodLimitError};
 use update::UpdateError;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
@@ -62,6 +64,12 @@ pub(crate) enum SpecError {
     /// It wants to join a namespace of the host.
     #[error(transparent)]
     HostNamespace(#[from] HostNamespaceError),
+    /// It does not say which pod it is of.
+    #[error(transparent)]
+    Role(#[from] RoleError),
+    /// What it says of the pod's size is no number.
+    #[error(transparent)]
+    PodLimit(#[from] PodLimitError),
     /// New limits that the machine cannot give.
     #[error(transparent)]
     Update(#[from] UpdateError),
@@ -79,6 +87,25 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, 
     })
 }
 
+/// A file of JSON that is not too large.
+fn read_bounded(path: &Path) -> Result<Vec<u8>, SpecError> {
+    let mut json = Vec::new();
+    let read = |source| SpecError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(read)?;
+    file.take(MAX_SPEC_BYTES + 1)
+        .read_to_end(&mut json)
+        .map_err(read)?;
+    if json.len() as u64 > MAX_SPEC_BYTES {
+        return Err(SpecError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    Ok(json)
+}
+
 /// The specification of a bundle: as it is on disk, for the agent, and parsed.
 pub(crate) struct BundleSpec {
     /// `config.json` as it is, to be changed and passed on.
@@ -94,18 +121,7 @@ impl BundleSpec {
     /// [`SpecError`] names the file and the field.
     pub(crate) fn read(bundle: &Path) -> Result<Self, SpecError> {
         let path = bundle.join("config.json");
-        let mut json = Vec::new();
-        let read = |source| SpecError::Read {
-            path: path.clone(),
-            source,
-        };
-        let file = File::open(&path).map_err(read)?;
-        file.take(MAX_SPEC_BYTES + 1)
-            .read_to_end(&mut json)
-            .map_err(read)?;
-        if json.len() as u64 > MAX_SPEC_BYTES {
-            return Err(SpecError::TooLarge { path });
-        }
+        let json = read_bounded(&path)?;
         let spec: Spec = parse(&json, &path.display().to_string())?;
         let has_arguments = spec
             .process()
@@ -138,12 +154,30 @@ impl BundleSpec {
             .and_then(|linux| linux.resources().as_ref())
     }
 
-    /// The size of the machine for the container ([`size`]).
+    /// What the container is in its pod.
     ///
     /// # Errors
-    /// When no machine has that size, or the list of processors is none.
-    pub(crate) fn machine(&self, config: &Config) -> Result<(MemMib, VcpuCount), SpecError> {
-        let resources = self.resources();
+    /// [`SpecError`] names the annotation.
+    pub(crate) fn role(&self) -> Result<Role, SpecError> {
+        Ok(Role::of(self.spec.annotations().as_ref())?)
+    }
+
+    /// The size of the machine for the container, or for the pod of which it is the sandbox ([`size`]).
+    ///
+    /// # Errors
+    /// When no machine has that size, the list of processors is none, or an annotation is no number.
+    pub(crate) fn machine(
+        &self,
+        role: &Role,
+        config: &Config,
+    ) -> Result<(MemMib, VcpuCount), SpecError> {
+        let of_pod;
+        let resources = if *role == Role::Sandbox {
+            of_pod = size::of_pod(self.spec.annotations().as_ref())?;
+            Some(&of_pod)
+        } else {
+            self.resources()
+        };
         let listed = size::cpu_list(resources)?;
         Ok((
             size::memory(resources, config)?,
@@ -158,16 +192,16 @@ impl BundleSpec {
         namespaces.iter().find(of_kind)?.path().as_deref()
     }
 
-    /// Takes out, or refuses, what means the host ([`check`]).
+    /// Takes out, or refuses, what means the host ([`check`]). Returns the namespaces of the pod that it joins.
     ///
     /// # Errors
     /// [`SpecError`] names the field.
-    pub(crate) fn adapt(&mut self) -> Result<(), SpecError> {
-        check::namespaces(&self.value)?;
+    pub(crate) fn adapt(&mut self, namespaces: &mut Namespaces) -> Result<Shared, SpecError> {
+        let shared = namespaces.resolve(&self.value)?;
         if let Some(process) = self.value.get_mut("process") {
             check::drop_default_profile(process);
         }
-        Ok(())
+        Ok(shared)
     }
 }
 

@@ -1,8 +1,11 @@
-//! `start`: makes the task socket, starts the server on it, and says where it is.
+//! `start`: makes the task socket, starts the server on it, and says where it is. A container of a pod that runs gets
+//! the address of that pod's.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,9 +15,11 @@ use sandbox_runtime::Config;
 use sandbox_types::SandboxId;
 
 use crate::address::socket_path;
+use crate::bootstrap::Bootstrap;
 use crate::error::ShimError;
 use crate::flags::Flags;
-use crate::log;
+use crate::spec::role::Role;
+use crate::{events, log};
 
 /// The bundle: given, or the working directory.
 pub(crate) fn bundle(flags: &Flags) -> Result<PathBuf, ShimError> {
@@ -24,16 +29,57 @@ pub(crate) fn bundle(flags: &Flags) -> Result<PathBuf, ShimError> {
     }
 }
 
-/// The pod's socket under this configuration.
-pub(crate) fn socket(config: &Config, flags: &Flags) -> Result<PathBuf, ShimError> {
-    socket_path(
-        &config.socket_dir,
-        &flags.address,
-        &flags.namespace,
-        &flags.id,
-    )
-    .ok_or_else(|| ShimError::SocketDir {
-        path: config.socket_dir.clone(),
+/// What a start leaves in the bundle for the `delete` that may follow: containerd says it only once.
+const CONFIG_FILE: &str = "sandbox-config";
+/// The same of the task socket's folder; containerd's own shims use the name too.
+const SOCKET_DIR_FILE: &str = "socket-dir";
+
+/// The configuration, and where it was said to be.
+///
+/// # Errors
+/// [`ShimError`] when it cannot be used.
+pub(crate) fn load_config(bundle: &Path) -> Result<Config, ShimError> {
+    let mut config = match remembered(bundle, CONFIG_FILE) {
+        Some(path) => Config::from_file(&path)?,
+        None => Config::load()?,
+    };
+    if let Some(folder) = remembered(bundle, SOCKET_DIR_FILE) {
+        config.socket_dir = folder;
+    }
+    Ok(config)
+}
+
+fn remembered(bundle: &Path, name: &str) -> Option<PathBuf> {
+    let bytes = fs::read(bundle.join(name)).ok()?;
+    (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
+}
+
+/// Keeps what only this call was told.
+fn remember(bundle: &Path, bootstrap: &Bootstrap) -> Result<(), ShimError> {
+    for (name, path) in [
+        (CONFIG_FILE, &bootstrap.config_path),
+        (SOCKET_DIR_FILE, &bootstrap.socket_dir),
+    ] {
+        if let Some(path) = path {
+            write(bundle, name, path.as_os_str().as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+fn write(bundle: &Path, name: &str, bytes: &[u8]) -> Result<(), ShimError> {
+    fs::write(bundle.join(name), bytes).map_err(ShimError::system(format!(
+        "write {name} in {}",
+        bundle.display()
+    )))
+}
+
+/// The socket of a pod under this configuration.
+pub(crate) fn socket(config: &Config, flags: &Flags, pod: &str) -> Result<PathBuf, ShimError> {
+    socket_path(&config.socket_dir, &flags.address, &flags.namespace, pod).ok_or_else(|| {
+        ShimError::SocketDir {
+            path: config.socket_dir.clone(),
+        }
     })
 }
 
@@ -57,42 +103,57 @@ fn bind(path: &Path) -> Result<UnixListener, ShimError> {
     listener.map_err(ShimError::system(format!("listen on {}", path.display())))
 }
 
-/// Starts the server and prints the address of its socket.
+/// Starts the server, or finds the one of the container's pod, and says where its socket is.
 ///
 /// # Errors
 /// [`ShimError`]; no process and no socket is left then.
 pub(crate) fn start(flags: &Flags) -> Result<(), ShimError> {
     SandboxId::new(flags.id.as_str())?;
     let bundle = bundle(flags)?;
-    let config = Config::load()?;
-    let socket = socket(&config, flags)?;
+    let bootstrap = Bootstrap::read(flags)?;
+    remember(&bundle, &bootstrap)?;
+    let config = load_config(&bundle)?;
+    if let Role::Member(pod) = Role::of_bundle(&bundle)? {
+        // The shim of a pod's container is that of the pod's sandbox.
+        let path = socket(&config, flags, pod.as_str())?;
+        if UnixStream::connect(&path).is_err() {
+            return Err(ShimError::NoPod { pod, path });
+        }
+        return answer(&bundle, &bootstrap, &path);
+    }
+    let socket = socket(&config, flags, &flags.id)?;
     fs::create_dir_all(&config.socket_dir).map_err(ShimError::system(format!(
         "create the socket folder {}",
         config.socket_dir.display()
     )))?;
     let listener = bind(&socket)?;
-    let started = spawn(flags, &bundle, &socket, listener);
+    let started = spawn(flags, &bundle, &bootstrap, &socket, listener);
     if started.is_err() {
         let _ = fs::remove_file(&socket);
     }
     started
 }
 
+/// Leaves the address in the bundle, where containerd 1.x looks for it after a restart, and says it.
+fn answer(bundle: &Path, bootstrap: &Bootstrap, socket: &Path) -> Result<(), ShimError> {
+    let address = format!("unix://{}", socket.display());
+    write(bundle, "address", address.as_bytes())?;
+    let mut stdout = io::stdout();
+    stdout
+        .write_all(&bootstrap.answer(&address)?)
+        .and_then(|()| stdout.flush())
+        .map_err(ShimError::system("say the address"))
+}
+
 fn spawn(
     flags: &Flags,
     bundle: &Path,
+    bootstrap: &Bootstrap,
     socket: &Path,
     listener: UnixListener,
 ) -> Result<(), ShimError> {
-    let write = |name: &str, text: &str| {
-        fs::write(bundle.join(name), text).map_err(ShimError::system(format!(
-            "write {name} in {}",
-            bundle.display()
-        )))
-    };
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600))
         .map_err(ShimError::system(format!("protect {}", socket.display())))?;
-    let address = format!("unix://{}", socket.display());
     let program = std::env::current_exe().map_err(ShimError::system("find this program"))?;
     let mut command = Command::new(program);
     command
@@ -111,25 +172,22 @@ fn spawn(
         .stdout(Stdio::null())
         .stderr(log::open(bundle).map_or_else(Stdio::null, Stdio::from))
         .current_dir(bundle);
-    if flags.debug {
+    if bootstrap.debug {
         command.arg("-debug");
     }
-    write("address", &address)?;
+    if let Some(address) = &bootstrap.events_address {
+        command.env(events::ADDRESS_VARIABLE, address);
+    }
     let mut server = command
         .spawn()
         .map_err(ShimError::system("start the server"))?;
-    let recorded = write("shim.pid", &server.id().to_string()).and_then(|()| {
-        let mut stdout = io::stdout();
-        stdout
-            .write_all(address.as_bytes())
-            .and_then(|()| stdout.flush())
-            .map_err(ShimError::system("say the address"))
-    });
-    if recorded.is_err() {
+    let said = write(bundle, "shim.pid", server.id().to_string().as_bytes())
+        .and_then(|()| answer(bundle, bootstrap, socket));
+    if said.is_err() {
         let _ = server.kill();
         let _ = server.wait();
     }
-    recorded
+    said
 }
 
 #[cfg(test)]

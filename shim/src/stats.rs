@@ -120,6 +120,25 @@ pub(crate) fn metrics(values: HashMap<String, u64>) -> Metrics {
     }
 }
 
+/// Adds what a container uses to a sum, of which what is limited has no meaning.
+pub(crate) fn add(sum: &mut Metrics, metrics: &Metrics) {
+    let pids = sum.pids.mut_or_insert_default();
+    pids.current = pids.current.saturating_add(metrics.pids.current);
+    let cpu = sum.cpu.mut_or_insert_default();
+    cpu.usage_usec = cpu.usage_usec.saturating_add(metrics.cpu.usage_usec);
+    cpu.user_usec = cpu.user_usec.saturating_add(metrics.cpu.user_usec);
+    cpu.system_usec = cpu.system_usec.saturating_add(metrics.cpu.system_usec);
+    let memory = sum.memory.mut_or_insert_default();
+    for (total, value) in [
+        (&mut memory.usage, metrics.memory.usage),
+        (&mut memory.anon, metrics.memory.anon),
+        (&mut memory.file, metrics.memory.file),
+        (&mut memory.inactive_file, metrics.memory.inactive_file),
+    ] {
+        *total = total.saturating_add(value);
+    }
+}
+
 fn memory(numbers: &Numbers) -> MemoryStat {
     let stat = |key: &str| numbers.get(&format!("memory.stat/{key}"));
     MemoryStat {
@@ -243,6 +262,20 @@ mod tests {
             .map(|n| (n.name.as_str(), n.rx_bytes, n.tx_dropped))
             .collect();
         assert_eq!(networks, [("eth0", 100, 1), ("lo", 9, 0)]);
+    }
+
+    #[test]
+    fn sum_is_of_what_is_used() {
+        let mut sum = Metrics::default();
+        let one = of(&[
+            ("memory.current", 5),
+            ("pids.current", 2),
+            ("cpu.stat/usage_usec", u64::MAX),
+        ]);
+        add(&mut sum, &one);
+        add(&mut sum, &one);
+        assert_eq!((sum.memory.usage, sum.pids.current), (10, 4));
+        assert_eq!(sum.cpu.usage_usec, u64::MAX);
     }
 
     #[test]

@@ -34,7 +34,8 @@ fn empty() -> Empty {
     Empty::default()
 }
 
-fn any(type_url: &str, message: &impl Message) -> ttrpc::Result<Any> {
+/// A message in a `google.protobuf.Any`.
+pub(crate) fn any(type_url: &str, message: &impl Message) -> ttrpc::Result<Any> {
     let encode = |error: protobuf::Error| {
         let message = format!("cannot encode {type_url}: {error}");
         ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, message))

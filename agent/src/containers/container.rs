@@ -87,7 +87,14 @@ impl Container {
             process.streams.abandon();
         }
         clean(self.cgroup.remove());
-        lock(&self.mounted).unmount();
+        let has_share = {
+            let mut mounted = lock(&self.mounted);
+            mounted.unmount();
+            mounted.has_share()
+        };
+        if has_share {
+            crate::mount::forget_unused_names();
+        }
         lock(&self.files).remove();
         remove_directory(&self.directory);
     }

@@ -223,7 +223,7 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
         // The record stays, for another try.
         return Err(error);
     }
-    if let Some(path) = first_mount_below(dir) {
+    if let Some(path) = mounts_below(dir).into_iter().next() {
         return Err(CleanupError::Mounted { path });
     }
     match std::fs::remove_dir_all(dir) {
@@ -235,15 +235,18 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
     }
 }
 
-/// A mount point at or below `dir` (proc_pid_mountinfo(5)).
-fn first_mount_below(dir: &Path) -> Option<PathBuf> {
-    let dir = std::fs::canonicalize(dir).ok()?;
-    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+/// The mount points at or below `dir`, in the order in which they were mounted (proc_pid_mountinfo(5)).
+pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let Ok(dir) = std::fs::canonicalize(dir) else {
+        return Vec::new();
+    };
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     table
         .split(|&byte| byte == b'\n')
         .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
         .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
-        .find(|path| path.starts_with(&dir))
+        .filter(|path| path.starts_with(&dir))
+        .collect()
 }
 
 /// Undoes mountinfo's escapes: a backslash and three octal digits.
@@ -471,7 +474,10 @@ mod tests {
     #[test]
     fn escaped_mount_points_are_read() {
         assert_eq!(unescape(br"/a\040b\134c\9"), br"/a b\c\9");
-        assert_eq!(first_mount_below(Path::new("/proc")), Some("/proc".into()));
+        assert_eq!(
+            mounts_below(Path::new("/proc")).first(),
+            Some(&"/proc".into())
+        );
     }
 
     #[test]

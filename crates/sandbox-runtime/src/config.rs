@@ -14,6 +14,10 @@ use sandbox_types::{MachineSizeError, MemMib, SandboxId, VcpuCount};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+mod overrides;
+
+pub use overrides::{ANNOTATION_PREFIX, OVERRIDABLE, OverrideError, OverrideProblem};
+
 /// Names the configuration file to read.
 pub const CONFIG_ENV: &str = "SANDBOX_CONFIG";
 /// Read when [`CONFIG_ENV`] is not set.
@@ -63,6 +67,14 @@ pub enum ConfigError {
         /// Which bound.
         #[source]
         source: MachineSizeError,
+    },
+    /// A key that no pod can be allowed to set.
+    #[error("the configuration {} lists {key:?} in `pod_overrides`; pods can be allowed to set {}", path.display(), OVERRIDABLE.join(", "))]
+    NotOverridable {
+        /// Which file.
+        path: PathBuf,
+        /// The key.
+        key: String,
     },
     /// A file of the installation is nowhere.
     #[error(
@@ -146,6 +158,12 @@ pub struct Config {
     /// When set, the shim keeps a JSON array of timeline marks here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeline: Option<PathBuf>,
+    /// Which of the other keys a pod's annotations may set ([`OVERRIDABLE`]).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pod_overrides: Vec<String>,
+    /// Patterns of the paths that they may name; `*` stands for any text within a component.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pod_override_paths: Vec<String>,
     /// Whether what layers came as is kept beside what they became, so that images can be pushed and saved.
     pub keep_layer_blobs: bool,
     /// Registries of images, by their name in image names.
@@ -172,6 +190,8 @@ impl Default for Config {
             boot_timeout_s: 60,
             kernel_arguments: String::new(),
             timeline: None,
+            pod_overrides: Vec::new(),
+            pod_override_paths: Vec::new(),
             keep_layer_blobs: true,
             registries: BTreeMap::new(),
         }
@@ -210,13 +230,29 @@ impl Config {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks what its types do not; `path` is where it comes from.
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let size_error = |source| ConfigError::Size {
             path: path.to_owned(),
             source,
         };
-        config.memory().map_err(size_error)?;
-        config.vcpu_count().map_err(size_error)?;
-        Ok(config)
+        self.memory().map_err(size_error)?;
+        self.vcpu_count().map_err(size_error)?;
+        let wrong = self
+            .pod_overrides
+            .iter()
+            .find(|key| !OVERRIDABLE.contains(&key.as_str()));
+        if let Some(key) = wrong {
+            return Err(ConfigError::NotOverridable {
+                path: path.to_owned(),
+                key: key.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// The configuration as the text of a configuration file.

@@ -62,8 +62,21 @@ impl DeviceAllocator {
         }
     }
 
+    /// For a pod's running machine, which gets no more devices: everything comes through the one that all of it shares.
+    #[must_use]
+    pub fn of_running(driver: Driver) -> Self {
+        Self {
+            taken: driver.device_slots(),
+            has_share: true,
+            driver,
+        }
+    }
+
     /// Takes the one device that everything shared comes through.
-    pub(crate) fn take_share(&mut self) -> Result<(), RootfsError> {
+    ///
+    /// # Errors
+    /// [`RootfsError::TooManyDevices`] when there is no room for it.
+    pub fn take_share(&mut self) -> Result<(), RootfsError> {
         if !self.has_share {
             self.take()?;
             self.has_share = true;

@@ -23,7 +23,7 @@ use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
 use crate::network::SharedNetwork;
-use crate::share::{ShareMountError, SharedEntry};
+use crate::share::{ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
 
@@ -69,6 +69,8 @@ pub struct SandboxPlan {
     pub shared: Vec<SharedEntry>,
     /// The pod's network namespace; without one it has no network.
     pub network: Option<PathBuf>,
+    /// More may be shared later ([`Sandbox::share`]), even if nothing is at first.
+    pub shares_later: bool,
 }
 
 /// Why a sandbox did not start or stop.
@@ -110,6 +112,11 @@ pub enum SandboxError {
     /// The pod's network namespace cannot be joined.
     #[error(transparent)]
     Network(#[from] JoinError<CleanupError>),
+    /// The machine has no device for it.
+    #[error(
+        "the sandbox was made for one container that shares nothing, so nothing can be shared now"
+    )]
+    SharesNothing,
     /// The machine could not be started.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -161,6 +168,7 @@ pub struct Sandbox {
     emulation_notice: Option<String>,
     monitor_pid: u32,
     console: Option<Console>,
+    shares: Option<ShareMounts>,
     vsock: PathBuf,
     dir: PathBuf,
     network: SharedNetwork,
@@ -200,6 +208,7 @@ impl Sandbox {
             timeline: Arc::clone(&timeline),
             lifecycle: Lifecycle::new(),
             machine: None,
+            shares: None,
             owns_dir: false,
         };
         let links = Links {
@@ -213,6 +222,7 @@ impl Sandbox {
             agent,
             monitor_pid,
             console,
+            shares,
         } = came_up.await.map_err(|_| SandboxError::Abandoned)??;
         let sandbox = Self {
             agent,
@@ -220,6 +230,7 @@ impl Sandbox {
             emulation_notice,
             monitor_pid,
             console,
+            shares,
             vsock,
             dir,
             network,
@@ -271,6 +282,31 @@ impl Sandbox {
         kind: StreamKind,
     ) -> Result<UnixStream, StreamError> {
         vsock::open_stream(&self.vsock, container, exec, kind).await
+    }
+
+    /// Lets the guest see more of the host's file system.
+    ///
+    /// # Errors
+    /// [`SandboxError::SharesNothing`] unless it was made for that, or when an entry cannot be shared; what was
+    /// added before it goes with [`Self::unshare`].
+    pub fn share(&self, entries: &[SharedEntry]) -> Result<(), SandboxError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let shares = self.shares.as_ref().ok_or(SandboxError::SharesNothing)?;
+        shares.add(entries).map_err(ShareMountError::from)?;
+        Ok(())
+    }
+
+    /// Takes away what the guest sees for one container, which may be nothing.
+    ///
+    /// # Errors
+    /// [`SandboxError::Record`] names what is left.
+    pub fn unshare(&self, container: &ContainerId) -> Result<(), SandboxError> {
+        match &self.shares {
+            Some(shares) => Ok(shares.remove(container)?),
+            None => Ok(()),
+        }
     }
 
     /// The process identifier of the monitor (or QEMU).

@@ -1,7 +1,7 @@
 //! What a guest sees of the host's file system: one folder per sandbox, served by one virtiofsd.
 //!
 //! ```text
-//! <sandbox's folder>/shared       a tmpfs of the sandbox's own, private
+//! <sandbox's folder>/shared       a tmpfs of the sandbox's own
 //!   <container>/root              the container's root, when it is a folder of the host
 //!   <container>/layers/<n>        a layer that no device was left for
 //!   <container>/mounts/<n>        what bind mount n of the spec names: a folder or a file
@@ -12,6 +12,10 @@
 //! them. What is read-only is so for virtiofsd too, whatever the guest does. The entries take no part in the propagation
 //! of their sources' mounts, so undoing them undoes nothing of the host's. Everything hangs on the tmpfs, which is on record
 //! before it is mounted: one unmount takes all away.
+//!
+//! The containers of a pod come and go while the machine runs. virtiofsd has its own mount namespace, made before; the
+//! tmpfs is therefore *shared* in a group of its own, of which virtiofsd's copy is a slave: what is mounted or undone in
+//! it later is mounted or undone for virtiofsd too, and nothing ever comes back from there.
 
 use std::path::{Path, PathBuf};
 

@@ -5,20 +5,23 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
-use sandbox_protocol::agent::{self, CreateContainerRequest, Stdio};
+use sandbox_protocol::GUEST_RUN_DIR;
+use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
-use sandbox_runtime::share::SharePlan;
-use sandbox_runtime::{Sandbox, SandboxPlan, host, network};
+use sandbox_runtime::share::{SharePlan, SharedEntry};
+use sandbox_runtime::{BlockDevice, Sandbox, SandboxPlan, host, network};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
-use super::{Container, Pod, Process, ProcessKey, keep_time};
+use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::error::{TaskError, chain};
 use crate::hooks::{Hooks, When};
 use crate::program;
 use crate::spec::BundleSpec;
 use crate::spec::binds::Binds;
-use crate::stdio::StdioPaths;
+use crate::spec::check::Namespaces;
+use crate::spec::role::Role;
+use crate::stdio::{OpenStdio, StdioPaths};
 
 /// Which streams the agent is to keep for us.
 pub(super) fn wanted(stdio: &StdioPaths) -> Stdio {
@@ -31,18 +34,115 @@ pub(super) fn wanted(stdio: &StdioPaths) -> Stdio {
     }
 }
 
-/// What a container is made of in the guest.
+/// A container that is asked for.
+#[derive(Clone, Copy)]
+struct Draft<'a> {
+    id: &'a ContainerId,
+    bundle: &'a Path,
+    request: &'a CreateTaskRequest,
+}
+
+/// What a container is made of.
 struct GuestParts {
     mounts: Vec<agent::Mount>,
     root_path: String,
     files: Vec<agent::File>,
+    block: Vec<BlockDevice>,
+    shared: Vec<SharedEntry>,
+    shm_bytes: Option<u64>,
+}
+
+/// Everything that the agent needs to make it, and that follows.
+struct Parts {
+    spec: BundleSpec,
+    guest: GuestParts,
+    joined: Vec<SharedNamespace>,
+    open: OpenStdio,
+    hooks: Hooks,
+}
+
+/// Where the shared memory is that a container of a pod has, or shares with others.
+fn shm_path(owner: &ContainerId) -> String {
+    format!("{GUEST_RUN_DIR}/containers/{owner}/shm")
+}
+
+impl GuestParts {
+    /// Has the agent make the shared memory at `path`, when it is used. Says whether it is.
+    fn add_own_shm(&mut self, path: Option<String>) -> bool {
+        let (Some(target), Some(bytes)) = (path, self.shm_bytes) else {
+            return false;
+        };
+        let mut options = vec!["nosuid", "nodev", "noexec", "mode=1777"];
+        let size = format!("size={bytes}");
+        if bytes > 0 {
+            options.push(&size);
+        }
+        let mut step = agent::Mount {
+            fstype: "tmpfs".to_owned(),
+            options: options.into_iter().map(str::to_owned).collect(),
+            target,
+            ..Default::default()
+        };
+        step.set_literal("tmpfs".to_owned());
+        self.mounts.push(step);
+        true
+    }
+}
+
+impl Draft<'_> {
+    fn stdio(&self) -> StdioPaths {
+        StdioPaths {
+            stdin: self.request.stdin.clone(),
+            stdout: self.request.stdout.clone(),
+            stderr: self.request.stderr.clone(),
+            terminal: self.request.terminal,
+        }
+    }
+
+    /// Plans its files, and names them in the specification as the guest has them.
+    fn plan(
+        &self,
+        spec: &mut BundleSpec,
+        devices: &mut DeviceAllocator,
+        shm: Option<&str>,
+    ) -> Result<GuestParts, TaskError> {
+        let mut share = SharePlan::new(self.id);
+        let binds = Binds {
+            container: self.id,
+            bundle: self.bundle,
+            share: &mut share,
+            devices,
+            shm,
+        };
+        let resolved = binds.resolve(&mut spec.value)?;
+        let rootfs = plan_rootfs(
+            self.id,
+            &self.request.rootfs,
+            devices,
+            &mut share,
+            self.bundle,
+        )?;
+        Ok(GuestParts {
+            // Everything else may be on what is shared.
+            mounts: share
+                .guest_mount()
+                .into_iter()
+                .chain(rootfs.guest_mounts)
+                .collect(),
+            root_path: rootfs.root_path,
+            files: resolved.files,
+            block: rootfs.block,
+            shared: share.into_entries(),
+            shm_bytes: resolved.shm_bytes,
+        })
+    }
 }
 
 impl Pod {
-    /// Boots the machine and makes the container, up to the point where its process waits to be started.
+    /// Makes the container, up to the point where its process waits to be started; the first of a pod with the machine.
     ///
     /// # Errors
-    /// [`TaskError`]; nothing of the container, and no machine, is left then.
+    /// [`TaskError`]; nothing of the container, and no machine that was made for it, is left then.
     pub(crate) async fn create(
         self: &Arc<Self>,
         request: CreateTaskRequest,
@@ -50,36 +150,47 @@ impl Pod {
         let id = ContainerId::new(request.id.as_str())?;
         {
             let mut state = self.state();
-            if state.containers.contains_key(&id) {
+            if state.containers.contains_key(&id) || !state.creating.insert(id.clone()) {
                 return Err(TaskError::AlreadyExists {
                     what: format!("container {id}"),
                 });
             }
-            if state.creating || state.sandbox.is_some() {
-                return Err(TaskError::Unsupported {
-                    what: "a second container in one pod",
-                });
-            }
-            state.creating = true;
-            state.died = None;
         }
-        let created = self.create_reserved(&id, &request).await;
-        self.state().creating = false;
+        let created = {
+            let _making = self.making.lock().await;
+            self.create_reserved(&id, &request).await
+        };
+        self.state().creating.remove(&id);
         match created {
             Ok(pid) => {
                 self.announce_create(&request, pid);
                 Ok(pid)
             }
             Err(error) => {
-                let error = self.reason_for(error).await;
                 tracing::error!("container {id} was not created: {}", chain(&error));
-                self.state().containers.remove(&id);
-                if let Err(error) = self.stop_sandbox().await {
-                    tracing::error!("cleaning up after that: {}", chain(&error));
-                }
                 Err(error)
             }
         }
+    }
+
+    /// Boots the machine with the container that holds the namespaces of a pod made through the sandbox service.
+    ///
+    /// # Errors
+    /// [`TaskError`]; the machine may be left, for the caller to stop.
+    pub(super) async fn create_holder(
+        self: &Arc<Self>,
+        id: &ContainerId,
+        spec: BundleSpec,
+        request: &CreateTaskRequest,
+    ) -> Result<(), TaskError> {
+        let _making = self.making.lock().await;
+        let draft = Draft {
+            id,
+            bundle: Path::new(&request.bundle),
+            request,
+        };
+        self.make_first(draft, spec, &Role::Sandbox).await?;
+        Ok(())
     }
 
     async fn create_reserved(
@@ -88,22 +199,190 @@ impl Pod {
         request: &CreateTaskRequest,
     ) -> Result<u32, TaskError> {
         let bundle = PathBuf::from(&request.bundle);
-        let stdio = StdioPaths {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
+        let spec = BundleSpec::read(&bundle)?;
+        let role = spec.role()?;
+        let draft = Draft {
+            id,
+            bundle: &bundle,
+            request,
         };
-        let mut spec = BundleSpec::read(&bundle)?;
-        spec.adapt()?;
-        let program = program::of_container(spec.spec.annotations().as_ref())?;
-        let hooks = Hooks::of(&spec.spec, id.as_str(), &bundle)?;
+        let is_first = self.state().sandbox.is_none();
+        let made = match (&role, is_first) {
+            (Role::Alone | Role::Sandbox, true) => self.make_first(draft, spec, &role).await,
+            (Role::Member(pod), false) if *pod == self.id => self.make_member(draft, spec).await,
+            (Role::Member(pod), _) => Err(TaskError::NoPod { pod: pod.clone() }),
+            (Role::Alone | Role::Sandbox, false) => Err(TaskError::Unsupported {
+                what: "a container that is not of this pod",
+            }),
+        };
+        match made {
+            Ok(pid) => Ok(pid),
+            Err(error) => {
+                let error = self.reason_for(error).await;
+                self.state().containers.remove(id);
+                let undone = match self.state().sandbox.clone() {
+                    Some(sandbox) if !is_first => sandbox.unshare(id).map_err(TaskError::from),
+                    _ => Ok(()),
+                };
+                let undone = match is_first {
+                    true => self.stop_sandbox().await,
+                    false => undone,
+                };
+                if let Err(error) = undone {
+                    tracing::error!("cleaning up after that: {}", chain(&error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Boots the machine, and makes in it the container that it is for or the pod's sandbox.
+    async fn make_first(
+        self: &Arc<Self>,
+        draft: Draft<'_>,
+        mut spec: BundleSpec,
+        role: &Role,
+    ) -> Result<u32, TaskError> {
+        let (contents, mut namespaces) = match role {
+            Role::Sandbox => (Contents::Pod(draft.id.clone()), Namespaces::of_pod()),
+            _ => (Contents::One, Namespaces::default()),
+        };
+        spec.adapt(&mut namespaces)?;
+        let annotations = spec.spec.annotations().iter().flatten();
+        let config = self
+            .config
+            .with_annotations(annotations.map(|(name, value)| (name.as_str(), value.as_str())))?;
+        let (driver, notice) = host::choose_driver(&config)?;
+        if let Some(notice) = notice {
+            tracing::warn!("{notice}");
+        }
+        let mut devices = DeviceAllocator::new(driver);
+        let network = match spec.network_namespace() {
+            Some(path) => {
+                let count = network::devices(path)?;
+                devices.take_network(count)?;
+                (count > 0).then(|| path.to_owned())
+            }
+            None => None,
+        };
+        let shares_later = contents != Contents::One;
+        if shares_later {
+            devices.take_share()?;
+        }
+        let shm = shares_later.then(|| shm_path(draft.id));
+        let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
+        let has_shm = guest.add_own_shm(shm);
+        let (memory, vcpus) = spec.machine(role, &config)?;
+        let plan = SandboxPlan {
+            id: self.id.clone(),
+            namespace: self.namespace.clone(),
+            config,
+            memory,
+            vcpus,
+            bundle: draft.bundle.to_owned(),
+            block: std::mem::take(&mut guest.block),
+            shared: std::mem::take(&mut guest.shared),
+            shares_later,
+            network,
+        };
+        let open = self.open(&draft).await?;
+        let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
+        let parts = Parts {
+            spec,
+            guest,
+            joined: Vec::new(),
+            open,
+            hooks,
+        };
+        let sandbox = self.boot(plan).await?;
+        namespaces.begin(sandbox.monitor_pid());
+        {
+            let mut state = self.state();
+            state.contents = contents;
+            state.namespaces = namespaces;
+            state.has_shm = has_shm;
+        }
+        self.make(&sandbox, draft, parts).await
+    }
+
+    /// Adds a container to the running machine.
+    async fn make_member(
+        self: &Arc<Self>,
+        draft: Draft<'_>,
+        mut spec: BundleSpec,
+    ) -> Result<u32, TaskError> {
+        let sandbox = self.sandbox()?;
+        let (contents, mut namespaces, has_shm) = {
+            let state = self.state();
+            (
+                state.contents.clone(),
+                state.namespaces.clone(),
+                state.has_shm,
+            )
+        };
+        let Contents::Pod(holder) = contents else {
+            return Err(TaskError::Unsupported {
+                what: "a second container in a sandbox that was made for one",
+            });
+        };
+        let joined = spec.adapt(&mut namespaces)?;
+        // Shared memory is shared exactly when the ipc namespace is.
+        let shares_ipc = joined.contains(&"ipc");
+        let shm = match shares_ipc {
+            true => has_shm.then(|| shm_path(&holder)),
+            false => Some(shm_path(draft.id)),
+        };
+        let mut devices = DeviceAllocator::of_running(sandbox.driver());
+        let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
+        if !shares_ipc {
+            guest.add_own_shm(shm);
+        }
+        let joined = joined
+            .into_iter()
+            .map(|kind| SharedNamespace {
+                kind: kind.to_owned(),
+                container_id: holder.to_string(),
+                ..Default::default()
+            })
+            .collect();
+        let open = self.open(&draft).await?;
+        let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
+        sandbox.share(&std::mem::take(&mut guest.shared))?;
+        let parts = Parts {
+            spec,
+            guest,
+            joined,
+            open,
+            hooks,
+        };
+        self.make(&sandbox, draft, parts).await
+    }
+
+    /// Opens the caller's ends of the first process's streams.
+    async fn open(&self, draft: &Draft<'_>) -> Result<OpenStdio, TaskError> {
         let key = ProcessKey {
-            container: id.clone(),
+            container: draft.id.clone(),
             exec: None,
         };
-        let open = stdio.open(&self.identity(&key)).await?;
-        let (sandbox, guest) = self.boot(id, &bundle, &mut spec, request).await?;
+        Ok(draft.stdio().open(&self.identity(&key)).await?)
+    }
+
+    /// Has the agent make the container, and joins its streams.
+    async fn make(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        draft: Draft<'_>,
+        parts: Parts,
+    ) -> Result<u32, TaskError> {
+        let Parts {
+            spec,
+            guest,
+            joined,
+            open,
+            hooks,
+        } = parts;
+        let id = draft.id;
+        let stdio = draft.stdio();
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
@@ -111,7 +390,8 @@ impl Pod {
             root_path: guest.root_path,
             stdio: Some(wanted(&stdio)).into(),
             files: guest.files,
-            program: program.into(),
+            shared_namespaces: joined,
+            program: program::of_container(spec.spec.annotations().as_ref())?.into(),
             ..Default::default()
         };
         let pid = sandbox.monitor_pid();
@@ -120,7 +400,7 @@ impl Pod {
             sandbox.agent().create_container(&create).await?;
             sandbox.mark(Phase::ContainerCreated);
             let mut process = Process::new(stdio);
-            self.attach(&sandbox, id, None, open, &mut process).await?;
+            self.attach(sandbox, id, None, open, &mut process).await?;
             Ok(process)
         };
         let process = match made.await {
@@ -132,7 +412,7 @@ impl Pod {
             }
         };
         let container = Container {
-            bundle,
+            bundle: draft.bundle.to_owned(),
             hooks,
             init: process,
             execs: std::collections::HashMap::new(),
@@ -141,65 +421,19 @@ impl Pod {
         Ok(pid)
     }
 
-    async fn boot(
-        self: &Arc<Self>,
-        id: &ContainerId,
-        bundle: &Path,
-        spec: &mut BundleSpec,
-        request: &CreateTaskRequest,
-    ) -> Result<(Arc<Sandbox>, GuestParts), TaskError> {
-        let (driver, notice) = host::choose_driver(&self.config)?;
-        if let Some(notice) = notice {
-            tracing::warn!("{notice}");
-        }
-        let mut devices = DeviceAllocator::new(driver);
-        let mut network = spec.network_namespace().map(Path::to_owned);
-        if let Some(path) = &network {
-            let count = network::devices(path)?;
-            devices.take_network(count)?;
-            network = network.filter(|_| count > 0);
-        }
-        let mut share = SharePlan::new(id);
-        let binds = Binds {
-            container: id,
-            bundle,
-            share: &mut share,
-            devices: &mut devices,
-        };
-        let files = binds.resolve(&mut spec.value)?;
-        let rootfs = plan_rootfs(id, &request.rootfs, &mut devices, &mut share, bundle)?;
-        let guest = GuestParts {
-            // Everything else may be on what is shared.
-            mounts: share
-                .guest_mount()
-                .into_iter()
-                .chain(rootfs.guest_mounts)
-                .collect(),
-            root_path: rootfs.root_path,
-            files,
-        };
-        let (memory, vcpus) = spec.machine(&self.config)?;
-        let plan = SandboxPlan {
-            id: self.id.clone(),
-            namespace: self.namespace.clone(),
-            config: self.config.clone(),
-            memory,
-            vcpus,
-            bundle: bundle.to_owned(),
-            block: rootfs.block,
-            shared: share.into_entries(),
-            network,
-        };
+    async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {
+        let size = (plan.memory, plan.vcpus);
+        self.state().died = None;
         let (sandbox, events) = Sandbox::start(plan).await?;
         let sandbox = Arc::new(sandbox);
         {
             let mut state = self.state();
             state.sandbox = Some(Arc::clone(&sandbox));
-            state.size = Some((memory, vcpus));
+            state.size = Some(size);
         }
         tokio::spawn(Arc::clone(self).follow(events));
         tokio::spawn(keep_time(Arc::downgrade(&sandbox)));
-        Ok((sandbox, guest))
+        Ok(sandbox)
     }
 
     fn announce_create(&self, request: &CreateTaskRequest, pid: u32) {

@@ -13,7 +13,7 @@ use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId};
 
 use super::create::wanted;
-use super::{DRAIN, Pod, Process, ProcessKey, ProcessView};
+use super::{Contents, DRAIN, Pod, Process, ProcessKey, ProcessView};
 use crate::delete::KILLED;
 use crate::error::{TaskError, chain};
 use crate::hooks::When;
@@ -232,8 +232,8 @@ impl Pod {
         }
     }
 
-    /// Removes an ended (or never started) process, after its output has been delivered. With the last container the
-    /// machine goes too.
+    /// Removes an ended (or never started) process, after its output has been delivered. With its only container, or
+    /// the pod's sandbox, the machine goes too, and with it every process that still runs.
     ///
     /// # Errors
     /// [`TaskError`] when it runs, or what was the machine's cannot be removed.
@@ -251,20 +251,28 @@ impl Pod {
         } else {
             outputs.iter().for_each(tokio::task::JoinHandle::abort);
         }
-        let last = {
-            let state = self.state();
-            key.exec.is_none() && state.containers.len() == 1
-        };
+        let last = key.exec.is_none()
+            && match &self.state().contents {
+                Contents::One => true,
+                Contents::Pod(sandbox) => *sandbox == key.container,
+            };
         if last {
             // The agent ends what is left and syncs; there is nothing to remove one by one.
             self.stop_sandbox().await?;
-        } else if let Ok(sandbox) = self.sandbox()
-            && let Err(error) = sandbox
+            self.all_killed();
+        } else if let Ok(sandbox) = self.sandbox() {
+            if let Err(error) = sandbox
                 .agent()
                 .delete_process(&key.container, key.exec.as_ref())
                 .await
-        {
-            tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
+            {
+                tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
+            }
+            if key.exec.is_none()
+                && let Err(error) = sandbox.unshare(&key.container)
+            {
+                tracing::warn!("{key} is still shared with the guest: {}", chain(&error));
+            }
         }
         let hooks = {
             let mut state = self.state();

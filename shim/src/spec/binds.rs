@@ -3,6 +3,7 @@
 //! | option | what becomes of the source |
 //! | --- | --- |
 //! | `x-sandbox.copy` | a regular file, read here and sent to the agent, which makes it in the guest |
+//! | a `tmpfs` of the host for `/dev/shm`, in a pod | a `tmpfs` of the guest, of the same size: the pod's where the container shares the pod's ipc namespace, else its own |
 //! | any other bind | an entry of the sandbox's shared folder ([`sandbox_runtime::share`]) |
 //!
 //! In the spec the source becomes a path of the guest. `ro` holds for the whole tree and on the host's side. Of the
@@ -99,6 +100,12 @@ impl<'a> Mount<'a> {
             .filter(|source| !source.is_empty())
     }
 
+    /// The size of what is to be the container's shared memory, if that is what it is.
+    fn shm_bytes(&self, source: &Path) -> Option<u64> {
+        let destination = self.value.get("destination").and_then(Value::as_str)?;
+        (destination == SHM).then(|| tmpfs_bytes(source)).flatten()
+    }
+
     /// Names the source as the guest has it.
     fn rewrite(&mut self, guest_path: String) {
         self.options.retain(|option| option != COPY_OPTION);
@@ -113,15 +120,43 @@ pub(crate) struct Binds<'a> {
     pub(crate) bundle: &'a Path,
     pub(crate) share: &'a mut SharePlan,
     pub(crate) devices: &'a mut DeviceAllocator,
+    /// Where in the guest the container's shared memory is, when its engine's is not taken.
+    pub(crate) shm: Option<&'a str>,
+}
+
+/// What the bind mounts of a container have become, beside the changed spec.
+#[derive(Debug, Default)]
+pub(crate) struct Resolved {
+    /// The files to copy into the guest.
+    pub(crate) files: Vec<agent::File>,
+    /// `shm` is used, in the place of a file system of this many bytes; zero for one without a limit.
+    pub(crate) shm_bytes: Option<u64>,
+}
+
+/// Where shared memory is in a container (shm_overview(7)).
+const SHM: &str = "/dev/shm";
+/// `statfs.f_type` of a tmpfs (statfs(2)).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// The size of the tmpfs at a path, in bytes; `None` when there is none.
+fn tmpfs_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statfs(path).ok()?;
+    if u64::try_from(stat.f_type).ok()? != TMPFS_MAGIC {
+        return None;
+    }
+    Some(
+        stat.f_blocks
+            .saturating_mul(u64::try_from(stat.f_bsize).unwrap_or(0)),
+    )
 }
 
 impl Binds<'_> {
-    /// Gives every bind mount of `spec` a source in the guest. Returns the files to copy there.
+    /// Gives every bind mount of `spec` a source in the guest.
     ///
     /// # Errors
     /// [`BindError`] names the mount.
-    pub(crate) fn resolve(mut self, spec: &mut Value) -> Result<Vec<agent::File>, BindError> {
-        let mut files = Vec::new();
+    pub(crate) fn resolve(mut self, spec: &mut Value) -> Result<Resolved, BindError> {
+        let mut resolved = Resolved::default();
         let mut bytes_left = MAX_COPIED_FILE_BYTES;
         let mounts = spec.get_mut("mounts").and_then(Value::as_array_mut);
         let binds = mounts
@@ -150,14 +185,17 @@ impl Binds<'_> {
                 );
                 let file = copied(&source, path.clone(), bytes_left).map_err(error)?;
                 bytes_left = bytes_left.saturating_sub(file.content.len() as u64);
-                files.push(file);
+                resolved.files.push(file);
                 mount.rewrite(path);
+            } else if let (Some(shm), Some(bytes)) = (self.shm, mount.shm_bytes(&source)) {
+                resolved.shm_bytes = Some(bytes);
+                mount.rewrite(shm.to_owned());
             } else {
                 let path = self.shared(index, source, &mount).map_err(error)?;
                 mount.rewrite(path);
             }
         }
-        Ok(files)
+        Ok(resolved)
     }
 
     fn shared(
@@ -238,20 +276,46 @@ mod tests {
         let container = ContainerId::new("c1").unwrap();
         let mut share = SharePlan::new(&container);
         let mut spec = json!({ "mounts": mounts });
-        let files = Binds {
+        let resolved = Binds {
             container: &container,
             bundle,
             share: &mut share,
             devices: &mut DeviceAllocator::new(Driver::Qemu),
+            shm: None,
         }
         .resolve(&mut spec)?;
-        Ok((spec["mounts"].take(), files, share))
+        Ok((spec["mounts"].take(), resolved.files, share))
     }
 
     fn problem(source: &Path, options: &[&str]) -> BindProblem {
         let mounts =
             json!([{"destination": "/d", "type": "bind", "source": source, "options": options}]);
         resolve(Path::new("/bundle"), mounts).err().unwrap().problem
+    }
+
+    #[test]
+    fn shared_memory_of_a_pod_is_the_guests() {
+        let container = ContainerId::new("c1").unwrap();
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let bind = |to: &str| json!({"destination": to, "type": "bind", "source": folder.path(), "options": ["rbind"]});
+        let mut spec = json!({ "mounts": [bind("/dev/shm"), bind("/data")] });
+        let mut share = SharePlan::new(&container);
+        let resolved = Binds {
+            container: &container,
+            bundle: Path::new("/"),
+            share: &mut share,
+            devices: &mut DeviceAllocator::new(Driver::Qemu),
+            shm: Some("/run/sandbox/containers/p1/shm"),
+        }
+        .resolve(&mut spec)
+        .unwrap();
+        assert_eq!(resolved.shm_bytes, tmpfs_bytes(Path::new("/dev/shm")));
+        assert_eq!(
+            spec["mounts"][0]["source"],
+            "/run/sandbox/containers/p1/shm"
+        );
+        assert_eq!(share.entries().len(), 1);
+        assert_eq!(tmpfs_bytes(Path::new("/proc")), None);
     }
 
     #[test]

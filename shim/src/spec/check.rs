@@ -2,8 +2,9 @@
 //!
 //! | member | what happens |
 //! | --- | --- |
-//! | `linux.namespaces[].path` of type `network` | the pod's network, which is joined |
-//! | `linux.namespaces[].path` of any other type | refused |
+//! | `linux.namespaces[].path` of type `network` | the pod's network, which is joined with its first container |
+//! | `linux.namespaces[].path` of type `pid`, `ipc`, `uts` or `user` that is the pod's | shared with the pod's sandbox, in the guest |
+//! | any other `linux.namespaces[].path` | refused |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
 //! | any other profile or label | the agent's to refuse |
 //! | `hooks` | [`crate::hooks`] |
@@ -42,30 +43,96 @@ pub(crate) fn drop_default_profile(process: &mut Value) {
     }
 }
 
-/// Checks the namespaces of a specification.
-///
-/// # Errors
-/// [`HostNamespaceError`] names the one that cannot be had.
-pub(crate) fn namespaces(spec: &Value) -> Result<(), HostNamespaceError> {
-    let namespaces = spec
-        .pointer("/linux/namespaces")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten();
-    for (index, namespace) in namespaces.enumerate() {
-        let text = |member| namespace.get(member).and_then(Value::as_str).unwrap_or("");
-        match (text("type"), text("path")) {
-            (_, "") | ("network", _) => {}
-            (kind, path) => {
-                return Err(HostNamespaceError {
-                    index,
-                    kind: kind.to_owned(),
-                    path: path.to_owned(),
-                });
-            }
+/// The namespaces that a container shares with its pod's sandbox, by their kind (OCI runtime spec, "Namespaces").
+pub(crate) type Shared = Vec<&'static str>;
+
+/// Kinds that the containers of a pod can share, with the name of their file in `/proc/<pid>/ns`.
+const SHAREABLE: [(&str, &str); 4] = [
+    ("pid", "pid"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("user", "user"),
+];
+
+/// By which paths the namespaces of a pod are known on the host, where none of them exists.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Namespaces {
+    /// What the pod's sandbox was given: CRI-O makes the namespaces of a pod itself and names them to all of it.
+    pinned: Vec<(&'static str, String)>,
+    /// The process that the pod's sandbox is said to be: containerd names its `/proc/<pid>/ns`.
+    pid: u32,
+    what: Kind,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    /// Of one container, which has nobody to share with.
+    #[default]
+    Alone,
+    /// Of a pod whose sandbox is being made: paths are those of the pod from now on.
+    Beginning,
+    /// Of a pod that has its sandbox.
+    Begun,
+}
+
+impl Namespaces {
+    /// Those of a pod that begins.
+    pub(crate) fn of_pod() -> Self {
+        Self {
+            what: Kind::Beginning,
+            ..Self::default()
         }
     }
-    Ok(())
+
+    /// The sandbox runs, and is known as this process.
+    pub(crate) fn begin(&mut self, pid: u32) {
+        self.pid = pid;
+        self.what = Kind::Begun;
+    }
+
+    /// Checks the namespaces of a specification. Returns those that are shared with the pod's sandbox.
+    ///
+    /// # Errors
+    /// [`HostNamespaceError`] names the one that cannot be had.
+    pub(crate) fn resolve(&mut self, spec: &Value) -> Result<Shared, HostNamespaceError> {
+        let namespaces = spec
+            .pointer("/linux/namespaces")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten();
+        let mut shared = Vec::new();
+        for (index, namespace) in namespaces.enumerate() {
+            let text = |member| namespace.get(member).and_then(Value::as_str).unwrap_or("");
+            let (kind, path) = (text("type"), text("path"));
+            if path.is_empty() || kind == "network" {
+                continue;
+            }
+            let shareable = SHAREABLE.into_iter().find(|(name, _)| *name == kind);
+            match shareable {
+                Some((kind, _)) if self.what == Kind::Beginning => {
+                    self.pinned.push((kind, path.to_owned()));
+                }
+                Some((kind, file))
+                    if self.what == Kind::Begun && self.is_ours(kind, file, path) =>
+                {
+                    shared.push(kind);
+                }
+                _ => {
+                    return Err(HostNamespaceError {
+                        index,
+                        kind: kind.to_owned(),
+                        path: path.to_owned(),
+                    });
+                }
+            }
+        }
+        Ok(shared)
+    }
+
+    fn is_ours(&self, kind: &str, file: &str, path: &str) -> bool {
+        path == format!("/proc/{}/ns/{file}", self.pid)
+            || self.pinned.iter().any(|(k, p)| *k == kind && p == path)
+    }
 }
 
 #[cfg(test)]
@@ -76,11 +143,51 @@ mod tests {
     #[test]
     fn namespace_of_the_host_is_refused_by_its_field_except_the_network() {
         let spec = |kind: &str| json!({"linux": {"namespaces": [{"type": "mount"}, {"type": kind, "path": "/proc/1/ns/x"}]}});
-        namespaces(&spec("network")).unwrap();
+        let mut namespaces = Namespaces::default();
+        assert!(namespaces.resolve(&spec("network")).unwrap().is_empty());
         for kind in ["pid", "ipc", "uts", "user", "cgroup", "mount", "time"] {
-            let error = namespaces(&spec(kind)).unwrap_err().to_string();
+            let error = namespaces.resolve(&spec(kind)).unwrap_err().to_string();
             assert!(error.starts_with("`linux.namespaces[1].path`"), "{error}");
             assert!(error.contains(kind), "{error}");
+        }
+    }
+
+    fn joining(paths: &[(&str, &str)]) -> Value {
+        let list: Vec<Value> = paths
+            .iter()
+            .map(|(kind, path)| json!({"type": kind, "path": path}))
+            .collect();
+        json!({"linux": {"namespaces": list}})
+    }
+
+    #[test]
+    fn namespaces_of_the_pod_are_shared_as_each_engine_names_them() {
+        let mut pod = Namespaces::of_pod();
+        // CRI-O names paths to the sandbox already, containerd none.
+        let own = pod
+            .resolve(&joining(&[("ipc", "/var/run/ipcns/1")]))
+            .unwrap();
+        assert!(own.is_empty());
+        pod.begin(7);
+        for (kind, path) in [
+            ("ipc", "/var/run/ipcns/1"),
+            ("ipc", "/proc/7/ns/ipc"),
+            ("uts", "/proc/7/ns/uts"),
+            ("pid", "/proc/7/ns/pid"),
+        ] {
+            assert_eq!(pod.resolve(&joining(&[(kind, path)])).unwrap(), [kind]);
+        }
+        for (kind, path) in [
+            ("ipc", "/proc/1/ns/ipc"),
+            ("uts", "/proc/7/ns/ipc"),
+            ("uts", "/var/run/ipcns/1"),
+            ("mount", "/proc/7/ns/mnt"),
+            ("cgroup", "/proc/7/ns/cgroup"),
+        ] {
+            assert!(
+                pod.resolve(&joining(&[(kind, path)])).is_err(),
+                "{kind} {path}"
+            );
         }
     }
 

@@ -3,6 +3,11 @@
 //! Memory is the limit plus a stated overhead for the guest's kernel and agent; the guest has no swap, so
 //! `memory.swap` adds nothing. vCPUs are the CPU quota rounded up, but no more than `cpu.cpus` has processors; without
 //! a quota as many as `cpu.cpus` has. What is not limited has the configured size.
+//!
+//! A pod's machine is sized by the sum of its containers' limits, which the CRI says in annotations of the sandbox
+//! ([`of_pod`]); the sandbox's own limits are those of a process that does nothing.
+
+use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use sandbox_runtime::Config;
@@ -12,6 +17,49 @@ use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 const DEFAULT_PERIOD: u64 = 100_000;
 /// The highest processor number that is believed.
 const MAX_CPU: u32 = 8191;
+
+/// The sum of the containers' memory limits, in bytes (containerd `internal/cri/annotations`, as all of these).
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+/// The sum of their CPU quotas, in microseconds of each period.
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+/// The period, in microseconds.
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// An annotation that is no number.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`annotations[{key:?}]` is {value:?}, which is no number")]
+pub(crate) struct PodLimitError {
+    key: &'static str,
+    value: String,
+}
+
+/// The limits of a pod, by the annotations of its sandbox. Shares weigh pods against each other and size nothing.
+///
+/// # Errors
+/// [`PodLimitError`] names the annotation.
+pub(super) fn of_pod(
+    annotations: Option<&HashMap<String, String>>,
+) -> Result<LinuxResources, PodLimitError> {
+    let number = |key: &'static str| -> Result<Option<i64>, PodLimitError> {
+        let value = annotations.and_then(|all| all.get(key));
+        value
+            .map(|value| {
+                value.parse().map_err(|_| PodLimitError {
+                    key,
+                    value: value.clone(),
+                })
+            })
+            .transpose()
+    };
+    let mut memory = LinuxMemory::default();
+    memory.set_limit(number(POD_MEMORY)?);
+    let mut cpu = LinuxCpu::default();
+    cpu.set_quota(number(POD_QUOTA)?);
+    cpu.set_period(number(POD_PERIOD)?.and_then(|period| u64::try_from(period).ok()));
+    let mut resources = LinuxResources::default();
+    resources.set_memory(Some(memory)).set_cpu(Some(cpu));
+    Ok(resources)
+}
 
 /// The memory limit in bytes, when there is one.
 pub(super) fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
@@ -132,6 +180,35 @@ mod tests {
             vcpus(Some(&none), None, &config).unwrap().get(),
             config.vcpus
         );
+    }
+
+    #[test]
+    fn pod_is_sized_by_its_annotations_where_they_say_something() {
+        let of = |annotations: &[(&str, &str)]| {
+            let all: HashMap<_, _> = annotations
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+                .collect();
+            of_pod(Some(&all))
+        };
+        let config = Config::default();
+        let limits = of(&[
+            (POD_MEMORY, "268435456"),
+            (POD_QUOTA, "250000"),
+            (POD_PERIOD, "100000"),
+        ])
+        .unwrap();
+        assert_eq!(
+            memory(Some(&limits), &config).unwrap().get(),
+            256 + config.memory_overhead_mib
+        );
+        assert_eq!(vcpus(Some(&limits), None, &config).unwrap().get(), 3);
+        // What the CRI plugin writes for a pod without limits.
+        let none = of(&[(POD_MEMORY, "0"), (POD_QUOTA, "0"), (POD_PERIOD, "0")]).unwrap();
+        assert_eq!(memory(Some(&none), &config), config.memory());
+        assert_eq!(vcpus(Some(&none), None, &config), config.vcpu_count());
+        let error = of(&[(POD_MEMORY, "much")]).unwrap_err().to_string();
+        assert!(error.contains(POD_MEMORY), "{error}");
     }
 
     #[test]

@@ -16,7 +16,9 @@ mod network;
 mod networks;
 mod observe;
 mod options;
+mod pods;
 mod run;
+mod shim_contract;
 mod stdio;
 mod tty;
 mod verbs;
@@ -50,6 +52,8 @@ const MACHINE: &[&[Case]] = &[
     network::CASES,
     containerd::CASES,
     containerd_task::CASES,
+    pods::CASES,
+    shim_contract::CASES,
     inside::CASES,
 ];
 

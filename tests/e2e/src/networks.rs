@@ -1,15 +1,13 @@
 //! `sandboxctl`'s networks, made with the CNI plugins. The "host" of each case is a network namespace of its own, in which
 //! `sandboxctl` runs: bridges, forwarding and iptables rules are that namespace's.
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CloneFlags, setns};
+use sandbox_harness::netns::HostNet;
 use sandbox_harness::{Finished, World, process};
 use serde_json::Value;
 
@@ -22,63 +20,25 @@ pub(crate) const CASES: &[Case] = &[
     ("networks_killed_attendant_leaves_nothing", killed_attendant),
 ];
 
-/// A network namespace in the place of the host's.
-struct Host {
-    name: String,
-}
+/// A network namespace in the place of the host's, in which `sandboxctl` runs.
+struct Host(HostNet);
 
 impl Host {
     fn new() -> Result<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let host = Self {
-            name: format!("sbtest-{}-{number}-cni", std::process::id()),
-        };
-        host.ip(&["netns", "add", &host.name])?;
-        host.ip(&["-n", &host.name, "link", "set", "lo", "up"])?;
-        Ok(host)
-    }
-
-    fn ip(&self, words: &[&str]) -> Result<String> {
-        let mut command = Command::new("ip");
-        Ok(
-            process::run(command.args(words), b"", Duration::from_secs(60))?
-                .expect_code(0)?
-                .text(),
-        )
+        Ok(Self(HostNet::new()?))
     }
 
     /// Runs `sandboxctl` there.
     fn sandboxctl(&self, world: &World, words: &[&str]) -> Result<Finished> {
-        let plain = world.sandboxctl_command(words);
-        let mut command = Command::new("nsenter");
+        let mut command = self.0.command(&world.sandboxctl_command(words));
         world.adopt(&mut command);
-        command
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .arg(plain.get_program())
-            .args(plain.get_args());
         process::run(&mut command, b"", world.setup().limit)
-    }
-
-    /// Does something there.
-    fn within<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        let namespace = File::open(format!("/run/netns/{}", self.name))?;
-        let within = move || {
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            work()
-        };
-        std::thread::spawn(within)
-            .join()
-            .map_err(|_| anyhow::anyhow!("the thread in the namespace panicked"))?
     }
 
     /// What a server in the container answers at this place.
     fn get(&self, place: &str) -> Result<String> {
         let place = place.to_owned();
-        self.within(move || {
+        self.0.within(move || {
             let mut stream =
                 TcpStream::connect(&place).with_context(|| format!("nobody answers at {place}"))?;
             stream.set_read_timeout(Some(Duration::from_secs(60)))?;
@@ -91,23 +51,14 @@ impl Host {
 
     /// Nothing of a container is in the namespace; bridges stay.
     fn expect_clean(&self, address: &str) -> Result<()> {
-        let links = self.ip(&["-n", &self.name, "link"])?;
+        let links = self.0.ip(&["link"])?;
         ensure!(!links.contains("veth"), "an interface is left: {links}");
-        let mut rules = Command::new("nsenter");
-        rules
-            .arg(format!("--net=/run/netns/{}", self.name))
-            .arg("iptables-save");
+        let mut rules = self.0.command(&Command::new("iptables-save"));
         let rules = process::run(&mut rules, b"", Duration::from_secs(60))?
             .expect_code(0)?
             .text();
         ensure!(!rules.contains(address), "a rule is left: {rules}");
         Ok(())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.ip(&["netns", "del", &self.name]);
     }
 }
 
@@ -188,7 +139,7 @@ fn bridge(world: &World) -> Result<()> {
 
     // Another container reaches the first one, and a server of the host's.
     let at = format!("{gateway}:9000");
-    let listener = host.within(move || Ok(TcpListener::bind(at)?))?;
+    let listener = host.0.within(move || Ok(TcpListener::bind(at)?))?;
     let server = std::thread::spawn(move || -> Result<()> {
         let (mut stream, _) = listener.accept()?;
         let mut request = [0; 4096];
@@ -271,7 +222,7 @@ fn created(world: &World) -> Result<()> {
         .expect_stdout("blue\n")?;
     host.sandboxctl(world, &["network", "rm", "blue"])?
         .expect_code(0)?;
-    let links = host.ip(&["-n", &host.name, "link"])?;
+    let links = host.0.ip(&["link"])?;
     ensure!(!links.contains("sb-"), "the bridge is left: {links}");
     host.sandboxctl(world, &["run", "--rm", "--network", "blue", "demo", "true"])?
         .expect_code(125)?

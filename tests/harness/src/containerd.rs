@@ -2,22 +2,56 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Value, json};
 
+use crate::cri::{self, Cri};
+use crate::layout;
+use crate::netns::HostNet;
 use crate::process::{self, Finished, Running, wait_until};
 use crate::world::World;
 
 /// The runtime's name in containerd; it finds the shim's program by it.
 pub const RUNTIME: &str = "io.containerd.sandbox.v2";
 
+/// The demo image.
+pub const DEMO_IMAGE: &str = "docker.io/library/demo:latest";
+/// The image of the CRI plugin's sandbox containers.
+pub const PAUSE_IMAGE: &str = "docker.io/library/pause:latest";
+
+/// The bridge of the pods' network, and its addresses.
+pub const BRIDGE: &str = "cni0";
+const SUBNET: &str = "10.88.0.0/24";
+/// Where Debian's package has CNI's plugins.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
+
+fn bridge(leases: &Path) -> Value {
+    json!({
+        "cniVersion": "0.4.0",
+        "name": "test",
+        "plugins": [{
+            "type": "bridge",
+            "bridge": BRIDGE,
+            "isGateway": true,
+            "ipam": {
+                "type": "host-local",
+                "dataDir": leases,
+                "ranges": [[{"subnet": SUBNET}]],
+                "routes": [{"dst": "0.0.0.0/0"}],
+            },
+        }, {"type": "portmap", "capabilities": {"portMappings": true}}],
+    })
+}
+
 /// A containerd of its own for one world. Dropped, it is stopped.
 pub struct Containerd {
+    command: Command,
     child: Child,
     socket: PathBuf,
     log: PathBuf,
@@ -30,6 +64,64 @@ impl Containerd {
     /// # Errors
     /// When it is not installed or does not come up; the error carries its log.
     pub fn start(world: &World) -> Result<Self> {
+        Self::start_configured(
+            world,
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
+            None,
+        )
+    }
+
+    /// Starts containerd with its CRI plugin, which has a runtime class ([`cri::HANDLER`]) for our shim and the images
+    /// [`PAUSE_IMAGE`] and [`DEMO_IMAGE`]. With a namespace in the place of the host's network, in which containerd runs
+    /// then, pods get a network of CNI's ([`BRIDGE`]); without one, none is configured.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_cri(world: &World, net: Option<&HostNet>) -> Result<(Self, Cri)> {
+        let folder = world.path().join("containerd");
+        let networks = folder.join("cni");
+        fs::create_dir_all(&networks)?;
+        if net.is_some() {
+            let text = bridge(&networks.join("leases")).to_string();
+            fs::write(networks.join("10-test.conflist"), text)?;
+        }
+        let plugin = "plugins.\"io.containerd.grpc.v1.cri\"";
+        let containerd = Self::start_configured(
+            world,
+            &format!(
+                "[{plugin}]\nsandbox_image = {PAUSE_IMAGE:?}\nstream_server_port = \"0\"\n\
+                 netns_mounts_under_state_dir = true\n\
+                 [{plugin}.cni]\nbin_dir = {CNI_PLUGINS:?}\nconf_dir = {networks:?}\n\
+                 [{plugin}.containerd]\ndefault_runtime_name = {handler:?}\n\
+                 [{plugin}.containerd.runtimes.{handler}]\nruntime_type = {RUNTIME:?}\n",
+                handler = cri::HANDLER,
+            ),
+            net,
+        )?;
+        let pause = world.path().join("pause");
+        fs::create_dir(&pause)?;
+        let config = json!({"Entrypoint": ["/bin/tail", "-f", "/dev/null"]});
+        layout::write(&pause, "pause", &[layout::busybox_layer()?], &config)?;
+        containerd.import(world, &["--namespace", "k8s.io"], &pause, PAUSE_IMAGE)?;
+        let demo = fs::canonicalize(&world.setup().demo)?;
+        containerd.import(world, &["--namespace", "k8s.io"], &demo, DEMO_IMAGE)?;
+        let cri = containerd.cri()?;
+        for image in [PAUSE_IMAGE, DEMO_IMAGE] {
+            cri.wait_for_image(image)
+                .with_context(|| containerd.log())?;
+        }
+        Ok((containerd, cri))
+    }
+
+    /// Connects to the CRI plugin.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn cri(&self) -> Result<Cri> {
+        Cri::connect(&self.socket, self.limit)
+    }
+
+    fn start_configured(world: &World, plugins: &str, net: Option<&HostNet>) -> Result<Self> {
         let folder = world.path().join("containerd");
         fs::create_dir_all(&folder)?;
         let socket = folder.join("c.sock");
@@ -37,8 +129,7 @@ impl Containerd {
         fs::write(
             &config,
             format!(
-                "version = 2\nroot = {root:?}\nstate = {state:?}\n\
-                 disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+                "version = 2\nroot = {root:?}\nstate = {state:?}\n{plugins}\
                  [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n",
                 root = folder.join("root"),
                 state = folder.join("state"),
@@ -51,24 +142,59 @@ impl Containerd {
             std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()),
         ))?;
         let log = folder.join("log");
-        let mut command = Command::new("containerd");
+        let plain = Command::new("containerd");
+        let mut command = match net {
+            Some(net) => net.command(&plain),
+            None => plain,
+        };
         world.adopt(&mut command);
-        let child = command
+        command
             .arg("--config")
             .arg(&config)
             .env("PATH", path)
             .env("SANDBOX_CONFIG", &sandbox_config)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(fs::File::create(&log)?)
-            .spawn()
-            .context("cannot start containerd")?;
-        let containerd = Self {
-            child,
+            .stderr(fs::File::create(&log)?);
+        let mut containerd = Self {
+            child: command.spawn().context("cannot start containerd")?,
+            command,
             socket,
             log,
             limit: world.setup().limit,
         };
+        containerd.wait_until_up()?;
+        Ok(containerd)
+    }
+
+    /// Ends containerd, if it runs, and starts it again. What it runs goes on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop();
+        self.child = self.command.spawn().context("cannot start containerd")?;
+        self.wait_until_up()
+    }
+
+    /// Ends containerd. What it runs goes on.
+    pub fn stop(&mut self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
+        if !matches!(self.child.try_wait(), Ok(None)) {
+            return;
+        }
+        let _ = kill(pid, Signal::SIGTERM);
+        let ended = wait_until("containerd ends", Duration::from_secs(10), || {
+            matches!(self.child.try_wait(), Ok(Some(_))).then_some(())
+        });
+        if ended.is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let containerd = &*self;
         let mut last = String::new();
         wait_until(
             "containerd answers",
@@ -85,8 +211,7 @@ impl Containerd {
                 }
             },
         )
-        .with_context(|| format!("{last}\n{}", containerd.log()))?;
-        Ok(containerd)
+        .with_context(|| format!("{last}\n{}", containerd.log()))
     }
 
     /// The last of what containerd and the shims logged.
@@ -129,43 +254,35 @@ impl Containerd {
     /// # Errors
     /// With what the tools said.
     pub fn import_demo(&self, world: &World) -> Result<&'static str> {
-        const NAME: &str = "docker.io/library/demo:latest";
-        let archive = world.path().join("demo.tar");
+        let demo = fs::canonicalize(&world.setup().demo)?;
+        self.import(world, &[], &demo, DEMO_IMAGE)?;
+        Ok(DEMO_IMAGE)
+    }
+
+    /// Imports the layout in `folder` under this name.
+    fn import(&self, world: &World, options: &[&str], folder: &Path, name: &str) -> Result<()> {
+        let archive = world.path().join("image.tar");
         let status = Command::new("tar")
             .arg("--create")
             .arg("--file")
             .arg(&archive)
             .arg("--directory")
-            .arg(fs::canonicalize(&world.setup().demo)?)
+            .arg(folder)
             .arg(".")
             .status()?;
         if !status.success() {
             bail!("tar failed: {status}");
         }
-        self.ctr(&[
-            "image",
-            "import",
-            "--base-name",
-            "x",
-            "--index-name",
-            NAME,
-            &archive.to_string_lossy(),
-        ])?
-        .expect_code(0)?;
-        Ok(NAME)
+        let archive = archive.to_string_lossy();
+        let import = ["image", "import", "--base-name", "x", "--index-name", name];
+        self.ctr(&[options, &import, &[archive.as_ref()]].concat())?
+            .expect_code(0)?;
+        Ok(())
     }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));
-        let _ = kill(pid, Signal::SIGTERM);
-        let ended = wait_until("containerd ends", Duration::from_secs(10), || {
-            matches!(self.child.try_wait(), Ok(Some(_))).then_some(())
-        });
-        if ended.is_err() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.stop();
     }
 }

@@ -6,9 +6,11 @@
 
 pub mod bundle;
 pub mod containerd;
+pub mod cri;
 pub mod layout;
 pub mod leaks;
 mod limit;
+pub mod netns;
 pub mod process;
 pub mod registry;
 pub mod shim;

@@ -6,13 +6,14 @@ use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use containerd_shim_protos::TaskClient;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::context::{self, Context};
+use containerd_shim_protos::{Client, TaskClient};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::Value;
 
@@ -20,13 +21,14 @@ use crate::process;
 use crate::world::World;
 
 /// containerd's namespace of everything that is started here.
-const NAMESPACE: &str = "test";
+pub const NAMESPACE: &str = "test";
 /// What containerd calls the description of an exec's process.
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 const PROGRAM: &str = "containerd-shim-sandbox-v2";
 
 /// A shim that serves one pod.
 pub struct Shim {
+    connection: Client,
     client: TaskClient,
     bundle: PathBuf,
     limit: Duration,
@@ -102,38 +104,56 @@ fn open_fifo(path: &Path) -> Result<File> {
     Ok(file)
 }
 
+/// The shim's program, told to start for a bundle as containerd 1.x tells it.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn start_command(world: &World, id: &str, bundle: &Path) -> Result<Command> {
+    // The shim logs where there is a log.
+    File::create(bundle.join("log"))?;
+    let config = world.path().join("shim.toml");
+    world.write_config(&config)?;
+    let mut command = world.command(PROGRAM);
+    command
+        // Containers of the same name in other worlds have other shims, as those of other containerds have.
+        .args(["-namespace", NAMESPACE, "-id", id, "-address"])
+        .arg(world.path().join("containerd.sock"))
+        .arg("start")
+        .current_dir(bundle)
+        .env("SANDBOX_CONFIG", &config);
+    Ok(command)
+}
+
 impl Shim {
     /// Starts a shim for the bundle, as containerd would, and connects to it.
     ///
     /// # Errors
     /// When it cannot be started; with what it said.
     pub fn start(world: &World, id: &str, bundle: &Path) -> Result<Self> {
-        // The shim logs where there is a log.
-        File::create(bundle.join("log"))?;
-        let config = world.path().join("shim.toml");
-        world.write_config(&config)?;
-        let mut command = world.command(PROGRAM);
-        // Containers of the same name in other worlds have other shims, as those of other containerds have.
-        command
-            .args(["-namespace", NAMESPACE, "-id", id, "-address"])
-            .arg(world.path().join("containerd.sock"))
-            .arg("start")
-            .current_dir(bundle)
-            .env("SANDBOX_CONFIG", &config);
-        let limit = world.setup().limit;
-        let started = process::run(&mut command, b"", limit)?.expect_code(0)?;
-        let printed = started.text();
-        let address = match serde_json::from_str::<Value>(&printed) {
-            Ok(bootstrap) => bootstrap["address"].as_str().unwrap_or("").to_owned(),
-            Err(_) => printed.trim().to_owned(),
-        };
-        let client = containerd_shim_protos::Client::connect(&address)
+        let mut command = start_command(world, id, bundle)?;
+        let started = process::run(&mut command, b"", world.setup().limit)?.expect_code(0)?;
+        Self::connect(world, started.text().trim(), bundle)
+    }
+
+    /// Connects to a shim that runs.
+    ///
+    /// # Errors
+    /// When nothing listens there.
+    pub fn connect(world: &World, address: &str, bundle: &Path) -> Result<Self> {
+        let connection = Client::connect(address)
             .with_context(|| format!("cannot connect to the shim at {address:?}"))?;
         Ok(Self {
-            client: TaskClient::new(client),
+            client: TaskClient::new(connection.clone()),
+            connection,
             bundle: bundle.to_owned(),
-            limit,
+            limit: world.setup().limit,
         })
+    }
+
+    /// The connection, for other services than that of tasks.
+    #[must_use]
+    pub fn connection(&self) -> &Client {
+        &self.connection
     }
 
     /// The task service.

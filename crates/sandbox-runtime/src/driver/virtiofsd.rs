@@ -25,7 +25,8 @@ pub(super) fn start(
         .arg("--log-level=error")
         // Raising the hard limit takes CAP_SYS_RESOURCE, which a container has not; ours is raised to it instead.
         .arg(format!("--rlimit-nofile={}", open_files_hard_limit()));
-    if request.plan.shared.iter().all(|entry| entry.read_only) {
+    let plan = request.plan;
+    if !plan.shares_later && plan.shared.iter().all(|entry| entry.read_only) {
         // The mounts are; this says it once more.
         launch.arg("--readonly");
     }

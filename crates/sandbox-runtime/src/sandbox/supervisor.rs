@@ -42,6 +42,7 @@ pub(super) struct Started {
     pub(super) agent: AgentClient,
     pub(super) monitor_pid: u32,
     pub(super) console: Option<Console>,
+    pub(super) shares: Option<ShareMounts>,
 }
 
 /// The supervisor's ends of what connects it with the handle.
@@ -62,6 +63,7 @@ pub(super) struct Supervisor {
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
     pub(super) network: SharedNetwork,
+    pub(super) shares: Option<ShareMounts>,
     /// The folder is ours to remove: it may be that of another sandbox of the same name.
     pub(super) owns_dir: bool,
 }
@@ -116,6 +118,7 @@ impl Supervisor {
                 .machine
                 .as_ref()
                 .map(|machine| machine.console().clone()),
+            shares: self.shares.clone(),
         };
         let abandoned = ready.send(Ok(started)).is_err();
         let mut forwarding = tokio::spawn(forward(stream, events.clone()));
@@ -218,8 +221,8 @@ impl Supervisor {
         make_dir(&self.dir)?;
         self.owns_dir = true;
         let mut record = Record::new(&self.dir);
-        let shared = match self.plan.shared.as_slice() {
-            [] => None,
+        self.shares = match self.plan.shared.as_slice() {
+            [] if !self.plan.shares_later => None,
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
         };
         if let Some(path) = &self.plan.network {
@@ -238,7 +241,7 @@ impl Supervisor {
             nics: network.as_ref().map_or(&[], Joined::nics),
             plan: &self.plan,
             dir: &self.dir,
-            share: shared.as_ref(),
+            share: self.shares.as_ref(),
             vsock_listener: &vsock,
             vsock_path: &self.vsock,
             timeline: Arc::clone(&self.timeline),

@@ -12,8 +12,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{CWD, FileType};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
+use sandbox_types::ContainerId;
+
 use super::{FOLDER, SharedEntry, SharedSource};
-use crate::cleanup::{CleanupError, Record};
+use crate::cleanup::{CleanupError, Record, mounts_below};
 
 /// File systems that are a view of the host's kernel, by their magic numbers (statfs(2)).
 const KERNEL_FILE_SYSTEMS: &[(u64, &str)] = &[
@@ -77,6 +79,7 @@ fn system(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> ShareProble
 }
 
 /// The mounted folder of a sandbox.
+#[derive(Debug, Clone)]
 pub(crate) struct ShareMounts {
     folder: PathBuf,
 }
@@ -101,22 +104,50 @@ impl ShareMounts {
         let data = "mode=0711,size=1m,nr_inodes=4k";
         mount(Some("sandbox"), &folder, Some("tmpfs"), flags, Some(data))
             .and_then(|()| {
-                let flags = MsFlags::MS_PRIVATE;
-                mount(None::<&str>, &folder, None::<&str>, flags, None::<&str>)
+                // First out of the group of whoever shares what it is mounted on, then in one of its own: that of the
+                // virtiofsd that is yet to start.
+                [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED]
+                    .into_iter()
+                    .try_for_each(|flags| {
+                        mount(None::<&str>, &folder, None::<&str>, flags, None::<&str>)
+                    })
             })
             .map_err(|errno| failed(errno.into()))?;
-        for entry in entries {
+        let mounts = Self { folder };
+        mounts.add(entries)?;
+        Ok(mounts)
+    }
+
+    /// Adds entries, also while the guest sees the folder. What was added when an error comes back goes with
+    /// [`Self::remove`], or with the folder.
+    pub(crate) fn add(&self, entries: &[SharedEntry]) -> Result<(), ShareError> {
+        entries.iter().try_for_each(|entry| {
             let path = match &entry.source {
                 SharedSource::Path { path, .. } => path.clone(),
                 SharedSource::Overlay { .. } => PathBuf::from("overlay"),
             };
-            add(&folder, entry).map_err(|problem| ShareError {
+            add(&self.folder, entry).map_err(|problem| ShareError {
                 field: entry.field.clone(),
                 path,
                 problem,
-            })?;
+            })
+        })
+    }
+
+    /// Takes away every entry of a container; having none is no error. What the guest still has open stays open
+    /// there, and is seen nowhere else.
+    pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), CleanupError> {
+        let folder = self.folder.join(container.as_str());
+        for path in mounts_below(&folder).into_iter().rev() {
+            unmount(&path).map_err(|source| CleanupError::Mount { path, source })?;
         }
-        Ok(Self { folder })
+        match fs::remove_dir_all(&folder) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Folder {
+                path: folder,
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Where it is.

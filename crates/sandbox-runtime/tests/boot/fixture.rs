@@ -172,6 +172,7 @@ impl Fixture {
             block,
             shared: root.shared.clone(),
             network: None,
+            shares_later: false,
         }
     }
 

@@ -1,0 +1,373 @@
+//! A pod that is made through the sandbox service: its machine first, then its containers through the task service.
+//!
+//! ```text
+//!            create             start             stop, or the machine's death
+//!  (nothing) ------> Created -----------> Ready --------------------> Ended
+//! ```
+//!
+//! Namespaces need a process to hold them, so the machine gets a first container that is the agent's own `pause`, of the
+//! sandbox's name. For the other containers it is what the CRI plugin's sandbox container is.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::types::mount::Mount;
+use oci_spec::runtime::Spec;
+use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_PAUSE};
+use sandbox_types::ContainerId;
+use serde_json::json;
+use tokio::sync::watch;
+
+use super::{Pod, ProcessKey};
+use crate::delete::KILLED;
+use crate::error::TaskError;
+use crate::lifecycle::Exit;
+use crate::spec::{BundleSpec, SpecError};
+
+/// What the service was told, and where the sandbox is in its life.
+pub(super) struct Api {
+    bundle: PathBuf,
+    annotations: HashMap<String, String>,
+    network: String,
+    created_at: SystemTime,
+    phase: Phase,
+    pid: u32,
+    /// Tells the waiting.
+    end: watch::Sender<Option<Exit>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Created,
+    Starting,
+    Ready,
+    Ended,
+}
+
+/// What is known of a sandbox.
+pub(crate) struct View {
+    /// Whether containers can be made in it.
+    pub(crate) ready: bool,
+    /// The machine's process.
+    pub(crate) pid: u32,
+    /// When it was made.
+    pub(crate) created_at: SystemTime,
+    /// How it ended.
+    pub(crate) end: Option<Exit>,
+    /// More, for people.
+    pub(crate) info: Vec<(String, String)>,
+}
+
+/// A change that the sandbox's phase does not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {action} the sandbox: it {state}")]
+pub(crate) struct PhaseError {
+    action: &'static str,
+    state: &'static str,
+}
+
+fn wrong(action: &'static str, phase: Option<Phase>) -> TaskError {
+    let state = match phase {
+        None => "was not created",
+        Some(Phase::Created) => "was not started",
+        Some(Phase::Starting) => "is being started",
+        Some(Phase::Ready) => "runs already",
+        Some(Phase::Ended) => "has ended",
+    };
+    PhaseError { action, state }.into()
+}
+
+/// The specification of the container that holds the namespaces.
+fn holder_spec(
+    annotations: &HashMap<String, String>,
+    network: &str,
+) -> Result<BundleSpec, serde_json::Error> {
+    let mut annotations = annotations.clone();
+    annotations.insert(PROGRAM_ANNOTATION.to_owned(), PROGRAM_PAUSE.to_owned());
+    let mut value = json!({
+        "ociVersion": "1.0.2",
+        "annotations": annotations,
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": [PROGRAM_PAUSE],
+            "cwd": "/",
+            "noNewPrivileges": true,
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        ],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
+        },
+    });
+    if !network.is_empty()
+        && let Some(namespaces) = value["linux"]["namespaces"].as_array_mut()
+    {
+        namespaces.push(json!({"type": "network", "path": network}));
+    }
+    let spec: Spec = serde_json::from_value(value.clone())?;
+    Ok(BundleSpec { value, spec })
+}
+
+impl Pod {
+    /// Takes note of a sandbox that is to be made, in the network namespace at the path `network` (none when it is empty).
+    ///
+    /// # Errors
+    /// [`TaskError::AlreadyExists`] when there is one.
+    pub(crate) fn create_sandbox(
+        &self,
+        bundle: PathBuf,
+        annotations: HashMap<String, String>,
+        network: String,
+    ) -> Result<(), TaskError> {
+        let mut state = self.state();
+        if state.api.is_some() || !state.containers.is_empty() || !state.creating.is_empty() {
+            return Err(TaskError::AlreadyExists {
+                what: format!("sandbox {}", self.id),
+            });
+        }
+        state.api = Some(Api {
+            bundle,
+            annotations,
+            network,
+            created_at: SystemTime::now(),
+            phase: Phase::Created,
+            pid: 0,
+            end: watch::Sender::new(None),
+        });
+        Ok(())
+    }
+
+    /// Boots the machine. Returns its process, and when the sandbox was created.
+    ///
+    /// # Errors
+    /// [`TaskError`] unless it was created and not yet started, or when the machine does not come up.
+    pub(crate) async fn start_sandbox(self: &Arc<Self>) -> Result<(u32, SystemTime), TaskError> {
+        let (bundle, spec, created_at) = {
+            let mut state = self.state();
+            match &mut state.api {
+                Some(api) if api.phase == Phase::Created => {
+                    api.phase = Phase::Starting;
+                    let spec = holder_spec(&api.annotations, &api.network);
+                    (api.bundle.clone(), spec, api.created_at)
+                }
+                other => {
+                    return Err(wrong("start", other.as_ref().map(|api| api.phase)));
+                }
+            }
+        };
+        match self.start_holder(bundle, spec).await {
+            Ok(pid) => {
+                if let Some(api) = &mut self.state().api {
+                    api.phase = Phase::Ready;
+                    api.pid = pid;
+                }
+                Ok((pid, created_at))
+            }
+            Err(error) => {
+                if let Err(error) = self.stop_sandbox().await {
+                    tracing::error!("cleaning up: {}", crate::error::chain(&error));
+                }
+                self.state().containers.clear();
+                self.sandbox_ended(KILLED);
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_holder(
+        self: &Arc<Self>,
+        bundle: PathBuf,
+        spec: Result<BundleSpec, serde_json::Error>,
+    ) -> Result<u32, TaskError> {
+        let id = ContainerId::new(self.id.as_str())?;
+        let spec = spec.map_err(|source| SpecError::Malformed {
+            what: "the sandbox's own specification".to_owned(),
+            field: String::new(),
+            source,
+        })?;
+        let request = CreateTaskRequest {
+            id: id.to_string(),
+            bundle: bundle.display().to_string(),
+            rootfs: vec![Mount {
+                type_: "tmpfs".to_owned(),
+                source: "tmpfs".to_owned(),
+                options: ["mode=0755", "size=64k", "nosuid"]
+                    .map(str::to_owned)
+                    .into(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        self.create_holder(&id, spec, &request).await?;
+        let key = ProcessKey {
+            container: id,
+            exec: None,
+        };
+        self.start(&key).await
+    }
+
+    /// Ends the machine and everything in it. Once more is no error.
+    ///
+    /// # Errors
+    /// [`TaskError`] when something could not be removed.
+    pub(crate) async fn end_sandbox(&self) -> Result<(), TaskError> {
+        self.stop_sandbox().await?;
+        self.all_killed();
+        self.sandbox_ended(0);
+        Ok(())
+    }
+
+    /// The machine is gone. Only the first end counts.
+    pub(super) fn sandbox_ended(&self, status: u32) {
+        let exit = Exit {
+            status,
+            at: SystemTime::now(),
+        };
+        if let Some(api) = &mut self.state().api
+            && api.phase != Phase::Ended
+        {
+            api.phase = Phase::Ended;
+            api.end.send_replace(Some(exit));
+        }
+    }
+
+    /// Returns when the sandbox has ended.
+    ///
+    /// # Errors
+    /// [`TaskError`] when none was created.
+    pub(crate) async fn wait_sandbox(&self) -> Result<Exit, TaskError> {
+        let mut end = match &self.state().api {
+            Some(api) => api.end.subscribe(),
+            None => return Err(wrong("wait for", None)),
+        };
+        match end.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(exit)) => Ok(*exit),
+            _ => Err(wrong("wait for", Some(Phase::Ended))),
+        }
+    }
+
+    /// What is known of the sandbox.
+    ///
+    /// # Errors
+    /// [`TaskError`] when none was created.
+    pub(crate) fn view_sandbox(&self) -> Result<View, TaskError> {
+        let state = self.state();
+        let api = state.api.as_ref().ok_or_else(|| wrong("look at", None))?;
+        let mut info = Vec::new();
+        if let Some(sandbox) = &state.sandbox {
+            info.push(("driver".to_owned(), sandbox.driver().to_string()));
+            if let Some(notice) = sandbox.emulation_notice() {
+                info.push(("emulation".to_owned(), notice.to_owned()));
+            }
+        }
+        if let Some((memory, vcpus)) = state.size {
+            info.push(("memory_mib".to_owned(), memory.get().to_string()));
+            info.push(("vcpus".to_owned(), vcpus.get().to_string()));
+        }
+        if let Some(reason) = &state.died {
+            info.push(("died".to_owned(), reason.clone()));
+        }
+        Ok(View {
+            ready: api.phase == Phase::Ready,
+            pid: api.pid,
+            created_at: api.created_at,
+            end: *api.end.borrow(),
+            info,
+        })
+    }
+
+    /// Whether the sandbox is alive.
+    ///
+    /// # Errors
+    /// [`TaskError`] unless it runs.
+    pub(crate) fn ping_sandbox(&self) -> Result<(), TaskError> {
+        let phase = self.state().api.as_ref().map(|api| api.phase);
+        match phase {
+            Some(Phase::Ready) => self.sandbox().map(drop),
+            other => Err(wrong("reach", other)),
+        }
+    }
+
+    /// What all containers use together.
+    ///
+    /// # Errors
+    /// [`TaskError`] unless it runs.
+    pub(crate) async fn sandbox_metrics(&self) -> Result<Metrics, TaskError> {
+        self.ping_sandbox()?;
+        let ids: Vec<ContainerId> = self.state().containers.keys().cloned().collect();
+        let mut sum = Metrics::default();
+        for id in ids {
+            // One that goes meanwhile uses nothing.
+            let Ok(metrics) = self.stats(&id).await else {
+                continue;
+            };
+            crate::stats::add(&mut sum, &metrics);
+        }
+        Ok(sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Publisher;
+    use sandbox_runtime::Config;
+    use sandbox_types::SandboxId;
+
+    fn pod() -> Arc<Pod> {
+        let id = SandboxId::new("pod1").unwrap();
+        let publisher = Publisher::from_environment("ns");
+        Arc::new(Pod::new(id, "ns".to_owned(), Config::default(), publisher))
+    }
+
+    fn create(pod: &Pod) -> Result<(), TaskError> {
+        pod.create_sandbox("/bundle".into(), HashMap::new(), String::new())
+    }
+
+    #[tokio::test]
+    async fn sandbox_is_created_once_and_before_anything_else() {
+        let pod = pod();
+        for refused in [
+            pod.start_sandbox().await.map(drop),
+            pod.view_sandbox().map(drop),
+            pod.ping_sandbox(),
+            pod.wait_sandbox().await.map(drop),
+        ] {
+            assert!(matches!(refused, Err(TaskError::Phase(_))), "{refused:?}");
+        }
+        create(&pod).unwrap();
+        assert!(matches!(create(&pod), Err(TaskError::AlreadyExists { .. })));
+        assert!(!pod.view_sandbox().unwrap().ready);
+        assert!(pod.ping_sandbox().is_err());
+    }
+
+    #[tokio::test]
+    async fn sandbox_that_is_stopped_stays_so_and_tells_who_waits() {
+        let pod = pod();
+        create(&pod).unwrap();
+        pod.end_sandbox().await.unwrap();
+        pod.end_sandbox().await.unwrap();
+        assert_eq!(pod.wait_sandbox().await.unwrap().status, 0);
+        assert!(matches!(
+            pod.start_sandbox().await,
+            Err(TaskError::Phase(_))
+        ));
+    }
+
+    #[test]
+    fn holder_runs_the_agents_pause() {
+        let spec = holder_spec(&HashMap::new(), "/run/netns/a").unwrap();
+        let program = crate::program::of_container(spec.spec.annotations().as_ref());
+        assert!(program.is_ok());
+        assert_eq!(spec.network_namespace(), Some("/run/netns/a".as_ref()));
+        let spec = holder_spec(&HashMap::new(), "").unwrap();
+        assert_eq!(spec.network_namespace(), None);
+    }
+}

@@ -1,0 +1,485 @@
+//! Pods under containerd's CRI plugin: several containers in one machine.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use protobuf::{EnumOrUnknown, MessageField};
+use sandbox_harness::World;
+use sandbox_harness::containerd::{BRIDGE, Containerd, DEMO_IMAGE};
+use sandbox_harness::cri::api::{ContainerState, LinuxContainerResources, Mount, NamespaceMode};
+use sandbox_harness::cri::{Cri, Pod, namespaces};
+use sandbox_harness::netns::HostNet;
+use sandbox_harness::process::wait_until;
+
+use crate::Case;
+
+pub(crate) const CASES: &[Case] = &[
+    ("pod_containers_share_what_a_pod_shares", shared),
+    ("pod_pid_namespace_is_shared_when_asked_for", shared_pids),
+    ("pod_container_that_fails_leaves_the_others_alone", failures),
+    ("pod_machine_has_the_size_of_its_limits", size),
+    ("pod_volumes_are_live", volumes),
+    ("pod_network_is_what_cni_made", network),
+    ("pod_outlives_containerd", restarted),
+    ("pod_shim_killed_is_cleaned_up", shim_killed),
+];
+
+/// Runs until it is killed; ends at once when it is told to.
+const SERVICE: &[&str] = &[
+    "sh",
+    "-c",
+    "trap 'exit 0' TERM; echo up; while :; do sleep 1; done",
+];
+
+/// How long what changes on one side may take to be seen on the other: virtiofsd's guests keep names for a second.
+const SEEN_WITHIN: Duration = Duration::from_secs(20);
+
+struct Fixture {
+    cri: Cri,
+    containerd: Containerd,
+}
+
+impl Fixture {
+    fn start(world: &World) -> Result<Self> {
+        let (containerd, cri) = Containerd::start_with_cri(world, None)?;
+        Ok(Self { cri, containerd })
+    }
+
+    fn start_with_network(world: &World, net: &HostNet) -> Result<Self> {
+        let (containerd, cri) = Containerd::start_with_cri(world, Some(net))?;
+        Ok(Self { cri, containerd })
+    }
+
+    fn pod(&self, world: &World, name: &str) -> Result<Pod> {
+        self.cri
+            .run_pod(name, &world.path().join("logs"), |_| {})
+            .with_context(|| self.containerd.log())
+    }
+
+    fn service(&self, pod: &Pod, name: &str) -> Result<String> {
+        self.run(pod, name, SERVICE)
+    }
+
+    fn run(&self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
+        self.cri
+            .run_container(pod, name, DEMO_IMAGE, command, |_| {})
+            .with_context(|| self.containerd.log())
+    }
+
+    fn end(&self, pod: &Pod) -> Result<()> {
+        self.cri
+            .stop_pod(pod)
+            .and_then(|()| self.cri.remove_pod(pod))
+            .with_context(|| self.containerd.log())
+    }
+}
+
+fn running(cri: &Cri, id: &str) -> Result<()> {
+    let status = cri.status(id)?;
+    let state = EnumOrUnknown::new(ContainerState::CONTAINER_RUNNING);
+    ensure!(status.state == state, "{status:?}");
+    Ok(())
+}
+
+fn shared(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let pod = fixture.pod(world, "one")?;
+    let first = fixture.service(&pod, "first")?;
+    let second = fixture.service(&pod, "second")?;
+
+    // One machine and one shim, and both containers are behind the guest's kernel.
+    world.process(world.setup().driver.monitor())?;
+    world.process("containerd-shim-sandbox-v2 -namespace")?;
+    let kernel = cri.exec(&first, &["uname", "-r"])?;
+    ensure!(
+        kernel.starts_with("6.12.") && kernel == cri.exec(&second, &["uname", "-r"])?,
+        "{kernel}"
+    );
+
+    let namespace =
+        |id: &str, kind: &str| cri.exec(id, &["readlink", &format!("/proc/1/ns/{kind}")]);
+    for kind in ["ipc", "uts", "net"] {
+        let of_first = namespace(&first, kind)?;
+        ensure!(of_first == namespace(&second, kind)?, "{kind}: {of_first}");
+    }
+    for kind in ["pid", "mnt"] {
+        let of_first = namespace(&first, kind)?;
+        ensure!(of_first != namespace(&second, kind)?, "{kind}: {of_first}");
+    }
+    cri.exec(
+        &first,
+        &[
+            "sh",
+            "-c",
+            "echo shared > /dev/shm/word; echo mine > /tmp/word",
+        ],
+    )?;
+    let word = cri.exec(&second, &["cat", "/dev/shm/word"])?;
+    ensure!(word == "shared\n", "{word:?}");
+    let missing = cri.try_exec(&second, &["cat", "/tmp/word"])?;
+    ensure!(missing.exit_code == 1, "{missing:?}");
+    let mounted = cri.exec(&second, &["grep", " /dev/shm ", "/proc/mounts"])?;
+    ensure!(mounted.starts_with("tmpfs "), "{mounted}");
+    let processes = cri.exec(&second, &["ps", "-o", "pid,comm"])?;
+    ensure!(!processes.contains("tail"), "{processes}");
+
+    let stats = cri.stats(&first)?.stats;
+    ensure!(
+        stats.memory.working_set_bytes.value > 0 && stats.cpu.usage_core_nano_seconds.value > 0,
+        "{stats:?}"
+    );
+    ensure!(pod.log("second") == "up\n", "{:?}", pod.log("second"));
+
+    // One goes, another comes, the rest stays.
+    cri.stop_container(&second, 30)?;
+    cri.remove_container(&second)?;
+    running(cri, &first)?;
+    let third = fixture.run(&pod, "third", &["sh", "-c", "cat /dev/shm/word; exit 3"])?;
+    let status = cri.wait_for_end(&third)?;
+    ensure!(status.exit_code == 3, "{status:?}");
+    ensure!(pod.log("third") == "shared\n", "{:?}", pod.log("third"));
+    running(cri, &first)?;
+    ensure!(cri.is_ready(&pod)?, "the pod is not ready");
+    fixture.end(&pod)
+}
+
+fn shared_pids(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let logs = world.path().join("logs");
+    let pod = cri.run_pod("pids", &logs, |config| {
+        let context = config.linux.mut_or_insert_default();
+        let context = context.security_context.mut_or_insert_default();
+        context.namespace_options = MessageField::some(namespaces(NamespaceMode::POD));
+    })?;
+    let first = fixture.service(&pod, "first")?;
+    let second = fixture.run(&pod, "second", &["sh", "-c", "echo up; sleep 12345"])?;
+    let seen = cri.exec(&first, &["ps", "-o", "args"])?;
+    ensure!(
+        seen.contains("sleep 12345") && seen.contains("tail -f /dev/null"),
+        "{seen}"
+    );
+    cri.stop_container(&second, 0)?;
+    let seen = cri.exec(&first, &["ps", "-o", "args"])?;
+    ensure!(!seen.contains("sleep 12345"), "{seen}");
+    running(cri, &first)?;
+    fixture.end(&pod)
+}
+
+fn failures(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let pod = fixture.pod(world, "failing")?;
+    let first = fixture.service(&pod, "first")?;
+    let hungry = cri.run_container(
+        &pod,
+        "hungry",
+        DEMO_IMAGE,
+        // Its memory is counted where it is used.
+        &["sh", "-c", "x=x; while :; do x=$x$x; done"],
+        |config| {
+            let resources = LinuxContainerResources {
+                memory_limit_in_bytes: 24 << 20,
+                ..Default::default()
+            };
+            config.linux.mut_or_insert_default().resources = MessageField::some(resources);
+        },
+    )?;
+    let status = cri.wait_for_end(&hungry)?;
+    ensure!(
+        status.reason == "OOMKilled" && status.exit_code == 137,
+        "{status:?}"
+    );
+    let missing = fixture
+        .cri
+        .run_container(&pod, "missing", DEMO_IMAGE, &["/no/such"], |_| {});
+    let error = format!(
+        "{:#}",
+        missing
+            .err()
+            .context("a program that is not there started")?
+    );
+    ensure!(error.contains("/no/such"), "{error}");
+    let crashing = fixture.run(
+        &pod,
+        "crashing",
+        &["sh", "-c", "sh -c 'kill -SEGV $$'; exit $?"],
+    )?;
+    let status = cri.wait_for_end(&crashing)?;
+    ensure!(status.exit_code == 139, "{status:?}");
+    running(cri, &first)?;
+    let answer = cri.exec(&first, &["echo", "well"])?;
+    ensure!(answer == "well\n", "{answer}");
+    fixture.end(&pod)
+}
+
+fn size(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let pod = cri.run_pod("sized", &world.path().join("logs"), |config| {
+        let resources = LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 150_000,
+            memory_limit_in_bytes: 200 << 20,
+            ..Default::default()
+        };
+        config.linux.mut_or_insert_default().resources = MessageField::some(resources);
+    })?;
+    let id = fixture.service(&pod, "first")?;
+    let processors = cri.exec(&id, &["grep", "-c", "^processor", "/proc/cpuinfo"])?;
+    ensure!(processors == "2\n", "{processors}");
+    let total = cri.exec(&id, &["sh", "-c", "grep MemTotal /proc/meminfo"])?;
+    let kib: u64 = total
+        .split_whitespace()
+        .nth(1)
+        .context("MemTotal has no number")?
+        .parse()?;
+    // The limit and the overhead, without what the kernel keeps for itself.
+    ensure!((200 << 10..(200 + 96) << 10).contains(&kib), "{total}");
+    fixture.end(&pod)
+}
+
+fn mount(host: &Path, container: &str, readonly: bool) -> Mount {
+    Mount {
+        host_path: host.display().to_string(),
+        container_path: container.to_owned(),
+        readonly,
+        ..Default::default()
+    }
+}
+
+/// As kubelet changes a configMap: a new folder, and a link that is replaced at once.
+fn publish(folder: &Path, version: &str) -> Result<()> {
+    let data = folder.join(format!("..{version}"));
+    fs::create_dir_all(&data)?;
+    fs::write(data.join("key"), version)?;
+    let next = folder.join("..data_tmp");
+    symlink(format!("..{version}"), &next)?;
+    fs::rename(next, folder.join("..data"))?;
+    Ok(())
+}
+
+fn volumes(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let at = |name: &str| world.path().join("volumes").join(name);
+    for name in ["empty", "host", "frozen", "config", "sub/path"] {
+        fs::create_dir_all(at(name))?;
+    }
+    fs::write(at("frozen/f"), "frozen")?;
+    fs::write(at("sub/path/file"), "of a subPath")?;
+    fs::write(at("sub/secret"), "not shared")?;
+    publish(&at("config"), "one")?;
+    symlink("..data/key", at("config/key"))?;
+    let memory = tempfile::tempdir_in("/dev/shm")?;
+    let all = [
+        mount(&at("empty"), "/empty", false),
+        mount(memory.path(), "/memory", false),
+        mount(&at("frozen"), "/frozen", true),
+        mount(&at("config"), "/config", true),
+        mount(&at("sub/path"), "/sub", false),
+        mount(&at("sub/path/file"), "/etc/file", true),
+    ];
+    let pod = fixture.pod(world, "volumes")?;
+    let run = |name: &str| {
+        cri.run_container(&pod, name, DEMO_IMAGE, SERVICE, |config| {
+            config.mounts = all.to_vec();
+        })
+    };
+    let first = run("first")?;
+    let second = run("second")?;
+
+    // What one writes the other reads, and so does the host; and back.
+    cri.exec(
+        &first,
+        &[
+            "sh",
+            "-c",
+            "echo disk > /empty/f; echo memory > /memory/f; echo sub > /sub/g",
+        ],
+    )?;
+    let read = cri.exec(&second, &["cat", "/empty/f", "/memory/f", "/etc/file"])?;
+    ensure!(read == "disk\nmemory\nof a subPath", "{read:?}");
+    ensure!(fs::read_to_string(at("empty/f"))? == "disk\n");
+    ensure!(fs::read_to_string(memory.path().join("f"))? == "memory\n");
+    ensure!(fs::read_to_string(at("sub/path/g"))? == "sub\n");
+    let listed = cri.exec(&second, &["ls", "/sub"])?;
+    ensure!(listed == "file\ng\n", "{listed:?}");
+    fs::write(at("empty/from-host"), "host")?;
+    let read = cri.exec(&first, &["cat", "/empty/from-host"])?;
+    ensure!(read == "host", "{read:?}");
+    for target in ["/frozen/f", "/config/x", "/etc/file"] {
+        let refused = cri.try_exec(&first, &["sh", "-c", &format!("echo x > {target}")])?;
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(
+            refused.exit_code != 0 && said.contains("Read-only"),
+            "{target}: {said}"
+        );
+    }
+
+    let read = cri.exec(&first, &["cat", "/config/key"])?;
+    ensure!(read == "one", "{read:?}");
+    publish(&at("config"), "two")?;
+    wait_until("the new configuration", SEEN_WITHIN, || {
+        let read = cri.exec(&second, &["cat", "/config/key"]).ok()?;
+        (read == "two").then_some(())
+    })?;
+
+    // One that comes later gets the same, and one that goes takes nothing with it.
+    cri.stop_container(&first, 30)?;
+    cri.remove_container(&first)?;
+    let third = run("third")?;
+    let read = cri.exec(&third, &["cat", "/empty/f", "/config/key"])?;
+    ensure!(read == "disk\ntwo", "{read:?}");
+    let read = cri.exec(&second, &["cat", "/memory/f"])?;
+    ensure!(read == "memory\n", "{read:?}");
+    fixture.end(&pod)?;
+    ensure!(fs::read_to_string(at("empty/f"))? == "disk\n");
+    Ok(())
+}
+
+/// Answers every request with the container's `/etc/hostname`.
+const SERVER: &[&str] = &[
+    "sh",
+    "-c",
+    "busybox httpd -p 80 -h /etc && echo up && while :; do sleep 1; done",
+];
+
+fn network(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let fixture = Fixture::start_with_network(world, &net)?;
+    let cri = &fixture.cri;
+    let logs = world.path().join("logs");
+    let run_pod = |name: &str| {
+        cri.run_pod(name, &logs, |config| {
+            config.hostname = name.to_owned();
+            let context = config.linux.mut_or_insert_default();
+            let context = context.security_context.mut_or_insert_default();
+            let options = context.namespace_options.mut_or_insert_default();
+            options.network = EnumOrUnknown::new(NamespaceMode::POD);
+        })
+        .with_context(|| fixture.containerd.log())
+    };
+    let one = run_pod("one")?;
+    let two = run_pod("two")?;
+    let (of_one, of_two) = (cri.address(&one)?, cri.address(&two)?);
+    ensure!(
+        of_one.starts_with("10.88.0.") && of_two.starts_with("10.88.0.") && of_one != of_two,
+        "{of_one} {of_two}"
+    );
+    let server = fixture.run(&one, "server", SERVER)?;
+    wait_until("the server", world.setup().limit, || {
+        (one.log("server") == "up\n").then_some(())
+    })?;
+    // The containers of a pod reach each other at localhost, and other pods by address.
+    let neighbour = fixture.service(&one, "neighbour")?;
+    let stranger = fixture.service(&two, "stranger")?;
+    let fetch = |id: &str, place: &str| {
+        let url = format!("http://{place}/hostname");
+        cri.exec(id, &["busybox", "wget", "-q", "-O", "-", &url])
+    };
+    for (id, place) in [
+        (&neighbour, "127.0.0.1"),
+        (&neighbour, of_one.as_str()),
+        (&stranger, of_one.as_str()),
+    ] {
+        let answer = fetch(id, place)?;
+        ensure!(answer == "one\n", "{place}: {answer:?}");
+    }
+    let own = cri.exec(
+        &server,
+        &["busybox", "ip", "-4", "-o", "addr", "show", "dev", "eth0"],
+    )?;
+    ensure!(own.contains(&format!("{of_one}/24")), "{own}");
+    let others = cri.try_exec(
+        &stranger,
+        &[
+            "busybox",
+            "wget",
+            "-q",
+            "-O",
+            "-",
+            "http://127.0.0.1/hostname",
+        ],
+    )?;
+    ensure!(others.exit_code != 0, "a pod reaches another's loopback");
+    fixture.end(&two)?;
+    let answer = fetch(&neighbour, &of_one)?;
+    ensure!(answer == "one\n", "{answer:?}");
+    fixture.end(&one)?;
+    let left = net.ip(&["-o", "link", "show", "master", BRIDGE])?;
+    ensure!(left.is_empty(), "left on the bridge: {left}");
+    Ok(())
+}
+
+fn restarted(world: &World) -> Result<()> {
+    let mut fixture = Fixture::start(world)?;
+    let pod = fixture.pod(world, "lasting")?;
+    let first = fixture.service(&pod, "first")?;
+    let second = fixture.run(
+        &pod,
+        "second",
+        &[
+            "sh",
+            "-c",
+            "echo up; while ! test -e /tmp/stop; do sleep 1; done; exit 7",
+        ],
+    )?;
+    fixture.containerd.restart()?;
+    fixture.cri = fixture.containerd.cri()?;
+    let cri = &fixture.cri;
+    ensure!(
+        cri.is_ready(&pod)?,
+        "the pod is not ready\n{}",
+        fixture.containerd.log()
+    );
+    running(cri, &first)?;
+    let answer = cri.exec(&first, &["echo", "still here"])?;
+    ensure!(answer == "still here\n", "{answer}");
+    // Its end comes to who came back.
+    cri.exec(&second, &["touch", "/tmp/stop"])?;
+    let status = cri.wait_for_end(&second)?;
+    ensure!(status.exit_code == 7, "{status:?}");
+    // And what ended while nobody was there.
+    let third = fixture.run(
+        &pod,
+        "third",
+        &[
+            "sh",
+            "-c",
+            "echo up; while ! test -e /tmp/stop; do sleep 1; done; sleep 2; exit 9",
+        ],
+    )?;
+    cri.exec(&third, &["touch", "/tmp/stop"])?;
+    fixture.containerd.stop();
+    fixture.containerd.restart()?;
+    fixture.cri = fixture.containerd.cri()?;
+    let status = fixture.cri.wait_for_end(&third)?;
+    ensure!(status.exit_code == 9, "{status:?}");
+    running(&fixture.cri, &first)?;
+    fixture.end(&pod)
+}
+
+fn shim_killed(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let pod = fixture.pod(world, "killed")?;
+    let first = fixture.service(&pod, "first")?;
+    let second = fixture.service(&pod, "second")?;
+    world.kill_process("containerd-shim-sandbox-v2 -namespace")?;
+    for id in [&first, &second] {
+        let status = cri.wait_for_end(id)?;
+        // What `delete` says, or containerd's own word where its wait broke off before.
+        ensure!(matches!(status.exit_code, 137 | 255), "{status:?}");
+    }
+    wait_until("the pod is not ready", world.setup().limit, || {
+        cri.is_ready(&pod).ok().filter(|ready| !ready).map(drop)
+    })?;
+    let late = cri.run_container(&pod, "late", DEMO_IMAGE, SERVICE, |_| {});
+    ensure!(late.is_err(), "a container was made in a pod that is gone");
+    fixture.end(&pod)
+}
