@@ -7,6 +7,7 @@
 
 mod containerd;
 mod containerd_task;
+mod deploy;
 mod failures;
 mod images;
 mod images_registry;
@@ -59,6 +60,7 @@ const MACHINE: &[&[Case]] = &[
 
 /// The tests of what stands above every driver.
 const ABOVE: &[&[Case]] = &[
+    deploy::CASES,
     images::CASES,
     images_registry::CASES,
     observe::CASES,

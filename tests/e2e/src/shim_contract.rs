@@ -140,31 +140,36 @@ fn member(world: &World, name: &str, pod: &str, pid: u32) -> Result<PathBuf> {
     bundle::make(world, name, &spec)
 }
 
-fn service(world: &World) -> Result<()> {
-    let folder = world.path().join("p1");
-    fs::create_dir(&folder)?;
-    let shim = Shim::start(world, "p1", &folder)?;
-    let client = SandboxClient::new(shim.connection().clone());
+/// The pod of [`service`].
+const POD: &str = "p1";
+
+fn start_request() -> sandbox::StartSandboxRequest {
+    sandbox::StartSandboxRequest {
+        sandbox_id: POD.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn ping_request() -> sandbox::PingRequest {
+    sandbox::PingRequest {
+        sandbox_id: POD.to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Creates the sandbox, after all that cannot be done before.
+fn create_sandbox(client: &SandboxClient, folder: &Path) -> Result<()> {
     let context = Shim::context;
-    let id = || "p1".to_owned();
-    let start = sandbox::StartSandboxRequest {
-        sandbox_id: id(),
-        ..Default::default()
-    };
-    let ping = sandbox::PingRequest {
-        sandbox_id: id(),
-        ..Default::default()
-    };
     refused(
-        client.start_sandbox(context(), &start),
+        client.start_sandbox(context(), &start_request()),
         Code::FAILED_PRECONDITION,
     )?;
     refused(
-        client.ping_sandbox(context(), &ping),
+        client.ping_sandbox(context(), &ping_request()),
         Code::FAILED_PRECONDITION,
     )?;
     let create = sandbox::CreateSandboxRequest {
-        sandbox_id: id(),
+        sandbox_id: POD.to_owned(),
         bundle_path: folder.display().to_string(),
         ..Default::default()
     };
@@ -175,7 +180,18 @@ fn service(world: &World) -> Result<()> {
     refused(
         client.create_sandbox(context(), &create),
         Code::ALREADY_EXISTS,
-    )?;
+    )
+}
+
+fn service(world: &World) -> Result<()> {
+    let folder = world.path().join(POD);
+    fs::create_dir(&folder)?;
+    let shim = Shim::start(world, POD, &folder)?;
+    let client = SandboxClient::new(shim.connection().clone());
+    let context = Shim::context;
+    let id = || POD.to_owned();
+    let (start, ping) = (start_request(), ping_request());
+    create_sandbox(&client, &folder)?;
     let started = client
         .start_sandbox(context(), &start)
         .with_context(|| shim.log())?;
@@ -212,7 +228,7 @@ fn service(world: &World) -> Result<()> {
     ensure!(now.info["driver"] == world.setup().driver.name(), "{now:?}");
 
     // A container finds the pod by its annotations and is answered by its shim.
-    let first = member(world, "m1", "p1", started.pid)?;
+    let first = member(world, "m1", POD, started.pid)?;
     let container = Shim::start(world, "m1", &first)?;
     let mut output = container.run("m1", false)?;
     ensure!(output.line()? == "up");
