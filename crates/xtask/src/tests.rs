@@ -28,7 +28,7 @@ const NEED_CGROUP_V2: &str = "namespaces::";
 const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// In how many test hosts a suite may run: an emulated machine fails now and then.
-const TEST_HOSTS: u32 = 3;
+const TEST_HOSTS: u32 = 4;
 
 /// Suites that run only when `--only` names them: not yet seen to pass as a whole, or, the last one, whole where emulation
 /// is too slow for every test twice.
@@ -280,7 +280,7 @@ fn run_suite(suite: &Suite, in_testhost: bool, report: &mut Report) -> Result<()
         }
         let done = match status.code() {
             Some(testhost::WEDGED) => Some(report.test_host_failed()),
-            _ => report.second_run(),
+            _ => report.another_run(),
         };
         let Some(done) = done else {
             break;
