@@ -226,6 +226,11 @@ impl Machine {
         self.process.pid()
     }
 
+    /// How much processor time the process that runs the guest has had; none once it has ended.
+    pub(crate) fn processor_time(&self) -> Option<Duration> {
+        self.process.processor_time()
+    }
+
     pub(crate) fn console(&self) -> &Console {
         &self.console
     }

@@ -244,6 +244,13 @@ impl Process {
         self.pid
     }
 
+    /// How much processor time it has had so far, its guest's included; none once it has ended.
+    pub(crate) fn processor_time(&self) -> Option<Duration> {
+        let pid = i32::try_from(self.child.id()?).ok()?;
+        let clock = nix::time::clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
+        Some(clock.now().ok()?.into())
+    }
+
     /// Adds a task that reads what the process says, and ends when it does.
     pub(crate) fn attach(&mut self, reader: JoinHandle<()>) {
         self.readers.push(reader);
@@ -309,6 +316,20 @@ mod tests {
         assert_eq!(process.wait().await, ProcessEnd::Exited(7));
         assert_eq!(process.last_words(), "one; two");
         assert_eq!(process.wait().await, ProcessEnd::Exited(7));
+    }
+
+    #[tokio::test]
+    async fn process_that_works_has_processor_time_until_it_ends() {
+        let mut process = shell("while :; do :; done").spawn().unwrap();
+        let enough = Duration::from_millis(20);
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while process.processor_time().unwrap() < enough {
+            assert!(std::time::Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        process.kill();
+        process.wait().await;
+        assert_eq!(process.processor_time(), None);
     }
 
     #[tokio::test]

@@ -125,13 +125,17 @@ pub enum SandboxError {
     DiedBooting(SandboxDeath),
     /// The agent did not announce itself in time.
     #[error(
-        "the sandbox did not start: its agent was not ready within {} s (`boot_timeout_s`){}",
+        "the sandbox did not start: its agent was not ready within {} s (`boot_timeout_s`), in which its machine had \
+         {:.1} s of processor time{}",
         limit.as_secs(),
+        ran.as_secs_f64(),
         console_tail_text(console_tail)
     )]
     BootTimeout {
         /// The limit.
         limit: Duration,
+        /// How much processor time the guest's process had.
+        ran: Duration,
         /// The last lines of the guest's console.
         console_tail: Vec<String>,
     },

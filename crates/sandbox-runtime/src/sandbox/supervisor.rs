@@ -196,6 +196,7 @@ impl Supervisor {
                 Err(_elapsed) => {
                     return Err(SandboxError::BootTimeout {
                         limit,
+                        ran: machine.processor_time().unwrap_or_default(),
                         console_tail: machine.console().tail(),
                     });
                 }
