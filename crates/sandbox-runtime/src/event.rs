@@ -90,6 +90,16 @@ pub enum DeathCause {
         /// Its number.
         signal: i32,
     },
+    /// A thread of the monitor (or QEMU) made a system call that is not on its list: a fault of the monitor's, or a guest that took
+    /// it over.
+    #[error(
+        "the virtual machine monitor made a system call that it may not make, and was ended{}",
+        after_colon(detail)
+    )]
+    MonitorViolation {
+        /// What it said last: as a rule which thread, and which call.
+        detail: String,
+    },
     /// The monitor (or QEMU) gave up.
     #[error(
         "the virtual machine monitor failed with exit code {code}{}",

@@ -21,6 +21,7 @@ use std::time::Duration;
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use sandbox_types::monitor::VIOLATION_EXIT_CODE;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 
@@ -70,6 +71,11 @@ pub(crate) enum ProcessEnd {
 }
 
 impl ProcessEnd {
+    /// Whether it made a system call that it may not make.
+    pub(crate) fn is_violation(self) -> bool {
+        self == Self::Exited(VIOLATION_EXIT_CODE.into()) || self == Self::Killed(nix::libc::SIGSYS)
+    }
+
     fn from_status(status: ExitStatus) -> Self {
         match (status.code(), status.signal()) {
             (Some(code), _) => Self::Exited(code),

@@ -145,6 +145,10 @@ impl GuestExit {
     }
 }
 
+/// The exit code of a monitor or back end one of whose threads made a system call that is not on its list. If even that could
+/// not be done, `SIGSYS` ended it.
+pub const VIOLATION_EXIT_CODE: u8 = 84;
+
 /// The I/O port through which the agent ends the machine. QEMU's `isa-debug-exit` device has the same
 /// default, so one agent serves both drivers.
 pub const EXIT_PORT: u16 = 0x501;

@@ -14,6 +14,7 @@ use std::io;
 use std::sync::{Arc, Barrier, Mutex};
 
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -28,9 +29,10 @@ use crate::devices::serial::SERIAL_PORTS;
 use crate::devices::{ConsoleRing, ExitPort, ResetPort, SerialPort};
 use crate::end::MachineEnd;
 use crate::memory::{self, MemoryError, Sharing};
+use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
 use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
-use crate::virtio::{Interrupt, VirtioDevice};
+use crate::virtio::{Interrupt, VirtioDevice, WorkerThread};
 
 pub use kvm::from_fd;
 
@@ -52,6 +54,8 @@ pub struct MachineConfig {
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Where the serial port's output goes.
     pub console: ConsoleRing,
+    /// What its threads are confined to.
+    pub confinement: Confinement,
 }
 
 /// Why there is no machine.
@@ -86,6 +90,17 @@ pub enum MachineError {
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// A device's thread.
+    #[error("cannot start the thread of device {name}")]
+    Thread {
+        /// The device's name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A thread is not confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// A place on a bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -125,6 +140,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     buses: Buses,
     end: MachineEnd,
+    roll: RollCall,
 }
 
 impl Machine {
@@ -146,7 +162,8 @@ impl Machine {
         let end = MachineEnd::new().map_err(|source| MachineError::Event { source })?;
         let ports = port_devices(&vm, config.console, &end)?;
         let mut command_line = config.command_line;
-        let mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line)?;
+        let mut roll = RollCall::new(config.confinement);
+        let mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line, &mut roll)?;
         pvh::write_boot_data(&memory, config.memory, config.vcpus, &command_line)?;
         Ok(Self {
             vm,
@@ -157,18 +174,19 @@ impl Machine {
                 mmio: Arc::new(mmio),
             },
             end,
+            roll,
         })
     }
 
-    /// Starts the vCPUs. `first_instruction` is called when all threads are there, right before they enter the
-    /// guest.
+    /// Starts the vCPUs. When all threads are there and confined, the calling one among them, `first_instruction` is called, right
+    /// before they enter the guest.
     ///
     /// # Errors
-    /// [`VcpuError`]; threads that were started wait for ever then, and the process has to end.
+    /// [`MachineError`]; threads that were started wait for ever then, and the process has to end.
     pub fn start<T>(
-        self,
+        mut self,
         first_instruction: impl FnOnce() -> T,
-    ) -> Result<(RunningMachine, T), VcpuError> {
+    ) -> Result<(RunningMachine, T), MachineError> {
         vcpu::install_kick_handler()?;
         let start = Arc::new(Barrier::new(self.vcpus.len().saturating_add(1)));
         let mut handles = Vec::with_capacity(self.vcpus.len());
@@ -180,8 +198,10 @@ impl Machine {
                 self.buses.clone(),
                 self.end.clone(),
                 Arc::clone(&start),
+                self.roll.admit(ThreadKind::Vcpu),
             )?);
         }
+        self.roll.close()?;
         let value = first_instruction();
         start.wait();
         let running = RunningMachine {
@@ -275,6 +295,7 @@ fn virtio_devices(
     memory: &GuestMemoryMmap,
     devices: Vec<Box<dyn VirtioDevice>>,
     command_line: &mut String,
+    roll: &mut RollCall,
 ) -> Result<Bus, MachineError> {
     let count = devices.len();
     if count > layout::MAX_VIRTIO_DEVICES {
@@ -287,7 +308,10 @@ fn virtio_devices(
         let irq = event()?;
         vm.register_irqfd(&irq, gsi)
             .map_err(refused("connect a device's interrupt"))?;
-        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq))?;
+        let (name, kind) = device.thread();
+        let thread = WorkerThread::spawn(&name, roll.admit(kind))
+            .map_err(|source| MachineError::Thread { name, source })?;
+        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq), thread)?;
         for (index, kick) in (0_u32..).zip(transport.kicks()) {
             vm.register_ioevent(kick, &IoEventAddress::Mmio(start + QUEUE_NOTIFY), index)
                 .map_err(refused("connect a queue's notifications"))?;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
+use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent,
 };
@@ -18,7 +19,7 @@ use crate::devices::{ConsoleError, ConsoleRing};
 use crate::fd::{FdError, Inherited};
 use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
 use crate::memory::Sharing;
-use crate::vcpu::VcpuError;
+use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
@@ -79,9 +80,9 @@ pub enum RunError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// Its threads.
+    /// What its threads are to be confined to.
     #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Seccomp(#[from] SeccompError),
     /// The main thread cannot wait.
     #[error("cannot wait for the end of the guest")]
     Wait {
@@ -203,6 +204,7 @@ fn machine_config(
         vcpus: config.vcpus,
         devices,
         console: ConsoleRing::new(console)?,
+        confinement: Confinement::new()?,
     })
 }
 

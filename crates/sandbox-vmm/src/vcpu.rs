@@ -55,7 +55,7 @@ pub struct VcpuHandle {
 unsafe impl Send for VcpuHandle {}
 
 impl VcpuHandle {
-    /// Starts the thread of vCPU `id`; it enters the guest once `start` is passed.
+    /// Starts the thread of vCPU `id`. It calls `prepare` first, and enters the guest once `start` is passed.
     ///
     /// # Errors
     /// [`VcpuError`].
@@ -65,11 +65,13 @@ impl VcpuHandle {
         buses: Buses,
         end: MachineEnd,
         start: Arc<Barrier>,
+        prepare: impl FnOnce() + Send + 'static,
     ) -> Result<Self, VcpuError> {
         let immediate_exit = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit);
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
+                prepare();
                 start.wait();
                 let _guard = EndOnPanic(&end);
                 while end.get().is_none() {

@@ -24,8 +24,10 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::seccomp::ThreadKind;
+
 pub use interrupt::Interrupt;
-pub use worker::{Worker, WorkerTask};
+pub use worker::{Worker, WorkerTask, WorkerThread};
 
 /// A queue that the driver has set up.
 #[derive(Debug)]
@@ -48,6 +50,8 @@ pub struct Activation {
     pub interrupt: Interrupt,
     /// What was negotiated: a subset of what was offered.
     pub features: u64,
+    /// The device's thread, which waits.
+    pub thread: WorkerThread,
 }
 
 impl Activation {
@@ -87,7 +91,7 @@ pub enum ActivateError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The device's thread was lost earlier, and with it what it worked on.
+    /// The device's thread was lost earlier, or with it what it worked on.
     #[error("the device was lost when its thread ended")]
     Lost,
     /// The vhost-user back end refused.
@@ -104,6 +108,9 @@ pub enum ActivateError {
 pub trait VirtioDevice: Send {
     /// The device's number in VirtIO 1.3, 5.
     fn device_type(&self) -> u32;
+
+    /// The name of its thread, and what that may do.
+    fn thread(&self) -> (String, ThreadKind);
 
     /// The most entries of each queue, each a power of two; their number is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];

@@ -131,7 +131,14 @@ impl Machine {
             ports: Arc::new(ports(&end)?),
             mmio: Arc::new(mmio),
         };
-        let vcpu = VcpuHandle::spawn(0, vcpu, buses, end.clone(), Arc::new(Barrier::new(1)))?;
+        let vcpu = VcpuHandle::spawn(
+            0,
+            vcpu,
+            buses,
+            end.clone(),
+            Arc::new(Barrier::new(1)),
+            || {},
+        )?;
         Ok(Self {
             end,
             vcpu,

@@ -12,7 +12,8 @@ use crate::{project_root, shell};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("sandbox-types", &[]),
     ("sandbox-protocol", &["sandbox-types"]),
-    ("sandbox-vmm", &["sandbox-types"]),
+    ("sandbox-jail", &["sandbox-types"]),
+    ("sandbox-vmm", &["sandbox-types", "sandbox-jail"]),
     ("sandbox-image", &["sandbox-types"]),
     ("sandbox-netlink", &["sandbox-types"]),
     ("sandbox-network", &["sandbox-types", "sandbox-netlink"]),

@@ -12,6 +12,7 @@ mod failures;
 mod images;
 mod images_registry;
 mod inside;
+mod jail;
 mod lifecycle;
 mod network;
 mod networks;
@@ -56,6 +57,7 @@ const MACHINE: &[&[Case]] = &[
     pods::CASES,
     shim_contract::CASES,
     inside::CASES,
+    jail::CASES,
 ];
 
 /// The tests of what stands above every driver.

@@ -195,6 +195,12 @@ fn cause(
     last_words: impl FnOnce() -> String,
     console: &Console,
 ) -> DeathCause {
+    if end.is_violation() {
+        // Whatever it reported before.
+        return DeathCause::MonitorViolation {
+            detail: last_words(),
+        };
+    }
     if let Some(exit) = &report.exit {
         return match exit {
             GuestExit::Shutdown => DeathCause::GuestShutdown,
@@ -221,6 +227,7 @@ fn cause(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandbox_types::monitor::VIOLATION_EXIT_CODE;
 
     fn cause_of(exit: Option<GuestExit>, failure: Option<&str>, end: ProcessEnd) -> DeathCause {
         let report = Report {
@@ -250,6 +257,21 @@ mod tests {
                 detail: "no memory".into()
             }
         );
+    }
+
+    #[test]
+    fn cause_is_the_call_that_was_refused_whatever_was_reported() {
+        for end in [
+            ProcessEnd::Exited(VIOLATION_EXIT_CODE.into()),
+            ProcessEnd::Killed(nix::libc::SIGSYS),
+        ] {
+            assert_eq!(
+                cause_of(Some(GuestExit::Shutdown), None, end),
+                DeathCause::MonitorViolation {
+                    detail: "words".into()
+                }
+            );
+        }
     }
 
     #[test]

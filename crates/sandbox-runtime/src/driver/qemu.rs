@@ -235,6 +235,10 @@ fn cause(end: ProcessEnd, last_words: impl FnOnce() -> String, console: &Console
             code,
             detail: last_words(),
         },
+        // By its own `-sandbox`.
+        ProcessEnd::Killed(nix::libc::SIGSYS) => DeathCause::MonitorViolation {
+            detail: last_words(),
+        },
         ProcessEnd::Killed(signal) => DeathCause::MonitorKilled { signal },
         ProcessEnd::Unknown => DeathCause::MonitorFailed {
             code: -1,

@@ -27,6 +27,7 @@ use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
 use crate::log;
+use crate::seccomp::ThreadKind;
 
 /// Entries in the queue.
 const QUEUE_SIZE: u16 = 256;
@@ -98,6 +99,10 @@ impl VirtioDevice for Block {
         VIRTIO_ID_BLOCK
     }
 
+    fn thread(&self) -> (String, ThreadKind) {
+        (self.name.clone(), ThreadKind::Block)
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
@@ -129,7 +134,11 @@ impl VirtioDevice for Block {
                     memory: activation.memory,
                     interrupt: activation.interrupt.clone(),
                 };
-                self.state = State::Active(Worker::start(&self.name, task, activation.interrupt)?);
+                self.state = State::Active(Worker::start(
+                    &activation.thread,
+                    task,
+                    activation.interrupt,
+                )?);
                 Ok(())
             }
             other => {

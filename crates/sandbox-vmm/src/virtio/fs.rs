@@ -16,6 +16,8 @@ use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
 pub use error::FsError;
 
+use crate::seccomp::ThreadKind;
+
 /// Bytes of the tag in the configuration space (VirtIO 1.3, 5.11.4), unused ones zero.
 pub const TAG_BYTES: usize = 36;
 /// Queues for ordinary requests.
@@ -64,6 +66,10 @@ impl VirtioDevice for FsDevice {
         VIRTIO_ID_FS
     }
 
+    fn thread(&self) -> (String, ThreadKind) {
+        ("fs".to_owned(), ThreadKind::VhostUser)
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &QUEUE_MAX_SIZES
     }
@@ -77,7 +83,7 @@ impl VirtioDevice for FsDevice {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.front_end.activate("fs", activation)
+        self.front_end.activate(activation)
     }
 
     fn reset(&mut self) {

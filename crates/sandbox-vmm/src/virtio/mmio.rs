@@ -26,7 +26,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::status::{Phase, Transition};
-use super::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::{Activation, ActiveQueue, Interrupt, VirtioDevice, WorkerThread};
 use crate::bus::BusDevice;
 use crate::log;
 
@@ -95,6 +95,7 @@ pub struct MmioTransport {
     device: Box<dyn VirtioDevice>,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
+    thread: WorkerThread,
     phase: Phase,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -106,7 +107,7 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Registers for `device`, which reaches its driver through `interrupt`.
+    /// Registers for `device`, which reaches its driver through `interrupt` and has `thread` to itself.
     ///
     /// # Errors
     /// [`MmioError`].
@@ -114,6 +115,7 @@ impl MmioTransport {
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
         interrupt: Interrupt,
+        thread: WorkerThread,
     ) -> Result<Self, MmioError> {
         let mut queues = Vec::new();
         let mut kicks = Vec::new();
@@ -128,6 +130,7 @@ impl MmioTransport {
             device,
             memory,
             interrupt,
+            thread,
             phase: Phase::Reset,
             device_features_sel: 0,
             driver_features_sel: 0,
@@ -283,6 +286,7 @@ impl MmioTransport {
                         queues,
                         interrupt: self.interrupt.clone(),
                         features: self.driver_features,
+                        thread: self.thread.clone(),
                     })
                     .map_err(|error| crate::error_chain(&error))
             });

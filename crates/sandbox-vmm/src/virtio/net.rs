@@ -43,6 +43,7 @@ use self::tap::{OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, Tap};
 use super::worker::WorkerTask;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
 use crate::log;
+use crate::seccomp::ThreadKind;
 
 /// The least MTU (5.1.4.1).
 pub const MIN_MTU: u16 = 68;
@@ -131,6 +132,10 @@ impl VirtioDevice for Net {
         VIRTIO_ID_NET
     }
 
+    fn thread(&self) -> (String, ThreadKind) {
+        (self.name.clone(), ThreadKind::Net)
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE; 2]
     }
@@ -188,7 +193,11 @@ impl VirtioDevice for Net {
             sent: Box::new([0; MAX_FRAME_BYTES]),
             link_up: Arc::clone(&self.link_up),
         };
-        self.state = State::Active(Worker::start(&self.name, task, activation.interrupt)?);
+        self.state = State::Active(Worker::start(
+            &activation.thread,
+            task,
+            activation.interrupt,
+        )?);
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use self::request::Request;
 use super::worker::WorkerTask;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
 use crate::log;
+use crate::seccomp::ThreadKind;
 
 /// Entries in the queue.
 const QUEUE_SIZE: u16 = 64;
@@ -55,6 +56,10 @@ impl VirtioDevice for Rng {
         VIRTIO_ID_RNG
     }
 
+    fn thread(&self) -> (String, ThreadKind) {
+        ("rng".to_owned(), ThreadKind::Rng)
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
@@ -72,7 +77,11 @@ impl VirtioDevice for Rng {
             memory: activation.memory,
             interrupt: activation.interrupt.clone(),
         };
-        self.state = State::Active(Worker::start("rng", task, activation.interrupt)?);
+        self.state = State::Active(Worker::start(
+            &activation.thread,
+            task,
+            activation.interrupt,
+        )?);
         Ok(())
     }
 

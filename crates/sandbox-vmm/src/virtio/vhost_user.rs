@@ -69,11 +69,11 @@ impl FrontEnd {
         self.ring_features
     }
 
-    /// Hands the queues to the back end; `name` is that of the thread.
+    /// Hands the queues to the back end.
     ///
     /// # Errors
     /// [`ActivateError`]; the session is over then.
-    pub fn activate(&mut self, name: &str, activation: Activation) -> Result<(), ActivateError> {
+    pub fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let State::Idle(mut session) = std::mem::replace(&mut self.state, State::Lost) else {
             return Err(ActivateError::Lost);
         };
@@ -86,7 +86,7 @@ impl FrontEnd {
                 queues.push(index);
             }
         }
-        let worker = Worker::start(name, calls, activation.interrupt)?;
+        let worker = Worker::start(&activation.thread, calls, activation.interrupt)?;
         self.state = State::Active {
             session,
             queues,

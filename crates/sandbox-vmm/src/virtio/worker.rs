@@ -1,15 +1,20 @@
-//! The one way in which a device gets a thread: named, with an epoll set, and stopped by an event.
+//! The one way in which a device gets a thread: named, confined, there before the guest runs; with an epoll set for as long as a
+//! driver has activated the device.
 //!
 //! ```text
-//! start ──> serving ──(task fails)──> stalled: NEEDS_RESET is set, nothing is served
-//!              │                         │
-//!              └──────── stop ───────────┴──> joined, the task is handed back
+//! WorkerThread:  spawn ──> waiting <────────────────────────┐
+//!                            │ start                        │ stop: the task is handed back
+//! Worker:                 serving ──(task fails)──> stalled ┤
+//!                            └──────────────────────────────┘
 //! ```
+//!
+//! Stalled is: NEEDS_RESET is set, nothing is served. A task that panics takes the thread along; its device is lost then.
 
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc;
+use std::thread;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -44,20 +49,54 @@ pub trait WorkerTask: Send + 'static {
     fn ready(&mut self, number: u64) -> Result<(), Self::Error>;
 }
 
-/// A running thread with its task.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that waits for a task. It ends when nobody can give it one any more.
+#[derive(Debug, Clone)]
+pub struct WorkerThread {
+    name: String,
+    jobs: mpsc::Sender<Job>,
+}
+
+impl WorkerThread {
+    /// Starts a thread called `name` (at most 15 bytes are visible). It calls `prepare` first, and then waits.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn spawn(name: &str, prepare: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let (jobs, waiting) = mpsc::channel::<Job>();
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                prepare();
+                for job in waiting {
+                    job();
+                }
+            })?;
+        Ok(Self {
+            name: name.to_owned(),
+            jobs,
+        })
+    }
+}
+
+/// A task on its thread.
 #[derive(Debug)]
 pub struct Worker<T> {
-    thread: JoinHandle<T>,
+    done: mpsc::Receiver<T>,
     stop: EventFd,
 }
 
 impl<T: WorkerTask> Worker<T> {
-    /// Starts a thread called `name` (at most 15 bytes are visible) that serves `task`. When the task
-    /// fails, `interrupt` tells the driver that the device needs a reset.
+    /// Lets `thread` serve `task`. When the task fails, `interrupt` tells the driver that the device needs a reset.
     ///
     /// # Errors
-    /// [`ActivateError::Host`].
-    pub fn start(name: &str, task: T, interrupt: Interrupt) -> Result<Self, ActivateError> {
+    /// [`ActivateError::Host`], or [`ActivateError::Lost`] if the thread is.
+    pub fn start(
+        thread: &WorkerThread,
+        task: T,
+        interrupt: Interrupt,
+    ) -> Result<Self, ActivateError> {
         let host = |action| move |source| ActivateError::Host { action, source };
         let stop =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(host("make a worker's stop event"))?;
@@ -74,26 +113,33 @@ impl<T: WorkerTask> Worker<T> {
             };
             watch(&set, fd, number, flags).map_err(host("watch a queue's event"))?;
         }
-        let label = name.to_owned();
-        let thread = thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || serve(&label, task, &set, &interrupt))
-            .map_err(host("start a worker thread"))?;
-        Ok(Self { thread, stop })
+        let (result, done) = mpsc::channel();
+        let name = thread.name.clone();
+        let job = move || {
+            let task = serve(&name, task, &set, &interrupt);
+            // First, so that nothing watches the task's descriptors any more when it is handed back.
+            drop(set);
+            // Nobody waits for it when the machine is ending.
+            let _ = result.send(task);
+        };
+        thread
+            .jobs
+            .send(Box::new(job))
+            .map_err(|_| ActivateError::Lost)?;
+        Ok(Self { done, stop })
     }
 
-    /// Ends the thread after what it is doing, and gives the task back; `None` if it panicked.
+    /// Ends the task after what it is doing, and gives it back; `None` if it panicked.
     pub fn stop(self) -> Option<T> {
         if let Err(error) = self.stop.write(1) {
-            // The counter of a fresh event descriptor cannot overflow, so this does not happen; joining
-            // would wait for ever.
+            // The counter of a fresh event descriptor cannot overflow, so this does not happen; waiting
+            // would be for ever.
             eprintln!("sandbox-vmm: cannot stop a worker: {error}");
             return None;
         }
-        self.thread.join().ok()
+        self.done.recv().ok()
     }
 }
-
 fn watch(
     set: impl AsFd,
     fd: BorrowedFd<'_>,

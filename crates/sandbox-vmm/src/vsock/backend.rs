@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
+use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::{GuestCid, MachineSizeError};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
@@ -76,6 +77,9 @@ pub enum BackendError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It is not confined.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The vhost-user protocol failed.
     #[error("the vhost-user connection failed")]
     VhostUser(#[source] VhostUserDaemonError),
@@ -178,6 +182,9 @@ fn run(arguments: Arguments) -> Result<(), BackendError> {
         broken: false,
         exit,
     }));
+    // Before QEMU is heard, and before there are threads, which inherit it.
+    sandbox_jail::seccomp::report_violations()?;
+    crate::seccomp::backend_filter()?.install()?;
     let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)?;
     for handler in daemon.get_epoll_handlers() {
         handler

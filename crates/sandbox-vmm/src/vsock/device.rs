@@ -10,6 +10,7 @@ use super::error::VsockError;
 use super::muxer::{Muxer, MuxerConfig};
 use super::protocol::{FEATURES, QUEUE_COUNT, QUEUE_SIZE};
 use super::service::serve;
+use crate::seccomp::ThreadKind;
 use crate::virtio::{
     ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker, WorkerTask,
     copy_config,
@@ -56,6 +57,10 @@ impl VirtioDevice for Vsock {
         VIRTIO_ID_VSOCK
     }
 
+    fn thread(&self) -> (String, ThreadKind) {
+        ("vsock".to_owned(), ThreadKind::Vsock)
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE; QUEUE_COUNT]
     }
@@ -86,7 +91,11 @@ impl VirtioDevice for Vsock {
                     interrupt: activation.interrupt.clone(),
                     again,
                 };
-                self.state = State::Active(Worker::start("vsock", task, activation.interrupt)?);
+                self.state = State::Active(Worker::start(
+                    &activation.thread,
+                    task,
+                    activation.interrupt,
+                )?);
                 Ok(())
             }
             other => {

@@ -18,6 +18,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::virtio::WorkerThread;
 use crate::virtio::chain::ChainError;
 
 const HEADER: u64 = 0x10_0000;
@@ -311,6 +312,7 @@ fn device_serves_again_after_a_reset() {
                 queues: vec![Some(active)],
                 interrupt: Interrupt::new(irq.try_clone().unwrap()),
                 features: 0,
+                thread: WorkerThread::spawn("vda", || {}).unwrap(),
             })
             .unwrap();
         kick.write(1).unwrap();

@@ -6,6 +6,7 @@ use virtio_queue::mock::MockSplitQueue;
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::seccomp::ThreadKind;
 use crate::virtio::ActivateError;
 
 const FEATURE: u64 = 1 << 5;
@@ -25,6 +26,9 @@ struct Probe {
 impl VirtioDevice for Probe {
     fn device_type(&self) -> u32 {
         42
+    }
+    fn thread(&self) -> (String, ThreadKind) {
+        ("probe".to_owned(), ThreadKind::Rng)
     }
     fn queue_max_sizes(&self) -> &[u16] {
         &[16, 8]
@@ -74,7 +78,9 @@ impl Driver {
             refuse,
         };
         let interrupt = Interrupt::new(irq.try_clone().unwrap());
-        let transport = MmioTransport::new(Box::new(probe), memory.clone(), interrupt).unwrap();
+        let thread = WorkerThread::spawn("probe", || {}).unwrap();
+        let transport =
+            MmioTransport::new(Box::new(probe), memory.clone(), interrupt, thread).unwrap();
         Self {
             transport,
             seen,

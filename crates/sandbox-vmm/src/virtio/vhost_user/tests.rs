@@ -23,7 +23,7 @@ use vmm_sys_util::event::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{FrontEnd, FrontEndError};
-use crate::virtio::{ActivateError, Activation, ActiveQueue, Interrupt};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, Interrupt, WorkerThread};
 
 const QUEUE_SIZE: u16 = 16;
 const MEMORY_BYTES: usize = 1 << 20;
@@ -167,6 +167,7 @@ impl<'a> Driver<'a> {
             ],
             interrupt: self.interrupt.clone(),
             features: 1 << VIRTIO_F_VERSION_1,
+            thread: WorkerThread::spawn("test", || {}).unwrap(),
         }
     }
 
@@ -192,9 +193,7 @@ fn kick_reaches_back_end_and_its_call_sets_the_interrupt_status() {
     let memory = shared_memory();
     let driver = Driver::new(&memory);
     let mut front_end = FrontEnd::open(socket, 2).unwrap();
-    front_end
-        .activate("test", driver.activation(&memory))
-        .unwrap();
+    front_end.activate(driver.activation(&memory)).unwrap();
     driver.round_trip(1);
     front_end.reset();
     drop(front_end);
@@ -211,9 +210,7 @@ fn device_comes_up_again_after_a_reset() {
         // A driver that begins anew has empty rings.
         driver.mock.avail().idx().store(0);
         driver.mock.used().idx().store(0);
-        front_end
-            .activate("test", driver.activation(&memory))
-            .unwrap();
+        front_end.activate(driver.activation(&memory)).unwrap();
         driver.round_trip(1);
         assert!(!driver.interrupt.wants_reset());
         front_end.reset();
@@ -230,9 +227,7 @@ fn back_end_that_goes_away_puts_the_device_in_needs_reset() {
     let memory = shared_memory();
     let driver = Driver::new(&memory);
     let mut front_end = FrontEnd::open(socket, 2).unwrap();
-    front_end
-        .activate("test", driver.activation(&memory))
-        .unwrap();
+    front_end.activate(driver.activation(&memory)).unwrap();
     cut.shutdown(std::net::Shutdown::Both).unwrap();
     // The back end may have called without reason before that.
     while !driver.interrupt.wants_reset() {
@@ -241,7 +236,7 @@ fn back_end_that_goes_away_puts_the_device_in_needs_reset() {
     }
     front_end.reset();
     assert!(matches!(
-        front_end.activate("test", driver.activation(&memory)),
+        front_end.activate(driver.activation(&memory)),
         Err(ActivateError::Lost)
     ));
     thread.join().unwrap();
@@ -264,7 +259,7 @@ fn memory_that_is_in_no_file_is_refused() {
     let driver = Driver::new(&memory);
     let mut front_end = FrontEnd::open(socket, 2).unwrap();
     assert!(matches!(
-        front_end.activate("test", driver.activation(&memory)),
+        front_end.activate(driver.activation(&memory)),
         Err(ActivateError::Backend { .. })
     ));
     drop(front_end);

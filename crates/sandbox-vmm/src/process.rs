@@ -1,0 +1,23 @@
+//! What the process is, before it does anything.
+#![expect(unsafe_code, reason = "mallopt has no safe wrapper")]
+
+use std::panic;
+
+/// To be called first. Makes the libraries that the monitor is linked with do, once threads are
+/// [confined](crate::seccomp), nothing that takes more than the monitor itself needs.
+pub fn prepare() {
+    one_arena();
+    // The default hook opens files of /proc where RUST_BACKTRACE asks for a backtrace.
+    panic::set_hook(Box::new(|panic| eprintln!("sandbox-vmm: {panic}")));
+}
+
+/// With more than one arena, glibc's allocator reads `/proc/sys/vm/overcommit_memory` and counts processors when it
+/// feels like it. Nothing that is done for every request allocates, so that one is enough; it also takes less memory.
+#[cfg(target_env = "gnu")]
+fn one_arena() {
+    // SAFETY: called before there are threads; an option that is not known changes nothing.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn one_arena() {}
