@@ -321,6 +321,19 @@ fn offload_needs_checksums() {
     assert_eq!(offload(both), OFFLOAD_CSUM | OFFLOAD_TSO4);
 }
 
+#[test]
+fn buffer_that_is_the_ring_itself_makes_a_corrupt_ring() {
+    let memory = memory();
+    let mut bench = Bench::new(&memory, true);
+    bench.offer(&[writable(bench.rx.avail_addr().0, 497)]);
+    bench.network.send(&frame(497)).unwrap();
+    let served = bench.task.ready(TAP).and_then(|()| {
+        bench.network.send(&frame(26)).unwrap();
+        bench.task.ready(TAP)
+    });
+    assert!(matches!(served, Err(NetError::Ring(_))), "{served:?}");
+}
+
 proptest! {
     #[test]
     fn any_chains_end_and_what_is_held_is_bounded(
@@ -350,7 +363,13 @@ proptest! {
         }
         bench.task.ready(TX).unwrap();
         for length in lengths {
-            bench.arrive(&vec![1; length]);
+            bench.network.send(&vec![1; length]).unwrap();
+            // A driver may have frames written over its own ring.
+            let served = bench.task.ready(TAP);
+            prop_assert!(matches!(served, Ok(()) | Err(NetError::Ring(_))), "{served:?}");
+            if served.is_err() {
+                break;
+            }
         }
         prop_assert!(bench.task.held.len() <= descriptors.len());
     }
