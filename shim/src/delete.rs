@@ -1,8 +1,9 @@
-//! `delete`: what is called when a shim was killed. Removes everything of its pod and answers with the exit that
-//! containerd then reports.
+//! `delete`: what is called when a shim was killed. Removes everything of its pod, runs the container's `poststop` hooks
+//! if they did not run, and answers with the exit that containerd then reports.
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -13,7 +14,8 @@ use sandbox_types::SandboxId;
 use crate::error::ShimError;
 use crate::events::timestamp;
 use crate::flags::Flags;
-use crate::start;
+use crate::hooks::due;
+use crate::{log, start};
 
 /// 128 + SIGKILL: what happened to the pod's processes.
 pub(crate) const KILLED: u32 = 137;
@@ -24,9 +26,13 @@ pub(crate) const KILLED: u32 = 137;
 /// [`ShimError`] names what could not be removed.
 pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
     let id = SandboxId::new(flags.id.as_str())?;
-    let config = start::load_config(&start::bundle(flags)?)?;
+    let bundle = start::bundle(flags)?;
+    let config = start::load_config(&bundle)?;
     // Of a pod's container the pod has everything, and nothing is found here.
-    cleanup::remove_sandbox(&config, &flags.namespace, &id)?;
+    let removed = cleanup::remove_sandbox(&config, &flags.namespace, &id);
+    // Whatever is left of the container does not run any more.
+    run_last_hooks(&bundle)?;
+    removed?;
     let socket = start::socket(&config, flags, &flags.id)?;
     match fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -48,4 +54,15 @@ pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
         .write_all(&bytes)
         .and_then(|()| stdout.flush())
         .map_err(ShimError::system("answer"))
+}
+
+/// Their failures are logged where the killed shim logged.
+fn run_last_hooks(bundle: &Path) -> Result<(), ShimError> {
+    log::install(bundle, false);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ShimError::system("start the event loop"))?;
+    runtime.block_on(due::run(bundle));
+    Ok(())
 }

@@ -123,6 +123,9 @@ pub(crate) enum TaskError {
         /// Which.
         what: String,
     },
+    /// The bundle takes no note of the hooks that are to run in the end.
+    #[error("cannot note the poststop hooks in the bundle")]
+    NoteHooks(#[source] io::Error),
     /// A container of a pod that is not here.
     #[error("pod {pod} has no sandbox that runs here; its sandbox container comes first")]
     NoPod {
@@ -213,9 +216,11 @@ impl TaskError {
             | Self::Network(_)
             | Self::NoPod { .. }
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
-            Self::Sandbox(_) | Self::Agent(_) | Self::Stream(_) | Self::Died { .. } => {
-                Code::INTERNAL
-            }
+            Self::Sandbox(_)
+            | Self::Agent(_)
+            | Self::Stream(_)
+            | Self::NoteHooks(_)
+            | Self::Died { .. } => Code::INTERNAL,
         }
     }
 

@@ -4,19 +4,22 @@
 //! | --- | --- | --- |
 //! | `prestart`, `createRuntime` | the machine runs, the container is not yet made | fails the create |
 //! | `poststart` | the container's process runs | is logged |
-//! | `poststop` | the container is deleted | is logged |
+//! | `poststop` | the container is deleted, also after a killed shim ([`due`]) | is logged |
 //! | `createContainer` | a program of the host in the container's namespaces, which there are none of | refused |
 //! | `startContainer` | in the container: the agent's | |
 //!
 //! A hook gets the container's state as JSON on standard input, and the environment that the spec gives it.
 
+pub(crate) mod due;
+
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
@@ -82,12 +85,12 @@ pub(crate) struct Hooks {
 }
 
 /// The state of a container (OCI runtime spec, "State").
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct State {
     oci_version: String,
     id: String,
-    status: &'static str,
+    status: Cow<'static, str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<u32>,
     bundle: PathBuf,
@@ -121,7 +124,7 @@ impl Hooks {
             state: State {
                 oci_version: spec.version().clone(),
                 id: id.to_owned(),
-                status: "",
+                status: Cow::default(),
                 pid: None,
                 bundle: bundle.to_owned(),
                 annotations: spec.annotations().clone(),
@@ -162,7 +165,7 @@ impl Hooks {
             When::Stopped => ("stopped", vec![poststop]),
         };
         let state = State {
-            status,
+            status: status.into(),
             pid,
             ..self.state.clone()
         };

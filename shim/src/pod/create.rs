@@ -15,7 +15,7 @@ use sandbox_types::timeline::Phase;
 
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::error::{TaskError, chain};
-use crate::hooks::{Hooks, When};
+use crate::hooks::{Hooks, When, due};
 use crate::program;
 use crate::spec::BundleSpec;
 use crate::spec::binds::Binds;
@@ -396,6 +396,7 @@ impl Pod {
         };
         let pid = sandbox.monitor_pid();
         let made = async {
+            hooks.begin(draft.bundle).map_err(TaskError::NoteHooks)?;
             hooks.run(When::Creating, Some(pid)).await?;
             sandbox.agent().create_container(&create).await?;
             sandbox.mark(Phase::ContainerCreated);
@@ -407,7 +408,7 @@ impl Pod {
             Ok(process) => process,
             Err(error) => {
                 // What the first hooks made, the last ones undo (OCI runtime spec, "Lifecycle").
-                hooks.run_all(When::Stopped, None).await;
+                due::run(draft.bundle).await;
                 return Err(error);
             }
         };

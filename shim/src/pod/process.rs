@@ -16,7 +16,7 @@ use super::create::wanted;
 use super::{Contents, DRAIN, Pod, Process, ProcessKey, ProcessView};
 use crate::delete::KILLED;
 use crate::error::{TaskError, chain};
-use crate::hooks::When;
+use crate::hooks::{When, due};
 use crate::lifecycle::{Exit, Lifecycle};
 use crate::spec::{exec_process, update};
 use crate::stdio::{OpenStdio, StdioPaths, drain};
@@ -274,18 +274,18 @@ impl Pod {
                 tracing::warn!("{key} is still shared with the guest: {}", chain(&error));
             }
         }
-        let hooks = {
+        let bundle = {
             let mut state = self.state();
             match &key.exec {
-                None => state.containers.remove(&key.container).map(|c| c.hooks),
+                None => state.containers.remove(&key.container).map(|c| c.bundle),
                 Some(exec) => {
                     state.container(&key.container)?.execs.remove(exec);
                     None
                 }
             }
         };
-        if let Some(hooks) = hooks {
-            hooks.run_all(When::Stopped, None).await;
+        if let Some(bundle) = bundle {
+            due::run(&bundle).await;
         }
         let exit = lifecycle.exit().unwrap_or(Exit {
             status: KILLED,
@@ -295,7 +295,8 @@ impl Pod {
         Ok(exit)
     }
 
-    /// Sets the size of a process's terminal.
+    /// Sets the size of a process's terminal. One that has none has no size to set, which is no error, as in
+    /// containerd's own shim.
     ///
     /// # Errors
     /// [`TaskError`].
@@ -305,10 +306,14 @@ impl Pod {
         columns: u32,
         rows: u32,
     ) -> Result<(), TaskError> {
-        self.state()
-            .process(key)?
-            .lifecycle
-            .must_live("resize the terminal of")?;
+        {
+            let mut state = self.state();
+            let process = state.process(key)?;
+            process.lifecycle.must_live("resize the terminal of")?;
+            if !process.stdio.terminal {
+                return Ok(());
+            }
+        }
         let sandbox = self.sandbox()?;
         sandbox
             .agent()

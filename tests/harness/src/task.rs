@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -242,6 +243,7 @@ impl Shim {
             stdin: streams.stdin.clone(),
             stdout: streams.stdout.clone(),
             stderr: streams.stderr.clone(),
+            terminal: process["terminal"].as_bool().unwrap_or(false),
             spec: Some(Any {
                 type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),
                 value: serde_json::to_vec(process)?,
@@ -344,6 +346,27 @@ impl Shim {
         Ok(std::mem::take(&mut *events))
     }
 
+    /// What is run when the shim was killed.
+    #[must_use]
+    pub fn delete_command(&self, world: &World) -> Command {
+        let mut command = world.command("containerd-shim-sandbox-v2");
+        command
+            .args([
+                "-namespace",
+                NAMESPACE,
+                "-id",
+                &self.id,
+                "-address",
+                "/none",
+            ])
+            .arg("-bundle")
+            .arg(&self.bundle)
+            .arg("delete")
+            .env("SANDBOX_CONFIG", world.path().join("sandbox.toml"))
+            .current_dir(&self.bundle);
+        command
+    }
+
     /// What the shim logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -366,7 +389,7 @@ fn make_root(root: &Path) -> Result<()> {
     fs::copy(BUSYBOX, root.join("bin/busybox"))
         .with_context(|| format!("{BUSYBOX} (package busybox-static)"))?;
     for name in [
-        "sh", "cat", "sleep", "head", "tail", "id", "pwd", "grep", "touch",
+        "sh", "cat", "sleep", "head", "tail", "id", "pwd", "grep", "touch", "stty",
     ] {
         symlink("busybox", root.join("bin").join(name))?;
     }
