@@ -1,5 +1,6 @@
 //! The user of a process by name, as docker's `--user` and an image's `USER` have it: `USER[:GROUP]`, each a name or a
-//! number, looked up in the container's own `/etc/passwd` and `/etc/group`.
+//! number, looked up in the container's own `/etc/passwd` and `/etc/group`. A third part is ours, for `--group-add`:
+//! `USER:[GROUP]:NAME[,NAME…]`, further groups. No name has a colon or a comma in it, because those files do not.
 //!
 //! | text | user | group | supplementary groups |
 //! | --- | --- | --- | --- |
@@ -7,6 +8,7 @@
 //! | `7` | 7 | that of passwd; 0 if there is no such user | those that list the user's name |
 //! | `…:name` | as above | that of group; unknown: refused | none |
 //! | `…:8` | as above | 8 | none |
+//! | `…:…:name,8` | as above | as above | as above, and these; unknown: refused |
 //!
 //! Groups that the spec lists besides are kept.
 
@@ -128,10 +130,10 @@ fn number(text: &str) -> Result<Option<u32>, UserError> {
 }
 
 fn find(text: &str, passwd: &str, group: &str) -> Result<Found, UserError> {
-    let (user, wanted_group) = match text.split_once(':') {
-        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
-        None => (text, None),
-    };
+    let mut parts = text.splitn(3, ':');
+    let user = parts.next().unwrap_or_default();
+    let wanted_group = parts.next().filter(|group| !group.is_empty());
+    let further = parts.next().filter(|groups| !groups.is_empty());
     // Without a user, that of the image is meant, which is root.
     let user = if user.is_empty() { "0" } else { user };
     let wanted = number(user)?;
@@ -155,35 +157,49 @@ fn find(text: &str, passwd: &str, group: &str) -> Result<Found, UserError> {
             });
         }
     };
-    let groups = group.lines().filter_map(|line| {
+    let mut found = match wanted_group {
+        Some(wanted) => Found {
+            uid,
+            gid: group_number(wanted, group)?,
+            groups: Vec::new(),
+        },
+        None => Found {
+            uid,
+            gid,
+            groups: groups(group)
+                .filter(|(_, _, members)| {
+                    name.is_some_and(|name| members.split(',').any(|member| member == name))
+                })
+                .map(|(_, gid, _)| gid)
+                .collect(),
+        },
+    };
+    for wanted in further.into_iter().flat_map(|list| list.split(',')) {
+        found.groups.push(group_number(wanted, group)?);
+    }
+    Ok(found)
+}
+
+/// Name, number and members of each line of a group file.
+fn groups(file: &str) -> impl Iterator<Item = (&str, u32, &str)> {
+    file.lines().filter_map(|line| {
         let mut fields = line.trim().split(':');
         let name = fields.next()?;
         let gid: u32 = fields.nth(1)?.parse().ok()?;
         Some((name, gid, fields.next().unwrap_or_default()))
-    });
-    if let Some(wanted) = wanted_group {
-        let gid = match number(wanted)? {
-            Some(gid) => gid,
-            None => groups
-                .into_iter()
-                .find_map(|(name, gid, _)| (name == wanted).then_some(gid))
-                .ok_or_else(|| UserError::UnknownGroup {
-                    name: wanted.to_owned(),
-                })?,
-        };
-        return Ok(Found {
-            uid,
-            gid,
-            groups: Vec::new(),
-        });
+    })
+}
+
+/// The number that `wanted`, a number or a name of the group file, stands for.
+fn group_number(wanted: &str, file: &str) -> Result<u32, UserError> {
+    if let Some(gid) = number(wanted)? {
+        return Ok(gid);
     }
-    let groups = groups
-        .filter(|(_, _, members)| {
-            name.is_some_and(|name| members.split(',').any(|member| member == name))
+    groups(file)
+        .find_map(|(name, gid, _)| (name == wanted).then_some(gid))
+        .ok_or_else(|| UserError::UnknownGroup {
+            name: wanted.to_owned(),
         })
-        .map(|(_, gid, _)| gid)
-        .collect();
-    Ok(Found { uid, gid, groups })
 }
 
 #[cfg(test)]
@@ -211,6 +227,9 @@ mod tests {
             (":8", (0, 8, vec![])),
             ("user:", (1000, 1001, vec![10, 29])),
             ("root", (0, 0, vec![10])),
+            ("user::audio,7", (1000, 1001, vec![10, 29, 29, 7])),
+            ("7:8:wheel", (7, 8, vec![10])),
+            ("user::", (1000, 1001, vec![10, 29])),
         ] {
             assert_eq!(found(text), Ok(expected), "{text}");
         }
@@ -220,6 +239,8 @@ mod tests {
     fn name_that_is_unknown_is_refused() {
         assert!(found("nobody").unwrap_err().contains("\"nobody\""));
         assert!(found("user:nogroup").unwrap_err().contains("\"nogroup\""));
+        assert!(found("user::nogroup").unwrap_err().contains("\"nogroup\""));
+        assert!(found("user::wheel,").is_err());
         assert!(found("4294967295").unwrap_err().contains("4294967295"));
         // A sign makes it a name.
         assert!(found("-1").is_err());

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec, UserBuilder};
+use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::app::{App, AppError};
@@ -173,11 +173,7 @@ fn describe(container: &Container, args: &ExecArgs) -> Result<Process, ExecError
         process.set_cwd(PathBuf::from(folder));
     }
     if let Some(user) = &args.user {
-        let user = UserBuilder::default()
-            .uid(0_u32)
-            .gid(0_u32)
-            .username(user.to_string())
-            .build()?;
+        let user = crate::spec::exec_user(process.user(), user)?;
         process.set_user(user);
     }
     if args.privileged {

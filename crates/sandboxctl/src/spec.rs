@@ -34,7 +34,7 @@ use crate::volume::{VolumeError, Volumes};
 pub(crate) use defaults::SHM_BYTES;
 pub(crate) use files::files;
 pub(crate) use mounts::{binds, make_sources, tmpfs};
-pub(crate) use process::{all_capabilities, command, exec_environment};
+pub(crate) use process::{all_capabilities, command, exec_environment, exec_user};
 use security::Seccomp;
 
 /// The version of the OCI runtime spec that configurations are written in.
@@ -54,11 +54,6 @@ pub(crate) enum SpecError {
         "there is no capability called {name:?}; see capabilities(7), such as NET_ADMIN, or write ALL"
     )]
     Capability { name: String },
-    /// A further group that only the image's group file knows.
-    #[error(
-        "--group-add {group:?}: names of further groups cannot be looked up in the image yet; give a number"
-    )]
-    GroupName { group: String },
     /// The image names its user in no known way.
     #[error("the image's own user does not read as one; give another with --user")]
     ImageUser(#[source] ValueError),

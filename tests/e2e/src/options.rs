@@ -101,7 +101,7 @@ fn many(world: &World) -> Result<()> {
          --dns-option ndots:2 --env-file env -e BOTH=option -w /tmp -v {0}/data:/data --mount \
          type=bind,source={0}/data,target=/ro,readonly -v ./made:/made --ulimit nofile=50:60 --sysctl \
          net.ipv4.ip_unprivileged_port_start=80 --shm-size 1m --device /dev/fuse --pids-limit 50 --memory 128m \
-         --memory-reservation 64m --memory-swap 192m --cpuset-cpus 0-1 --group-add 10 --init",
+         --memory-reservation 64m --memory-swap 192m --cpuset-cpus 0-1 --group-add 10 --group-add nogroup --init",
         here.display()
     );
     let text = run(world, &words, script)?;
@@ -133,7 +133,7 @@ fn many(world: &World) -> Result<()> {
             "67108864",
             "67108864",
             "0-1",
-            "0 10",
+            "0 10 65534",
             "CapEff: 00000000a80425fb",
             "Seccomp: 2",
         ],

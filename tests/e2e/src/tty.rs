@@ -1,6 +1,6 @@
 //! `-t`: a shell that a person can use.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use sandbox_harness::World;
 use sandbox_harness::terminal::Terminal;
 
@@ -8,6 +8,7 @@ use crate::Case;
 
 pub(crate) const CASES: &[Case] = &[
     ("tty_shell_echoes_interrupts_resizes_and_ends", shell),
+    ("tty_keys_detach_and_exec_has_a_terminal", detach),
     ("tty_without_a_terminal_is_refused", no_terminal),
 ];
 
@@ -41,6 +42,35 @@ fn shell(world: &World) -> Result<()> {
     })?;
     terminal.press("C-d")?;
     terminal.wait_for("Ctrl-D ended the shell", |line| line.contains("exit=5"))?;
+    Ok(())
+}
+
+fn detach(world: &World) -> Result<()> {
+    let keys = ["--detach-keys", "ctrl-x"];
+    let mut arguments = vec!["run", "-i", "-t", "--name", "d"];
+    arguments.extend(keys);
+    arguments.extend(["demo", "sh"]);
+    let first = Terminal::open(world, 80, 24, &arguments)?;
+    first.wait_for("a prompt", |line| line.ends_with('#'))?;
+    first.press("C-x")?;
+    first.wait_for("that it was left alone", |line| line.contains("exit=0"))?;
+    let ps = world.sandboxctl(&["ps"])?.expect_code(0)?;
+    ensure!(ps.text().contains("Up"), "ps: {}", ps.text());
+
+    let again = Terminal::open(world, 70, 20, &["attach", keys[0], keys[1], "d"])?;
+    again.type_text("stty size; kept=yes")?;
+    again.press("Enter")?;
+    again.wait_for("the new client's size", |line| line == "20 70")?;
+    let exec = Terminal::open(world, 60, 10, &["exec", "-i", "-t", "d", "sh"])?;
+    exec.wait_for("a prompt", |line| line.ends_with('#'))?;
+    exec.type_text("stty size; exit 3")?;
+    exec.press("Enter")?;
+    exec.wait_for("its own size", |line| line == "10 60")?;
+    exec.wait_for("its own code", |line| line.contains("exit=3"))?;
+    again.type_text("exit 4")?;
+    again.press("Enter")?;
+    again.wait_for("the container's code", |line| line.contains("exit=4"))?;
+    world.sandboxctl(&["rm", "d"])?.expect_code(0)?;
     Ok(())
 }
 

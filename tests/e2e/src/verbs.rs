@@ -20,6 +20,14 @@ pub(crate) const CASES: &[Case] = &[
         "verbs_killed_attendant_is_noticed_and_cleared_away",
         killed_attendant,
     ),
+    (
+        "verbs_stop_and_restart_go_by_the_options_of_run",
+        stopped_as_asked,
+    ),
+    (
+        "verbs_killed_shim_shows_as_exited_with_the_reason",
+        killed_shim,
+    ),
 ];
 
 /// How long something may take that is about to happen.
@@ -39,7 +47,18 @@ fn run(world: &World, arguments: &[&str], stdout: &str) -> Result<()> {
 
 fn detached(world: &World, name: &str) -> Result<()> {
     let made = world
-        .sandboxctl(&["run", "-d", "--name", name, "demo", "sh", "-c", POLITE])?
+        .sandboxctl(&[
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--group-add",
+            "nogroup",
+            "demo",
+            "sh",
+            "-c",
+            POLITE,
+        ])?
         .expect_code(0)?;
     let id = made.text();
     ensure!(
@@ -141,6 +160,12 @@ fn add_processes(world: &World) -> Result<()> {
         world,
         &["exec", "-e", "A=b", "-w", "/tmp", "one", "sh", "-c", said],
         "b\n/tmp\n",
+    )?;
+    // Groups of the container's own stay with another user (docker).
+    run(
+        world,
+        &["exec", "-u", "7:8", "one", "id", "-G"],
+        "8 65534\n",
     )?;
     world
         .sandboxctl(&["exec", "one", "no-such-program"])?
@@ -272,4 +297,90 @@ fn killed_attendant(world: &World) -> Result<()> {
     ensure!(left.is_empty(), "still there: {left:?}");
     run(world, &["start", "lonely"], "lonely\n")?;
     run(world, &["rm", "-f", "lonely"], "lonely\n")
+}
+
+fn killed_shim(world: &World) -> Result<()> {
+    detached(world, "orphan")?;
+    let wait = world.start(&["wait", "orphan"])?;
+    world.kill_process("containerd-shim-sandbox-v2")?;
+    wait.finish()?.expect_code(0)?.expect_stdout("137\n")?;
+    let ps = world
+        .sandboxctl(&["ps", "-a", "--no-trunc"])?
+        .expect_code(0)?;
+    ensure!(
+        ps.text().contains("Exited (137)") && ps.text().contains("shim"),
+        "ps -a: {}",
+        ps.text()
+    );
+    // Dead is, to docker, what could not be removed; this can.
+    let state = "{{.State.Status}} {{.State.ExitCode}} {{.State.Running}} {{.State.Dead}}";
+    run(
+        world,
+        &["inspect", "-f", state, "orphan"],
+        "exited 137 false false\n",
+    )?;
+    let reason = world.sandboxctl(&["inspect", "-f", "{{.State.Error}}", "orphan"])?;
+    ensure!(reason.text().contains("shim"), "{}", reason.text());
+    run(world, &["ps", "-a", "-q", "--filter", "status=dead"], "")?;
+    run(world, &["logs", "--tail", "1", "orphan"], "out\n")?;
+    let left = sandbox_harness::leaks::processes(world.path());
+    ensure!(left.is_empty(), "still there: {left:?}");
+    run(world, &["start", "orphan"], "orphan\n")?;
+    run(world, &["rm", "-f", "orphan"], "orphan\n")
+}
+
+/// Says what it has of its options, and that it was asked to end, but does not.
+const STUBBORN: &str = "trap 'echo asked' USR1; trap '' TERM; cat /proc/self/oom_score_adj /sys/fs/cgroup/cpu.weight; \
+    echo up; while :; do sleep 0.1; done";
+
+fn stopped_as_asked(world: &World) -> Result<()> {
+    std::fs::write(world.path().join("labels"), "from=file\n")?;
+    let options = "run -d --name s --entrypoint sh --stop-signal USR1 --stop-timeout 1 --restart no --annotation a=b \
+        --label-file labels --pid private --uts private --cgroupns private --userns host --ipc private \
+        --cpu-shares 512 --oom-score-adj 500 demo -c";
+    let arguments: Vec<&str> = options.split_whitespace().chain([STUBBORN]).collect();
+    world.sandboxctl(&arguments)?.expect_code(0)?;
+    let starts = |times: usize| {
+        wait_until("that it is up", SOON, || {
+            let logs = world.sandboxctl(&["logs", "s"]).ok()?;
+            (logs.text().matches("up\n").count() == times).then_some(logs.text())
+        })
+    };
+    let first = starts(1)?;
+    ensure!(first == "500\n20\nup\n", "{first}");
+    let noted = "{{index .HostConfig.Annotations \"a\"}} {{.Config.StopTimeout}} {{.HostConfig.RestartPolicy.Name}} \
+        {{index .Config.Labels \"from\"}} {{.Path}}";
+    run(world, &["inspect", "-f", noted, "s"], "b 1 no file sh\n")?;
+    // It is asked with the container's signal, killed when its time is up, and runs again.
+    run(world, &["restart", "s"], "s\n")?;
+    let second = starts(2)?;
+    ensure!(second == "500\n20\nup\nasked\n500\n20\nup\n", "{second}");
+    run(
+        world,
+        &["inspect", "-f", "{{.State.Running}} {{.RestartCount}}", "s"],
+        "true 0\n",
+    )?;
+    // What it says of other signals and times goes before that.
+    run(world, &["stop", "-s", "TERM", "-t", "0", "s"], "s\n")?;
+    run(
+        world,
+        &[
+            "inspect",
+            "-f",
+            "{{.State.Status}} {{.State.ExitCode}}",
+            "s",
+        ],
+        "exited 137\n",
+    )?;
+    let logs = world.sandboxctl(&["logs", "-t", "--tail", "1", "s"])?;
+    let (time, line) = logs
+        .text()
+        .split_once(' ')
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .context("no time")?;
+    ensure!(
+        line == "up\n" && time.contains('T') && time.ends_with('Z'),
+        "{time} {line}"
+    );
+    run(world, &["rm", "s"], "s\n")
 }

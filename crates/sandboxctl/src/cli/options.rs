@@ -28,7 +28,7 @@ pub(crate) struct ContainerOptions {
     /// The user to run as, and the group: names of the image's, or numbers
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = values::user, help_heading = "Process")]
     pub(crate) user: Option<UserName>,
-    /// A further group of the process, by number
+    /// A further group of the process: a name of the image's, or a number
     #[arg(long, value_name = "GROUP", value_parser = values::group, help_heading = "Process")]
     pub(crate) group_add: Vec<String>,
     /// The program to run instead of the image's entry point; empty for none

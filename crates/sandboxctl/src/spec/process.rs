@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 
 use super::{Request, SpecError, defaults, security};
 use crate::cli::ContainerOptions;
-use crate::values::{self, Variable};
+use crate::values::{self, UserName, Variable};
 
 pub(super) fn generate(request: &Request<'_>) -> Result<Process, SpecError> {
     let user = user(request)?;
@@ -177,7 +177,7 @@ fn working_directory(request: &Request<'_>) -> Result<String, SpecError> {
 }
 
 /// Who the process runs as, in docker's words: the agent looks names up in the container's own files, and the
-/// groups of a number as well.
+/// groups of a number as well. Nobody named is root, who may be a member of groups, too.
 fn user(request: &Request<'_>) -> Result<User, SpecError> {
     let image_user = request
         .image
@@ -189,16 +189,40 @@ fn user(request: &Request<'_>) -> Result<User, SpecError> {
         (None, Some(name)) => Some(values::user(name).map_err(SpecError::ImageUser)?),
         (None, None) => None,
     };
-    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32).build()?;
-    user.set_username(name.map(|name| name.to_string()));
-    if !request.options.group_add.is_empty() {
-        let groups = request.options.group_add.iter().map(|group| {
-            group.parse().map_err(|_| SpecError::GroupName {
-                group: group.clone(),
-            })
-        });
-        user.set_additional_gids(Some(groups.collect::<Result<Vec<u32>, _>>()?));
+    let name = name.map_or_else(|| "0".to_owned(), |name| name.to_string());
+    let mut groups = Vec::new();
+    let mut names = Vec::new();
+    for group in &request.options.group_add {
+        match group.parse::<u32>() {
+            Ok(number) => groups.push(number),
+            Err(_) => names.push(group.as_str()),
+        }
     }
+    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32).build()?;
+    user.set_username(Some(with_groups(name, &names.join(","))));
+    if !groups.is_empty() {
+        user.set_additional_gids(Some(groups));
+    }
+    Ok(user)
+}
+
+/// A user's name with the names of further groups, as the agent reads it: `USER:[GROUP]:NAME[,NAME…]`.
+fn with_groups(name: String, groups: &str) -> String {
+    match groups {
+        "" => name,
+        groups if name.contains(':') => format!("{name}:{groups}"),
+        groups => format!("{name}::{groups}"),
+    }
+}
+
+/// The user of a process that is added to a container: another one than `container`, in the further groups that
+/// `--group-add` gave that one.
+pub(crate) fn exec_user(container: &User, name: &UserName) -> Result<User, SpecError> {
+    let given = container.username().as_deref().unwrap_or_default();
+    let groups = given.splitn(3, ':').nth(2).unwrap_or_default();
+    let mut user = UserBuilder::default().uid(0_u32).gid(0_u32).build()?;
+    user.set_username(Some(with_groups(name.to_string(), groups)));
+    user.set_additional_gids(container.additional_gids().clone());
     Ok(user)
 }
 

@@ -222,24 +222,31 @@ fn user_is_left_to_the_agent_to_look_up() {
     }
     let none = ContainerOptions::default();
     assert_eq!(username(none.clone(), "app").as_deref(), Some("app"));
-    assert_eq!(username(none, ""), None);
+    assert_eq!(username(none, "").as_deref(), Some("0"));
 }
 
 #[test]
-fn further_group_is_a_number() {
-    let case = |group: &str| {
-        Case::with(ContainerOptions {
-            group_add: words(&[group]),
+fn further_groups_go_as_numbers_or_to_the_agent() {
+    let user = |user: &str| {
+        let options = ContainerOptions {
+            user: Some(values::user(user).unwrap()),
+            group_add: words(&["10", "audio", "video"]),
             ..ContainerOptions::default()
-        })
+        };
+        Case::with(options).process().user().clone()
     };
-    let user = case("10").process().user().clone();
-    assert_eq!(user.additional_gids().as_deref(), Some(&[10][..]));
-    let error = case("audio").generate().unwrap_err().to_string();
-    assert!(
-        error.contains("audio") && error.contains("number"),
-        "{error}"
-    );
+    let app = user("app");
+    assert_eq!(app.additional_gids().as_deref(), Some(&[10][..]));
+    assert_eq!(app.username().as_deref(), Some("app::audio,video"));
+    let staff = user("app:staff");
+    assert_eq!(staff.username().as_deref(), Some("app:staff:audio,video"));
+
+    // docker: an added process of another user keeps them.
+    let added = |name: &str| exec_user(&staff, &values::user(name).unwrap()).unwrap();
+    let root = added("root");
+    assert_eq!(root.username().as_deref(), Some("root::audio,video"));
+    assert_eq!(root.additional_gids().as_deref(), Some(&[10][..]));
+    assert_eq!(added("7:8").username().as_deref(), Some("7:8:audio,video"));
 }
 
 #[test]
