@@ -113,6 +113,8 @@ pub(crate) struct Confinement {
     pub(crate) rlimits: Vec<PosixRlimit>,
     /// Propagation of the container's mounts; empty for added processes.
     pub(crate) propagation: Vec<MountPropagation>,
+    /// Folders below `/dev` that libcontainer makes for devices, with no umask.
+    pub(crate) device_folders: Vec<PathBuf>,
     /// Programs to run in the container before its own.
     pub(crate) hooks: Option<StartHooks>,
     /// The folder that the container's first process begins in, which is made if it is not there; none for added
@@ -198,11 +200,13 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let limits = Limits::new(&resources, processors())?;
     let devices = resources.devices().clone().unwrap_or_default();
     linux.set_resources(None);
+    let device_folders = device_folders(&linux);
     let network_sysctl = take_network_sysctl(&mut linux);
     spec.set_linux(Some(linux));
 
     confinement.seccomp = seccomp;
     confinement.propagation = propagation;
+    confinement.device_folders = device_folders;
     confinement.hooks = hooks;
     Ok(GuestSpec {
         spec,
@@ -222,6 +226,22 @@ fn take_folder(process: &mut Process) -> Option<PathBuf> {
     let folder = process.cwd().clone();
     process.set_cwd("/".into());
     (!folder.as_os_str().is_empty()).then_some(folder)
+}
+
+/// The folders between `/dev` and the devices, which are made with them.
+fn device_folders(linux: &Linux) -> Vec<PathBuf> {
+    let between = |path: &PathBuf| {
+        let above: Vec<PathBuf> = path.ancestors().skip(1).map(Path::to_owned).collect();
+        let above = above.into_iter();
+        above.take_while(|folder| folder.starts_with("/dev") && folder != Path::new("/dev"))
+    };
+    let devices = linux.devices().iter().flatten();
+    let mut folders: Vec<PathBuf> = devices
+        .flat_map(|device| between(device.path()).collect::<Vec<_>>())
+        .collect();
+    folders.sort();
+    folders.dedup();
+    folders
 }
 
 fn is_of(linux: &Linux, kind: LinuxNamespaceType) -> bool {

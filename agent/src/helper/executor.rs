@@ -161,6 +161,10 @@ impl AgentExecutor {
         for mount in &self.confinement.propagation {
             propagate(mount)?;
         }
+        for folder in &self.confinement.device_folders {
+            protect(folder)
+                .map_err(|error| setup(format!("cannot protect {}: {error}", folder.display())))?;
+        }
         prepare_stdio(process)
     }
 }
@@ -196,6 +200,15 @@ fn enter(folder: &Path) -> Result<(), Refusal> {
                 folder.display()
             ))
         })
+}
+
+/// Gives a folder that everybody may write to the permissions that an ordinary umask would have left it.
+fn protect(folder: &Path) -> std::io::Result<()> {
+    let metadata = fs::symlink_metadata(folder)?;
+    if metadata.is_dir() && metadata.permissions().mode() & 0o7777 == 0o777 {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn make_folder(folder: &Path) -> std::io::Result<()> {
