@@ -40,22 +40,28 @@ fn push(array: &mut Value, more: &[Value]) {
     }
 }
 
-/// Every case.
+/// Every case. Each boots a machine, so each changes what does not get in the way of the others.
 pub(crate) fn all() -> Vec<Case> {
     vec![
         case("plain", |_, _| {}),
         case("hardened", hardened),
-        case("user", user),
-        case("capabilities", capabilities),
-        case("limits", limits),
-        case("sysctl", sysctl),
-        case("devices", devices),
-        case("mounts", mounts),
-        case("binds", binds),
-        case("resources", resources),
-        case("terminal", terminal),
-        case("userns", user_namespace),
-        case("shared", shared_namespaces),
+        case("process", |spec, exec| {
+            user(spec, exec);
+            limits(spec, exec);
+            terminal(spec, exec);
+        }),
+        case("privileges", |spec, exec| {
+            capabilities(spec, exec);
+            sysctl(spec);
+        }),
+        case("system", |spec, _| {
+            devices(spec);
+            mounts(spec);
+            binds(spec);
+            resources(spec);
+        }),
+        case("userns", |spec, _| user_namespace(spec)),
+        case("shared", |spec, _| shared_namespaces(spec)),
     ]
 }
 
@@ -151,7 +157,7 @@ fn limits(spec: &mut Value, exec: &mut Value) {
 }
 
 /// Kernel parameters of the container's namespaces, and its names.
-fn sysctl(spec: &mut Value, _: &mut Value) {
+fn sysctl(spec: &mut Value) {
     spec["hostname"] = json!("named");
     spec["domainname"] = json!("example.org");
     spec["linux"]["sysctl"] = json!({
@@ -166,7 +172,7 @@ fn sysctl(spec: &mut Value, _: &mut Value) {
 }
 
 /// Devices of the caller's, and rules for more than those.
-fn devices(spec: &mut Value, _: &mut Value) {
+fn devices(spec: &mut Value) {
     spec["linux"]["devices"] = json!([
         {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o666, "uid": 0, "gid": 0},
         {"path": "/dev/mine/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 1000, "gid": 5},
@@ -184,7 +190,7 @@ fn devices(spec: &mut Value, _: &mut Value) {
 }
 
 /// Mounts of each type of the kernel's, with options and propagation.
-fn mounts(spec: &mut Value, _: &mut Value) {
+fn mounts(spec: &mut Value) {
     push(
         &mut spec["mounts"],
         &[
@@ -205,7 +211,7 @@ fn mounts(spec: &mut Value, _: &mut Value) {
 }
 
 /// Folders and files of the host's.
-fn binds(spec: &mut Value, _: &mut Value) {
+fn binds(spec: &mut Value) {
     let folder = format!("{SHARED}/folder");
     push(
         &mut spec["mounts"],
@@ -219,7 +225,7 @@ fn binds(spec: &mut Value, _: &mut Value) {
 }
 
 /// Limits of the control group.
-fn resources(spec: &mut Value, _: &mut Value) {
+fn resources(spec: &mut Value) {
     let resources = &mut spec["linux"]["resources"];
     resources["memory"] =
         json!({"limit": 268_435_456, "reservation": 134_217_728, "swap": 402_653_184});
@@ -230,17 +236,16 @@ fn resources(spec: &mut Value, _: &mut Value) {
         json!({"memory.low": "33554432", "memory.oom.group": "1", "cpu.max.burst": "10000"});
 }
 
-/// A terminal with a size, of a user that is not root.
+/// A terminal with a size, of whoever the process is.
 fn terminal(spec: &mut Value, exec: &mut Value) {
     for (process, width) in [(&mut spec["process"], 100), (exec, 71)] {
         process["terminal"] = json!(true);
         process["consoleSize"] = json!({"width": width, "height": 33});
-        process["user"] = json!({"uid": 1000, "gid": 1000});
     }
 }
 
 /// A user namespace.
-fn user_namespace(spec: &mut Value, _: &mut Value) {
+fn user_namespace(spec: &mut Value) {
     push(&mut spec["linux"]["namespaces"], &[json!({"type": "user"})]);
     let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     spec["linux"]["uidMappings"] = map.clone();
@@ -248,7 +253,7 @@ fn user_namespace(spec: &mut Value, _: &mut Value) {
 }
 
 /// Namespaces of the host's: of the guest, here.
-fn shared_namespaces(spec: &mut Value, _: &mut Value) {
+fn shared_namespaces(spec: &mut Value) {
     spec["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "mount"}]);
     if let Some(members) = spec.as_object_mut() {
         members.remove("hostname");
