@@ -9,6 +9,7 @@ mod life;
 mod networks;
 mod observe;
 mod options;
+mod program;
 mod volumes;
 
 pub(crate) use images::{
@@ -26,6 +27,7 @@ pub(crate) use observe::{
     StatsArgs, TopArgs, UpdateArgs,
 };
 pub(crate) use options::ContainerOptions;
+pub(crate) use program::Program;
 pub(crate) use volumes::{
     VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
 };

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::{ArgAction, Args, Subcommand};
-use sandbox_image::Reference;
 use sandbox_types::ContainerId;
 
-use super::{ContainerOptions, HypervisorChoice, PullOptions};
+use super::{ContainerOptions, HypervisorChoice, Program, PullOptions};
 use crate::events::EventFilter;
 use crate::format::{self, Format};
 use crate::logs::{LogDriver, LogOptions};
@@ -45,16 +44,8 @@ pub(crate) struct MakeArgs {
     pub(crate) pull: PullOptions,
     #[command(flatten)]
     pub(crate) container: ContainerOptions,
-    /// The image to run
-    #[arg(value_name = "IMAGE")]
-    pub(crate) image: Reference,
-    /// The command and its arguments, instead of the image's
-    #[arg(
-        value_name = "COMMAND",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
-    pub(crate) command: Vec<String>,
+    #[command(flatten)]
+    pub(crate) program: Program,
 }
 
 impl MakeArgs {

@@ -22,18 +22,25 @@ fn command_line_definition_is_consistent() {
 fn run_options_end_at_image() {
     let args = run(&["--rm", "-it", "demo", "sh", "-c", "exit 42", "--rm"]);
     assert!(args.rm && args.create.interactive && args.create.tty);
-    assert_eq!(args.create.command, ["sh", "-c", "exit 42", "--rm"]);
+    assert_eq!(args.create.program.command, ["sh", "-c", "exit 42", "--rm"]);
 }
 
 #[test]
 fn run_command_may_begin_with_dash() {
-    assert_eq!(run(&["demo", "-la", "/"]).create.command, ["-la", "/"]);
     assert_eq!(
-        run(&["demo", "ls", "--", "-la"]).create.command,
+        run(&["demo", "-la", "/"]).create.program.command,
+        ["-la", "/"]
+    );
+    // Also with what would be an option of run's own.
+    let args = run(&["--entrypoint", "sh", "demo", "-c", "exit 1", "--rm"]);
+    assert_eq!(args.create.program.command, ["-c", "exit 1", "--rm"]);
+    assert!(!args.rm && args.create.container.cpu_shares.is_none());
+    assert_eq!(
+        run(&["demo", "ls", "--", "-la"]).create.program.command,
         ["ls", "--", "-la"]
     );
     assert_eq!(
-        run(&["demo", "ls", "--help"]).create.command,
+        run(&["demo", "ls", "--help"]).create.program.command,
         ["ls", "--help"]
     );
 }
@@ -46,7 +53,7 @@ fn run_hardened_example_is_taken() {
     assert_eq!(args.create.container.memory, Some(512 << 20));
     assert_eq!(args.create.container.cpus, Some(100_000));
     assert!(args.create.container.read_only);
-    assert!(args.create.command.is_empty());
+    assert!(args.create.program.command.is_empty());
 }
 
 #[test]
@@ -57,6 +64,8 @@ fn run_bad_value_is_named() {
         (&["--name", "a/b", "demo"], "identifier"),
         (&["--hypervisor", "xen", "demo"], "possible values"),
         (&[], "IMAGE"),
+        (&["a:b:c"], "IMAGE"),
+        (&["--no-such-option", "demo"], "no-such-option"),
     ] {
         let error = parse(&[&["run"], words].concat()).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");

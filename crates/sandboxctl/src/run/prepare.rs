@@ -46,7 +46,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         return Err(RunError::NotATerminal);
     }
     let store = app.store()?;
-    let image = image::for_run(app, &store, &args.image, &args.pull)?;
+    let image = image::for_run(app, &store, &args.program.image, &args.pull)?;
     let id = names::random_id().map_err(|source| RunError::Files {
         action: "read",
         path: PathBuf::from("/dev/urandom"),
@@ -68,7 +68,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         image_name: &image_name,
         image: image_config,
         options: &args.container,
-        command: &args.command,
+        command: &args.program.command,
         terminal: args.tty.then(terminal::size),
         volumes: &volumes,
         network: network.as_ref().map(|plan| spec::RequestedNetwork {
