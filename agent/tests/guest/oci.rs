@@ -379,6 +379,24 @@ pub(crate) async fn user_namespace_maps_the_users(host: &mut Host<'_>) -> Result
         "{seen:?}"
     );
     ensure!(seen.contains("Read-only file system"), "{seen:?}");
+    // With its own control groups taken away, as the namespace's root may, it sees those that came with sysfs.
+    let mut process = spec::process(&[
+        "sh",
+        "-c",
+        "umount /sys/fs/cgroup || exit; mount -o remount,bind,rw /sys/fs/cgroup; mount -o remount,bind,rw /sys; \
+         files=$(find /sys/fs/cgroup -name 'cgroup.procs' -o -name '*.max' -o -name 'cgroup.subtree_control'); \
+         for file in $files; do (cat < /dev/null >> $file) && echo opened $file; done 2> /dev/null; \
+         mkdir /sys/fs/cgroup/made && echo made; set -- $files; [ $# -gt 2 ] && echo looked",
+    ]);
+    for set in ["bounding", "effective", "permitted"] {
+        let set = process["capabilities"][set].as_array_mut();
+        set.context("no capabilities")?.push(json!("CAP_SYS_ADMIN"));
+    }
+    let seen = exec(host, "users", &process).await?;
+    ensure!(
+        seen.contains("looked") && !seen.contains("opened") && !seen.contains("made\n"),
+        "{seen}"
+    );
     end(host, "users").await
 }
 

@@ -5,10 +5,9 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use containerd_shim_protos::api;
+use containerd_shim_protos::api::{self, Status};
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
@@ -18,25 +17,22 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, UnknownValueRef};
 use nix::sys::stat::Mode;
 use sandbox_harness::World;
-use sandbox_harness::process::wait_until;
 use sandbox_harness::task::{Event, Shim, Streams, process, spec};
 use serde_json::{Value, json};
 
 use crate::Case;
+
+mod terminals;
 
 pub(crate) const CASES: &[Case] = &[
     ("task_service_binds_hooks_and_refusals", binds),
     ("task_service_calls_and_events", calls),
     (
         "task_service_connect_terminals_and_delete_after_a_killed_shim",
-        terminals,
+        terminals::case,
     ),
     ("task_service_streams", streams),
 ];
-
-const SHIM: &str = "containerd-shim-sandbox-v2";
-/// How long something may take that is about to happen.
-const SOON: Duration = Duration::from_secs(60);
 
 /// Waits for its input's end, which never comes.
 const WAITING: &[&str] = &["sh", "-c", "while :; do sleep 1000; done"];
@@ -57,28 +53,28 @@ fn refusals(world: &World, shim: &Shim) -> Result<()> {
     let socket = world.path().join("socket");
     let _listener = UnixListener::bind(&socket)?;
     for (source, parts) in [
-        (socket.as_path(), ["`mounts[2].source`", "it is a socket"]),
+        (socket.as_path(), ["`mounts[3].source`", "it is a socket"]),
         (
             Path::new("/dev/null"),
-            ["`mounts[2].source`", "it is a device"],
+            ["`mounts[3].source`", "it is a device"],
         ),
         (
             Path::new("/proc/sys"),
-            ["`mounts[2].source`", "proc file system"],
+            ["`mounts[3].source`", "proc file system"],
         ),
         (
             Path::new("/no/such"),
-            ["`mounts[2].source`", "No such file"],
+            ["`mounts[3].source`", "No such file"],
         ),
     ] {
         shim.must_refuse(&with_mounts(vec![bind("/x", source, &["rbind"])])?, &parts)?;
     }
     let out = bind("/x", world.path(), &["rbind", "rshared"]);
-    shim.must_refuse(&with_mounts(vec![out])?, &["`mounts[2]`", "rshared"])?;
+    shim.must_refuse(&with_mounts(vec![out])?, &["`mounts[3]`", "rshared"])?;
     let folder = bind("/x", world.path(), &["x-sandbox.copy"]);
     shim.must_refuse(
         &with_mounts(vec![folder])?,
-        &["`mounts[2]`", "regular file"],
+        &["`mounts[3]`", "regular file"],
     )?;
     let mut host = spec(WAITING);
     host["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
@@ -213,6 +209,15 @@ fn id(shim: &Shim) -> String {
 }
 
 /// The exec id and the command that `info` tells of each process.
+fn state(shim: &Shim, exec: &str) -> Result<api::StateResponse> {
+    let request = api::StateRequest {
+        id: id(shim),
+        exec_id: exec.to_owned(),
+        ..Default::default()
+    };
+    Ok(shim.client().state(shim.call(), &request)?)
+}
+
 fn pids(shim: &Shim) -> Result<Vec<(String, String)>> {
     let request = api::PidsRequest {
         id: id(shim),
@@ -271,6 +276,50 @@ fn stats(shim: &Shim) -> Result<Metrics> {
     Ok(Metrics::parse_from_bytes(&any.value)?)
 }
 
+/// What it uses is told, and limits are changed within the machine's size.
+fn measured_and_limited(shim: &Shim) -> Result<()> {
+    let metrics = stats(shim)?;
+    ensure!(
+        metrics.memory.usage > 0 && metrics.memory.usage_limit == 64 << 20,
+        "{metrics:?}"
+    );
+    ensure!(
+        metrics.pids.current >= 2 && metrics.cpu.usage_usec > 0,
+        "{metrics:?}"
+    );
+    ensure!(
+        metrics.network.iter().any(|network| network.name == "lo"),
+        "{metrics:?}"
+    );
+
+    update(
+        shim,
+        &json!({"memory": {"limit": 48 << 20}, "pids": {"limit": 50}}),
+    )?;
+    let metrics = stats(shim)?;
+    ensure!(
+        metrics.memory.usage_limit == 48 << 20 && metrics.pids.limit == 50,
+        "{metrics:?}"
+    );
+    for (resources, part) in [
+        (
+            json!({"memory": {"limit": 1u64 << 40}}),
+            "machine has (160 MiB)",
+        ),
+        (
+            json!({"cpu": {"quota": 900_000, "period": 100_000}}),
+            "machine has (1)",
+        ),
+    ] {
+        let error = update(shim, &resources)
+            .err()
+            .context("not refused")?
+            .to_string();
+        ensure!(error.contains(part), "{error}");
+    }
+    Ok(())
+}
+
 fn calls(world: &World) -> Result<()> {
     let shim = Shim::start(world, "t1")?;
     let pid = shim.create(&spec(WAITING), &Streams::default())?.pid;
@@ -298,51 +347,13 @@ fn calls(world: &World) -> Result<()> {
         "{listed:?}"
     );
 
-    let metrics = stats(&shim)?;
-    ensure!(
-        metrics.memory.usage > 0 && metrics.memory.usage_limit == 64 << 20,
-        "{metrics:?}"
-    );
-    ensure!(
-        metrics.pids.current >= 2 && metrics.cpu.usage_usec > 0,
-        "{metrics:?}"
-    );
-    ensure!(
-        metrics.network.iter().any(|network| network.name == "lo"),
-        "{metrics:?}"
-    );
-
-    update(
-        &shim,
-        &json!({"memory": {"limit": 48 << 20}, "pids": {"limit": 50}}),
-    )?;
-    let metrics = stats(&shim)?;
-    ensure!(
-        metrics.memory.usage_limit == 48 << 20 && metrics.pids.limit == 50,
-        "{metrics:?}"
-    );
-    for (resources, part) in [
-        (
-            json!({"memory": {"limit": 1u64 << 40}}),
-            "machine has (160 MiB)",
-        ),
-        (
-            json!({"cpu": {"quota": 900_000, "period": 100_000}}),
-            "machine has (1)",
-        ),
-    ] {
-        let error = update(&shim, &resources)
-            .err()
-            .context("not refused")?
-            .to_string();
-        ensure!(error.contains(part), "{error}");
-    }
-
+    measured_and_limited(&shim)?;
     let pause = api::PauseRequest {
         id: id(&shim),
         ..Default::default()
     };
     shim.client().pause(shim.call(), &pause)?;
+    ensure!(state(&shim, "")?.status() == Status::PAUSED);
     let resume = api::ResumeRequest {
         id: id(&shim),
         ..Default::default()
@@ -364,9 +375,32 @@ fn calls(world: &World) -> Result<()> {
 
     let (code, _) = shim.run("hungry", &process(&["tail", "/dev/zero"]))?;
     ensure!(code == 137, "{code}");
+    let running = state(&shim, "")?;
+    ensure!(
+        running.status() == Status::RUNNING
+            && running.pid == pid
+            && running.bundle == shim.bundle().display().to_string()
+            && running.exit_status == 0
+            && running.exited_at.is_none(),
+        "{running:?}"
+    );
+    let added = state(&shim, "listed")?;
+    ensure!(
+        added.status() == Status::RUNNING && added.exec_id == "listed",
+        "{added:?}"
+    );
     kill(&shim, true)?;
     ensure!(shim.wait("listed")? == 137);
     ensure!(shim.wait("")? == 137);
+    for exec in ["", "listed"] {
+        let stopped = state(&shim, exec)?;
+        ensure!(
+            stopped.status() == Status::STOPPED
+                && stopped.exit_status == 137
+                && stopped.exited_at.seconds > 0,
+            "{stopped:?}"
+        );
+    }
     shim.delete("listed")?;
     ensure!(shim.delete("")? == 137);
     let events = shim.events_until("/tasks/delete")?;
@@ -458,87 +492,6 @@ fn check_events(events: &[Event], pid: u32) -> Result<()> {
         "{delete:?}"
     );
     ensure!(events.next().is_none());
-    Ok(())
-}
-
-/// An exec's terminal, whose new size is seen and signalled inside.
-fn resized(shim: &Shim) -> Result<()> {
-    let script = "trap 'changed=1' WINCH; stty size; while [ -z \"$changed\" ]; do sleep 0.1; done; stty size";
-    let mut shell = process(&["sh", "-c", script]);
-    shell["terminal"] = json!(true);
-    shell["consoleSize"] = json!({"width": 100, "height": 33});
-    let out = shim.bundle().join("terminal");
-    let mut streams = Streams::file(&out);
-    streams.stderr.clear();
-    shim.exec("terminal", &shell, &streams)?;
-    let printed = || fs::read_to_string(&out).unwrap_or_default();
-    wait_until("the first size", SOON, || {
-        printed().contains("33 100").then_some(())
-    })?;
-    let resize = |exec: &str| {
-        let request = api::ResizePtyRequest {
-            id: id(shim),
-            exec_id: exec.to_owned(),
-            width: 120,
-            height: 40,
-            ..Default::default()
-        };
-        shim.client().resize_pty(shim.call(), &request)
-    };
-    resize("terminal")?;
-    ensure!(shim.wait("terminal")? == 0);
-    shim.delete("terminal")?;
-    ensure!(printed() == "33 100\r\n40 120\r\n", "{:?}", printed());
-    // What has no terminal has no size; containerd's own shim says nothing of it either.
-    resize("")?;
-    let gone = resize("terminal").err().context("not refused")?;
-    ensure!(
-        matches!(&gone, ttrpc::Error::RpcStatus(status) if status.code() == ttrpc::Code::NOT_FOUND),
-        "{gone}"
-    );
-    Ok(())
-}
-
-fn terminals(world: &World) -> Result<()> {
-    let shim = Shim::start(world, "k1")?;
-    let stopped = world.path().join("stopped");
-    let mut spec = spec(WAITING);
-    let script = format!("{{ cat; echo; }} >> {}", stopped.display());
-    spec["hooks"] = json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}]});
-    let task = shim.create(&spec, &Streams::default())?.pid;
-    shim.start_process("")?;
-    let request = api::ConnectRequest {
-        id: "k1".to_owned(),
-        ..Default::default()
-    };
-    let connected = shim.client().connect(shim.call(), &request)?;
-    let program = world.process(SHIM)?;
-    ensure!(
-        i64::from(connected.shim_pid) == i64::from(program.pid) && connected.task_pid == task,
-        "{connected:?}, {}",
-        program.pid
-    );
-    resized(&shim)?;
-
-    world.kill_process(SHIM)?;
-    ensure!(!stopped.exists(), "the last hooks ran too early");
-    // containerd runs it once, other callers perhaps again.
-    for _ in 0..2 {
-        let deleted = shim.delete_command(world).output()?;
-        let answer = api::DeleteResponse::parse_from_bytes(&deleted.stdout)?;
-        ensure!(
-            deleted.status.success() && answer.exit_status == 137,
-            "{deleted:?}"
-        );
-    }
-    let told = fs::read_to_string(stopped)?;
-    let state: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
-    ensure!(
-        state["status"] == "stopped" && state["id"] == "k1",
-        "{told}"
-    );
-    let left = sandbox_harness::leaks::processes(world.path());
-    ensure!(left.is_empty(), "still there: {left:?}");
     Ok(())
 }
 

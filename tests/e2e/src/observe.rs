@@ -18,6 +18,8 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("observe_lists_are_printed_as_asked", formats),
     ("observe_help_is_made_from_the_definitions", help),
+    ("observe_shell_completes_names", completed),
+    ("observe_logs_are_kept_as_far_as_asked", rotated),
 ];
 
 fn said(world: &World, arguments: &[&str]) -> Result<String> {
@@ -289,5 +291,84 @@ fn help(world: &World) -> Result<()> {
         .sandboxctl(&["ps", "--format", "{{.Names"])?
         .expect_code(125)?
         .expect_stderr(&["is not closed"])?;
+    Ok(())
+}
+
+/// What a shell is told that asks to complete the last of these words, as the script for bash does.
+fn completions(world: &World, words: &[&str]) -> Result<Vec<String>> {
+    let mut command = world.command("sandboxctl");
+    let last = words.len() - 1;
+    command
+        .env("SANDBOXCTL_COMPLETE", "bash")
+        .env("_CLAP_COMPLETE_INDEX", last.to_string())
+        .env("_CLAP_COMPLETE_COMP_TYPE", "9")
+        .env("_CLAP_COMPLETE_SPACE", "true")
+        .env("_CLAP_IFS", "\n")
+        .arg("--")
+        .args(words);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    Ok(text
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect())
+}
+
+fn completed(world: &World) -> Result<()> {
+    said(world, &["create", "--name", "completed", "demo"])?;
+    said(world, &["create", "--name", "other", "demo"])?;
+    for (words, expected) in [
+        (&["sandboxctl", "inspect", "comp"][..], &["completed"][..]),
+        (&["sandboxctl", "rm", "other", "comp"], &["completed"]),
+        (&["sandboxctl", "exec", "-i", "oth"], &["other"]),
+        (&["sandboxctl", "run", "--rm", "dem"], &["demo:latest"]),
+        (&["sandboxctl", "unpa"], &["unpause"]),
+        (&["sandboxctl", "rm", "nothing-like-it"], &[]),
+    ] {
+        let found = completions(world, words)?;
+        ensure!(found == expected, "{words:?}: {found:?}");
+    }
+    said(world, &["rm", "completed", "other"])?;
+    Ok(())
+}
+
+fn rotated(world: &World) -> Result<()> {
+    let script = "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i + 1)); done";
+    let options = ["--log-opt", "max-size=16k", "--log-opt", "max-file=2"];
+    let arguments = [
+        &["run", "--name", "chatty"][..],
+        &options,
+        &["demo", "sh", "-c", script],
+    ]
+    .concat();
+    let printed = said(world, &arguments)?;
+    ensure!(
+        printed.lines().count() == 3000,
+        "{}",
+        printed.lines().count()
+    );
+    let kept = said(world, &["logs", "chatty"])?;
+    let lines: Vec<&str> = kept.lines().collect();
+    // The newest are kept, without a gap, and no more than was asked for.
+    ensure!(lines.len() > 100 && lines.len() < 1500, "{}", lines.len());
+    let first = 3000 - lines.len();
+    for (number, line) in (first..).zip(&lines) {
+        ensure!(
+            *line == format!("line {number}"),
+            "{line} instead of {number}"
+        );
+    }
+    for (option, part) in [
+        ("max-size=0", "more than nothing"),
+        ("max-file=x", "max-file"),
+        ("mode=fast", "mode"),
+    ] {
+        world
+            .sandboxctl(&["create", "--log-opt", option, "demo"])?
+            .expect_code(125)?
+            .expect_stderr(&[part])?;
+    }
+    said(world, &["rm", "chatty"])?;
     Ok(())
 }

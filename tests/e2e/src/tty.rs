@@ -58,7 +58,9 @@ fn detach(world: &World) -> Result<()> {
     ensure!(ps.text().contains("Up"), "ps: {}", ps.text());
 
     let again = Terminal::open(world, 70, 20, &["attach", keys[0], keys[1], "d"])?;
-    again.type_text("stty size; kept=yes")?;
+    again.press("Enter")?;
+    again.wait_for("a prompt", |line| line.ends_with('#'))?;
+    again.type_text("stty size")?;
     again.press("Enter")?;
     again.wait_for("the new client's size", |line| line == "20 70")?;
     let exec = Terminal::open(world, 60, 10, &["exec", "-i", "-t", "d", "sh"])?;

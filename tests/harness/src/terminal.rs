@@ -1,12 +1,16 @@
 //! A real terminal for a program under test: a private tmux server, typed into and read like a person would.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::process::wait_until;
 use crate::world::World;
+
+/// Each terminal has a server of its own, which speaks of nothing else.
+static OPENED: AtomicU32 = AtomicU32::new(0);
 
 /// One terminal of a world. Dropped, it is closed with everything in it.
 pub struct Terminal {
@@ -31,7 +35,9 @@ impl Terminal {
             .map(|word| quote(&word.to_string_lossy()))
             .collect();
         let script = format!("{}; echo exit=$?; cat", words.join(" "));
-        let server = world.path().join("tmux").display().to_string();
+        let number = OPENED.fetch_add(1, Ordering::Relaxed);
+        let server = world.path().join(format!("tmux{number}"));
+        let server = server.display().to_string();
         let mut tmux = Command::new("tmux");
         world.adopt(&mut tmux);
         let status = tmux
