@@ -18,6 +18,7 @@ mod network;
 mod networks;
 mod observe;
 mod options;
+mod pod_streams;
 mod pods;
 mod run;
 mod shim_contract;
@@ -55,6 +56,7 @@ const MACHINE: &[&[Case]] = &[
     containerd::CASES,
     containerd_task::CASES,
     pods::CASES,
+    pod_streams::CASES,
     shim_contract::CASES,
     inside::CASES,
     jail::CASES,

@@ -84,6 +84,14 @@ fn running(cri: &Cri, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// containerd writes the log in its own time.
+fn logged(world: &World, pod: &Pod, container: &str, text: &str) -> Result<()> {
+    wait_until("the log", world.setup().limit, || {
+        (pod.log(container) == text).then_some(())
+    })
+    .with_context(|| format!("{container} logged {:?}", pod.log(container)))
+}
+
 fn shared(world: &World) -> Result<()> {
     let fixture = Fixture::start(world)?;
     let cri = &fixture.cri;
@@ -132,7 +140,7 @@ fn shared(world: &World) -> Result<()> {
         stats.memory.working_set_bytes.value > 0 && stats.cpu.usage_core_nano_seconds.value > 0,
         "{stats:?}"
     );
-    ensure!(pod.log("second") == "up\n", "{:?}", pod.log("second"));
+    logged(world, &pod, "second", "up\n")?;
 
     // One goes, another comes, the rest stays.
     cri.stop_container(&second, 30)?;
@@ -141,7 +149,7 @@ fn shared(world: &World) -> Result<()> {
     let third = fixture.run(&pod, "third", &["sh", "-c", "cat /dev/shm/word; exit 3"])?;
     let status = cri.wait_for_end(&third)?;
     ensure!(status.exit_code == 3, "{status:?}");
-    ensure!(pod.log("third") == "shared\n", "{:?}", pod.log("third"));
+    logged(world, &pod, "third", "shared\n")?;
     running(cri, &first)?;
     ensure!(cri.is_ready(&pod)?, "the pod is not ready");
     fixture.end(&pod)
@@ -372,9 +380,7 @@ fn network(world: &World) -> Result<()> {
         "{of_one} {of_two}"
     );
     let server = fixture.run(&one, "server", SERVER)?;
-    wait_until("the server", world.setup().limit, || {
-        (one.log("server") == "up\n").then_some(())
-    })?;
+    logged(world, &one, "server", "up\n")?;
     // The containers of a pod reach each other at localhost, and other pods by address.
     let neighbour = fixture.service(&one, "neighbour")?;
     let stranger = fixture.service(&two, "stranger")?;

@@ -19,6 +19,10 @@ use self::api::{
 };
 use crate::process::wait_until;
 
+mod stream;
+
+pub use self::stream::{End, Stream};
+
 /// The messages.
 pub mod api {
     #![allow(
