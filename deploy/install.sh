@@ -71,11 +71,13 @@ folder() {
 $made"
 }
 
-# put MODE SOURCE PATH [CHECKSUM]: copies a file, holes as holes; what runs from an old one goes on.
+# put MODE SOURCE PATH [CHECKSUM]: copies a file, holes as holes; what runs from an old one goes on. Programs go without
+# their line tables, which are most of them, where binutils are there.
 put() {
 	target=$root$3
 	folder "$(dirname "$3")"
 	cp --sparse=always "$2" "$target.new"
+	[ "$1" != 755 ] || strip --strip-debug "$target.new" 2>/dev/null || true
 	chmod "$1" "$target.new"
 	mv -f "$target.new" "$target"
 	echo "${4:--} $3" >>"$record.new"
