@@ -448,14 +448,33 @@ mod tests {
         assert!("a".repeat(300).parse::<Reference>().is_err());
     }
 
+    fn survives_its_own_display(text: &str) {
+        if let Ok(reference) = text.parse::<Reference>() {
+            let shown: Reference = reference.to_string().parse().unwrap();
+            assert_eq!(shown.canonical(), reference.canonical());
+            assert_eq!(shown.digest(), reference.digest());
+        }
+    }
+
+    #[test]
+    fn corpus_of_the_fuzz_target_survives_its_own_display() {
+        let folder = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fuzz/corpus/reference"
+        );
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            survives_its_own_display(&String::from_utf8_lossy(&bytes));
+            count += 1;
+        }
+        assert!(count >= 10, "{count}");
+    }
+
     proptest! {
         #[test]
         fn parsed_reference_survives_its_own_display(text in "\\PC{0,40}|[a-z0-9./:@_-]{1,40}") {
-            if let Ok(reference) = text.parse::<Reference>() {
-                let shown: Reference = reference.to_string().parse().unwrap();
-                prop_assert_eq!(shown.canonical(), reference.canonical());
-                prop_assert_eq!(shown.digest(), reference.digest());
-            }
+            survives_its_own_display(&text);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod demo;
+mod fuzz;
 mod guest;
 mod kernel;
 mod packages;
@@ -50,6 +51,14 @@ enum Task {
     },
     /// Build the guest image's agent a second time, in another folder, and compare the two to the byte.
     Reproducible,
+    /// Run the fuzz targets, one after the other.
+    Fuzz {
+        /// Seconds for each.
+        #[arg(long, default_value_t = 60)]
+        time: u64,
+        /// Only these.
+        targets: Vec<String>,
+    },
     /// Check the direction of dependencies and the sizes of files.
     Structure,
     /// Check format, lints and structure.
@@ -132,6 +141,7 @@ fn main() -> Result<ExitCode> {
         Task::Run => run_demo()?,
         Task::Test { only } => return tests::run(only.as_deref()),
         Task::Reproducible => return reproducible::run(),
+        Task::Fuzz { time, targets } => fuzz::run(time, &targets)?,
         Task::Structure => structure::check()?,
         Task::Lint => lint()?,
         Task::Testhost {

@@ -1,0 +1,90 @@
+//! Devices against drivers that mean them harm: whatever a driver did, the device lets itself be reset, and then works. The
+//! programs are the corpora of the fuzz targets (`tests/fuzz`), and any bytes.
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the driver cuts numbers to what registers and rings hold"
+)]
+#[path = "../../../tests/fuzz/driver.rs"]
+mod driver;
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use driver::{Kind, check};
+use proptest::prelude::*;
+
+/// After which a device is taken to hang.
+const LIMIT: Duration = Duration::from_secs(60);
+const CASES: u32 = 200;
+
+/// In a thread, so that a device that hangs fails the test.
+fn survived(kind: Kind, program: &[u8]) -> Result<(), String> {
+    let (done, waiting) = mpsc::channel();
+    let program = program.to_vec();
+    let running = thread::spawn(move || done.send(check(kind, &program)));
+    match waiting.recv_timeout(LIMIT) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => Err("it hangs".to_owned()),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(format!("{:?}", running.join())),
+    }
+}
+
+fn replay(corpus: &str, kinds: &[Kind]) -> Result<(), String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fuzz/corpus")
+        .join(corpus);
+    let text = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let mut count = 0;
+    for entry in fs::read_dir(&folder).map_err(text)? {
+        let path = entry.map_err(text)?.path();
+        let program = fs::read(&path).map_err(text)?;
+        for kind in kinds {
+            survived(*kind, &program)
+                .map_err(|error| format!("{kind:?}, {}: {error}", path.display()))?;
+        }
+        count += 1;
+    }
+    if count < 4 {
+        return Err(format!("{count} programs in {}", folder.display()));
+    }
+    Ok(())
+}
+
+#[test]
+fn disk_survives_the_corpus() {
+    assert_eq!(replay("disk", &[Kind::Disk, Kind::ReadOnlyDisk]), Ok(()));
+}
+
+#[test]
+fn entropy_survives_the_corpus() {
+    assert_eq!(replay("entropy", &[Kind::Entropy]), Ok(()));
+}
+
+#[test]
+fn vsock_survives_the_corpus() {
+    assert_eq!(replay("vsock", &[Kind::Vsock]), Ok(()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(CASES))]
+
+    #[test]
+    fn disk_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Disk, &program), Ok(()));
+        prop_assert_eq!(survived(Kind::ReadOnlyDisk, &program), Ok(()));
+    }
+
+    #[test]
+    fn entropy_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Entropy, &program), Ok(()));
+    }
+
+    #[test]
+    fn vsock_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Vsock, &program), Ok(()));
+    }
+}

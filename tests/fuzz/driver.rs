@@ -1,0 +1,647 @@
+//! A driver that does to a device whatever some bytes say, and then behaves. Shared by the fuzz targets and the replay of
+//! their corpora.
+//!
+//! The bytes are a program: each operation is one byte, and takes its operands from those after it (zeroes at the end). It
+//! writes and reads registers of any width and offset, sets queues up well or badly, puts any descriptors, heads and indices
+//! into the rings, fills memory, notifies, and plays the other side, the host's. What must hold is in [`check`].
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sandbox_types::GuestCid;
+use sandbox_vmm::bus::BusDevice as _;
+use sandbox_vmm::virtio::block::Block;
+use sandbox_vmm::virtio::mmio::MmioTransport;
+use sandbox_vmm::virtio::rng::Rng;
+use sandbox_vmm::virtio::{Interrupt, VirtioDevice, WorkerThread};
+use sandbox_vmm::vsock::{MuxerConfig, Vsock};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MEMORY_BYTES: u64 = 1 << 20;
+/// From one queue's rings to the next one's.
+const QUEUE_STRIDE: u64 = 0x4000;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+/// After the rings of three queues.
+const DATA: u64 = 0x1_0000;
+const QUEUE_SIZE: u16 = 128;
+/// The most operations of a program, and clients of the host's in it.
+const MAX_OPERATIONS: usize = 2000;
+const MAX_CLIENTS: usize = 32;
+/// How long a device that works may take for one thing.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a program waits for an interrupt that may not come.
+const GLIMPSE: Duration = Duration::from_millis(1);
+
+const DISK_SECTORS: u8 = 16;
+const SECTOR: usize = 512;
+const GUEST_CID: u64 = 3;
+const HOST_CID: u64 = 2;
+/// Of the guest's, to which the host connects in the end.
+const PORT: u32 = 52;
+const PACKET_HEADER: usize = 44;
+
+/// Which device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A disk that may be written to.
+    Disk,
+    /// A disk that may not.
+    ReadOnlyDisk,
+    /// The entropy device.
+    Entropy,
+    /// The vsock device.
+    Vsock,
+}
+
+struct Operands<'a>(&'a [u8]);
+
+impl Operands<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let count = N.min(self.0.len());
+        let (now, rest) = self.0.split_at(count);
+        bytes[..count].copy_from_slice(now);
+        self.0 = rest;
+        bytes
+    }
+
+    fn byte(&mut self) -> u8 {
+        u8::from_le_bytes(self.take())
+    }
+
+    fn half(&mut self) -> u16 {
+        u16::from_le_bytes(self.take())
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    /// An address: in the data, in the rings, at the memory's end, or anywhere.
+    fn address(&mut self) -> u64 {
+        match self.byte() % 4 {
+            0 => DATA + u64::from(self.half()),
+            1 => u64::from(self.half()),
+            2 => MEMORY_BYTES.wrapping_sub(u64::from(self.byte())),
+            _ => u64::from_le_bytes(self.take()),
+        }
+    }
+}
+
+/// The registers (VirtIO 1.3, 4.2.2).
+mod register {
+    pub(super) const DRIVER_FEATURES: u64 = 0x020;
+    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x024;
+    pub(super) const QUEUE_SEL: u64 = 0x030;
+    pub(super) const QUEUE_SIZE: u64 = 0x038;
+    pub(super) const QUEUE_READY: u64 = 0x044;
+    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(super) const INTERRUPT_ACK: u64 = 0x064;
+    pub(super) const STATUS: u64 = 0x070;
+    pub(super) const QUEUE_DESC: u64 = 0x080;
+    pub(super) const QUEUE_DRIVER: u64 = 0x090;
+    pub(super) const QUEUE_DEVICE: u64 = 0x0a0;
+}
+
+/// The device status (2.1).
+const PHASES: [u32; 5] = [0, 1, 3, 11, 15];
+const RUNNING: u32 = 15;
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// A device on its transport, its memory, and the host's side of it.
+struct Bench {
+    kind: Kind,
+    transport: MmioTransport,
+    memory: GuestMemoryMmap,
+    irq: EventFd,
+    disk: Option<File>,
+    clients: Vec<UnixStream>,
+    folder: tempfile::TempDir,
+    queues: u64,
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+fn sectors() -> Vec<u8> {
+    (0..DISK_SECTORS)
+        .flat_map(|number| [number; SECTOR])
+        .collect()
+}
+
+impl Bench {
+    fn new(kind: Kind) -> Result<Self, String> {
+        let ranges = [(GuestAddress(0), MEMORY_BYTES as usize)];
+        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(text)?;
+        let folder = tempfile::tempdir().map_err(text)?;
+        let mut disk = None;
+        let device: Box<dyn VirtioDevice> = match kind {
+            Kind::Disk | Kind::ReadOnlyDisk => {
+                let mut file = tempfile::tempfile().map_err(text)?;
+                file.write_all(&sectors()).map_err(text)?;
+                disk = Some(file.try_clone().map_err(text)?);
+                let read_only = kind == Kind::ReadOnlyDisk;
+                Box::new(Block::new("disk", file, read_only, "serial").map_err(text)?)
+            }
+            Kind::Entropy => Box::new(Rng::new()),
+            Kind::Vsock => {
+                let path = folder.path().join("vsock");
+                let listener = UnixListener::bind(&path).map_err(text)?;
+                let guest_cid = GuestCid::new(GUEST_CID).map_err(text)?;
+                let config = MuxerConfig {
+                    guest_cid,
+                    listener,
+                    path,
+                };
+                Box::new(Vsock::new(config).map_err(text)?)
+            }
+        };
+        let queues = device.queue_max_sizes().len() as u64;
+        let irq = EventFd::new(EFD_NONBLOCK).map_err(text)?;
+        let interrupt = Interrupt::new(irq.try_clone().map_err(text)?);
+        let thread = WorkerThread::spawn("device", || {}).map_err(text)?;
+        let transport = MmioTransport::new(device, memory.clone(), interrupt, thread);
+        Ok(Self {
+            kind,
+            transport: transport.map_err(text)?,
+            memory,
+            irq,
+            disk,
+            clients: Vec::new(),
+            folder,
+            queues,
+        })
+    }
+
+    fn set(&mut self, register: u64, value: u32) {
+        self.transport.write(register, &value.to_le_bytes());
+    }
+
+    fn get(&mut self, register: u64) -> u32 {
+        let mut word = [0; 4];
+        self.transport.read(register, &mut word);
+        u32::from_le_bytes(word)
+    }
+
+    fn set_address(&mut self, register: u64, address: u64) {
+        self.set(register, address as u32);
+        self.set(register + 4, (address >> 32) as u32);
+    }
+
+    fn put(&self, address: u64, bytes: &[u8]) {
+        // A driver may as well write where there is no memory.
+        let _ = self.memory.write_slice(bytes, GuestAddress(address));
+    }
+
+    fn half_at(&self, address: u64) -> u16 {
+        self.memory.read_obj(GuestAddress(address)).unwrap_or(0)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("vsock")
+    }
+
+    fn set_queue(&mut self, queue: u64, size: u32, rings: [u64; 3]) {
+        self.set(register::QUEUE_SEL, queue as u32);
+        self.set(register::QUEUE_SIZE, size);
+        for (register, address) in [
+            register::QUEUE_DESC,
+            register::QUEUE_DRIVER,
+            register::QUEUE_DEVICE,
+        ]
+        .into_iter()
+        .zip(rings)
+        {
+            self.set_address(register, address);
+        }
+        self.set(register::QUEUE_READY, 1);
+    }
+
+    fn rings(queue: u64) -> [u64; 3] {
+        let base = queue * QUEUE_STRIDE;
+        [base, base + AVAILABLE, base + USED]
+    }
+
+    /// `buffer` is its address and length.
+    fn descriptor(&self, queue: u64, index: u16, buffer: (u64, u32), flags: u16, next: u16) {
+        let (address, length) = buffer;
+        let at = queue * QUEUE_STRIDE + 16 * u64::from(index);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&address.to_le_bytes());
+        bytes[8..12].copy_from_slice(&length.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..].copy_from_slice(&next.to_le_bytes());
+        self.put(at, &bytes);
+    }
+
+    /// Makes a chain available, and moves the index by `step`.
+    fn offer(&self, queue: u64, head: u16, step: u16) {
+        let ring = queue * QUEUE_STRIDE + AVAILABLE;
+        let index = self.half_at(ring + 2);
+        let slot = ring + 4 + 2 * u64::from(index % QUEUE_SIZE);
+        self.put(slot, &head.to_le_bytes());
+        self.put(ring + 2, &index.wrapping_add(step).to_le_bytes());
+    }
+
+    fn kick(&mut self, queue: u64) {
+        self.set(register::QUEUE_NOTIFY, queue as u32);
+    }
+
+    /// Waits for an interrupt; whether there was one.
+    fn interrupted(&self, within: Duration) -> bool {
+        let irq = sandbox_vmm::fd::borrow(&self.irq);
+        let mut watched = [PollFd::from_borrowed_fd(irq, PollFlags::IN)];
+        let limit = Timespec::try_from(within).ok();
+        let came = poll(&mut watched, limit.as_ref()).is_ok_and(|count| count > 0);
+        let _ = self.irq.read();
+        came
+    }
+
+    fn run(&mut self, program: &[u8]) {
+        let mut rest = Operands(program);
+        for _ in 0..MAX_OPERATIONS {
+            if rest.0.is_empty() {
+                break;
+            }
+            self.step(&mut rest);
+        }
+    }
+
+    fn step(&mut self, rest: &mut Operands<'_>) {
+        match rest.byte() % 13 {
+            0 => {
+                let offset = u64::from(rest.half() % 0x240);
+                let width = usize::from(rest.byte() % 9);
+                let bytes: [u8; 8] = rest.take();
+                self.transport.write(offset, &bytes[..width]);
+            }
+            1 => {
+                let offset = u64::from(rest.half() % 0x240);
+                let mut bytes = [0; 8];
+                let width = usize::from(rest.byte() % 9);
+                self.transport.read(offset, &mut bytes[..width]);
+            }
+            2 => self.begin(usize::from(rest.byte() % 5), rest.word()),
+            3 => {
+                let queue = u64::from(rest.byte()) % (self.queues + 1);
+                let size = [128, 256, 1, 0, 3, 0x1_0000][usize::from(rest.byte() % 6)];
+                let rings = match rest.byte() % 3 {
+                    0 => Self::rings(queue),
+                    1 => [rest.address(), rest.address(), rest.address()],
+                    _ => [DATA; 3],
+                };
+                self.set_queue(queue, size, rings);
+            }
+            4 => {
+                let queue = u64::from(rest.byte()) % self.queues;
+                let (index, address) = (rest.half() % 300, rest.address());
+                let buffer = (address, rest.word());
+                self.descriptor(queue, index, buffer, rest.half(), rest.half());
+            }
+            5 => {
+                let queue = u64::from(rest.byte()) % self.queues;
+                self.offer(queue, rest.half(), rest.half());
+            }
+            6 => {
+                let queue = u64::from(rest.byte());
+                self.kick(queue % (self.queues + 1));
+            }
+            7 => {
+                let address = rest.address();
+                let bytes: [u8; 64] = rest.take();
+                self.put(address, &bytes);
+            }
+            8 => self.plausible(rest),
+            9 => self.set(register::STATUS, 0),
+            10 => self.host(rest),
+            11 => self.set(register::INTERRUPT_ACK, rest.word()),
+            _ => {
+                self.interrupted(GLIMPSE);
+            }
+        }
+    }
+
+    /// As a driver begins, up to a phase, with good queues.
+    fn begin(&mut self, phase: usize, features: u32) {
+        for status in &PHASES[..=phase] {
+            if *status == PHASES[3] {
+                self.set(register::DRIVER_FEATURES_SEL, 1);
+                self.set(register::DRIVER_FEATURES, 1);
+                self.set(register::DRIVER_FEATURES_SEL, 0);
+                self.set(register::DRIVER_FEATURES, features);
+            }
+            if *status == RUNNING {
+                for queue in 0..self.queues {
+                    self.set_queue(queue, QUEUE_SIZE.into(), Self::rings(queue));
+                }
+            }
+            self.set(register::STATUS, *status);
+        }
+    }
+
+    /// A request in the form that the device expects, with contents of any kind.
+    fn plausible(&mut self, rest: &mut Operands<'_>) {
+        let at = DATA + u64::from(rest.byte()) * 0x100;
+        match self.kind {
+            Kind::Disk | Kind::ReadOnlyDisk => {
+                let kind = [0_u32, 1, 4, 8, 11, 13, 99][usize::from(rest.byte() % 7)];
+                let mut header = [0; 16];
+                header[..4].copy_from_slice(&kind.to_le_bytes());
+                header[8..10].copy_from_slice(&rest.take::<2>());
+                header[15] = rest.byte() & 0x80;
+                self.put(at, &header);
+                let (data, length) = (rest.address(), rest.word() % 0x1_8000);
+                let flags = if kind == 0 || kind == 8 { WRITE } else { 0 };
+                self.descriptor(0, 0, (at, 16), NEXT, 1);
+                self.descriptor(0, 1, (data, length), NEXT | flags, 2);
+                self.descriptor(0, 2, (at + 0x80, 1), WRITE, 0);
+                self.offer(0, 0, 1);
+                self.kick(0);
+            }
+            Kind::Entropy => {
+                self.descriptor(0, 0, (rest.address(), rest.word() % 0x2_0000), WRITE, 0);
+                self.offer(0, 0, 1);
+                self.kick(0);
+            }
+            Kind::Vsock => {
+                let packet = Packet {
+                    from: (GUEST_CID, rest.word() % 8),
+                    to: (HOST_CID, (1 << 30) + rest.word() % 8),
+                    length: rest.word() % 0x1_0010,
+                    kind: 1 + u16::from(rest.byte().is_multiple_of(8)),
+                    operation: rest.half() % 9,
+                    flags: rest.word() % 4,
+                    credit: (rest.word(), rest.word()),
+                };
+                self.put(at, &packet.encode());
+                let header = PACKET_HEADER as u32;
+                self.descriptor(1, 0, (at, header), NEXT, 1);
+                self.descriptor(1, 1, (rest.address(), rest.word() % 0x1_0010), 0, 0);
+                self.offer(1, 0, 1);
+                self.kick(1);
+                self.receive_buffers(rest.byte().into());
+            }
+        }
+    }
+
+    fn receive_buffers(&mut self, count: u16) {
+        for index in 0..count % QUEUE_SIZE {
+            let at = DATA + 0x8000 + u64::from(index) * 0x200;
+            self.descriptor(0, index, (at, 0x200), WRITE, 0);
+            self.offer(0, index, 1);
+        }
+        self.kick(0);
+    }
+
+    /// What clients on the host do meanwhile.
+    fn host(&mut self, rest: &mut Operands<'_>) {
+        let what = rest.byte();
+        let bytes: [u8; 24] = rest.take();
+        match what % 4 {
+            0 if self.kind == Kind::Vsock && self.clients.len() < MAX_CLIENTS => {
+                let client = UnixStream::connect(self.socket());
+                let client =
+                    client.and_then(|client| client.set_nonblocking(true).map(|()| client));
+                self.clients.extend(client);
+            }
+            1 => {
+                if let Some(mut client) = self.clients.last() {
+                    let line = format!("CONNECT {}\n", bytes[0] % 8);
+                    let _ = client.write(line.as_bytes());
+                }
+            }
+            2 => {
+                if let Some(mut client) = self.clients.last() {
+                    let _ = client.write(&bytes);
+                }
+            }
+            _ => {
+                self.clients.pop();
+            }
+        }
+    }
+
+    /// Brings the device up anew, as it must let itself be.
+    fn restart(&mut self) -> Result<(), String> {
+        self.clients.clear();
+        self.set(register::STATUS, 0);
+        let status = self.get(register::STATUS);
+        if status != 0 {
+            return Err(format!("after a reset its status is {status:#x}"));
+        }
+        for queue in 0..self.queues {
+            self.put(queue * QUEUE_STRIDE, &[0; QUEUE_STRIDE as usize]);
+        }
+        let _ = self.irq.read();
+        self.begin(4, 0);
+        match self.get(register::STATUS) {
+            RUNNING => Ok(()),
+            status => Err(format!("brought up anew, its status is {status:#x}")),
+        }
+    }
+
+    /// Waits until the device has used `count` buffers of a queue.
+    fn used(&mut self, queue: u64, count: u16) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        let ring = queue * QUEUE_STRIDE + USED;
+        while self.half_at(ring + 2) < count {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.get(register::STATUS) != RUNNING {
+                let (used, status) = (self.half_at(ring + 2), self.get(register::STATUS));
+                return Err(format!(
+                    "of {count} buffers in queue {queue} it used {used}; its status is {status:#x}"
+                ));
+            }
+            self.interrupted(left.min(Duration::from_millis(100)));
+        }
+        Ok(())
+    }
+
+    /// How many bytes it says it wrote into the buffer that it used as number `index`.
+    fn used_length(&self, queue: u64, index: u16) -> u32 {
+        let at = queue * QUEUE_STRIDE + USED + 4 + 8 * u64::from(index) + 4;
+        self.memory.read_obj(GuestAddress(at)).unwrap_or(0)
+    }
+
+    fn bytes<const N: usize>(&self, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        let _ = self.memory.read_slice(&mut bytes, GuestAddress(address));
+        bytes
+    }
+
+    fn transfer(&mut self, kind: u32, sector: u8, number: u16) -> Result<u8, String> {
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8] = sector;
+        self.put(DATA, &header);
+        let flags = if kind == 0 { WRITE } else { 0 };
+        self.descriptor(0, 0, (DATA, 16), NEXT, 1);
+        self.descriptor(0, 1, (DATA + 0x1000, SECTOR as u32), NEXT | flags, 2);
+        self.descriptor(0, 2, (DATA + 0x100, 1), WRITE, 0);
+        self.put(DATA + 0x100, &[0xff]);
+        self.offer(0, 0, 1);
+        self.kick(0);
+        self.used(0, number)?;
+        let [status] = self.bytes(DATA + 0x100);
+        Ok(status)
+    }
+
+    fn disk_works(&mut self) -> Result<(), String> {
+        let file = self.disk.take().ok_or("no disk")?;
+        let mut now = vec![0; sectors().len()];
+        file.read_exact_at(&mut now, 0).map_err(text)?;
+        let size = file.metadata().map_err(text)?.len();
+        if size != now.len() as u64 {
+            return Err(format!("the disk has {size} bytes now"));
+        }
+        if self.kind == Kind::ReadOnlyDisk && now != sectors() {
+            return Err("a disk that may not be written to was changed".to_owned());
+        }
+        self.put(DATA + 0x1000, &[0x5a; SECTOR]);
+        let written = self.transfer(1, 3, 1)?;
+        if written != u8::from(self.kind == Kind::ReadOnlyDisk) {
+            return Err(format!("a write ended with status {written}"));
+        }
+        self.put(DATA + 0x1000, &[0; SECTOR]);
+        let read = self.transfer(0, 3, 2)?;
+        let expected = if written == 0 { 0x5a } else { 3 };
+        if read != 0 || self.bytes::<SECTOR>(DATA + 0x1000) != [expected; SECTOR] {
+            return Err(format!(
+                "a read ended with status {read}, or read something else"
+            ));
+        }
+        Ok(())
+    }
+
+    fn entropy_works(&mut self) -> Result<(), String> {
+        self.put(DATA, &[0; 64]);
+        self.descriptor(0, 0, (DATA, 64), WRITE, 0);
+        self.offer(0, 0, 1);
+        self.kick(0);
+        self.used(0, 1)?;
+        let length = self.used_length(0, 0);
+        if length != 64 || self.bytes::<64>(DATA) == [0; 64] {
+            return Err(format!("{length} bytes of entropy instead of 64"));
+        }
+        Ok(())
+    }
+
+    /// A client of the host's connects to a port of the guest's, which accepts.
+    fn vsock_works(&mut self) -> Result<(), String> {
+        self.receive_buffers(QUEUE_SIZE - 1);
+        let mut client = UnixStream::connect(self.socket()).map_err(text)?;
+        client.set_read_timeout(Some(PATIENCE)).map_err(text)?;
+        let line = format!("CONNECT {PORT}\n");
+        client.write_all(line.as_bytes()).map_err(text)?;
+        // Clients of before, already gone, may come first.
+        let mut count = 0;
+        let request = loop {
+            count += 1;
+            self.used(0, count)?;
+            let element = GuestAddress(USED + 4 + 8 * u64::from(count - 1));
+            let head: u32 = self.memory.read_obj(element).map_err(text)?;
+            let packet = Packet::decode(&self.bytes(DATA + 0x8000 + u64::from(head) * 0x200));
+            if packet.operation == 1 && packet.to == (GUEST_CID, PORT) {
+                break packet;
+            }
+        };
+        let answer = Packet {
+            from: request.to,
+            to: request.from,
+            length: 0,
+            kind: 1,
+            operation: 2,
+            flags: 0,
+            credit: (0x1_0000, 0),
+        };
+        self.put(DATA, &answer.encode());
+        self.descriptor(1, 0, (DATA, PACKET_HEADER as u32), 0, 0);
+        self.offer(1, 0, 1);
+        self.kick(1);
+        self.used(1, 1)?;
+        let mut said = [0; 3];
+        client.read_exact(&mut said).map_err(text)?;
+        match &said {
+            b"OK " => Ok(()),
+            other => Err(format!("the client was told {other:?}")),
+        }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        // The device's thread ends with its task.
+        self.set(register::STATUS, 0);
+    }
+}
+
+/// `struct virtio_vsock_hdr` (5.10.6): addresses as context identifier and port.
+struct Packet {
+    from: (u64, u32),
+    to: (u64, u32),
+    length: u32,
+    kind: u16,
+    operation: u16,
+    flags: u32,
+    /// `buf_alloc` and `fwd_cnt`.
+    credit: (u32, u32),
+}
+
+impl Packet {
+    fn encode(&self) -> Vec<u8> {
+        [
+            &self.from.0.to_le_bytes()[..],
+            &self.to.0.to_le_bytes(),
+            &self.from.1.to_le_bytes(),
+            &self.to.1.to_le_bytes(),
+            &self.length.to_le_bytes(),
+            &self.kind.to_le_bytes(),
+            &self.operation.to_le_bytes(),
+            &self.flags.to_le_bytes(),
+            &self.credit.0.to_le_bytes(),
+            &self.credit.1.to_le_bytes(),
+        ]
+        .concat()
+    }
+
+    fn decode(bytes: &[u8; PACKET_HEADER]) -> Self {
+        let mut rest = Operands(bytes);
+        let cids = [rest.take(), rest.take()].map(u64::from_le_bytes);
+        let ports = [rest.word(), rest.word()];
+        Self {
+            from: (cids[0], ports[0]),
+            to: (cids[1], ports[1]),
+            length: rest.word(),
+            kind: rest.half(),
+            operation: rest.half(),
+            flags: rest.word(),
+            credit: (rest.word(), rest.word()),
+        }
+    }
+}
+
+/// Runs `program` against a device, resets it, and uses it properly.
+///
+/// # Errors
+/// If the device does not come up again, does not do what it is for, or did what it must never do: change a disk that is
+/// read-only, or the size of one. A device that hangs or a thread that panics shows as one of these, or as the reset's not
+/// coming back.
+pub(crate) fn check(kind: Kind, program: &[u8]) -> Result<(), String> {
+    let mut bench = Bench::new(kind)?;
+    bench.run(program);
+    bench.restart()?;
+    match kind {
+        Kind::Disk | Kind::ReadOnlyDisk => bench.disk_works(),
+        Kind::Entropy => bench.entropy_works(),
+        Kind::Vsock => bench.vsock_works(),
+    }
+}
