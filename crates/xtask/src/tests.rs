@@ -30,9 +30,9 @@ const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
 /// In how many test hosts a suite may run: an emulated machine fails now and then.
 const TEST_HOSTS: u32 = 4;
 
-/// Suites that run only when `--only` names them: not yet seen to pass as a whole, or, the last one, whole where emulation
-/// is too slow for every test twice.
-const ON_REQUEST: &[&str] = &["compat", "-cgroup-v2", "e2e-kvm-whole"];
+/// Suites that run only when `--only` names them, where emulation is too slow for every test twice: the agent's cases that have
+/// run in a guest, once more outside one; and all of the end-to-end tests with the second driver.
+const ON_REQUEST: &[&str] = &["-cgroup-v2", "e2e-kvm-whole"];
 
 /// Skips that CI accepts, by a part of the line: the test's suite and name, and the reason it gives.
 const ALLOWED_SKIPS: &str = include_str!("tests/allowed-skips.txt");
