@@ -1,7 +1,8 @@
 //! The writable layer: a sparse, pre-formatted ext4 file, and cheap copies of it.
 //!
-//! A template is formatted once, when the project is built; starting a container only clones it. The clone shares the
-//! template's blocks where the file system can (XFS, btrfs); elsewhere only the few hundred KiB that are not holes are copied.
+//! A template is formatted once: that of the default size when the project is built, one of another when it is first asked
+//! for. Starting a container only clones it. The clone shares the template's blocks where the file system can (XFS, btrfs);
+//! elsewhere only the few hundred KiB that are not holes are copied.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -102,6 +103,19 @@ pub fn create_template(dest: &Path, size_bytes: u64) -> Result<(), ScratchError>
         });
     }
     put_in_place(unfinished, dest)
+}
+
+/// The template of `size_bytes` in `folder`, which are made where they are not there.
+///
+/// # Errors
+/// See [`ScratchError`].
+pub fn template(folder: &Path, size_bytes: u64) -> Result<PathBuf, ScratchError> {
+    let path = folder.join(format!("{size_bytes}.ext4"));
+    if !path.exists() {
+        std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
+        create_template(&path, size_bytes)?;
+    }
+    Ok(path)
 }
 
 /// Copies the file `template` to `dest`, replacing what is there: sharing blocks where possible, else keeping its holes.

@@ -114,6 +114,11 @@ impl App {
         Ok(Store::open(&self.made_root()?.join("images"))?.with_blobs(keep))
     }
 
+    /// Where the templates of writable layers are whose size somebody chose.
+    pub(crate) fn scratch_folder(&self) -> Result<PathBuf, AppError> {
+        Ok(self.made_root()?.join("scratch"))
+    }
+
     /// The image of that name.
     pub(crate) fn image(&self, store: &Store, wanted: &Reference) -> Result<Image, AppError> {
         match store.resolve(wanted) {

@@ -119,6 +119,8 @@ pub(crate) struct HostConfig {
     pub(crate) devices: Vec<DeviceMapping>,
     pub(crate) oom_kill_disable: bool,
     pub(crate) pids_limit: Option<i64>,
+    #[serde(default)]
+    pub(crate) storage_opt: BTreeMap<String, String>,
     pub(crate) ulimits: Vec<UlimitSetting>,
     pub(crate) masked_paths: Vec<String>,
     pub(crate) readonly_paths: Vec<String>,
@@ -362,6 +364,10 @@ fn host_config(
             .collect(),
         oom_kill_disable: false,
         pids_limit: options.pids_limit.filter(|limit| *limit > 0),
+        storage_opt: spec::storage_bytes(options)
+            .map(|bytes| ("size".to_owned(), bytes.to_string()))
+            .into_iter()
+            .collect(),
         ulimits: options
             .ulimit
             .iter()

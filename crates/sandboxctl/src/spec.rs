@@ -371,6 +371,11 @@ fn check_memory(options: &ContainerOptions) -> Result<(), SpecError> {
     }
 }
 
+/// The size of the writable layer, where one was chosen.
+pub(crate) fn storage_bytes(options: &ContainerOptions) -> Option<u64> {
+    options.storage_size.or(options.storage_opt)
+}
+
 /// Memory and swap together: as much swap as memory where nothing is said (docker).
 pub(crate) fn swap(options: &ContainerOptions) -> Option<i64> {
     let memory = options.memory?;

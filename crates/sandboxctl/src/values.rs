@@ -466,6 +466,28 @@ pub(crate) fn tail(text: &str) -> Result<usize, String> {
     }
 }
 
+/// The smallest and largest writable layer, in bytes: what ext4 can be with something in it, and with blocks of 4 KiB.
+const STORAGE_BYTES: std::ops::RangeInclusive<u64> = 16 << 20..=16 << 40;
+
+/// The size of a writable layer, `--storage-size`: whole blocks.
+pub(crate) fn storage_size(text: &str) -> Result<u64, String> {
+    let bytes = size(text).map_err(|error| error.to_string())?;
+    if !STORAGE_BYTES.contains(&bytes) {
+        return Err(format!(
+            "a writable layer has from 16m to 16t, not {text:?}"
+        ));
+    }
+    Ok(bytes.next_multiple_of(4096))
+}
+
+/// `--storage-opt`: `size=SIZE`, docker's only one for containers.
+pub(crate) fn storage_option(text: &str) -> Result<u64, String> {
+    match text.split_once('=') {
+        Some(("size", value)) => storage_size(value),
+        _ => Err(format!("{text:?} is not known; there is size=SIZE")),
+    }
+}
+
 /// `--log-opt`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogOption {

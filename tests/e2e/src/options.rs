@@ -19,6 +19,7 @@ pub(crate) const CASES: &[Case] = &[
         "options_that_cannot_be_honoured_are_refused_with_a_reason",
         refused,
     ),
+    ("options_storage_size_is_all_there_is", storage),
 ];
 
 /// A profile in docker's format that allows everything but a new folder.
@@ -252,5 +253,34 @@ fn volumes(world: &World) -> Result<()> {
     said(&["volume", "rm", "box"])?;
     said(&["volume", "prune", "--all", "-f"])?;
     ensure!(said(&["volume", "ls", "-q"])?.is_empty());
+    Ok(())
+}
+
+fn storage(world: &World) -> Result<()> {
+    let script = "dd if=/dev/zero of=/big bs=1M count=64; echo \"code $?\"; rm /big; echo kept > /small; cat /small";
+    let arguments = [
+        "run",
+        "--name",
+        "full",
+        "--storage-opt",
+        "size=32m",
+        "demo",
+        "sh",
+        "-c",
+        script,
+    ];
+    world
+        .sandboxctl(&arguments)?
+        .expect_code(0)?
+        .expect_stdout("code 1\nkept\n")?
+        .expect_stderr(&["No space left on device"])?;
+    let told = world.sandboxctl(&["inspect", "-f", "{{.HostConfig.StorageOpt.size}}", "full"])?;
+    ensure!(told.text() == "33554432\n", "{}", told.text());
+    let mut sizes = Vec::new();
+    for entry in std::fs::read_dir(world.state_dir().join("containers"))? {
+        sizes.push(std::fs::metadata(entry?.path().join("rw.ext4"))?.len());
+    }
+    ensure!(sizes == [32 << 20], "{sizes:?}");
+    world.sandboxctl(&["rm", "full"])?.expect_code(0)?;
     Ok(())
 }

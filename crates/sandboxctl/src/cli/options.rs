@@ -176,6 +176,12 @@ pub(crate) struct ContainerOptions {
         help_heading = "Resources"
     )]
     pub(crate) pids_limit: Option<i64>,
+    /// How much the container may write to its own files, outside of volumes [default: 8g]
+    #[arg(long, value_name = "SIZE", value_parser = values::storage_size, help_heading = "Resources")]
+    pub(crate) storage_size: Option<u64>,
+    /// The same in docker's words: size=SIZE
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::storage_option, conflicts_with = "storage_size", help_heading = "Resources")]
+    pub(crate) storage_opt: Option<u64>,
 
     /// Print this help
     #[arg(long, action = ArgAction::HelpShort)]

@@ -57,6 +57,17 @@ fn run_hardened_example_is_taken() {
 }
 
 #[test]
+fn run_storage_size_is_taken_in_both_spellings() {
+    for words in [
+        &["--storage-size", "100m", "demo"][..],
+        &["--storage-opt", "size=100m", "demo"],
+    ] {
+        let options = run(words).create.container;
+        assert_eq!(crate::spec::storage_bytes(&options), Some(100 << 20));
+    }
+}
+
+#[test]
 fn run_bad_value_is_named() {
     for (words, part) in [
         (&["-m", "5m", "demo"][..], "least is 6m"),
@@ -65,6 +76,8 @@ fn run_bad_value_is_named() {
         (&["--hypervisor", "xen", "demo"], "possible values"),
         (&[], "IMAGE"),
         (&["a:b:c"], "IMAGE"),
+        (&["--storage-size", "1m", "demo"], "from 16m to 16t"),
+        (&["--storage-opt", "inodes=5", "demo"], "there is size=SIZE"),
         (&["--no-such-option", "demo"], "no-such-option"),
     ] {
         let error = parse(&[&["run"], words].concat()).unwrap_err().to_string();

@@ -96,7 +96,10 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
     kernel::check(&config.kernel_path()?)?;
     config.image_path()?;
     let shim_program = sibling_program(PROGRAM)?;
-    let scratch = config.scratch_path()?;
+    let scratch = match spec::storage_bytes(&args.container) {
+        Some(bytes) => scratch::template(&app.scratch_folder()?, bytes)?,
+        None => config.scratch_path()?,
+    };
     // Only once nothing stands in the way: it is no part of an error.
     if let Some(notice) = notice {
         eprintln!("sandboxctl: {notice}");
