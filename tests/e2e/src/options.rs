@@ -1,9 +1,11 @@
 //! The options of `run`: what docker's spelling means inside. Few boots, each with many options.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use sandbox_harness::World;
+use sandbox_harness::process::wait_until;
 
 use crate::Case;
 
@@ -276,11 +278,45 @@ fn storage(world: &World) -> Result<()> {
         .expect_stderr(&["No space left on device"])?;
     let told = world.sandboxctl(&["inspect", "-f", "{{.HostConfig.StorageOpt.size}}", "full"])?;
     ensure!(told.text() == "33554432\n", "{}", told.text());
-    let mut sizes = Vec::new();
-    for entry in std::fs::read_dir(world.state_dir().join("containers"))? {
-        sizes.push(std::fs::metadata(entry?.path().join("rw.ext4"))?.len());
-    }
-    ensure!(sizes == [32 << 20], "{sizes:?}");
+    let size = writable(world)?.len();
+    ensure!(size == 32 << 20, "{size}");
     world.sandboxctl(&["rm", "full"])?.expect_code(0)?;
+
+    // What is deleted takes no room on the host either.
+    let script = "dd if=/dev/zero of=/big bs=1M count=24 2>/dev/null; sync; echo full; read -r go; rm /big; sync; echo freed; read -r go";
+    let arguments = [
+        "run",
+        "--storage-size",
+        "64m",
+        "-i",
+        "--name",
+        "sparse",
+        "demo",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut client = world.start(&arguments)?;
+    client.wait_for_line("full")?;
+    let used = || anyhow::Ok(writable(world)?.blocks() * 512);
+    let full = used()?;
+    ensure!(full > 24 << 20, "{full}");
+    client.write(b"go\n")?;
+    wait_until("the room on the host", world.setup().limit, || {
+        used().ok().filter(|now| *now < 8 << 20)
+    })?;
+    client.write(b"go\n")?;
+    client.finish()?.expect_code(0)?;
+    world.sandboxctl(&["rm", "sparse"])?.expect_code(0)?;
     Ok(())
+}
+
+/// The only writable layer there is.
+fn writable(world: &World) -> Result<fs::Metadata> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(world.state_dir().join("containers"))? {
+        found.extend(fs::metadata(entry?.path().join("rw.ext4")));
+    }
+    ensure!(found.len() == 1, "{} writable layers", found.len());
+    found.pop().context("none")
 }

@@ -258,7 +258,8 @@ fn root_mounts(image: &Image, writable: &Path) -> Result<Vec<RootMount>, RunErro
     mounts.push(RootMount {
         kind: "ext4".to_owned(),
         source: text(writable),
-        options: vec!["rw".to_owned(), "loop".to_owned()],
+        // What is deleted in it takes no room on the host.
+        options: ["rw", "loop", "discard"].map(str::to_owned).to_vec(),
     });
     mounts.push(RootMount {
         kind: "format/mkdir/overlay".to_owned(),
