@@ -154,7 +154,11 @@ impl Campaign<'_> {
             common_root: &common_root,
             grantable: Grantable::here(),
         };
-        if let Some(reason) = field.control_obstacle() {
+        let obstacle = field.control_obstacle();
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(CampaignError::Interrupted);
+        }
+        if let Some(reason) = obstacle {
             let none = Observation::Obstacle { reason };
             let control = self.cases.iter().map(|case| (case.name, none.clone()));
             return Ok(self.report(&control.collect(), &[]));

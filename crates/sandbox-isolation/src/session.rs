@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How long a container may take to start: emulation is slow.
@@ -248,6 +250,17 @@ impl Session {
             .join("; ")
     }
 
+    fn remove(&mut self) {
+        for command in &mut self.removal {
+            // What is gone already cannot be removed, and says so.
+            let _ = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
     /// Waits for the end of what the container writes, which is its own.
     fn drain(&mut self) {
         let start = Instant::now();
@@ -270,22 +283,22 @@ impl Drop for Session {
     fn drop(&mut self) {
         // The probe ends with its input.
         self.stdin = None;
-        if !self.broken {
+        if self.broken {
+            // One that is still being made is not there to be removed: whoever makes it stops.
+            let _ = kill(
+                Pid::from_raw(self.child.id().cast_signed()),
+                Signal::SIGTERM,
+            );
+        } else {
             self.drain();
         }
-        for command in &mut self.removal {
-            // What is gone already cannot be removed, and says so.
-            let _ = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-        }
+        self.remove();
         // The program sees its container's end a moment after us.
         if !ends_within(&mut self.child, END) {
             let _ = self.child.kill();
+            let _ = self.child.wait();
+            self.remove();
         }
-        let _ = self.child.wait();
     }
 }
 

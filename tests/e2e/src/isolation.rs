@@ -4,6 +4,7 @@
 //! leave is looked for.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -41,6 +42,9 @@ pub(crate) fn obstacle(setup: &Setup) -> Option<String> {
     reason().ok().flatten()
 }
 
+/// How long all cases may take: several emulated machines, one after the other.
+const LIMIT: Duration = Duration::from_secs(540);
+
 fn command(world: &World, arguments: &[&str]) -> std::process::Command {
     let mut command = world.sandboxctl_command(&["isolation-test"]);
     command.args(arguments);
@@ -53,8 +57,8 @@ fn command(world: &World, arguments: &[&str]) -> std::process::Command {
 fn report(world: &World, arguments: &[&str], code: i32) -> Result<Value> {
     let mut command = command(world, arguments);
     command.args(["--format", "json"]);
-    let finished = process::run(&mut command, b"", world.setup().limit)?;
-    let text = finished.text();
+    let finished = process::run(&mut command, b"", LIMIT)?;
+    let text = format!("{}{}", finished.text(), finished.stderr);
     let report = serde_json::from_slice(&finished.stdout);
     let report: Value = report.with_context(|| text.clone())?;
     if finished.code != code {
