@@ -120,7 +120,7 @@ fi
 programs=$from/target/release
 artifacts=$from/target/artifacts
 for file in "$programs/containerd-shim-sandbox-v2" "$programs/sandbox-vmm" "$programs/sandboxctl" \
-	"$artifacts/vmlinux" "$artifacts/rootfs.erofs" "$artifacts/virtiofsd" "$artifacts/scratch.ext4"; do
+	"$artifacts/vmlinux" "$artifacts/rootfs.erofs" "$artifacts/virtiofsd" "$artifacts/probe" "$artifacts/scratch.ext4"; do
 	[ -e "$file" ] || fail "$file is missing; run \`cargo xtask build\` in $from first"
 done
 [ -d "$root/" ] || fail "there is no folder $root"
@@ -131,7 +131,9 @@ rm -f "$record.new"
 for name in containerd-shim-sandbox-v2 sandbox-vmm sandboxctl; do
 	put 755 "$programs/$name" "$prefix/bin/$name"
 done
-put 755 "$artifacts/virtiofsd" "$prefix/lib/sandbox/virtiofsd"
+for name in virtiofsd probe; do
+	put 755 "$artifacts/$name" "$prefix/lib/sandbox/$name"
+done
 for name in vmlinux rootfs.erofs scratch.ext4; do
 	put 644 "$artifacts/$name" "$prefix/lib/sandbox/$name"
 done

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod images;
+mod isolation;
 mod life;
 mod networks;
 mod observe;
@@ -17,6 +18,7 @@ pub(crate) use images::{
     ImportArgs, LoadArgs, LoginArgs, LogoutArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
     SaveArgs, TagArgs,
 };
+pub(crate) use isolation::{IsolationTestArgs, ReportFormat};
 pub(crate) use life::{
     AttachArgs, AttendArgs, ContainerVerb, CreateArgs, EventsArgs, ExecArgs, KillArgs, LogsArgs,
     MakeArgs, NamesArgs, PruneArgs, RenameArgs, RestartArgs, RmArgs, RunArgs, StartArgs, StopArgs,
@@ -137,6 +139,8 @@ pub(crate) enum Verb {
     ImageShortcut(ImageShortcut),
     /// Tell whether this machine can run sandboxes, and what to do where it cannot
     Check(CheckArgs),
+    /// Attack containers of this runtime and of others, and tell which boundary held
+    IsolationTest(IsolationTestArgs),
 }
 
 /// How a table is printed.

@@ -17,6 +17,7 @@
 //! | [`shim`] | the shim's program and its task service |
 //! | [`stdio`], [`terminal`], [`signals`] | what passes between the caller and the container |
 //! | [`ps`], [`inspect`], [`stats`], [`top`], [`update`], [`cp`], [`stop`], [`image`], [`port`], [`info`], [`check`] | the other verbs |
+//! | [`isolation`] | attacks on what all this makes |
 //! | [`report`], [`table`], [`format`], [`template`], [`filter`], [`time`] | what people read |
 //! | [`help`] | shell completion and manual pages |
 
@@ -36,6 +37,7 @@ mod help;
 mod image;
 mod info;
 mod inspect;
+mod isolation;
 mod journal;
 mod kernel;
 mod launch;
@@ -134,6 +136,12 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
         Verb::Man(args) => return Ok(help::man(args).map(|()| 0)?),
         _ => {}
     }
+    if let Verb::IsolationTest(args) = &cli.verb {
+        if !args.list {
+            App::require_root()?;
+        }
+        return Ok(isolation::isolation_test(&app, args)?);
+    }
     App::require_root()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -170,7 +178,11 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             Verb::Cp(args) => Ok(cp::cp(&app, args).await.map(|()| 0)?),
             Verb::Port(args) => Ok(port::port(&app, args).map(|()| 0)?),
             Verb::Info(args) => Ok(info::info(&app, args).await.map(|()| 0)?),
-            Verb::Check(_) | Verb::Version(_) | Verb::Completion(_) | Verb::Man(_) => Ok(0),
+            Verb::Check(_)
+            | Verb::Version(_)
+            | Verb::Completion(_)
+            | Verb::Man(_)
+            | Verb::IsolationTest(_) => Ok(0),
             Verb::ImageShortcut(verb) => Ok(image::shortcut(&app, verb).map(|()| 0)?),
         }
     });

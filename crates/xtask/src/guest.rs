@@ -1,5 +1,5 @@
 //! Everything of the product that is not compiled from the workspace for the host: the guest kernel and image,
-//! `virtiofsd`, and the template of the writable layer. All of it is linked into `target/artifacts/`, where
+//! `virtiofsd`, the probe, and the template of the writable layer. All of it is linked into `target/artifacts/`, where
 //! the binaries in `target/release/` look for it.
 
 use std::fs;
@@ -38,6 +38,7 @@ pub(crate) fn build() -> Result<()> {
     cache::link(&kernel::vmlinux()?, &folder.join("vmlinux"))?;
     cache::link(&virtiofsd()?, &folder.join("virtiofsd"))?;
     cache::link(&scratch()?, &folder.join("scratch.ext4"))?;
+    cache::link(&probe()?, &folder.join("probe"))?;
     cache::link(&rootfs(&agent()?)?, &folder.join("rootfs.erofs"))
 }
 
@@ -53,7 +54,7 @@ pub(crate) fn agent() -> Result<PathBuf> {
     )
 }
 
-/// Builds the program of the tests that runs inside a container.
+/// Builds the program that runs inside a container, for the tests and for `sandboxctl isolation-test`.
 ///
 /// # Errors
 /// When it does not build.

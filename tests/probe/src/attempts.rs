@@ -1,6 +1,6 @@
 //! Things to attempt, each reported with what became of it.
 
-mod io_uring;
+pub(crate) mod io_uring;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -3,6 +3,7 @@
 //! ```text
 //! sandbox-probe [--hold] look SUBJECT…|all     prints {subject: what is seen}
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
+//! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
 //! With `--hold` it then waits until it is killed, so that a container goes on.
@@ -12,6 +13,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
+mod attack;
 mod attempts;
 mod look;
 mod subjects;
@@ -45,10 +47,13 @@ fn run(arguments: &[String]) -> Result<(), String> {
         [first, rest @ ..] if first == "--hold" => (true, rest),
         all => (false, all),
     };
+    if arguments == ["serve"] {
+        return attack::serve();
+    }
     let value = match arguments {
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
-        _ => return Err("[--hold] look SUBJECT…|all, or try NAME[=VALUE]…".to_owned()),
+        _ => return Err("[--hold] look SUBJECT…|all, try NAME[=VALUE]…, or serve".to_owned()),
     };
     let mut line = value.to_string();
     line.push('\n');

@@ -22,6 +22,8 @@ pub(super) fn start(
         // overlayfs refuses /proc, /sys and /dev on announced submounts.
         .arg("--no-announce-submounts")
         .arg("--xattr")
+        // A device node in a shared folder would be a device of the host's for whoever can enter it there.
+        .arg("--modcaps=-mknod")
         .arg("--log-level=error")
         // Raising the hard limit takes CAP_SYS_RESOURCE, which a container has not; ours is raised to it instead.
         .arg(format!("--rlimit-nofile={}", open_files_hard_limit()));

@@ -61,7 +61,7 @@ impl Ring {
 ///
 /// # Errors
 /// "setup", "map" or "enter" with the system call's error, or "socket" with the operation's.
-pub(super) fn socket(family: i32) -> Result<(), (&'static str, Errno)> {
+pub(crate) fn socket(family: i32) -> Result<(), (&'static str, Errno)> {
     let mut params = [0u32; PARAMS_WORDS];
     // SAFETY: the kernel reads and writes one `io_uring_params`, which has that many words.
     let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };

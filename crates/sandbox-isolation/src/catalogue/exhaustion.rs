@@ -1,0 +1,199 @@
+//! Resource exhaustion: does what the container uses up count against its limits, or against the host?
+//!
+//! Every attempt is bounded, because the control uses up this machine's.
+
+use serde_json::{Value, json};
+
+use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Stage, Threat};
+use crate::host;
+
+/// Processes that the bomb is made of.
+const BOMB: u64 = 256;
+/// Memory that the hog asks for, in MiB.
+const HOG_MIB: u64 = 192;
+
+/// A case of this file.
+const EXHAUSTION: Case = Case {
+    name: "",
+    threat: Threat::ResourceExhaustion,
+    attempt: "",
+    watch: "",
+    expected: "the host's count does not rise",
+    profile: Profile::Plain,
+    control: Profile::Plain,
+    stage: |_| Err(Obstacle(String::new())),
+};
+
+pub(super) const ALL: &[Case] = &[
+    Case {
+        name: "exhaustion_processes",
+        attempt: "makes 256 processes where 64 are allowed",
+        watch: "how many processes of that name it has itself",
+        expected: "no more than the limit, of the host's none",
+        profile: Profile::Limited,
+        stage: |_| many("fork", |found| found.count),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_threads",
+        attempt: "makes 256 threads where 64 are allowed",
+        watch: "how many threads processes of that name have",
+        expected: "no more than the limit, of the host's none",
+        profile: Profile::Limited,
+        stage: |_| many("threads", |found| found.threads),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_memory",
+        attempt: "touches 192 MiB where 48 MiB are allowed",
+        watch: "the size of the process, if it sees it",
+        expected: "stopped at the limit",
+        profile: Profile::Limited,
+        stage: |_| hog(false),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_shared_memory",
+        attempt: "fills a file in memory (memfd) with 192 MiB where 48 MiB are allowed",
+        watch: "the size of the process, if it sees it",
+        expected: "stopped at the limit",
+        profile: Profile::Limited,
+        stage: |_| hog(true),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_open_files",
+        attempt: "opens 8000 files",
+        watch: "its own kernel's count of open files (file-nr)",
+        stage: |_| counted("/proc/sys/fs/file-nr", "descriptors", 8000, 6000),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_terminals",
+        attempt: "opens 48 pseudo-terminals",
+        watch: "its own kernel's count of them (pty/nr)",
+        stage: |_| counted("/proc/sys/kernel/pty/nr", "terminals", 48, 40),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_asynchronous_operations",
+        attempt: "reserves room for 4096 asynchronous operations",
+        watch: "its own kernel's count of them (aio-nr)",
+        stage: |_| counted("/proc/sys/fs/aio-nr", "asynchronous", 4096, 4000),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_disk_space",
+        attempt: "asks how large the file system is that its root writes to",
+        watch: "how large its own is that containers are on",
+        expected: "another size: what is filled is the sandbox's own",
+        stage: |stage| space(stage, "bytes"),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_inodes",
+        attempt: "asks how many files the file system can hold that its root writes to",
+        watch: "how many its own can hold that containers are on",
+        expected: "another number: what is filled is the sandbox's own",
+        stage: |stage| space(stage, "inodes"),
+        ..EXHAUSTION
+    },
+];
+
+/// Reached when the host sees more than the limit; only the container's own limit is not held when the probe does.
+fn many(
+    attempt: &'static str,
+    count: impl Fn(host::Processes) -> u64 + 'static,
+) -> Result<Scene, Obstacle> {
+    let name = host::token()?;
+    let params = json!({ "name": name, "count": BOMB });
+    let judge = |seen: &Value, watched: &Value| {
+        let on_host = watched.as_u64().unwrap_or(0);
+        let made = seen["made"].as_u64().unwrap_or(0);
+        let said = format!("made {made}, of which the host sees {on_host}");
+        if on_host > Profile::PROCESSES {
+            Finding::Reached(said)
+        } else if made > Profile::PROCESSES {
+            Finding::Partial(format!("{said}; the limit is {}", Profile::PROCESSES))
+        } else {
+            Finding::Blocked(said)
+        }
+    };
+    Ok(Scene::new(attempt, params, Box::new(judge))
+        .watching(move |_| count(host::processes_called(&name)).into()))
+}
+
+fn hog(shared: bool) -> Result<Scene, Obstacle> {
+    let name = host::token()?;
+    let params = json!({ "name": name, "mib": HOG_MIB, "shared": shared });
+    let judge = |seen: &Value, watched: &Value| {
+        let used = seen["used_mib"].as_u64().unwrap_or(0);
+        let said = format!(
+            "used {used} MiB, then: {}; as the host sees it {} MiB",
+            seen["ended"].as_str().unwrap_or("?"),
+            watched
+        );
+        // What the machine needs beside the limit is not the container's.
+        if used >= HOG_MIB {
+            Finding::Reached(said)
+        } else {
+            Finding::Blocked(said)
+        }
+    };
+    Ok(Scene::new("memory_use", params, Box::new(judge))
+        .watching(move |_| host::processes_called(&name).resident_mib.into()))
+}
+
+/// Reached when a count of the host's kernel rises by `enough` while the probe uses `count`.
+fn counted(
+    path: &'static str,
+    attempt: &'static str,
+    count: u64,
+    enough: u64,
+) -> Result<Scene, Obstacle> {
+    let Some(before) = host::number(path) else {
+        return Err(Obstacle(format!("this host's kernel has no {path}")));
+    };
+    let judge: Judge = Box::new(move |seen, watched| {
+        let rise = watched.as_u64().unwrap_or(0);
+        let said = format!("{path} rose by {rise}: {}", super::brief(seen));
+        if rise >= enough {
+            Finding::Reached(said)
+        } else {
+            Finding::Blocked(said)
+        }
+    });
+    Ok(
+        Scene::new(attempt, json!({ "count": count }), judge).watching(move |_| {
+            host::number(path)
+                .unwrap_or(before)
+                .saturating_sub(before)
+                .into()
+        }),
+    )
+}
+
+/// Reached when the root's file system is as large as the one that our containers are on.
+fn space(stage: &Stage<'_>, member: &'static str) -> Result<Scene, Obstacle> {
+    let Some((bytes, inodes)) = host::space(&stage.shares.writable) else {
+        return Err(Obstacle(
+            "the file system does not tell its size".to_owned(),
+        ));
+    };
+    let own = if member == "bytes" { bytes } else { inodes };
+    if own == 0 {
+        return Err(Obstacle(format!(
+            "the file system has no count of {member}"
+        )));
+    }
+    let judge: Judge = Box::new(move |seen, _| {
+        let there = seen[member].as_u64().unwrap_or(0);
+        let said = format!("{there} {member}, the host's has {own}");
+        if there == own {
+            Finding::Reached(said)
+        } else {
+            Finding::Blocked(said)
+        }
+    });
+    Ok(Scene::new("space", json!({ "path": "/" }), judge))
+}

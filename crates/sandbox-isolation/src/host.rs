@@ -1,0 +1,241 @@
+//! What is planted on this machine for a case, and what is seen on it. Everything planted goes when it is dropped.
+
+pub(crate) mod raw;
+pub(crate) mod speakers;
+
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::libc;
+
+/// This machine, with a file on it that no container is given.
+pub(crate) struct Host {
+    folder: PathBuf,
+    probe: PathBuf,
+    secret: String,
+    /// `/proc/sys/kernel/random/boot_id`: whose kernel it is.
+    pub(crate) boot_id: String,
+}
+
+impl Host {
+    /// Plants the file below `folder`.
+    pub(crate) fn new(folder: &Path, probe: &Path) -> io::Result<Self> {
+        let host = Self {
+            folder: folder.to_owned(),
+            probe: probe.to_owned(),
+            secret: token()?,
+            boot_id: first_line("/proc/sys/kernel/random/boot_id"),
+        };
+        fs::create_dir(folder.join("host"))?;
+        fs::write(host.secret_path(), &host.secret)?;
+        Ok(host)
+    }
+
+    /// The file.
+    pub(crate) fn secret_path(&self) -> PathBuf {
+        self.folder.join("host/secret")
+    }
+
+    /// What is in it.
+    pub(crate) fn secret(&self) -> String {
+        self.secret.clone()
+    }
+
+    /// A process with this name, and with `secret` in its environment.
+    pub(crate) fn decoy(&self, name: &str, secret: &str) -> io::Result<Decoy> {
+        let program = self.folder.join("host").join(name);
+        fs::copy(&self.probe, &program)?;
+        let spawned = Command::new(&program)
+            .arg("serve")
+            .env_clear()
+            .env("SECRET", secret)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match spawned {
+            Ok(child) => Ok(Decoy { child, program }),
+            Err(error) => {
+                let _ = fs::remove_file(&program);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A process of ours that an attack may end.
+pub(crate) struct Decoy {
+    child: Child,
+    program: PathBuf,
+}
+
+impl Decoy {
+    /// Which process traces it; 0 is none.
+    pub(crate) fn tracer(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("TracerPid:"));
+        line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Decoy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.program);
+    }
+}
+
+/// Puts the file out of this machine's memory, as far as the kernel does it.
+pub(crate) fn evict(path: &Path) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    file.sync_all()?;
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    Ok(nix::fcntl::posix_fadvise(&file, 0, 0, advice)?)
+}
+
+/// A word that nobody has seen: short enough to be a process's name (`TASK_COMM_LEN`).
+pub(crate) fn token() -> io::Result<String> {
+    let mut bytes = [0u8; 7];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(format!("x{}", hex::encode(bytes)))
+}
+
+/// A number from 1 to 2³⁰, by chance: the key of something in inter-process communication.
+pub(crate) fn key() -> io::Result<u32> {
+    let mut bytes = [0u8; 4];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok((u32::from_ne_bytes(bytes) >> 2) | 1)
+}
+
+/// The first line of a small file; empty when it cannot be read.
+pub(crate) fn first_line(path: impl AsRef<Path>) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// A number in a small file: the first.
+pub(crate) fn number(path: &str) -> Option<u64> {
+    first_line(path).split_whitespace().next()?.parse().ok()
+}
+
+/// How many processes are called so, and how much memory and how many threads they have together.
+pub(crate) fn processes_called(name: &str) -> Processes {
+    let mut found = Processes::default();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name_there = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        if name_there.trim() != name {
+            continue;
+        }
+        found.count += 1;
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let member = |member: &str| -> u64 {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(member))
+                .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+                .unwrap_or(0)
+        };
+        found.resident_mib += member("VmRSS:") >> 10;
+        found.threads += member("Threads:");
+    }
+    found
+}
+
+/// What is seen of processes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Processes {
+    pub(crate) count: u64,
+    pub(crate) resident_mib: u64,
+    pub(crate) threads: u64,
+}
+
+/// The disk that a file is on, and what says that it is that one.
+pub(crate) struct Disk {
+    pub(crate) major: u64,
+    pub(crate) minor: u64,
+    /// Where on the disk the identity is, in bytes.
+    pub(crate) offset: u64,
+    /// The file system's UUID.
+    pub(crate) identity: String,
+}
+
+/// Of ext2 to ext4 (`fs/ext4/ext4.h`): the superblock, its magic number, its UUID.
+const SUPERBLOCK: u64 = 1024;
+const MAGIC_AT: usize = 0x38;
+const UUID_AT: usize = 0x68;
+const MAGIC: [u8; 2] = [0x53, 0xef];
+
+/// The disk that `path` is on, read by its number.
+pub(crate) fn disk_of(path: &Path) -> Result<Disk, String> {
+    let device = fs::metadata(path).map_err(|error| error.to_string())?.dev();
+    let (major, minor) = (
+        u64::from(libc::major(device)),
+        u64::from(libc::minor(device)),
+    );
+    let none =
+        || format!("the files of this host are not on a disk that is known ({major}:{minor})");
+    let node = fs::read_dir("/dev")
+        .map_err(|error| error.to_string())?
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|node| {
+            use std::os::unix::fs::FileTypeExt as _;
+            fs::metadata(node)
+                .is_ok_and(|found| found.file_type().is_block_device() && found.rdev() == device)
+        })
+        .ok_or_else(none)?;
+    let mut superblock = [0u8; 0x100];
+    fs::File::open(&node)
+        .and_then(|mut file| {
+            file.seek(SeekFrom::Start(SUPERBLOCK))?;
+            file.read_exact(&mut superblock)
+        })
+        .map_err(|error| format!("cannot read {}: {error}", node.display()))?;
+    if superblock[MAGIC_AT..MAGIC_AT + 2] != MAGIC {
+        return Err(format!("{} holds no ext4 file system", node.display()));
+    }
+    Ok(Disk {
+        major,
+        minor,
+        offset: SUPERBLOCK + UUID_AT as u64,
+        identity: hex::encode(&superblock[UUID_AT..UUID_AT + 16]),
+    })
+}
+
+/// How large the file system of `path` is, in bytes and files.
+pub(crate) fn space(path: &Path) -> Option<(u64, u64)> {
+    let found = nix::sys::statvfs::statvfs(path).ok()?;
+    Some((found.blocks() * found.fragment_size(), found.files()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_differ_and_fit_a_process() {
+        let (one, other) = (token().unwrap(), token().unwrap());
+        assert_ne!(one, other);
+        assert!(one.len() <= 15);
+    }
+
+    #[test]
+    fn process_is_found_by_its_name() {
+        let name = first_line("/proc/self/comm");
+        let found = processes_called(&name);
+        assert!(found.count >= 1 && found.threads >= 1);
+        assert_eq!(processes_called("no-such-name").count, 0);
+    }
+}

@@ -1,0 +1,132 @@
+//! System calls that nix has no safe form of.
+
+#![expect(
+    unsafe_code,
+    reason = "system calls that nix does not wrap, each with arguments that outlive it"
+)]
+
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::libc::{self, c_long};
+
+/// A file by its handle (name_to_handle_at(2)): the handle's type and bytes.
+pub(crate) fn handle_of(path: &Path) -> nix::Result<(i32, Vec<u8>)> {
+    const HANDLE_BYTES: usize = 128;
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    // `struct file_handle`: handle_bytes, handle_type, then the bytes.
+    let mut words = [0u32; 2 + HANDLE_BYTES / 4];
+    words[0] = 128;
+    let mut mount = 0i32;
+    // SAFETY: the path ends with a zero; the structure has the room that its first word says; both live through the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            words.as_mut_ptr(),
+            &raw mut mount,
+            0,
+        )
+    };
+    Errno::result(result)?;
+    let length = usize::try_from(words[0])
+        .unwrap_or(HANDLE_BYTES)
+        .min(HANDLE_BYTES);
+    let kind = i32::from_ne_bytes(words[1].to_ne_bytes());
+    let bytes: Vec<u8> = words[2..]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .take(length)
+        .collect();
+    Ok((kind, bytes))
+}
+
+/// A key in our user's keyring (keyrings(7)), which goes when it is dropped.
+pub(crate) struct Key(c_long);
+
+const USER_RING: c_long = -4;
+
+impl Key {
+    /// Adds it, for every process of our user to read.
+    pub(crate) fn add(name: &str, content: &str) -> nix::Result<Self> {
+        let name = CString::new(name).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: both strings end with a zero, the content has its length, and all live through the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_add_key,
+                c"user".as_ptr(),
+                name.as_ptr(),
+                content.as_ptr(),
+                content.len(),
+                USER_RING,
+            )
+        };
+        let key = Errno::result(result).map(Self)?;
+        const KEYCTL_SETPERM: c_long = 5;
+        // Everything to the possessor and to the user.
+        const PERMISSIONS: c_long = 0x3f3f_0000;
+        // SAFETY: numbers only.
+        let set = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, key.0, PERMISSIONS) };
+        Errno::result(set).map(|_| key)
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        const KEYCTL_UNLINK: c_long = 9;
+        // SAFETY: numbers only.
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_UNLINK, self.0, USER_RING) };
+    }
+}
+
+/// Removes the key of this name from our user's keyring, if it is there: a container may have put it there.
+pub(crate) fn forget_key(name: &str) {
+    const KEYCTL_SEARCH: c_long = 10;
+    let Ok(name) = CString::new(name) else {
+        return;
+    };
+    // SAFETY: both strings end with a zero and live through the call.
+    let key = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_SEARCH,
+            USER_RING,
+            c"user".as_ptr(),
+            name.as_ptr(),
+            0,
+        )
+    };
+    if key > 0 {
+        drop(Key(key));
+    }
+}
+
+/// Removes the System V queue and memory with this key, if they are there: a container may have left them.
+pub(crate) fn forget_ipc(key: u32) {
+    let Ok(key) = i32::try_from(key) else {
+        return;
+    };
+    // SAFETY: numbers only.
+    let queue = unsafe { libc::msgget(key, 0) };
+    if queue >= 0 {
+        // SAFETY: IPC_RMID takes no structure.
+        unsafe { libc::msgctl(queue, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+    // SAFETY: numbers only.
+    let memory = unsafe { libc::shmget(key, 0, 0) };
+    if memory >= 0 {
+        // SAFETY: IPC_RMID takes no structure.
+        unsafe { libc::shmctl(memory, libc::IPC_RMID, std::ptr::null_mut()) };
+    }
+}
+
+/// Removes the POSIX queue of this name, if it is there.
+pub(crate) fn forget_posix_queue(name: &str) {
+    if let Ok(name) = CString::new(name) {
+        // SAFETY: the name ends with a zero.
+        unsafe { libc::mq_unlink(name.as_ptr()) };
+    }
+}

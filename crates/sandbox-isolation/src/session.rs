@@ -1,0 +1,363 @@
+//! The talk with a probe in a container: one line of JSON each way.
+
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+/// How long a container may take to start: emulation is slow.
+const START: Duration = Duration::from_secs(120);
+/// How long an attempt may take: more than the probe gives it.
+const ATTEMPT: Duration = Duration::from_secs(90);
+/// How long a container may take to end when its probe does.
+const END: Duration = Duration::from_secs(20);
+/// The longest line that is taken from a probe, in bytes.
+const LINE_BYTES: usize = 2 << 20;
+/// How often the wish to stop is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The runtime's program cannot be run.
+    #[error("cannot run {program}")]
+    Run {
+        /// Which.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The container ended.
+    #[error("the container ended{}", after_colon(said))]
+    Ended {
+        /// What its runtime said.
+        said: String,
+    },
+    /// The container is silent.
+    #[error("no answer within {} s{}", limit.as_secs(), after_colon(said))]
+    Silent {
+        /// How long was waited.
+        limit: Duration,
+        /// What its runtime said.
+        said: String,
+    },
+    /// The probe answered with something else.
+    #[error("the probe's answer is none: {answer}")]
+    Answer {
+        /// Its beginning.
+        answer: String,
+    },
+    /// The probe could not make the attempt.
+    #[error("the attempt failed: {why}")]
+    Attempt {
+        /// The probe's words.
+        why: String,
+    },
+    /// Whoever runs us wants an end.
+    #[error("interrupted")]
+    Interrupted,
+    /// A pipe failed.
+    #[error("cannot talk to the probe")]
+    Pipe(#[from] io::Error),
+}
+
+fn after_colon(said: &str) -> String {
+    match said.trim() {
+        "" => String::new(),
+        said => format!(": {said}"),
+    }
+}
+
+/// A container with a probe that answers.
+pub(crate) struct Session {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+    unread: Vec<u8>,
+    /// What the runtime's program wrote.
+    errors: PathBuf,
+    /// Removes the container, however it is.
+    removal: Vec<Command>,
+    stop: &'static AtomicBool,
+    next: u64,
+    broken: bool,
+}
+
+impl Session {
+    /// Starts the container and waits for its probe. `removal` runs when the session ends, in any way.
+    pub(crate) fn start(
+        mut command: Command,
+        removal: Vec<Command>,
+        errors: PathBuf,
+        stop: &'static AtomicBool,
+    ) -> Result<Self, SessionError> {
+        use std::os::unix::process::CommandExt as _;
+        let failed = |command: &Command, source| SessionError::Run {
+            program: command.get_program().to_string_lossy().into_owned(),
+            source,
+        };
+        let file = fs::File::create(&errors)?;
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            // A key of our terminal that means a signal is ours: containers are ended in order.
+            .process_group(0)
+            .spawn()
+            .map_err(|source| failed(&command, source))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(failed(&command, io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut session = Self {
+            child,
+            stdin: Some(stdin),
+            stdout,
+            unread: Vec::new(),
+            errors,
+            removal,
+            stop,
+            next: 1,
+            broken: false,
+        };
+        let ready = session.line(START)?;
+        if ready["ready"] != true {
+            return Err(wrong(&ready));
+        }
+        Ok(session)
+    }
+
+    /// Whether another attempt can be made.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.broken
+    }
+
+    /// Makes an attempt, which is held until [`Session::release`].
+    pub(crate) fn attempt(&mut self, attempt: &str, params: &Value) -> Result<Value, SessionError> {
+        let id = self.next;
+        self.next += 1;
+        let request = json!({ "id": id, "attempt": attempt, "params": params });
+        let answer = self.exchange(&request, ATTEMPT)?;
+        if answer["id"] != id {
+            self.broken = true;
+            return Err(wrong(&answer));
+        }
+        if let Some(why) = answer["failed"].as_str() {
+            return Err(SessionError::Attempt {
+                why: why.to_owned(),
+            });
+        }
+        Ok(answer["seen"].clone())
+    }
+
+    /// Ends what the last attempt holds.
+    pub(crate) fn release(&mut self) -> Result<(), SessionError> {
+        let answer = self.exchange(&json!({ "release": true }), ATTEMPT)?;
+        if answer["released"] == true {
+            return Ok(());
+        }
+        self.broken = true;
+        Err(wrong(&answer))
+    }
+
+    fn exchange(&mut self, request: &Value, limit: Duration) -> Result<Value, SessionError> {
+        let sent = match &mut self.stdin {
+            Some(stdin) => writeln!(stdin, "{request}").and_then(|()| stdin.flush()),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
+        if sent.is_err() {
+            self.broken = true;
+            return Err(SessionError::Ended { said: self.said() });
+        }
+        self.line(limit)
+    }
+
+    fn line(&mut self, limit: Duration) -> Result<Value, SessionError> {
+        let answer = self.raw_line(limit);
+        if answer.is_err() {
+            self.broken = true;
+        }
+        let line = answer?;
+        serde_json::from_slice(&line).map_err(|_| {
+            self.broken = true;
+            let text = String::from_utf8_lossy(&line);
+            SessionError::Answer {
+                answer: text.chars().take(200).collect(),
+            }
+        })
+    }
+
+    fn raw_line(&mut self, limit: Duration) -> Result<Vec<u8>, SessionError> {
+        let start = Instant::now();
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                let rest = self.unread.split_off(end + 1);
+                return Ok(std::mem::replace(&mut self.unread, rest));
+            }
+            if self.unread.len() > LINE_BYTES {
+                let answer = "a line without end".to_owned();
+                return Err(SessionError::Answer { answer });
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(SessionError::Interrupted);
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                let said = self.said();
+                return Err(SessionError::Silent { limit, said });
+            }
+            if !self.readable(left.min(LOOK))? {
+                continue;
+            }
+            let mut part = [0u8; 16 << 10];
+            let length = self.stdout.read(&mut part)?;
+            if length == 0 {
+                return Err(SessionError::Ended { said: self.said() });
+            }
+            self.unread
+                .extend_from_slice(part.get(..length).unwrap_or_default());
+        }
+    }
+
+    fn readable(&self, within: Duration) -> Result<bool, SessionError> {
+        let mut wait = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut wait, timeout) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(io::Error::from(errno).into()),
+        }
+    }
+
+    /// The end of what the runtime's program wrote.
+    fn said(&self) -> String {
+        let text = fs::read(&self.errors).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines
+            .iter()
+            .skip(lines.len().saturating_sub(4))
+            .copied()
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    fn remove(&mut self) {
+        for command in &mut self.removal {
+            // What is gone already cannot be removed, and says so.
+            let _ = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+        }
+    }
+
+    /// Waits for the end of what the container writes, which is its own.
+    fn drain(&mut self) {
+        let start = Instant::now();
+        let mut part = [0u8; 16 << 10];
+        while start.elapsed() < END && !self.stop.load(Ordering::Relaxed) {
+            match self.readable(LOOK) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(_) => return,
+            }
+            if !matches!(self.stdout.read(&mut part), Ok(1..)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Ends the container: in order where it answers, by force where not.
+impl Drop for Session {
+    fn drop(&mut self) {
+        // The probe ends with its input.
+        self.stdin = None;
+        if self.broken {
+            // One that is still being made is not there to be removed: whoever makes it stops.
+            let _ = kill(
+                Pid::from_raw(self.child.id().cast_signed()),
+                Signal::SIGTERM,
+            );
+        } else {
+            self.drain();
+        }
+        self.remove();
+        // The program sees its container's end a moment after us.
+        if !ends_within(&mut self.child, END) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            self.remove();
+        }
+    }
+}
+
+/// Whether the process ends by itself in time.
+fn ends_within(child: &mut Child, limit: Duration) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+fn wrong(answer: &Value) -> SessionError {
+    SessionError::Answer {
+        answer: answer.to_string().chars().take(200).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    fn shell(script: &str) -> Result<Session, SessionError> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let mark = folder.path().join("removed");
+        let mut removal = Command::new("touch");
+        removal.arg(&mark);
+        Session::start(command, vec![removal], folder.path().join("errors"), &STOP)
+    }
+
+    #[test]
+    fn container_that_ends_at_once_is_named_with_what_its_runtime_said() {
+        let error = shell("echo no such thing >&2").err().unwrap();
+        assert_eq!(error.to_string(), "the container ended: no such thing");
+    }
+
+    #[test]
+    fn answer_to_another_question_breaks_the_session() {
+        let script = r#"echo '{"ready":true}'; read a; echo '{"id":7,"seen":{}}'; read a"#;
+        let mut session = shell(script).unwrap();
+        let error = session.attempt("read", &Value::Null).err().unwrap();
+        assert!(matches!(error, SessionError::Answer { .. }), "{error}");
+        assert!(!session.is_usable());
+    }
+
+    #[test]
+    fn failed_attempt_leaves_the_session_usable() {
+        let script = r#"echo '{"ready":true}'; read a; echo '{"id":1,"failed":"killed"}'; read a; echo '{"released":true}'; read a"#;
+        let mut session = shell(script).unwrap();
+        let error = session.attempt("fork", &Value::Null).err().unwrap();
+        assert!(matches!(error, SessionError::Attempt { .. }), "{error}");
+        session.release().unwrap();
+        assert!(session.is_usable());
+    }
+}

@@ -1,0 +1,132 @@
+//! Using up memory, and what is counted for the whole kernel.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Write as _};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::ForkResult;
+use serde_json::{Value, json};
+
+use super::{Attempt, number, raw, text};
+use crate::look;
+
+pub(super) const ALL: &[Attempt] = &[
+    ("memory_use", memory_use),
+    ("descriptors", descriptors),
+    ("terminals", terminals),
+    ("asynchronous", asynchronous),
+];
+
+/// Uses `mib` of memory in steps, in a process called `name`, which the kernel may kill; anonymous, or of a file in memory.
+fn memory_use(params: &Value) -> Value {
+    let (reader, writer) = match nix::unistd::pipe() {
+        Ok(ends) => ends,
+        Err(errno) => return look::error(errno),
+    };
+    match raw::fork() {
+        Ok(ForkResult::Child) => {
+            drop(reader);
+            // The first to be killed.
+            let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+            super::processes::call_oneself(text(params, "name"));
+            use_up(params, File::from(writer));
+            loop {
+                nix::unistd::pause();
+            }
+        }
+        Ok(ForkResult::Parent { .. }) => drop(writer),
+        Err(errno) => return look::error(errno),
+    }
+    let mut used = 0u64;
+    let mut ended = "killed or refused";
+    for line in BufReader::new(File::from(reader)).lines() {
+        match line.as_deref() {
+            Ok("done") => {
+                ended = "done";
+                break;
+            }
+            Ok(text) => used = text.parse().unwrap_or(used),
+            Err(_) => break,
+        }
+    }
+    json!({ "used_mib": used, "ended": ended })
+}
+
+/// Says after every 8 MiB how much it has.
+fn use_up(params: &Value, mut tell: File) {
+    const STEP: usize = 8;
+    let shared = params["shared"].as_bool() == Some(true);
+    let mut file = memfd_create(c"probe", MFdFlags::empty())
+        .map(File::from)
+        .ok();
+    let mut used = 0;
+    let mut kept = Vec::new();
+    while used < number(params, "mib") {
+        if shared {
+            let block = vec![1u8; STEP << 20];
+            let written = file.as_mut().map(|file| file.write_all(&block));
+            if !matches!(written, Some(Ok(()))) {
+                return;
+            }
+        } else {
+            let mut block = vec![0u8; STEP << 20];
+            for page in block.iter_mut().step_by(4096) {
+                *page = 1;
+            }
+            kept.push(block);
+        }
+        used += STEP as u64;
+        if writeln!(tell, "{used}").is_err() {
+            break;
+        }
+    }
+    let _ = writeln!(tell, "done");
+    std::mem::forget((kept, file));
+}
+
+/// Opens files until there are `count`, or no more are given.
+fn descriptors(params: &Value) -> Value {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let mut open = Vec::new();
+    let mut end = Value::Null;
+    while (open.len() as u64) < number(params, "count").min(20_000) {
+        match File::open("/dev/null") {
+            Ok(file) => open.push(file),
+            Err(error) => {
+                end = look::io_error(&error);
+                break;
+            }
+        }
+    }
+    let result = json!({ "open": open.len(), "end": end });
+    std::mem::forget(open);
+    result
+}
+
+/// Opens `count` pseudo-terminals.
+fn terminals(params: &Value) -> Value {
+    let mut open = 0u64;
+    let mut end = Value::Null;
+    while open < number(params, "count").min(256) {
+        match File::options().read(true).write(true).open("/dev/ptmx") {
+            Ok(terminal) => {
+                open += 1;
+                std::mem::forget(terminal);
+            }
+            Err(error) => {
+                end = look::io_error(&error);
+                break;
+            }
+        }
+    }
+    json!({ "open": open, "end": end })
+}
+
+/// Reserves room for `count` asynchronous operations (`/proc/sys/fs/aio-nr`).
+fn asynchronous(params: &Value) -> Value {
+    let count = u32::try_from(number(params, "count").min(4096)).unwrap_or(0);
+    json!({ "reserved": look::outcome(raw::asynchronous_context(count)) })
+}
