@@ -103,7 +103,8 @@ pub(crate) fn isolation_test(app: &App, args: &IsolationTestArgs) -> Result<u8, 
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Case>, IsolationError> {
-    let unknown = |name: &&String| !catalogue::all().any(|case| case.name.starts_with(name.as_str()));
+    let unknown =
+        |name: &&String| !catalogue::all().any(|case| case.name.starts_with(name.as_str()));
     if let Some(name) = names.iter().find(unknown) {
         return Err(IsolationError::NoCase { name: name.clone() });
     }

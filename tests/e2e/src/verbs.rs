@@ -322,7 +322,7 @@ fn killed_shim(world: &World) -> Result<()> {
     let reason = world.sandboxctl(&["inspect", "-f", "{{.State.Error}}", "orphan"])?;
     ensure!(reason.text().contains("shim"), "{}", reason.text());
     run(world, &["ps", "-a", "-q", "--filter", "status=dead"], "")?;
-    run(world, &["logs", "--tail", "1", "orphan"], "out\n")?;
+    run(world, &["logs", "orphan"], "out\n")?;
     let left = sandbox_harness::leaks::processes(world.path());
     ensure!(left.is_empty(), "still there: {left:?}");
     run(world, &["start", "orphan"], "orphan\n")?;

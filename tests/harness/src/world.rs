@@ -241,12 +241,13 @@ impl World {
         kill(Pid::from_raw(process.pid), Signal::SIGKILL)
             .with_context(|| format!("cannot kill {}", process.command))?;
         process::wait_until(&process.command, self.setup.limit, || {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid));
-            // The state comes behind the name in brackets (proc(5)); a zombie has nothing any more.
+            let folder = format!("/proc/{}", process.pid);
+            let stat = fs::read_to_string(format!("{folder}/stat"));
+            let threads = fs::read_dir(format!("{folder}/task")).map_or(0, Iterator::count);
+            // The state comes behind the name in brackets (proc(5)); a zombie has nothing any more, but its other threads may.
             stat.map_or(true, |stat| {
-                stat.rsplit(')')
-                    .next()
-                    .is_some_and(|rest| rest.starts_with(" Z"))
+                let zombie = stat.rsplit(')').next().map(|rest| rest.starts_with(" Z"));
+                threads < 2 && zombie == Some(true)
             })
             .then_some(())
         })

@@ -16,7 +16,14 @@ use crate::digest::Digest;
 /// Something is being added to the store: nothing is cleared away until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        // A child that is just being started has the descriptor too, until it executes its program: closing is not enough.
+        let _ = self.lock.unlock();
+    }
 }
 
 impl Store {
@@ -67,7 +74,7 @@ impl Store {
         let file = open_lock(&path)?;
         file.lock_shared()
             .map_err(|source| StoreError::io("lock", &path, source))?;
-        Ok(Activity { _lock: file })
+        Ok(Activity { lock: file })
     }
 
     /// The right to clear away, if nothing is being added right now.
