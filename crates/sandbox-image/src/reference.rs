@@ -174,6 +174,13 @@ impl Reference {
         }
     }
 
+    /// The name as people write it, without tag and digest: `demo` for `docker.io/library/demo`. `None` for an image ID.
+    #[must_use]
+    pub fn short_repository(&self) -> Option<String> {
+        self.registry_and_path()
+            .map(|(registry, repository)| short_name(registry, repository))
+    }
+
     /// The digest that was given: of a name with a digest, or the whole image ID.
     #[must_use]
     pub fn digest(&self) -> Option<Digest> {
@@ -213,11 +220,7 @@ impl fmt::Display for Reference {
                 digest,
                 ..
             } => {
-                if registry == DEFAULT_REGISTRY {
-                    f.write_str(repository.strip_prefix("library/").unwrap_or(repository))?;
-                } else {
-                    write!(f, "{registry}/{repository}")?;
-                }
+                f.write_str(&short_name(registry, repository))?;
                 match (tag, digest) {
                     (Some(tag), _) => write!(f, ":{tag}")?,
                     (None, None) => write!(f, ":{DEFAULT_TAG}")?,
@@ -267,7 +270,7 @@ impl FromStr for Reference {
             });
         }
         let (registry, path) = match name.split_once('/') {
-            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
+            Some((first, path)) if names_registry(first) => {
                 if !is_registry(first) {
                     return Err(ReferenceError::Registry {
                         text: owned(),
@@ -333,6 +336,27 @@ fn is_tag(tag: &str) -> bool {
         && tag
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+}
+
+/// Registry and repository without what is understood, unless the rest would be read as another registry's.
+fn short_name(registry: &str, repository: &str) -> String {
+    let short = repository
+        .strip_prefix("library/")
+        .filter(|rest| !rest.contains('/'))
+        .unwrap_or(repository);
+    let is_misread = short
+        .split_once('/')
+        .is_some_and(|(first, _)| names_registry(first));
+    if registry == DEFAULT_REGISTRY && !is_misread {
+        short.to_owned()
+    } else {
+        format!("{registry}/{repository}")
+    }
+}
+
+/// Whether the first of several components is taken for a registry.
+fn names_registry(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
 }
 
 fn is_registry(registry: &str) -> bool {
@@ -446,6 +470,24 @@ mod tests {
             assert!(text.parse::<Reference>().is_err(), "{text:?}");
         }
         assert!("a".repeat(300).parse::<Reference>().is_err());
+    }
+
+    /// Found by the fuzz target: shown as an image of another registry.
+    #[test]
+    fn repository_that_looks_like_a_registry_is_shown_whole() {
+        for name in [
+            "docker.io/library/registry.example/a:latest",
+            "docker.io/registry.example/a:latest",
+            "docker.io/localhost/a:latest",
+            "docker.io/library/a/b:latest",
+        ] {
+            let reference: Reference = name.parse().unwrap();
+            survives_its_own_display(name);
+            let shown = reference.to_string();
+            assert!(name.ends_with(&shown), "{name}: {shown}");
+        }
+        let short: Reference = "docker.io/library/demo".parse().unwrap();
+        assert_eq!(short.to_string(), "demo:latest");
     }
 
     fn survives_its_own_display(text: &str) {

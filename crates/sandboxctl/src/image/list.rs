@@ -68,16 +68,6 @@ pub(super) fn ls(app: &App, args: &ImageLsArgs) -> Result<(), ImageError> {
     Ok(format::print(&args.format, &COLUMNS, &items)?)
 }
 
-/// As people write it: without what docker's names leave out.
-fn repository(image: &Image) -> Option<String> {
-    let (registry, path) = image.name.registry_and_path()?;
-    Some(match (registry, path.strip_prefix("library/")) {
-        ("docker.io", Some(path)) => path.to_owned(),
-        ("docker.io", None) => path.to_owned(),
-        _ => format!("{registry}/{path}"),
-    })
-}
-
 fn item(image: &Image, id: &str, now: u64) -> Value {
     const NONE: &str = "<none>";
     let ago = |at: u64| format!("{} ago", table::age(now.saturating_sub(at)));
@@ -88,7 +78,7 @@ fn item(image: &Image, id: &str, now: u64) -> Value {
         .map(seconds);
     json!({
         "Name": image.name.to_string(),
-        "Repository": repository(image).unwrap_or_else(|| NONE.to_owned()),
+        "Repository": image.name.short_repository().unwrap_or_else(|| NONE.to_owned()),
         "Tag": image.name.tag().unwrap_or(NONE),
         "Digest": image.name.digest().map_or_else(|| NONE.to_owned(), |digest| digest.to_string()),
         "ID": id,
