@@ -3,8 +3,9 @@
 mod html;
 mod table;
 
-use crate::campaign::Report;
-use crate::verdict::{Observation, Outcome};
+use crate::campaign::{CaseReport, Report};
+use crate::case::Threat;
+use crate::verdict::{Observation, Outcome, Verdict};
 
 pub use html::html;
 pub use table::table;
@@ -32,6 +33,23 @@ fn summary(report: &Report) -> String {
     counts.join(", ")
 }
 
+/// The threats of which there are cases, in the order of reports, each with these.
+fn by_threat(report: &Report) -> impl Iterator<Item = (Threat, Vec<&CaseReport>)> {
+    Threat::ALL.into_iter().filter_map(|threat| {
+        let all = report.cases.iter();
+        let cases: Vec<_> = all.filter(|case| case.threat == threat).collect();
+        (!cases.is_empty()).then_some((threat, cases))
+    })
+}
+
+/// Why the verdict is what it is.
+fn why(verdict: &Verdict) -> String {
+    match &verdict.shared {
+        Some(what) => format!("shared on purpose: {what}"),
+        None => verdict.because.clone(),
+    }
+}
+
 /// Without what would move a terminal's cursor: a guest wrote some of it.
 fn printable(text: &str) -> String {
     text.chars()
@@ -57,8 +75,8 @@ fn shown(observation: &Observation) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::campaign::{CaseReport, RuntimeReport};
-    use crate::case::{Finding, Profile, Threat};
+    use crate::campaign::RuntimeReport;
+    use crate::case::{Finding, Profile};
     use crate::verdict::verdict;
     use serde_json::Value;
 

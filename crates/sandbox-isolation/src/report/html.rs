@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{shown, summary};
+use super::{by_threat, shown, summary, why};
 use crate::campaign::{CaseReport, Report};
-use crate::case::Threat;
 use crate::verdict::{Observation, Outcome};
 
 const STYLE: &str = "
@@ -35,15 +34,7 @@ pub fn html(report: &Report) -> String {
         escape(&report.control),
         escape(&report.kernel),
     );
-    for threat in Threat::ALL {
-        let cases: Vec<_> = report
-            .cases
-            .iter()
-            .filter(|case| case.threat == threat)
-            .collect();
-        if cases.is_empty() {
-            continue;
-        }
+    for (threat, cases) in by_threat(report) {
         let _ = write!(
             page,
             "<h2>{}</h2>\n<table><thead><tr><th>case</th>",
@@ -82,16 +73,12 @@ fn row(page: &mut String, case: &CaseReport) {
     raw(page, "control", &case.control);
     page.push_str("</details></td>");
     for one in &case.runtimes {
-        let because = one.verdict.shared.as_deref().map_or_else(
-            || one.verdict.because.clone(),
-            |what| format!("shared on purpose: {what}"),
-        );
         let _ = write!(
             page,
             "<td><span class=\"outcome {}\">{}</span><br>{}<br><span class=\"side\">{}</span></td>",
             class(one.verdict.outcome),
             escape(one.verdict.outcome.title()),
-            escape(&because),
+            escape(&why(&one.verdict)),
             escape(case.profile.title()),
         );
     }

@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{printable, shown, summary};
+use super::{by_threat, printable, shown, summary, why};
 use crate::campaign::Report;
-use crate::case::Threat;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::Outcome;
 
 /// Threat by threat: each case, its outcome under each runtime, and why; the control's side where it is the point.
 #[must_use]
@@ -15,15 +14,7 @@ pub fn table(report: &Report) -> String {
     let names = report.runtimes.iter().chain([&report.control]);
     let who = names.map(String::len).max().unwrap_or(0);
     let mut text = String::new();
-    for threat in Threat::ALL {
-        let cases: Vec<_> = report
-            .cases
-            .iter()
-            .filter(|case| case.threat == threat)
-            .collect();
-        if cases.is_empty() {
-            continue;
-        }
+    for (threat, cases) in by_threat(report) {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{}", threat.title().to_uppercase());
         for case in cases {
@@ -56,11 +47,4 @@ pub fn table(report: &Report) -> String {
     }
     let _ = writeln!(text, "{}", summary(report));
     text
-}
-
-fn why(verdict: &Verdict) -> String {
-    match &verdict.shared {
-        Some(what) => format!("shared on purpose: {what}"),
-        None => verdict.because.clone(),
-    }
 }
