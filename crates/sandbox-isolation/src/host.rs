@@ -8,8 +8,13 @@ use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::libc;
+
+/// How long the kernel may take from a signal that kills to the end of the process, on a machine with much to do.
+const END_TAKES: Duration = Duration::from_secs(2);
 
 /// This machine, with a file on it that no container is given.
 pub(crate) struct Host {
@@ -83,9 +88,18 @@ impl Decoy {
         line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs, after as long as the end of a process takes that has been killed (kill(2) does not wait for it).
     pub(crate) fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        let deadline = Instant::now() + END_TAKES;
+        loop {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return false;
+            }
+            if Instant::now() >= deadline {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

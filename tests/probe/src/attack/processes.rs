@@ -93,18 +93,17 @@ fn trace(params: &Value) -> Value {
     json!({ "found": found.len(), "seized": seized })
 }
 
-/// Makes `count` processes called `name`.
+/// Makes `count` processes called `name`, as this one is from then on.
 fn fork(params: &Value) -> Value {
     let mut made = 0u64;
     let mut end = Value::Null;
+    // Before they are made: the host may look before they run.
+    call_oneself(text(params, "name"));
     while made < number(params, "count").min(1024) {
         match raw::fork() {
-            Ok(ForkResult::Child) => {
-                call_oneself(text(params, "name"));
-                loop {
-                    nix::unistd::pause();
-                }
-            }
+            Ok(ForkResult::Child) => loop {
+                nix::unistd::pause();
+            },
             Ok(ForkResult::Parent { .. }) => made += 1,
             Err(errno) => {
                 end = look::error(errno);
