@@ -2,8 +2,8 @@
 //!
 //! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [--at-once N] [libtest
 //! options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
-//! check. The part `machine` leaves out what no driver has a part in: images, registries, and the verbs on containers that are
-//! there.
+//! check. The part `machine` leaves out what no driver has a part in: images, registries, the verbs on containers that are
+//! there, and the services that the shim offers to its callers.
 
 mod containerd;
 mod containerd_task;
@@ -55,10 +55,7 @@ const MACHINE: &[&[Case]] = &[
     options::CASES,
     network::CASES,
     containerd::CASES,
-    containerd_task::CASES,
-    pods::CASES,
-    pod_streams::CASES,
-    shim_contract::CASES,
+    pods::DEVICES,
     inside::CASES,
     jail::CASES,
 ];
@@ -72,6 +69,10 @@ const ABOVE: &[&[Case]] = &[
     verbs::CASES,
     networks::CASES,
     isolation::CASES,
+    containerd_task::CASES,
+    pods::CASES,
+    pod_streams::CASES,
+    shim_contract::CASES,
 ];
 
 /// Takes our own options out of the command line; returns them, and the tests to choose from.

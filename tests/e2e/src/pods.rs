@@ -20,11 +20,15 @@ pub(crate) const CASES: &[Case] = &[
     ("pod_containers_share_what_a_pod_shares", shared),
     ("pod_pid_namespace_is_shared_when_asked_for", shared_pids),
     ("pod_container_that_fails_leaves_the_others_alone", failures),
+    ("pod_outlives_containerd", restarted),
+    ("pod_shim_killed_is_cleaned_up", shim_killed),
+];
+
+/// Those in which the machine's devices and size are looked at.
+pub(crate) const DEVICES: &[Case] = &[
     ("pod_machine_has_the_size_of_its_limits", size),
     ("pod_volumes_are_live", volumes),
     ("pod_network_is_what_cni_made", network),
-    ("pod_outlives_containerd", restarted),
-    ("pod_shim_killed_is_cleaned_up", shim_killed),
 ];
 
 /// Runs until it is killed; ends at once when it is told to.
