@@ -1,11 +1,14 @@
-//! The stream port: each connection names a stream of a process and becomes it.
+//! The stream port: each connection names a stream of a process, or a port of the loopback interface, and becomes it.
 
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_protocol::agent::{StreamKind, StreamOpen, StreamOpened};
 use sandbox_protocol::frame::{FrameError, read_frame, write_frame};
 use sandbox_types::ContainerId;
+use tokio::net::TcpStream;
 
 use crate::containers::{ContainerError, Containers};
 use crate::service::exec_id;
@@ -25,6 +28,14 @@ enum StreamError {
     Closed(#[from] crate::stdio::StdinClosed),
     #[error("the stream's kind {number} is not known")]
     Kind { number: i32 },
+    #[error("{number} is no port")]
+    Port { number: u32 },
+    #[error("cannot connect to {address}")]
+    Connect {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Serves one connection to its end.
@@ -50,6 +61,17 @@ async fn run(
     open: &StreamOpen,
     containers: &Containers,
 ) -> Result<(), FrameError> {
+    if open.kind.enum_value() == Ok(StreamKind::STREAM_KIND_LOOPBACK) {
+        return match connect(open).await {
+            Ok(mut peer) => {
+                write_frame(&mut connection, &StreamOpened::new()).await?;
+                // Each side's end goes on to the other; what else goes wrong ends both.
+                let _ = tokio::io::copy_bidirectional(&mut connection, &mut peer).await;
+                Ok(())
+            }
+            Err(error) => refuse(connection, &error).await,
+        };
+    }
     match find(open, containers) {
         Ok(Stream::Input(input)) => match input.attach() {
             Ok(hold) => {
@@ -77,6 +99,22 @@ async fn refuse(mut connection: impl Connection, error: &StreamError) -> Result<
     write_frame(&mut connection, &opened).await
 }
 
+/// Connects to a port of the loopback interface. The agent is in the pod's network namespace.
+async fn connect(open: &StreamOpen) -> Result<TcpStream, StreamError> {
+    let number = open.port;
+    let port = u16::try_from(number).map_err(|_| StreamError::Port { number })?;
+    let address: SocketAddr = if open.ipv6 {
+        (Ipv6Addr::LOCALHOST, port).into()
+    } else {
+        (Ipv4Addr::LOCALHOST, port).into()
+    };
+    let failed = |source| StreamError::Connect { address, source };
+    match tokio::time::timeout(OPEN_LIMIT, TcpStream::connect(address)).await {
+        Ok(connected) => connected.map_err(failed),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
 enum Stream {
     Input(Arc<crate::stdio::Input>),
     Output(Arc<crate::stdio::Output>),
@@ -93,7 +131,7 @@ fn find(open: &StreamOpen, containers: &Containers) -> Result<Stream, StreamErro
         Ok(StreamKind::STREAM_KIND_STDIN) => streams.stdin.clone().map(Stream::Input),
         Ok(StreamKind::STREAM_KIND_STDOUT) => streams.stdout.clone().map(Stream::Output),
         Ok(StreamKind::STREAM_KIND_STDERR) => streams.stderr.clone().map(Stream::Output),
-        Ok(StreamKind::STREAM_KIND_UNSPECIFIED) | Err(_) => {
+        Ok(StreamKind::STREAM_KIND_UNSPECIFIED | StreamKind::STREAM_KIND_LOOPBACK) | Err(_) => {
             return Err(StreamError::Kind { number });
         }
     };

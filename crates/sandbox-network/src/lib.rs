@@ -16,8 +16,10 @@
 //! Nothing here knows of virtual machines. [`Joined`] is what a machine's start needs; what must be undone later, by
 //! another process when need be, is in a [`JoinRecord`].
 
+mod bpf;
 pub mod cni;
 mod join;
+mod loopback;
 mod namespace;
 mod tap;
 mod tc;
@@ -26,6 +28,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use join::{Interface, JoinError, JoinRecord, Joined, Nic, undo};
+pub use loopback::Loopback;
 pub use namespace::Namespace;
 pub use sandbox_netlink::{Address, Neighbour, NetlinkError, Route};
 
@@ -92,6 +95,15 @@ pub enum NetworkError {
     TooManyInterfaces {
         /// How many.
         count: usize,
+    },
+    /// Connections to the namespace's loopback addresses cannot be taken over.
+    #[error("cannot {action}; has the kernel BPF_SYSCALL, and is it 5.9 or later?")]
+    Loopback {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// No random numbers for a hardware address.
     #[error("cannot make a hardware address")]

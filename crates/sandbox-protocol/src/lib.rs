@@ -5,7 +5,7 @@
 //! | port | who listens | what it carries |
 //! | --- | --- | --- |
 //! | [`AGENT_PORT`] | agent | ttrpc, the [`agent_ttrpc::Agent`] service |
-//! | [`STREAM_PORT`] | agent | one connection per stdin, stdout, stderr: a framed [`agent::StreamOpen`], a framed [`agent::StreamOpened`] back, then bytes |
+//! | [`STREAM_PORT`] | agent | one connection per stdin, stdout, stderr, or TCP connection to the pod's loopback interface: a framed [`agent::StreamOpen`], a framed [`agent::StreamOpened`] back, then bytes |
 //! | [`EVENT_PORT`] | host | framed [`agent::AgentEvent`]s; the first is `Ready`; end-of-file means that the agent is gone |
 
 pub mod extensions;

@@ -20,6 +20,7 @@ mod console;
 pub mod driver;
 pub mod event;
 pub mod host;
+mod loopback;
 pub mod network;
 pub mod process;
 pub mod rootfs;

@@ -212,6 +212,7 @@ impl Sandbox {
             timeline: Arc::clone(&timeline),
             lifecycle: Lifecycle::new(),
             machine: None,
+            loopback: None,
             shares: None,
             owns_dir: false,
         };

@@ -4,6 +4,7 @@
 //! guest to host port `p`: arrives at `<socket>_<p>`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -114,15 +115,34 @@ pub(crate) async fn open_stream(
     exec: Option<&ExecId>,
     kind: StreamKind,
 ) -> Result<UnixStream, StreamError> {
-    let mut stream = connect(vsock, STREAM_PORT).await?;
     let open = StreamOpen {
         container_id: container.to_string(),
         exec_id: exec.map(ExecId::to_string).unwrap_or_default(),
         kind: kind.into(),
         ..Default::default()
     };
+    ask_for(vsock, &open).await
+}
+
+/// Opens a connection to a port of the pod's loopback interface.
+pub(crate) async fn open_loopback(
+    vsock: &Path,
+    address: SocketAddr,
+) -> Result<UnixStream, StreamError> {
+    let open = StreamOpen {
+        kind: StreamKind::STREAM_KIND_LOOPBACK.into(),
+        port: address.port().into(),
+        ipv6: address.is_ipv6(),
+        ..Default::default()
+    };
+    ask_for(vsock, &open).await
+}
+
+/// Opens what `open` names, and waits for the agent's word.
+async fn ask_for(vsock: &Path, open: &StreamOpen) -> Result<UnixStream, StreamError> {
+    let mut stream = connect(vsock, STREAM_PORT).await?;
     let exchange = async {
-        write_frame(&mut stream, &open).await?;
+        write_frame(&mut stream, open).await?;
         read_frame::<StreamOpened>(&mut stream).await
     };
     let opened = tokio::time::timeout(CONNECT_TIMEOUT, exchange)

@@ -1,15 +1,33 @@
-//! What `kubectl exec`, `kubectl attach` and a change of a pod's resources do, under containerd's CRI plugin.
+//! What `kubectl exec`, `kubectl attach`, `kubectl port-forward` and a change of a pod's resources do, under containerd's CRI plugin.
 
 use anyhow::{Context as _, Result, ensure};
-use protobuf::MessageField;
+use protobuf::{EnumOrUnknown, MessageField};
 use sandbox_harness::World;
 use sandbox_harness::containerd::{Containerd, DEMO_IMAGE};
 use sandbox_harness::cri::Cri;
-use sandbox_harness::cri::api::{Empty, LinuxContainerResources, UpdateContainerResourcesRequest};
+use sandbox_harness::cri::api::{
+    Empty, LinuxContainerResources, NamespaceMode, UpdateContainerResourcesRequest,
+};
+use sandbox_harness::netns::HostNet;
+use sandbox_harness::process::wait_until;
 
 use crate::Case;
 
-pub(crate) const CASES: &[Case] = &[("pod_is_attached_to_and_changed", streams)];
+pub(crate) const CASES: &[Case] = &[
+    ("pod_is_attached_to_and_changed", streams),
+    ("pod_ports_are_forwarded", forwarded),
+];
+
+/// Serves files at a port, and echoes at another, both for the pod alone.
+const SERVERS: &[&str] = &[
+    "sh",
+    "-c",
+    "busybox httpd -p 127.0.0.1:8080 -h /etc && echo up && exec busybox nc -ll -p 7 -e cat",
+];
+
+/// In pieces that no buffer on the way is too small for: the echo comes back while more is sent.
+const PIECE_BYTES: usize = 16 << 10;
+const PIECES: usize = 64;
 
 /// Answers every line of its input.
 const ECHO: &[&str] = &[
@@ -101,6 +119,61 @@ fn streams(world: &World) -> Result<()> {
     ensure!(format!("{error:#}").contains("machine has"), "{error:#}");
     let seen = limits()?;
     ensure!(seen == "50331648\n50000 100000\n", "{seen}");
+
+    cri.stop_pod(&pod)
+        .and_then(|()| cri.remove_pod(&pod))
+        .with_context(told)
+}
+
+fn forwarded(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let (containerd, cri) = Containerd::start_with_cri(world, Some(&net))?;
+    let told = || containerd.log();
+    let logs = world.path().join("logs");
+    let pod = cri
+        .run_pod("served", &logs, |config| {
+            config.hostname = "served".to_owned();
+            let context = config.linux.mut_or_insert_default();
+            let context = context.security_context.mut_or_insert_default();
+            let options = context.namespace_options.mut_or_insert_default();
+            options.network = EnumOrUnknown::new(NamespaceMode::POD);
+        })
+        .with_context(told)?;
+    let server = cri
+        .run_container(&pod, "server", DEMO_IMAGE, SERVERS, |_| {})
+        .with_context(told)?;
+    // The echo's port, when somebody listens there (/proc/net/tcp: port 7, state LISTEN).
+    wait_until("a listener", world.setup().limit, || {
+        let table = cri.exec(&server, &["cat", "/proc/net/tcp", "/proc/net/tcp6"]);
+        let listens = |line: &str| line.contains(":0007 ") && line.contains(" 0A ");
+        table.ok()?.lines().any(listens).then_some(())
+    })
+    .with_context(told)?;
+
+    let request = b"GET /hostname HTTP/1.0\r\n\r\n";
+    // Two at the same time, the later one first.
+    let (mut one, mut other) = (cri.forward(&pod, 8080)?, cri.forward(&pod, 8080)?);
+    for connection in [&mut other, &mut one] {
+        connection.write(request)?;
+        let ended = |said: &[u8]| said.ends_with(b"\r\n\r\nserved\n");
+        let answer = connection.until(ended).with_context(told)?;
+        ensure!(answer.starts_with(b"HTTP/1.0 200 OK"), "{answer:?}");
+    }
+
+    let mut echo = cri.forward(&pod, 7)?;
+    let mut sent = Vec::new();
+    for piece in 0..PIECES {
+        let bytes: Vec<u8> = (0..PIECE_BYTES).map(|at| (at * 7 + piece) as u8).collect();
+        echo.write(&bytes)?;
+        sent.extend(bytes);
+        let said = echo.until(|said| said.len() >= sent.len())?;
+        ensure!(said == sent, "piece {piece} came back otherwise");
+    }
+    drop(echo);
+
+    // Where nobody listens, the connection ends.
+    let said = cri.forward(&pod, 81)?.end().with_context(told)?;
+    ensure!(said.is_empty(), "{said:?}");
 
     cri.stop_pod(&pod)
         .and_then(|()| cri.remove_pod(&pod))

@@ -24,6 +24,7 @@ use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
+use crate::loopback::LoopbackService;
 use crate::network::SharedNetwork;
 use crate::share::ShareMounts;
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
@@ -63,6 +64,8 @@ pub(super) struct Supervisor {
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
     pub(super) network: SharedNetwork,
+    /// What leads connections on the host to the pod's loopback interface, where the kernel can.
+    pub(super) loopback: Option<LoopbackService>,
     pub(super) shares: Option<ShareMounts>,
     /// The folder is ours to remove: it may be that of another sandbox of the same name.
     pub(super) owns_dir: bool,
@@ -228,6 +231,14 @@ impl Supervisor {
         };
         if let Some(path) = &self.plan.network {
             self.network.join(path, &self.dir)?;
+            self.loopback = match LoopbackService::start(path, &self.vsock) {
+                Ok(service) => Some(service),
+                Err(error) => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::warn!(error, "ports of the pod cannot be forwarded");
+                    None
+                }
+            };
         }
         let events_path = vsock::event_socket(&self.vsock);
         let events =
@@ -296,6 +307,7 @@ impl Supervisor {
             machine.kill().await;
         }
         self.machine = None;
+        self.loopback = None;
         // The taps go with it; the rest is on record.
         self.network.lock().take();
         let dir = self.owns_dir.then(|| self.dir.clone());

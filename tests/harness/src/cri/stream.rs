@@ -1,4 +1,4 @@
-//! Exec and Attach as `kubectl` uses them: a WebSocket to the CRI plugin's streaming server
+//! Exec, Attach and PortForward as `kubectl` uses them: a WebSocket to the CRI plugin's streaming server
 //! (`v4.channel.k8s.io`: the first byte of each message is its channel).
 
 use std::net::TcpStream;
@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest as _;
 use tungstenite::{Message, WebSocket};
 
-use super::Cri;
-use super::api::{AttachRequest, ExecRequest, StreamResponse};
+use super::api::{AttachRequest, ExecRequest, PortForwardRequest, StreamResponse};
+use super::{Cri, Pod};
 
 const PROTOCOL: &str = "v4.channel.k8s.io";
 const STDIN: u8 = 0;
@@ -41,21 +41,8 @@ pub struct End {
 
 impl Stream {
     fn connect(url: &str, limit: Duration) -> Result<Self> {
-        let place = url
-            .strip_prefix("http://")
-            .and_then(|rest| rest.split('/').next())
-            .with_context(|| format!("the streaming server is at {url:?}"))?;
-        let stream = TcpStream::connect(place)?;
-        stream.set_read_timeout(Some(limit))?;
-        let mut request = url.replacen("http", "ws", 1).into_client_request()?;
-        let protocol = HeaderValue::from_static(PROTOCOL);
-        request
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
-        let (socket, _) = tungstenite::client(request, stream)
-            .map_err(|error| anyhow::anyhow!("{url} refused: {error}"))?;
         Ok(Self {
-            socket,
+            socket: connect(url, limit)?,
             stdout: Vec::new(),
             stderr: Vec::new(),
         })
@@ -79,9 +66,7 @@ impl Stream {
     }
 
     fn send(&mut self, channel: u8, bytes: &[u8]) -> Result<()> {
-        let message = [&[channel], bytes].concat();
-        self.socket.send(Message::Binary(message.into()))?;
-        Ok(())
+        send(&mut self.socket, channel, bytes)
     }
 
     /// Reads until standard output has `wanted`.
@@ -139,6 +124,100 @@ impl Stream {
     }
 }
 
+fn connect(url: &str, limit: Duration) -> Result<WebSocket<TcpStream>> {
+    let place = url
+        .strip_prefix("http://")
+        .and_then(|rest| rest.split('/').next())
+        .with_context(|| format!("the streaming server is at {url:?}"))?;
+    let stream = TcpStream::connect(place)?;
+    stream.set_read_timeout(Some(limit))?;
+    let mut request = url.replacen("http", "ws", 1).into_client_request()?;
+    let protocol = HeaderValue::from_static(PROTOCOL);
+    request
+        .headers_mut()
+        .insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    let (socket, _) = tungstenite::client(request, stream)
+        .map_err(|error| anyhow::anyhow!("{url} refused: {error}"))?;
+    Ok(socket)
+}
+
+fn send(socket: &mut WebSocket<TcpStream>, channel: u8, bytes: &[u8]) -> Result<()> {
+    let message = [&[channel], bytes].concat();
+    socket.send(Message::Binary(message.into()))?;
+    Ok(())
+}
+
+/// A connection to a port of a pod. Of its two channels, the first carries bytes and the second says what failed; each
+/// begins with the port's number.
+pub struct Forwarded {
+    socket: WebSocket<TcpStream>,
+    channels: [Vec<u8>; 2],
+}
+
+impl Forwarded {
+    /// Writes to the port.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        send(&mut self.socket, 0, bytes)
+    }
+
+    /// Reads until `enough` says that it is; returns what the port has said.
+    ///
+    /// # Errors
+    /// With what came, when the connection ends before that.
+    pub fn until(&mut self, enough: impl Fn(&[u8]) -> bool) -> Result<&[u8]> {
+        while !enough(self.said()) {
+            let more = self.next()?;
+            let [_, failure] = &self.channels;
+            ensure!(
+                more,
+                "the connection ended after {:?} ({:?})",
+                text(self.said()),
+                text(failure)
+            );
+        }
+        Ok(self.said())
+    }
+
+    /// Reads to the end; returns all that the port has said.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn end(mut self) -> Result<Vec<u8>> {
+        while self.next()? {}
+        Ok(self.said().to_vec())
+    }
+
+    /// What came after the port's number.
+    fn said(&self) -> &[u8] {
+        self.channels[0].get(2..).unwrap_or_default()
+    }
+
+    /// Takes the next message; false when there is none any more.
+    fn next(&mut self) -> Result<bool> {
+        match self.socket.read() {
+            Ok(Message::Binary(message)) => {
+                if let Some((&channel, bytes)) = message.split_first() {
+                    let channel = self.channels.get_mut(usize::from(channel));
+                    channel.context("another channel")?.extend_from_slice(bytes);
+                }
+                Ok(true)
+            }
+            Ok(Message::Close(_)) => Ok(false),
+            Ok(_) => Ok(true),
+            Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed) => {
+                Ok(false)
+            }
+            Err(tungstenite::Error::Protocol(
+                tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+            )) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -176,5 +255,22 @@ impl Cri {
         };
         let answer: StreamResponse = self.call("RuntimeService/Attach", &request)?;
         Stream::connect(&answer.url, self.limit)
+    }
+
+    /// Connects to a port of a pod.
+    ///
+    /// # Errors
+    /// With what the plugin or its streaming server said.
+    pub fn forward(&self, pod: &Pod, port: u16) -> Result<Forwarded> {
+        let request = PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: vec![port.into()],
+            ..Default::default()
+        };
+        let answer: StreamResponse = self.call("RuntimeService/PortForward", &request)?;
+        Ok(Forwarded {
+            socket: connect(&format!("{}?port={port}", answer.url), self.limit)?,
+            channels: [Vec::new(), Vec::new()],
+        })
     }
 }
