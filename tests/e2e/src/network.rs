@@ -26,6 +26,7 @@ pub(crate) const CASES: &[Case] = &[
         "network_namespace_filled_after_create_is_joined_at_start",
         late,
     ),
+    ("network_of_other_kinds_than_veth_is_joined", kinds),
     (
         "network_of_a_killed_shim_is_left_as_it_was_found",
         killed_shim,
@@ -97,6 +98,47 @@ impl Net {
         let net = Self::empty()?;
         net.fill()?;
         Ok(net)
+    }
+
+    /// What the plugin for this kind of interface would make, over one end of a cable whose other end is the host's. False
+    /// where the kernel has no such kind.
+    fn fill_with(&self, kind: &str) -> Result<bool> {
+        let Self { host, pod } = self;
+        run(&format!(
+            "ip -n {host} link add near type veth peer name far"
+        ))?;
+        let (options, far) = match kind {
+            "macvlan" => ("type macvlan mode bridge", "far"),
+            "ipvlan" => ("type ipvlan mode l2", "far"),
+            "vlan" => ("type vlan id 5", "far5"),
+            other => anyhow::bail!("no kind {other}"),
+        };
+        let add = format!("ip -n {host} link add link near name pod0 {options}");
+        if let Err(error) = run(&add) {
+            let text = format!("{error:#}");
+            ensure!(
+                ["Unknown device type", "not supported"]
+                    .iter()
+                    .any(|reason| text.contains(reason)),
+                "{text}"
+            );
+            return Ok(false);
+        }
+        let tagged = format!("ip -n {host} link add link far name far5 type vlan id 5");
+        let up = [
+            format!("ip -n {host} link set near up"),
+            format!("ip -n {host} link set far up"),
+            format!("ip -n {host} addr add 10.99.0.1/24 dev {far}"),
+            format!("ip -n {host} link set {far} up"),
+            format!("ip -n {host} link set pod0 netns {pod}"),
+            format!("ip -n {pod} link set pod0 name eth0"),
+            format!("ip -n {pod} addr add 10.99.0.2/24 dev eth0"),
+            format!("ip -n {pod} link set eth0 up"),
+        ];
+        for words in (kind == "vlan").then_some(tagged).iter().chain(&up) {
+            run(words)?;
+        }
+        Ok(true)
     }
 
     fn spec(&self, script: &str) -> Value {
@@ -242,6 +284,26 @@ fn late(world: &World) -> Result<()> {
     ensure!(output.line()? == "reached");
     shim.end("c")?;
     net.expect_untouched()
+}
+
+fn kinds(world: &World) -> Result<()> {
+    let mut joined = Vec::new();
+    for kind in ["macvlan", "ipvlan", "vlan"] {
+        let net = Net::empty()?;
+        if !net.fill_with(kind)? {
+            continue;
+        }
+        let script = "busybox ping -c 1 -w 60 10.99.0.1 > /dev/null && echo reached; sleep 1000";
+        let folder = bundle::make(world, kind, &net.spec(script))?;
+        let shim = Shim::start(world, kind, &folder)?;
+        let line = shim.run(kind, false)?.line()?;
+        ensure!(line == "reached", "{kind}: {line}");
+        shim.end(kind)?;
+        net.expect_untouched()?;
+        joined.push(kind);
+    }
+    ensure!(!joined.is_empty(), "this kernel has none of the kinds");
+    Ok(())
 }
 
 fn killed_shim(world: &World) -> Result<()> {

@@ -26,6 +26,10 @@ const MODULES: &[&str] = &[
     "tun",
     "bridge",
     "veth",
+    // The other kinds of interfaces that a pod may have.
+    "macvlan",
+    "ipvlan",
+    "8021q",
     // Joining a pod's network to its machine.
     "sch_ingress",
     "cls_u32",
