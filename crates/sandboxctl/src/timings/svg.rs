@@ -195,11 +195,12 @@ mod tests {
         assert!(svg.contains("<title>shim started: 20.00 ms after image ready</title>"));
         // What lies between them has no mark.
         assert!(svg.contains("<title>agent ready: 70.00 ms after shim started</title>"));
-        assert!(svg.contains(
-            "start of a container: 100.00 ms from requested to agent ready"
-        ));
+        assert!(svg.contains("start of a container: 100.00 ms from requested to agent ready"));
         // 10 of 100 ms, of what is between LEFT and RIGHT.
-        assert!(svg.contains("<rect x=\"190.0\" y=\"94.0\" width=\"66.0\""), "{svg}");
+        assert!(
+            svg.contains("<rect x=\"190.0\" y=\"94.0\" width=\"66.0\""),
+            "{svg}"
+        );
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
     }
