@@ -79,8 +79,8 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
     if args.detach {
         table::line(id.as_str());
     }
-    if args.timings {
-        eprint!("{}", timeline.render());
+    if let Some(form) = args.timings {
+        eprint!("{}", timeline.render(form));
     }
     Ok(code)
 }

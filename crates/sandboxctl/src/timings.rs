@@ -1,5 +1,7 @@
 //! The timeline of a start: our own marks and those the shim wrote down.
 
+mod svg;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -15,6 +17,17 @@ pub(crate) fn monotonic_ns() -> u64 {
     seconds
         .saturating_mul(1_000_000_000)
         .saturating_add(nanoseconds)
+}
+
+/// How a timeline is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TimingsForm {
+    /// A line per phase
+    Table,
+    /// One line, an array of phases and the moments of `CLOCK_MONOTONIC` in nanoseconds
+    Json,
+    /// A picture: how long each phase took, and which one it waited for
+    Svg,
 }
 
 /// The marks of one run.
@@ -60,10 +73,23 @@ impl Timeline {
         self.merge(&marks);
     }
 
-    /// A line per phase, in order of time: milliseconds since the request, and since the line above.
-    pub(crate) fn render(&self) -> String {
+    /// The marks as text, in order of time. Empty when there is none.
+    pub(crate) fn render(&self, form: TimingsForm) -> String {
         let mut marks = self.marks.clone();
         marks.sort_by_key(|mark| (mark.monotonic_ns, mark.phase));
+        match form {
+            _ if marks.is_empty() => String::new(),
+            TimingsForm::Table => Self::table(&marks),
+            // Marks are names and numbers, which have a form in JSON.
+            TimingsForm::Json => serde_json::to_string(&marks)
+                .map(|line| line + "\n")
+                .unwrap_or_default(),
+            TimingsForm::Svg => svg::draw(&marks),
+        }
+    }
+
+    /// A line per phase: milliseconds since the request, and since the line above.
+    fn table(marks: &[Mark]) -> String {
         let Some(begin) = marks.first().map(|mark| mark.monotonic_ns) else {
             return String::new();
         };
@@ -116,7 +142,7 @@ mod tests {
         timeline.mark_at(Phase::Requested, 10_000_000);
         timeline.merge_file(&path);
         timeline.merge_file(Path::new("/nowhere"));
-        let text = timeline.render();
+        let text = timeline.render(TimingsForm::Table);
         let lines: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split_whitespace().collect())
@@ -128,6 +154,23 @@ mod tests {
 
     #[test]
     fn timeline_without_marks_is_empty() {
-        assert_eq!(Timeline::default().render(), "");
+        for form in [TimingsForm::Table, TimingsForm::Json, TimingsForm::Svg] {
+            assert_eq!(Timeline::default().render(form), "");
+        }
+    }
+
+    #[test]
+    fn timeline_as_json_is_what_it_was_made_of() {
+        let mut timeline = Timeline::default();
+        timeline.mark_at(Phase::AgentReady, 7);
+        timeline.mark_at(Phase::Requested, 1);
+        let text = timeline.render(TimingsForm::Json);
+        let mut read = Timeline::default();
+        read.merge(&serde_json::from_str::<Vec<Mark>>(&text).unwrap());
+        assert_eq!(
+            read.render(TimingsForm::Table),
+            timeline.render(TimingsForm::Table)
+        );
+        assert_eq!(text.lines().count(), 1);
     }
 }

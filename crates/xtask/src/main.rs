@@ -1,5 +1,6 @@
 //! All automation of the project: `cargo xtask --help`.
 
+mod bench;
 mod cache;
 mod demo;
 mod fuzz;
@@ -49,6 +50,8 @@ enum Task {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Set up, build, and measure this runtime beside its peers: a table, JSON and pictures.
+    Bench(bench::BenchArgs),
     /// Build the guest image's agent a second time, in another folder, and compare the two to the byte.
     Reproducible,
     /// Run the fuzz targets, one after the other.
@@ -140,6 +143,7 @@ fn main() -> Result<ExitCode> {
         Task::Demo => println!("{}", demo::build()?.display()),
         Task::Run => run_demo()?,
         Task::Test { only } => return tests::run(only.as_deref()),
+        Task::Bench(arguments) => bench::run(&arguments)?,
         Task::Reproducible => return reproducible::run(),
         Task::Fuzz { time, targets } => fuzz::run(time, &targets)?,
         Task::Structure => structure::check()?,

@@ -47,6 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sandbox-probe", &[]),
     ("sandbox-e2e", &["sandbox-harness"]),
     ("sandbox-compat", &["sandbox-harness"]),
+    ("sandbox-bench", &["sandbox-harness"]),
     // The template of the writable layer is made by the code that clones it, the demo by the tests' layout writer.
     ("xtask", &["sandbox-image", "sandbox-harness"]),
 ];

@@ -200,7 +200,7 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)
 }
 
 /// Whether stock kernels run under this machine's KVM. `/dev/kvm` alone does not say: the PVM back end opens too.
-fn kvm_runs_kernels() -> bool {
+pub(crate) fn kvm_runs_kernels() -> bool {
     let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let hardware = flags
         .lines()

@@ -109,18 +109,31 @@ fn open_fifo(path: &Path) -> Result<File> {
 /// # Errors
 /// When the file system refuses.
 pub fn start_command(world: &World, id: &str, bundle: &Path) -> Result<Command> {
-    // The shim logs where there is a log.
-    File::create(bundle.join("log"))?;
     let config = world.path().join("shim.toml");
     world.write_config(&config)?;
-    let mut command = world.command(PROGRAM);
+    let mut command = start_program(world, world.command(PROGRAM), id, bundle)?;
+    command.env("SANDBOX_CONFIG", &config);
+    Ok(command)
+}
+
+/// Any shim's program, told to start for a bundle as containerd 1.x tells it.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn start_program(
+    world: &World,
+    mut command: Command,
+    id: &str,
+    bundle: &Path,
+) -> Result<Command> {
+    // The shim logs where there is a log.
+    File::create(bundle.join("log"))?;
     command
         // Containers of the same name in other worlds have other shims, as those of other containerds have.
         .args(["-namespace", NAMESPACE, "-id", id, "-address"])
         .arg(world.path().join("containerd.sock"))
         .arg("start")
-        .current_dir(bundle)
-        .env("SANDBOX_CONFIG", &config);
+        .current_dir(bundle);
     Ok(command)
 }
 
@@ -183,6 +196,14 @@ impl Shim {
     /// # Errors
     /// As [`Self::run`].
     pub fn create(&self, id: &str, terminal: bool) -> Result<Output> {
+        self.create_on(id, terminal, Vec::new())
+    }
+
+    /// As [`Self::create`], on a root that is put together of these mounts.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn create_on(&self, id: &str, terminal: bool, root: Vec<api::Mount>) -> Result<Output> {
         let out = self.bundle.join("stdout");
         make_fifo(&out)?;
         let output = Output::new(open_fifo(&out)?, self.limit);
@@ -197,6 +218,7 @@ impl Shim {
                 path.clone()
             },
             stdout: path,
+            rootfs: root,
             ..Default::default()
         };
         self.client

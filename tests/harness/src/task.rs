@@ -99,13 +99,57 @@ impl Streams {
     }
 }
 
+/// containerd's service for events, in its place. Dropped, it ends.
+pub struct EventServer {
+    arrived: Arc<Arrived>,
+    server: Server,
+    /// Outside any world: the server's library keeps its listening socket to the end of this process, and it is not what a
+    /// world is asked for.
+    folder: tempfile::TempDir,
+}
+
+impl EventServer {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn start() -> Result<Self> {
+        let arrived = Arc::new(Arrived::default());
+        let folder = tempfile::Builder::new().prefix("events-").tempdir()?;
+        let service = EventsService(Arc::clone(&arrived));
+        let address = socket(folder.path());
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", address.display()))?
+            .register_service(create_events(Arc::new(service)));
+        server.start()?;
+        Ok(Self {
+            arrived,
+            server,
+            folder,
+        })
+    }
+
+    /// Its socket: what a shim gets as `TTRPC_ADDRESS`.
+    #[must_use]
+    pub fn address(&self) -> PathBuf {
+        socket(self.folder.path())
+    }
+}
+
+fn socket(folder: &Path) -> PathBuf {
+    folder.join("e.sock")
+}
+
+impl Drop for EventServer {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.server).shutdown();
+    }
+}
+
 /// A running shim. Dropped, its server of events ends; the world ends the rest.
 pub struct Shim {
     client: TaskClient,
-    events: Arc<Arrived>,
-    server: Option<Server>,
-    /// Where it listens.
-    _events_folder: tempfile::TempDir,
+    events: EventServer,
     id: String,
     bundle: PathBuf,
     limit: Duration,
@@ -131,15 +175,7 @@ impl Shim {
                 world.path().join("s"),
             ),
         )?;
-        let events = Arc::new(Arrived::default());
-        // Outside the world: the server's library keeps its listening socket to the end of this process, and it is not what
-        // the world is asked for.
-        let folder = tempfile::Builder::new().prefix("events-").tempdir()?;
-        let address = folder.path().join("e.sock");
-        let mut server = Server::new()
-            .bind(&format!("unix://{}", address.display()))?
-            .register_service(create_events(Arc::new(EventsService(Arc::clone(&events)))));
-        server.start()?;
+        let events = EventServer::start()?;
         let mut command = world.command("containerd-shim-sandbox-v2");
         command
             .args(["-namespace", NAMESPACE, "-id", id, "-address", "/none"])
@@ -147,15 +183,13 @@ impl Shim {
             .arg(&bundle)
             .arg("start")
             .env("SANDBOX_CONFIG", &config)
-            .env("TTRPC_ADDRESS", &address)
+            .env("TTRPC_ADDRESS", events.address())
             .current_dir(&bundle);
         let started = process::run(&mut command, b"", world.setup().limit)?.expect_code(0)?;
         let client = TaskClient::new(Client::connect(started.text().trim())?);
         Ok(Self {
             client,
             events,
-            server: Some(server),
-            _events_folder: folder,
             id: id.to_owned(),
             bundle,
             limit: world.setup().limit,
@@ -328,6 +362,7 @@ impl Shim {
         let deadline = Instant::now() + self.limit;
         let mut events = self
             .events
+            .arrived
             .events
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -338,6 +373,7 @@ impl Shim {
             }
             events = self
                 .events
+                .arrived
                 .more
                 .wait_timeout(events, left)
                 .unwrap_or_else(PoisonError::into_inner)
@@ -371,14 +407,6 @@ impl Shim {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.bundle.join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Shim {
-    fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
-            server.shutdown();
-        }
     }
 }
 

@@ -19,7 +19,7 @@ mod memory;
 mod network;
 mod privilege;
 mod processes;
-mod raw;
+pub(crate) mod raw;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};

@@ -3,6 +3,7 @@
 //! ```text
 //! sandbox-probe [--hold] look SUBJECT…|all     prints {subject: what is seen}
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
+//! sandbox-probe bench NAME[=VALUE]…            measures each, and prints {name: how fast it was}
 //! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
@@ -15,6 +16,7 @@
 
 mod attack;
 mod attempts;
+mod bench;
 mod look;
 mod subjects;
 
@@ -53,7 +55,13 @@ fn run(arguments: &[String]) -> Result<(), String> {
     let value = match arguments {
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
-        _ => return Err("[--hold] look SUBJECT…|all, try NAME[=VALUE]…, or serve".to_owned()),
+        [verb, names @ ..] if verb == "bench" => bench::report(names)?,
+        _ => {
+            return Err(
+                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, or serve"
+                    .to_owned(),
+            );
+        }
     };
     let mut line = value.to_string();
     line.push('\n');

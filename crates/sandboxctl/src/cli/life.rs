@@ -11,6 +11,7 @@ use crate::events::EventFilter;
 use crate::format::{self, Format};
 use crate::logs::{LogDriver, LogOptions};
 use crate::stdio::DetachKeys;
+use crate::timings::TimingsForm;
 use crate::values::{self, LogOption, UserName, Variable};
 
 /// What makes a container, under `run` and `create` alike.
@@ -78,9 +79,17 @@ pub(crate) struct RunArgs {
     /// Remove the container when it has ended
     #[arg(long)]
     pub(crate) rm: bool,
-    /// Print when each phase of the start was reached, after the container has ended
-    #[arg(long, help_heading = "Virtual machine")]
-    pub(crate) timings: bool,
+    /// Print when each phase of the start was reached, after the container has ended, on standard error
+    #[arg(
+        long,
+        value_name = "FORM",
+        value_enum,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "table",
+        help_heading = "Virtual machine"
+    )]
+    pub(crate) timings: Option<TimingsForm>,
     #[command(flatten)]
     pub(crate) create: MakeArgs,
 }

@@ -1,6 +1,7 @@
 use clap::CommandFactory as _;
 
 use super::*;
+use crate::timings::TimingsForm;
 
 fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(["sandboxctl"].iter().chain(words))
@@ -43,6 +44,22 @@ fn run_command_may_begin_with_dash() {
         run(&["demo", "ls", "--help"]).create.program.command,
         ["ls", "--help"]
     );
+}
+
+#[test]
+fn run_timings_have_a_form_only_behind_an_equals_sign() {
+    let args = run(&["--timings", "svg", "true"]);
+    assert_eq!(args.timings, Some(TimingsForm::Table));
+    assert_eq!(args.create.program.image, "svg".parse().unwrap());
+    for (word, form) in [
+        ("--timings=table", TimingsForm::Table),
+        ("--timings=json", TimingsForm::Json),
+        ("--timings=svg", TimingsForm::Svg),
+    ] {
+        assert_eq!(run(&[word, "demo"]).timings, Some(form));
+    }
+    assert_eq!(run(&["demo"]).timings, None);
+    assert!(parse(&["run", "--timings=png", "demo"]).is_err());
 }
 
 #[test]

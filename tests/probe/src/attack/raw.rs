@@ -13,7 +13,7 @@ use nix::libc::{self, c_long};
 use nix::unistd::ForkResult;
 
 /// fork(2).
-pub(super) fn fork() -> nix::Result<ForkResult> {
+pub(crate) fn fork() -> nix::Result<ForkResult> {
     // SAFETY: the probe has one thread, so the child may do what the parent may.
     unsafe { nix::unistd::fork() }
 }

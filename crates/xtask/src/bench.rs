@@ -1,0 +1,128 @@
+//! `cargo xtask bench`: measures this runtime beside its peers on this machine, or, with a driver that cannot run on it, in the
+//! test host.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::{binaries, guest, packages, project_root, shell, tests};
+
+/// How long the test host may take.
+const TESTHOST_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
+
+/// What is measured, and where it is written.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// The driver to measure [default: kvm where KVM runs kernels, else qemu]
+    #[arg(long, value_enum)]
+    driver: Option<Driver>,
+    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage
+    #[arg(long = "only", value_name = "PART")]
+    only: Vec<String>,
+    /// How often each subject is measured
+    #[arg(long, default_value_t = 10)]
+    runs: u16,
+    /// How many are started at once, in turn
+    #[arg(long, value_name = "N,…", default_value = "1,5,10")]
+    at_once: String,
+    /// The folder for the table, JSON and pictures [default: docs/benchmarks]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Driver {
+    Kvm,
+    Qemu,
+}
+
+impl Driver {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// Sets up, builds, measures, writes.
+///
+/// # Errors
+/// When something cannot be built, or the measuring itself fails. What cannot be measured is part of the report.
+pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
+    packages::for_test()?;
+    crate::build()?;
+    let probe = guest::probe()?;
+    let kvm = tests::kvm_runs_kernels();
+    let chosen = if kvm { Driver::Kvm } else { Driver::Qemu };
+    let driver = arguments.driver.unwrap_or(chosen);
+    let program = binaries().join("sandbox-bench");
+    let mut options: Vec<String> = vec![
+        "--driver".to_owned(),
+        driver.name().to_owned(),
+        "--probe".to_owned(),
+        probe.display().to_string(),
+        "--runs".to_owned(),
+        arguments.runs.to_string(),
+        "--at-once".to_owned(),
+        arguments.at_once.clone(),
+    ];
+    for part in &arguments.only {
+        options.extend(["--only".to_owned(), part.clone()]);
+    }
+    let out = match &arguments.out {
+        Some(folder) => std::path::absolute(folder)?,
+        None => project_root().join("docs/benchmarks"),
+    };
+    if driver == Driver::Kvm && !kvm {
+        shell::step("KVM runs no kernels here: measuring in the test host");
+        return in_testhost(&program, &options, &out);
+    }
+    shell::run(
+        Command::new(&program)
+            .args(&options)
+            .arg("--out")
+            .arg(&out)
+            .current_dir(project_root()),
+    )
+}
+
+/// Nothing that is written in the test host stays: the report comes back as a line, and is written here.
+fn in_testhost(program: &Path, options: &[String], out: &Path) -> Result<()> {
+    // A program of its own, so that the test host's clean-up does not depend on ours.
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["testhost", "--timeout"])
+        .arg(TESTHOST_LIMIT.as_secs().to_string())
+        .args(["--env", "PATH", "--"])
+        .arg(program)
+        .args(options)
+        .args(["--out", "-"])
+        .current_dir(project_root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the test host")?;
+    let stdout = child.stdout.take().context("its output is piped")?;
+    let path = project_root().join("target/bench-report");
+    let mut file = fs::File::create(&path)?;
+    for line in BufReader::new(stdout).split(b'\n') {
+        file.write_all(&line?)?;
+        file.write_all(b"\n")?;
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("measuring in the test host failed: {status}");
+    }
+    shell::run(
+        Command::new(program)
+            .arg("--from")
+            .arg(&path)
+            .arg("--out")
+            .arg(out),
+    )
+}

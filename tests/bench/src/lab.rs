@@ -1,0 +1,383 @@
+//! What all parts share: one world, one image in it, and how each subject runs a container of that image.
+
+mod task;
+
+use std::cell::{Cell, OnceCell};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use sandbox_harness::bundle::{self, PROBE};
+use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::{Driver, Setup, World, process};
+use serde_json::json;
+
+use crate::host::Host;
+use crate::report::{Board, Measured, Part, Value};
+use crate::subject::{Runtime, Subject, Way};
+use crate::timed::Timed;
+use crate::{fixture, order};
+pub(crate) use task::{Root, Task};
+
+/// The image's name in this runtime's store, as the harness imports it.
+const IMAGE: &str = "demo";
+/// containerd's runtime of plain containers.
+const RUNC_RUNTIME: &str = "io.containerd.runc.v2";
+/// After so many failures a subject is left out of the rest of a part.
+const PATIENCE: usize = 2;
+
+/// Everything there is to measure with.
+pub(crate) struct Lab {
+    world: World,
+    host: Host,
+    runs: usize,
+    at_once: Vec<usize>,
+    containerd: OnceCell<std::result::Result<(Containerd, &'static str), String>>,
+    names: Cell<u32>,
+}
+
+/// What a lab is made from.
+pub(crate) struct Plan {
+    pub(crate) setup: Setup,
+    pub(crate) host: Host,
+    pub(crate) runs: usize,
+    pub(crate) at_once: Vec<usize>,
+}
+
+impl Lab {
+    /// Makes the world, imports the image, and unpacks it for runtimes that want a folder.
+    ///
+    /// # Errors
+    /// When a tool is missing or refuses.
+    pub(crate) fn make(plan: Plan) -> Result<Self> {
+        let world = World::with_demo(&plan.setup)?;
+        fixture::unpack(&plan.setup.demo, &world.path().join("root"))?;
+        let lab = Self {
+            world,
+            host: plan.host,
+            runs: plan.runs,
+            at_once: plan.at_once,
+            containerd: OnceCell::new(),
+            names: Cell::new(0),
+        };
+        lab.prepare_qemu()?;
+        Ok(lab)
+    }
+
+    /// Ends everything.
+    ///
+    /// # Errors
+    /// With what was left behind.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        drop(self.containerd.take());
+        self.remove_left_by_runc();
+        self.world.finish()
+    }
+
+    /// Containers of runs that were cut short. They have environments of their own, so the world does not know them.
+    fn remove_left_by_runc(&self) {
+        let listed = self.runc().args(["list", "--quiet"]).output();
+        let names = listed.map(|output| output.stdout).unwrap_or_default();
+        for name in String::from_utf8_lossy(&names).lines() {
+            let _ = self.runc().args(["delete", "--force", name]).output();
+        }
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(crate) fn driver(&self) -> Driver {
+        self.world.setup().driver
+    }
+
+    pub(crate) fn limit(&self) -> Duration {
+        self.world.setup().limit
+    }
+
+    pub(crate) fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// How many sandboxes are started at once, in turn.
+    pub(crate) fn at_once(&self) -> &[usize] {
+        &self.at_once
+    }
+
+    /// The image's files, in a folder of the host's.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.world.path().join("root")
+    }
+
+    /// The type of the file system that everything is on.
+    pub(crate) fn storage(&self) -> String {
+        fixture::file_system(self.world.path())
+    }
+
+    /// A name that no container had before.
+    pub(crate) fn name(&self) -> String {
+        self.names.set(self.names.get() + 1);
+        format!("bench{}", self.names.get())
+    }
+
+    /// Where the configuration is with which the `qemu` driver's QEMU has KVM. The driver asks for emulation; of two
+    /// accelerators on its command line QEMU takes the first that works.
+    fn qemu_config(&self) -> PathBuf {
+        self.world.path().join("qemu-microvm.toml")
+    }
+
+    fn prepare_qemu(&self) -> Result<()> {
+        let program = self.world.path().join("qemu-on-kvm");
+        fs::write(
+            &program,
+            "#!/bin/sh\nexec qemu-system-x86_64 -accel kvm \"$@\"\n",
+        )?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+        let config = format!(
+            "hypervisor = \"qemu\"\nallow_emulation = true\nqemu = {program:?}\nrun_dir = {:?}\n",
+            self.world.run_dir()
+        );
+        Ok(fs::write(self.qemu_config(), config)?)
+    }
+
+    /// The containerd of this lab, started when it is first asked for, and the image in it.
+    fn containerd(&self) -> Result<(&Containerd, &'static str)> {
+        let started = self.containerd.get_or_init(|| {
+            let start = || -> Result<_> {
+                let containerd = Containerd::start(&self.world)?;
+                let image = containerd.import_demo(&self.world)?;
+                Ok((containerd, image))
+            };
+            start().map_err(|error| format!("{error:#}"))
+        });
+        match started {
+            Ok((containerd, image)) => Ok((containerd, *image)),
+            Err(why) => Err(anyhow!("containerd does not start: {why}")),
+        }
+    }
+
+    /// A command that runs a program in a new container, with its streams, to its end. Without a container, the program.
+    ///
+    /// # Errors
+    /// When something that it needs cannot be made.
+    pub(crate) fn run_command(
+        &self,
+        subject: Subject,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Command> {
+        match (subject.way, subject.runtime) {
+            (_, Runtime::Host) => {
+                let (program, rest) = arguments.split_first().context("no program")?;
+                let program = if *program == PROBE {
+                    self.world.setup().probe.clone()
+                } else {
+                    PathBuf::from(program)
+                };
+                let mut command = Command::new(program);
+                self.world.adopt(&mut command);
+                command.args(rest);
+                Ok(command)
+            }
+            (Way::Command, Runtime::Runc) => self.runc_run(name, arguments),
+            (Way::Command, _) => {
+                let options = ["run", "--rm", "-i", "--timings=json", "--name", name];
+                Ok(self.sandboxctl(subject, &[&options[..], &[IMAGE], arguments].concat()))
+            }
+            (Way::Containerd, runtime) => {
+                let (containerd, image) = self.containerd()?;
+                let runtime = match runtime {
+                    Runtime::Runc => RUNC_RUNTIME,
+                    _ => RUNTIME,
+                };
+                let options = ["run", "--rm", "--runtime", runtime, image, name];
+                Ok(containerd.ctr_command(&[&options, arguments].concat()))
+            }
+            (Way::Task, _) => bail!("the task service has no command line"),
+        }
+    }
+
+    /// Starts [`Self::run_command`]; it may take as long as one command.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn run(&self, subject: Subject, name: &str, arguments: &[&str]) -> Result<Timed> {
+        self.hold(subject, name, arguments, self.limit())
+    }
+
+    /// As [`Self::run`], with a limit of the caller's.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn hold(
+        &self,
+        subject: Subject,
+        name: &str,
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<Timed> {
+        let mut command = self.run_command(subject, name, arguments)?;
+        Timed::start(&mut command, self.world.path(), name, limit)
+    }
+
+    /// A command that adds a process to a container that runs.
+    ///
+    /// # Errors
+    /// When containerd does not run.
+    pub(crate) fn exec_command(
+        &self,
+        subject: Subject,
+        name: &str,
+        arguments: &[&str],
+    ) -> Result<Command> {
+        Ok(match (subject.way, subject.runtime) {
+            (Way::Command, Runtime::Runc) => {
+                let mut command = self.runc();
+                command.arg("exec").arg(name).args(arguments);
+                command
+            }
+            (Way::Command, Runtime::Sandbox | Runtime::QemuMicrovm) => {
+                self.sandboxctl(subject, &[&["exec", name], arguments].concat())
+            }
+            (Way::Containerd, _) => {
+                let exec = self.name();
+                let options = ["task", "exec", "--exec-id", &exec, name];
+                self.containerd()?
+                    .0
+                    .ctr_command(&[&options, arguments].concat())
+            }
+            (Way::Task, _) | (_, Runtime::Host) => bail!("no command line adds a process to it"),
+        })
+    }
+
+    /// `sandboxctl` with these arguments, for this subject.
+    pub(crate) fn sandboxctl(&self, subject: Subject, arguments: &[&str]) -> Command {
+        let mut command = match (subject.runtime, arguments) {
+            (Runtime::QemuMicrovm, [verb @ ("run" | "create"), rest @ ..]) => self
+                .world
+                .sandboxctl_command(&[&[*verb, "--hypervisor", "qemu"], rest].concat()),
+            _ => self.world.sandboxctl_command(arguments),
+        };
+        if subject.runtime == Runtime::QemuMicrovm {
+            command.env("SANDBOX_CONFIG", self.qemu_config());
+        }
+        command
+    }
+
+    fn runc(&self) -> Command {
+        let mut command = Command::new("runc");
+        self.world.adopt(&mut command);
+        command.arg("--root").arg(self.world.path().join("runc"));
+        command
+    }
+
+    fn runc_run(&self, name: &str, arguments: &[&str]) -> Result<Command> {
+        let folder = self.world.path().join("bundles").join(name);
+        fs::create_dir_all(&folder)?;
+        let mut spec = bundle::spec(arguments);
+        spec["root"] = json!({ "path": self.root() });
+        fs::write(folder.join("config.json"), serde_json::to_vec(&spec)?)?;
+        let mut command = self.runc();
+        command.arg("run").arg("--bundle").arg(folder).arg(name);
+        Ok(command)
+    }
+
+    /// Why a subject cannot be measured here, if so.
+    pub(crate) fn obstacle(&self, subject: Subject) -> Option<String> {
+        subject.obstacle(&self.host, self.driver())
+    }
+
+    /// Has every subject measured in turn, and collects what came of it. One that fails again and again is left out of the rest.
+    pub(crate) fn measure(
+        &self,
+        about: &About,
+        subjects: &[Subject],
+        runs: usize,
+        mut turn: impl FnMut(usize) -> Result<Vec<Value>>,
+    ) -> Part {
+        let labels = subjects
+            .iter()
+            .map(|one| one.label(self.driver()))
+            .collect();
+        let obstacles: Vec<Option<String>> = subjects
+            .iter()
+            .map(|subject| self.obstacle(*subject))
+            .collect();
+        self.measure_labelled(about, labels, &obstacles, runs, &mut turn)
+    }
+
+    /// As [`Self::measure`], of subjects that have names of their own.
+    pub(crate) fn measure_labelled(
+        &self,
+        about: &About,
+        labels: Vec<String>,
+        obstacles: &[Option<String>],
+        runs: usize,
+        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
+    ) -> Part {
+        let names = labels.clone();
+        let mut board = about.board(labels);
+        for (subject, obstacle) in obstacles.iter().enumerate() {
+            if let Some(reason) = obstacle {
+                board.problem(subject, reason.clone());
+            }
+        }
+        let mut failures = vec![0; names.len()];
+        for next in order::alternate(names.len(), runs) {
+            let subject = next.subject;
+            if obstacles[subject].is_some() || failures[subject] >= PATIENCE {
+                continue;
+            }
+            match (turn(subject), next.run) {
+                (Ok(_), None) => {}
+                (Ok(values), Some(_)) => board.add(subject, values),
+                (Err(error), _) => {
+                    let text = format!("{error:#}");
+                    eprintln!("    {}: {text}", names[subject]);
+                    failures[subject] += 1;
+                    let line = text.lines().next().unwrap_or_default();
+                    board.problem(subject, format!("a run failed: {line}"));
+                }
+            }
+        }
+        board.finish()
+    }
+}
+
+/// What a part is, before it is measured.
+pub(crate) struct About {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) one_scale: bool,
+}
+
+impl About {
+    fn board(&self, labels: Vec<String>) -> Board {
+        Board::new(Part {
+            name: self.name.to_owned(),
+            title: self.title.to_owned(),
+            about: self.about.to_owned(),
+            subjects: labels
+                .into_iter()
+                .map(|label| Measured {
+                    label,
+                    problems: Vec::new(),
+                })
+                .collect(),
+            rows: Vec::new(),
+            one_scale: self.one_scale,
+        })
+    }
+}
+
+/// Runs a tool to its end.
+///
+/// # Errors
+/// With what it said.
+pub(crate) fn tool(command: &mut Command, limit: Duration) -> Result<String> {
+    Ok(process::run(command, b"", limit)?.expect_code(0)?.text())
+}

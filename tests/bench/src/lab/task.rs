@@ -1,0 +1,267 @@
+//! A container by calls to a shim's task service, as an engine makes them; each call with a clock.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use containerd_shim_protos::api;
+use nix::libc::SIGKILL;
+use sandbox_harness::bundle;
+use sandbox_harness::shim::{self, Output, Shim};
+use sandbox_harness::task::EventServer;
+
+use super::Lab;
+use crate::report::Value;
+use crate::subject::Runtime;
+use crate::timed::{Timed, handle, wait_for_end};
+
+/// What it prints when it runs, and then it waits.
+const SCRIPT: &str = "echo up; exec sleep 100000";
+
+/// What a container's root is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Root {
+    /// The image below a writable layer, in the form that the runtime takes best: EROFS and ext4, or an overlay of folders.
+    Image,
+    /// A folder of the host's, as containerd's overlayfs snapshotter hands it over: shared by virtio-fs.
+    Folder,
+}
+
+/// A container that runs, and its shim. Dropped, both are ended: a container under runc is not the world's to find.
+pub(crate) struct Task {
+    shim: Shim,
+    /// The shim's process.
+    process: OwnedFd,
+    id: String,
+    execs: u32,
+    limit: Duration,
+    ended: bool,
+    /// Where its output goes; a container whose reader is gone is another one.
+    output: Option<Output>,
+    _events: EventServer,
+}
+
+impl Lab {
+    /// Starts a shim and a container; it, and how long each step took.
+    ///
+    /// # Errors
+    /// With what the shim said.
+    pub(crate) fn start_task(&self, runtime: Runtime, root: Root) -> Result<(Task, Vec<Value>)> {
+        let id = self.name();
+        let folder = self.bundle(&id)?;
+        let mounts = match (runtime, root) {
+            (Runtime::Runc, _) | (_, Root::Folder) => overlay(&self.root(), &folder)?,
+            (_, Root::Image) => self.disks(&folder)?,
+        };
+        let events = EventServer::start()?;
+        let mut command = self.shim_command(runtime, &id, &folder)?;
+        command.env("TTRPC_ADDRESS", events.address());
+
+        let begun = Instant::now();
+        let mut started = Timed::start(&mut command, self.world().path(), &id, self.limit())?;
+        let (address, _) = started.line()?;
+        let start = started.end()?;
+        let connecting = Instant::now();
+        let shim = Shim::connect(self.world(), &address, &folder)?;
+        let request = api::ConnectRequest {
+            id: id.clone(),
+            ..Default::default()
+        };
+        let process = handle(shim.tasks().connect(Shim::context(), &request)?.shim_pid)?;
+        let connect = connecting.elapsed();
+        let mut task = Task {
+            shim,
+            process,
+            id,
+            execs: 0,
+            limit: self.limit(),
+            ended: false,
+            output: None,
+            _events: events,
+        };
+        let creating = Instant::now();
+        let mut output = task.shim.create_on(&task.id, false, mounts)?;
+        let create = creating.elapsed();
+        let starting = Instant::now();
+        task.shim.start_process(&task.id, "")?;
+        let task_start = starting.elapsed();
+        output
+            .line()
+            .with_context(|| format!("no output; the shim's log: {}", task.shim.log()))?;
+        let first_output = begun.elapsed();
+        task.output = Some(output);
+        let values = vec![
+            Value::took("shim start", start),
+            Value::took("connect", connect),
+            Value::took("Create", create),
+            Value::took("Start", task_start),
+            Value::took("shim start to first output", first_output),
+        ];
+        Ok((task, values))
+    }
+
+    fn bundle(&self, id: &str) -> Result<PathBuf> {
+        let folder = self.world().path().join("tasks").join(id);
+        fs::create_dir_all(folder.join("rootfs"))?;
+        let spec = bundle::spec(&["sh", "-c", SCRIPT]);
+        fs::write(folder.join("config.json"), serde_json::to_vec(&spec)?)?;
+        Ok(folder)
+    }
+
+    fn shim_command(&self, runtime: Runtime, id: &str, bundle: &Path) -> Result<Command> {
+        let world = self.world();
+        match runtime {
+            Runtime::Runc => {
+                let mut command = Command::new("containerd-shim-runc-v2");
+                world.adopt(&mut command);
+                shim::start_program(world, command, id, bundle)
+            }
+            Runtime::QemuMicrovm => {
+                let mut command = shim::start_command(world, id, bundle)?;
+                command.env("SANDBOX_CONFIG", self.qemu_config());
+                Ok(command)
+            }
+            Runtime::Host | Runtime::Sandbox => shim::start_command(world, id, bundle),
+        }
+    }
+
+    /// The image as one EROFS layer, and a writable disk of the container's own.
+    fn disks(&self, folder: &Path) -> Result<Vec<api::Mount>> {
+        let layer = self.world().path().join("root.erofs");
+        if !layer.exists() {
+            let mut command = Command::new("mkfs.erofs");
+            // As the image store makes them: every file on pages of its own.
+            command
+                .args(["--quiet", "-Eforce-inode-extended,noinline_data"])
+                .arg(&layer)
+                .arg(self.root());
+            super::tool(&mut command, self.limit())?;
+        }
+        let writable = folder.join("rw.ext4");
+        let template = self.world().path().join("scratch.ext4");
+        if !template.exists() {
+            let artifacts = self.world().setup().binaries.join("../artifacts");
+            self.copy_sparse(&artifacts.join("scratch.ext4"), &template)?;
+        }
+        self.copy_sparse(&template, &writable)?;
+        Ok(vec![
+            mount("erofs", &layer.to_string_lossy(), &["ro", "loop"]),
+            mount(
+                "ext4",
+                &writable.to_string_lossy(),
+                &["rw", "loop", "discard"],
+            ),
+            mount(
+                "format/mkdir/overlay",
+                "overlay",
+                &[
+                    "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
+                    "X-containerd.mkdir.path={{ mount 1 }}/work:0755",
+                    "workdir={{ mount 1 }}/work",
+                    "upperdir={{ mount 1 }}/upper",
+                    "lowerdir={{ overlay 0 0 }}",
+                ],
+            ),
+        ])
+    }
+
+    fn copy_sparse(&self, from: &Path, to: &Path) -> Result<()> {
+        let mut command = Command::new("cp");
+        command
+            .args(["--sparse=always", "--reflink=auto", "--dereference"])
+            .args([from, to]);
+        super::tool(&mut command, self.limit()).map(drop)
+    }
+}
+
+fn mount(kind: &str, source: &str, options: &[&str]) -> api::Mount {
+    api::Mount {
+        type_: kind.to_owned(),
+        source: source.to_owned(),
+        options: options.iter().map(|option| (*option).to_owned()).collect(),
+        ..Default::default()
+    }
+}
+
+/// The image's folder below a writable one of the container's own.
+fn overlay(lower: &Path, folder: &Path) -> Result<Vec<api::Mount>> {
+    let mut options = vec![format!("lowerdir={}", lower.display())];
+    for (option, name) in [("upperdir", "upper"), ("workdir", "work")] {
+        let path = folder.join(name);
+        fs::create_dir(&path)?;
+        options.push(format!("{option}={}", path.display()));
+    }
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    Ok(vec![mount("overlay", "overlay", &options)])
+}
+
+impl Task {
+    /// Adds a process that does nothing, waits for its end, and removes it.
+    ///
+    /// # Errors
+    /// With what the shim said.
+    pub(crate) fn exec(&mut self) -> Result<Duration> {
+        self.execs += 1;
+        let name = format!("e{}", self.execs);
+        let begun = Instant::now();
+        let _output = self
+            .shim
+            .exec(&self.id, &name, &bundle::process(&["true"]))?;
+        self.shim.wait(&self.id, &name)?;
+        self.shim.delete(&self.id, &name)?;
+        Ok(begun.elapsed())
+    }
+
+    /// Kills the container, removes it, and ends the shim; how long each step took.
+    ///
+    /// # Errors
+    /// With what the shim said.
+    pub(crate) fn end(mut self) -> Result<Vec<Value>> {
+        let killing = Instant::now();
+        self.kill()?;
+        self.shim.wait(&self.id, "")?;
+        let killed = killing.elapsed();
+        let deleting = Instant::now();
+        self.shim.delete(&self.id, "")?;
+        let deleted = deleting.elapsed();
+        self.ended = true;
+        let ending = Instant::now();
+        // The connection may end before the answer comes.
+        let _ = self.shim.shutdown(&self.id);
+        wait_for_end(&self.process, self.limit)?;
+        let ended = ending.elapsed();
+        Ok(vec![
+            Value::took("kill to exit", killed),
+            Value::took("Delete", deleted),
+            Value::took("Shutdown to the shim's end", ended),
+        ])
+    }
+
+    fn kill(&self) -> Result<()> {
+        let request = api::KillRequest {
+            id: self.id.clone(),
+            signal: SIGKILL.cast_unsigned(),
+            all: true,
+            ..Default::default()
+        };
+        self.shim.tasks().kill(Shim::context(), &request)?;
+        Ok(())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // Each of these fails where the one before has not come about; whatever is left, the world ends.
+        if self.kill().is_ok() {
+            let _ = self.shim.wait(&self.id, "");
+        }
+        let _ = self.shim.delete(&self.id, "");
+        let _ = self.shim.shutdown(&self.id);
+    }
+}

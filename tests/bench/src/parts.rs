@@ -1,0 +1,55 @@
+//! What is measured: one module for each part.
+
+mod at_once;
+mod compute;
+mod exec;
+mod memory;
+mod start;
+mod stdio;
+mod storage;
+mod task;
+
+use crate::lab::Lab;
+use crate::report::Part;
+use crate::subject::{Runtime, Subject, Way};
+
+/// A part's name, and how it is measured.
+type Entry = (&'static str, fn(&Lab) -> Part);
+
+/// Every part, in the order of the report.
+pub(crate) const ALL: &[Entry] = &[
+    ("start", start::measure),
+    ("task", task::measure),
+    ("exec", exec::measure),
+    ("at-once", at_once::measure),
+    ("stdio", stdio::measure),
+    ("memory", memory::measure),
+    ("compute", compute::measure),
+    ("storage", storage::measure),
+];
+
+/// Who is reached from a command line; what others are compared with comes first.
+const COMMANDS: [Subject; 3] = [
+    Subject::new(Way::Command, Runtime::Runc),
+    Subject::new(Way::Command, Runtime::Sandbox),
+    Subject::new(Way::Command, Runtime::QemuMicrovm),
+];
+
+/// Who is reached through one containerd.
+const ENGINES: [Subject; 2] = [
+    Subject::new(Way::Containerd, Runtime::Runc),
+    Subject::new(Way::Containerd, Runtime::Sandbox),
+];
+
+/// Who is compared with the host itself.
+const BESIDE_THE_HOST: [Subject; 4] = [
+    Subject::new(Way::Command, Runtime::Host),
+    Subject::new(Way::Command, Runtime::Runc),
+    Subject::new(Way::Command, Runtime::Sandbox),
+    Subject::new(Way::Command, Runtime::QemuMicrovm),
+];
+
+/// The way by command line, and the one through containerd.
+fn commands_and_engines() -> Vec<Subject> {
+    [&COMMANDS[..], &ENGINES[..]].concat()
+}

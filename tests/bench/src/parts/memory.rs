@@ -1,0 +1,337 @@
+//! What idle sandboxes take of the host's memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use sandbox_harness::leaks::{self, Process};
+
+use crate::lab::{About, Lab, Root, Task, tool};
+use crate::report::{Part, Unit, Value};
+use crate::smaps::{self, Kind, Memory, Owner};
+use crate::subject::{Runtime, Subject, Way};
+
+const ABOUT: About = About {
+    name: "memory",
+    title: "Memory of idle sandboxes",
+    about: "So many containers that sleep, all of one image; then `smaps` of every process that exists because of them, divided by their number. Proportional: a page that n processes share \
+            counts as 1/n. Private: what nobody else has. Memory of the guest's is part of the monitor's. Page tables, sockets and the host's page cache are in no process's `smaps` and not \
+            counted; neither is containerd.",
+    one_scale: true,
+};
+
+/// How many at a time.
+const COUNTS: [usize; 3] = [1, 5, 10];
+/// Memory does not scatter as times do.
+const MAX_RUNS: usize = 3;
+/// Two readings this far apart, with a difference of less than a hundredth, are of something that is idle.
+const APART: Duration = Duration::from_millis(500);
+/// Else the last one counts.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Who starts them.
+#[derive(Debug, Clone, Copy)]
+enum Starter {
+    /// An engine, by calls to the shim.
+    Shim(Runtime, Root),
+    /// `sandboxctl run -d`.
+    Sandboxctl,
+}
+
+const STARTERS: [(Starter, &str); 5] = [
+    (Starter::Shim(Runtime::Runc, Root::Image), ""),
+    (Starter::Shim(Runtime::Sandbox, Root::Image), ""),
+    (
+        Starter::Shim(Runtime::Sandbox, Root::Folder),
+        ", folder as root",
+    ),
+    (Starter::Sandboxctl, ", sandboxctl run -d"),
+    (Starter::Shim(Runtime::QemuMicrovm, Root::Image), ""),
+];
+
+impl Starter {
+    fn subject(self) -> Subject {
+        match self {
+            Self::Shim(runtime, _) => Subject::new(Way::Task, runtime),
+            Self::Sandboxctl => Subject::new(Way::Command, Runtime::Sandbox),
+        }
+    }
+}
+
+pub(super) fn measure(lab: &Lab) -> Part {
+    let labels = STARTERS
+        .iter()
+        .map(|(starter, how)| format!("{}{how}", starter.subject().label(lab.driver())))
+        .collect();
+    let obstacles: Vec<Option<String>> = STARTERS
+        .iter()
+        .map(|(starter, _)| lab.obstacle(starter.subject()))
+        .collect();
+    let runs = lab.runs().min(MAX_RUNS);
+    lab.measure_labelled(&ABOUT, labels, &obstacles, runs, &mut |index| {
+        let mut values = Vec::new();
+        for count in COUNTS {
+            values.extend(idle(lab, STARTERS[index].0, count)?);
+        }
+        Ok(values)
+    })
+}
+
+/// Containers that sleep. Dropped without [`Sleepers::end`] they are left to the world.
+enum Sleepers {
+    Tasks(Vec<Task>),
+    Names(Vec<String>),
+}
+
+impl Sleepers {
+    fn start(lab: &Lab, starter: Starter, count: usize) -> Result<Self> {
+        match starter {
+            Starter::Shim(runtime, root) => (0..count)
+                .map(|_| Ok(lab.start_task(runtime, root)?.0))
+                .collect::<Result<_>>()
+                .map(Self::Tasks),
+            Starter::Sandboxctl => (0..count)
+                .map(|_| {
+                    let name = lab.name();
+                    let run = ["run", "-d", "--name", &name, "demo", "sleep", "100000"];
+                    tool(&mut lab.sandboxctl(starter.subject(), &run), lab.limit())?;
+                    Ok(name)
+                })
+                .collect::<Result<_>>()
+                .map(Self::Names),
+        }
+    }
+
+    fn end(self, lab: &Lab) -> Result<()> {
+        match self {
+            Self::Tasks(tasks) => tasks.into_iter().try_for_each(|task| task.end().map(drop)),
+            Self::Names(names) => names.iter().try_for_each(|name| {
+                let mut command: Command =
+                    lab.sandboxctl(Starter::Sandboxctl.subject(), &["rm", "-f", name]);
+                tool(&mut command, lab.limit()).map(drop)
+            }),
+        }
+    }
+}
+
+fn idle(lab: &Lab, starter: Starter, count: usize) -> Result<Vec<Value>> {
+    let before: BTreeSet<i32> = family(lab).into_iter().map(|one| one.pid).collect();
+    let sleepers = Sleepers::start(lab, starter, count)?;
+    let values = steady(|| proportional(lab, &before))
+        .and_then(|()| reading(lab, &before))
+        .map(|parts| table(&parts, count));
+    sleepers.end(lab)?;
+    values
+}
+
+/// Waits until little changes.
+fn steady(mut read: impl FnMut() -> Result<u64>) -> Result<()> {
+    let begun = Instant::now();
+    let mut last = read()?;
+    loop {
+        std::thread::sleep(APART);
+        let now = read()?;
+        if last.abs_diff(now) * 100 <= now || begun.elapsed() > PATIENCE {
+            return Ok(());
+        }
+        last = now;
+    }
+}
+
+/// The proportional sets of everything that was not there before, in KiB.
+fn proportional(lab: &Lab, before: &BTreeSet<i32>) -> Result<u64> {
+    let processes = family(lab).into_iter();
+    processes
+        .filter(|process| !before.contains(&process.pid))
+        .map(|process| match smaps::total(process.pid) {
+            Err(_) if !is_there(process.pid) => Ok(0),
+            read => Ok(read?.proportional_kib),
+        })
+        .sum()
+}
+
+fn is_there(pid: i32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+}
+
+/// Memory by what a process does and what its mapping is.
+type Reading = BTreeMap<(&'static str, Kind), Memory>;
+
+fn reading(lab: &Lab, before: &BTreeSet<i32>) -> Result<Reading> {
+    let mut sums = Reading::new();
+    for process in family(lab) {
+        if before.contains(&process.pid) {
+            continue;
+        }
+        let (role, owner) = role(&process.command);
+        let parts = match smaps::split(process.pid, owner) {
+            Ok(parts) => parts,
+            // It has ended since it was listed.
+            Err(_) if !is_there(process.pid) => continue,
+            Err(error) => return Err(error.context(format!("of {role}: {}", process.command))),
+        };
+        for (kind, memory) in parts {
+            *sums.entry((role, kind)).or_default() += memory;
+        }
+    }
+    Ok(sums)
+}
+
+/// The processes of the lab, and what they started: a container under runc has an environment of its own.
+fn family(lab: &Lab) -> Vec<Process> {
+    let mut known = leaks::processes(lab.world().path());
+    let ours = i32::try_from(std::process::id()).unwrap_or(0);
+    let pids = || {
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+    };
+    let parents: BTreeMap<i32, i32> = pids()
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            Some((pid, parent(&stat)?))
+        })
+        .collect();
+    let members: BTreeSet<i32> = known.iter().map(|one| one.pid).collect();
+    for pid in parents.keys().filter(|pid| !members.contains(pid)) {
+        let mut ancestor = *pid;
+        while let Some(above) = parents.get(&ancestor) {
+            if *above == ours {
+                break;
+            }
+            if members.contains(above) {
+                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let command = String::from_utf8_lossy(&command).replace('\0', " ");
+                // A kernel thread or a process that is gone has none.
+                if !command.trim().is_empty() {
+                    known.push(Process {
+                        pid: *pid,
+                        command: command.trim().to_owned(),
+                    });
+                }
+                break;
+            }
+            ancestor = *above;
+        }
+    }
+    known
+}
+
+/// The parent in `/proc/<pid>/stat`: the second field behind the name, which is in brackets.
+fn parent(stat: &str) -> Option<i32> {
+    let (_, behind) = stat.rsplit_once(')')?;
+    behind.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// What a process is for.
+fn role(command: &str) -> (&'static str, Owner) {
+    let program = command.split(' ').next().unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or_default();
+    match name {
+        "sandbox-vmm" if command.contains("vsock-backend") => ("vsock device", Owner::Machine),
+        "sandbox-vmm" => ("monitor", Owner::Machine),
+        "qemu-system-x86_64" => ("QEMU", Owner::Machine),
+        "virtiofsd" => ("virtiofsd", Owner::Machine),
+        "sandboxctl" => ("attendant", Owner::Plain),
+        _ if name.starts_with("containerd-shim-") => ("shim", Owner::Plain),
+        _ => ("container's processes", Owner::Plain),
+    }
+}
+
+fn mebibytes(kib: u64, count: usize) -> f64 {
+    let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+    let count = u32::try_from(count).unwrap_or(1).max(1);
+    f64::from(kib) / 1024.0 / f64::from(count)
+}
+
+/// Rows for so many: sums, by process, and for one alone by mapping too.
+fn table(reading: &Reading, count: usize) -> Vec<Value> {
+    let mut values = Vec::new();
+    let mut row = |what: &str, memory: Memory| {
+        for (set, kib) in [
+            ("proportional", memory.proportional_kib),
+            ("private", memory.private_kib),
+        ] {
+            let what = format!("{count} idle, each: {what}, {set}");
+            values.push(Value::new(what, Unit::Mebibytes, mebibytes(kib, count)));
+        }
+    };
+    let sum = |wanted: &dyn Fn(&'static str, Kind) -> bool| {
+        let mut sum = Memory::default();
+        for (_, memory) in reading
+            .iter()
+            .filter(|((role, kind), _)| wanted(role, *kind))
+        {
+            sum += *memory;
+        }
+        sum
+    };
+    row("all", sum(&|_, _| true));
+    row("all but guest memory", sum(&|_, kind| kind != Kind::Guest));
+    let roles: BTreeSet<&'static str> = reading.keys().map(|(role, _)| *role).collect();
+    for role in roles {
+        row(role, sum(&|of, _| of == role));
+    }
+    if count == 1 {
+        for ((role, kind), memory) in reading {
+            row(&format!("{role}: {}", kind.label()), *memory);
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn role_is_told_by_program() {
+        let of = |command: &str| role(command).0;
+        assert_eq!(of("/x/sandbox-vmm run --config-fd 3"), "monitor");
+        assert_eq!(of("/x/sandbox-vmm vsock-backend --cid 3"), "vsock device");
+        assert_eq!(of("/x/containerd-shim-sandbox-v2 -id a"), "shim");
+        assert_eq!(of("/usr/bin/containerd-shim-runc-v2 -id a"), "shim");
+        assert_eq!(of("sleep 100000"), "container's processes");
+        assert_eq!(of("/x/sandboxctl attend abc"), "attendant");
+    }
+
+    #[test]
+    fn parent_is_found_behind_a_name_with_brackets() {
+        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
+        assert_eq!(parent("12 (a"), None);
+    }
+
+    #[test]
+    fn memory_of_several_is_divided_and_the_guests_is_apart() {
+        let memory = |kib| Memory {
+            proportional_kib: kib,
+            private_kib: kib / 2,
+        };
+        let reading = Reading::from([
+            (("monitor", Kind::Guest), memory(40 << 10)),
+            (("monitor", Kind::Program), memory(4 << 10)),
+            (("shim", Kind::Anonymous), memory(6 << 10)),
+        ]);
+        let of = |count, what: &str| {
+            let values = table(&reading, count);
+            let found = values.into_iter().find(|value| value.what == what);
+            found.map(|value| value.value)
+        };
+        let near = |value: Option<f64>, expected: f64| (value.unwrap() - expected).abs() < 1e-9;
+        assert!(near(of(5, "5 idle, each: all, proportional"), 10.0));
+        assert!(near(
+            of(5, "5 idle, each: all but guest memory, private"),
+            1.0
+        ));
+        assert!(near(of(1, "1 idle, each: monitor, private"), 22.0));
+        assert!(near(
+            of(1, "1 idle, each: monitor: guest memory, proportional"),
+            40.0
+        ));
+        assert_eq!(
+            of(5, "5 idle, each: monitor: guest memory, proportional"),
+            None
+        );
+    }
+}
