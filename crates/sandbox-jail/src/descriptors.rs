@@ -26,7 +26,10 @@ pub fn close_all_but(keep: &[RawFd]) -> Result<(), JailError> {
 
 /// The ranges, ends included, that are to be closed.
 fn gaps(keep: &[RawFd]) -> Vec<(u32, u32)> {
-    let mut kept: Vec<u32> = keep.iter().filter_map(|&fd| u32::try_from(fd).ok()).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .filter_map(|&fd| u32::try_from(fd).ok())
+        .collect();
     kept.sort_unstable();
     let mut gaps = Vec::new();
     let mut next = 3;

@@ -125,7 +125,8 @@ pub fn enter(config: &JailConfig, parent: OwnedFd) -> Result<Landlock, JailError
         Some(root) => landlock::restrict(&root.mounts)?,
         None => Landlock::NotAsked,
     };
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(process("that it is not dumped"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(process("that it is not dumped"))?;
     // Last: another user has no parent-death signal any more (prctl(2)).
     parent::die_with(&parent)?;
     Ok(landlock)

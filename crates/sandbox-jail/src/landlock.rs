@@ -109,8 +109,7 @@ pub fn restrict(mounts: &[JailMount]) -> Result<Landlock, JailError> {
         allow(&ruleset, mount).map_err(failed("allow a path in Landlock"))?;
     }
     // SAFETY: no memory is handed over.
-    let result =
-        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
+    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) };
     checked(result).map_err(failed("put Landlock in force"))?;
     Ok(Landlock::InForce { abi })
 }
@@ -156,7 +155,11 @@ fn allow(ruleset: &OwnedFd, mount: &JailMount) -> io::Result<()> {
     let path = rustix::fs::open(&mount.target, flags, Mode::empty())?;
     let is_folder = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&path)?.st_mode).is_dir();
     let attr = PathBeneathAttr {
-        allowed_access: if is_folder { access } else { access & !READ_DIR },
+        allowed_access: if is_folder {
+            access
+        } else {
+            access & !READ_DIR
+        },
         parent_fd: path.as_raw_fd(),
     };
     // SAFETY: the structure lives through the call; the kernel only reads it.
@@ -191,7 +194,11 @@ mod tests {
         assert_eq!(RulesetAttr::size(1), 8);
         let sixth = RulesetAttr::all(6);
         assert_eq!(
-            (sixth.handled_access_fs, sixth.handled_access_net, sixth.scoped),
+            (
+                sixth.handled_access_fs,
+                sixth.handled_access_net,
+                sixth.scoped
+            ),
             (0xffff, 3, 3)
         );
         assert_eq!(RulesetAttr::size(6), size_of::<RulesetAttr>());

@@ -20,10 +20,7 @@ const FLAGS: MsFlags = MsFlags::MS_RDONLY
     .union(MsFlags::MS_NODEV);
 
 /// For `map_err`.
-fn failed<E: Into<io::Error>>(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> JailError {
+fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> JailError {
     move |error| JailError::Root {
         action,
         path: path.to_owned(),
@@ -54,12 +51,19 @@ pub fn enter(root: &JailRoot) -> Result<(), JailError> {
         make_parent(&link)?;
         symlink(to, &link).map_err(failed("make the link", &link))?;
     }
-    mount(none, place, none, hard | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
-        .map_err(failed("protect its root at", place))?;
+    mount(
+        none,
+        place,
+        none,
+        hard | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+        none,
+    )
+    .map_err(failed("protect its root at", place))?;
     chdir(place).map_err(failed("enter", place))?;
     // The old root comes to lie over the new one, from where it is taken off (pivot_root(2), NOTES).
     pivot_root(".", ".").map_err(failed("change its root to", place))?;
-    umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave the root of", Path::new("the host")))?;
+    umount2(".", MntFlags::MNT_DETACH)
+        .map_err(failed("leave the root of", Path::new("the host")))?;
     chdir("/").map_err(failed("enter", Path::new("/")))
 }
 

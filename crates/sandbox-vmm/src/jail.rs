@@ -169,7 +169,12 @@ mod tests {
 
     #[test]
     fn program_without_a_jail_is_not_executed() {
-        for wrong in ["-- /bin/true", "--jail 9 /bin/true", "--jail 9 --", "--jail 9"] {
+        for wrong in [
+            "-- /bin/true",
+            "--jail 9 /bin/true",
+            "--jail 9 --",
+            "--jail 9",
+        ] {
             let error = become_program(&arguments(wrong));
             assert!(matches!(error, EnterError::Usage), "{wrong}: {error}");
         }
