@@ -26,6 +26,7 @@ pub enum Landlock {
 
 // include/uapi/linux/landlock.h
 const EXECUTE: u64 = 1 << 0;
+const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
 /// Rights over files, by the first version that knows them: 1 to 13 bits, `REFER`, `TRUNCATE`, `IOCTL_DEV`.
@@ -150,6 +151,7 @@ fn allow(ruleset: &OwnedFd, mount: &JailMount) -> io::Result<()> {
         JailAccess::Connect => return Ok(()),
         JailAccess::Read => READ_FILE | READ_DIR,
         JailAccess::Execute => READ_FILE | READ_DIR | EXECUTE,
+        JailAccess::Device => READ_FILE | WRITE_FILE,
     };
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let path = rustix::fs::open(&mount.target, flags, Mode::empty())?;

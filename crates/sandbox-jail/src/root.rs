@@ -14,10 +14,11 @@ use crate::JailError;
 
 /// Enough for mount points and links.
 const TMPFS: &str = "mode=0755,size=64k,nr_inodes=128";
-/// What every mount of it has.
-const FLAGS: MsFlags = MsFlags::MS_RDONLY
-    .union(MsFlags::MS_NOSUID)
-    .union(MsFlags::MS_NODEV);
+/// What every mount in it has.
+const FLAGS: MsFlags = MsFlags::MS_BIND
+    .union(MsFlags::MS_REMOUNT)
+    .union(MsFlags::MS_RDONLY)
+    .union(MsFlags::MS_NOSUID);
 
 /// For `map_err`.
 fn failed<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> JailError {
@@ -91,10 +92,10 @@ fn bind(place: &Path, entry: &JailMount) -> Result<(), JailError> {
     }
     let none = None::<&str>;
     mount(Some(source), &target, none, MsFlags::MS_BIND, none).map_err(failed("mount", source))?;
-    let no_exec = match entry.access {
-        JailAccess::Connect | JailAccess::Read => MsFlags::MS_NOEXEC,
-        JailAccess::Execute => MsFlags::empty(),
+    let flags = match entry.access {
+        JailAccess::Connect | JailAccess::Read => MsFlags::MS_NOEXEC | MsFlags::MS_NODEV,
+        JailAccess::Execute => MsFlags::MS_NODEV,
+        JailAccess::Device => MsFlags::MS_NOEXEC,
     };
-    let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | FLAGS | no_exec;
-    mount(none, &target, none, again, none).map_err(failed("protect", source))
+    mount(none, &target, none, FLAGS | flags, none).map_err(failed("protect", source))
 }

@@ -117,6 +117,7 @@ fn report(config: &JailConfig, landlock: Landlock) -> Value {
         "host_name": rustix::system::uname().nodename().to_string_lossy(),
         "list_root": outcome(fs::read_dir("/").map(drop)),
         "make_in_root": outcome(File::create("/new").map(drop)),
+        "null": outcome(File::options().read(true).write(true).open("/dev/null").map(drop)),
         "password_file": outcome(fs::read("/etc/passwd").map(drop)),
         "mounts": mounts,
     })
@@ -360,8 +361,17 @@ fn named_mounts() -> Result<()> {
         .zip(accesses)
         .collect();
     let mut config = jail(place.path(), &named);
+    let null = PathBuf::from("/dev/null");
+    config.root.iter_mut().for_each(|root| {
+        root.mounts.push(JailMount {
+            source: null.clone(),
+            target: null.clone(),
+            access: JailAccess::Device,
+        });
+    });
     config.limits.file_bytes = None;
     let jailed = Jailed::of(&config)?;
+    ensure!(jailed.report["null"] == "done", "{}", jailed.report);
     let mounts = &jailed.report["mounts"];
     let has_landlock = landlock::version()?.is_some();
     for (index, _) in accesses.iter().enumerate() {

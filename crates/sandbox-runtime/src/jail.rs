@@ -3,7 +3,7 @@
 //! | process | root | user, capabilities | entered |
 //! | --- | --- | --- | --- |
 //! | monitor, vsock back end | empty, but for the folder of the guest's ports | the sandbox's, none | by itself |
-//! | QEMU | the system's programs and libraries, the guest's kernel | the sandbox's, none | by `sandbox-vmm jailed` |
+//! | QEMU | the system's programs and libraries, the guest's kernel, `/dev/null` | the sandbox's, none | by `sandbox-vmm jailed` |
 //! | virtiofsd | its own, which is the shared folder | root, with what serving files takes | by `sandbox-vmm jailed` |
 //!
 //! Everything else that they need is handed over as open descriptors.
@@ -26,6 +26,7 @@ const PLACE: &str = "jail";
 const PORTS: &str = "/ports";
 /// Where QEMU finds the guest's kernel.
 const KERNEL: &str = "/kernel";
+const NULL: &str = "/dev/null";
 /// Descriptors: the vsock device has a thousand connections at most, the monitor makes room for 512.
 const OPEN_FILES: u64 = 4096;
 /// Threads: of QEMU up to 64 for disks, and in all programs one for each processor and device.
@@ -44,6 +45,8 @@ const SYSTEM: [&str; 6] = [
 /// thereafter.
 const VIRTIOFSD: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
+    // File handles instead of a descriptor for each file that the guest knows.
+    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETGID)
@@ -166,11 +169,19 @@ impl SandboxJail {
                 path: kernel.to_owned(),
             });
         }
-        let mut mounts = vec![JailMount {
-            source: kernel.to_owned(),
-            target: KERNEL.into(),
-            access: JailAccess::Read,
-        }];
+        let mut mounts = vec![
+            JailMount {
+                source: kernel.to_owned(),
+                target: KERNEL.into(),
+                access: JailAccess::Read,
+            },
+            // By which it finds out how files are locked.
+            JailMount {
+                source: NULL.into(),
+                target: NULL.into(),
+                access: JailAccess::Device,
+            },
+        ];
         let mut links = Vec::new();
         let own = (!is_below(program, &SYSTEM)).then(|| prefix(program));
         for path in SYSTEM.iter().map(Path::new).chain(own.as_deref()) {

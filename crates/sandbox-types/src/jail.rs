@@ -51,7 +51,7 @@ pub struct JailMount {
     pub access: JailAccess,
 }
 
-/// What may be done with what is mounted in a jail's root. Nothing can be written.
+/// What may be done with what is mounted in a jail's root. No file system can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JailAccess {
@@ -61,6 +61,8 @@ pub enum JailAccess {
     Read,
     /// Read and execute it.
     Execute,
+    /// Read and write the device that it is.
+    Device,
 }
 
 /// Resource limits (setrlimit(2)), soft and hard.
