@@ -38,6 +38,34 @@ pub enum Hypervisor {
     Qemu,
 }
 
+/// Numbers of users, which are also numbers of groups, that belong to no account of the host's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserRange {
+    /// The lowest.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl UserRange {
+    /// Whether root is not in it, and every number of it is one that a user can have.
+    fn is_usable(self) -> bool {
+        // The last is -1, which means nobody in particular (setresuid(2)).
+        self.first > 0 && self.count > 0 && self.first.checked_add(self.count).is_some()
+    }
+}
+
+impl Default for UserRange {
+    /// Far above what accounts, containers and user namespaces are commonly given.
+    fn default() -> Self {
+        Self {
+            first: 1_900_000_000,
+            count: 65_536,
+        }
+    }
+}
+
 /// Why there is no usable configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -75,6 +103,18 @@ pub enum ConfigError {
         path: PathBuf,
         /// The key.
         key: String,
+    },
+    /// A range that holds no user, or root.
+    #[error(
+        "the configuration {} has `jail_users` of {count} from {first}; it must have at least one user, not root (0), and end before 4294967295", path.display()
+    )]
+    Users {
+        /// Which file.
+        path: PathBuf,
+        /// The first of the range.
+        first: u32,
+        /// How many it has.
+        count: u32,
     },
     /// A file of the installation is nowhere.
     #[error(
@@ -155,6 +195,8 @@ pub struct Config {
     pub boot_timeout_s: u32,
     /// Appended to the guest kernel's command line.
     pub kernel_arguments: String,
+    /// Whether the processes that run the guest are jailed.
+    pub jail: bool,
     /// When set, the shim keeps a JSON array of timeline marks here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeline: Option<PathBuf>,
@@ -164,6 +206,8 @@ pub struct Config {
     /// Patterns of the paths that they may name; `*` stands for any text within a component.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pod_override_paths: Vec<String>,
+    /// The users that jailed processes run as, one for each sandbox.
+    pub jail_users: UserRange,
     /// Whether what layers came as is kept beside what they became, so that images can be pushed and saved.
     pub keep_layer_blobs: bool,
     /// Registries of images, by their name in image names.
@@ -189,7 +233,9 @@ impl Default for Config {
             socket_dir: PathBuf::from("/run/containerd/s"),
             boot_timeout_s: 60,
             kernel_arguments: String::new(),
+            jail: true,
             timeline: None,
+            jail_users: UserRange::default(),
             pod_overrides: Vec::new(),
             pod_override_paths: Vec::new(),
             keep_layer_blobs: true,
@@ -242,6 +288,13 @@ impl Config {
         };
         self.memory().map_err(size_error)?;
         self.vcpu_count().map_err(size_error)?;
+        if !self.jail_users.is_usable() {
+            return Err(ConfigError::Users {
+                path: path.to_owned(),
+                first: self.jail_users.first,
+                count: self.jail_users.count,
+            });
+        }
         let wrong = self
             .pod_overrides
             .iter()
@@ -477,8 +530,22 @@ mod tests {
     }
 
     #[test]
+    fn config_users_without_one_or_with_root_are_refused() {
+        for (first, count) in [(0, 5), (5, 0), (u32::MAX, 1), (u32::MAX - 1, 2)] {
+            let text = format!("jail_users = {{ first = {first}, count = {count} }}");
+            assert!(
+                matches!(load(&text), Err(ConfigError::Users { .. })),
+                "{text}"
+            );
+        }
+        let last = format!("jail_users = {{ first = {}, count = 1 }}", u32::MAX - 1);
+        assert!(load(&last).is_ok());
+    }
+
+    #[test]
     fn config_written_is_read_back() {
         let config = Config {
+            jail_users: UserRange { first: 7, count: 9 },
             hypervisor: Hypervisor::Qemu,
             allow_emulation: true,
             kernel: Some("/k".into()),
@@ -495,7 +562,7 @@ mod tests {
         let dir = config.sandbox_dir("default", &id);
         assert_eq!(dir, config.sandbox_dir("default", &id));
         assert_ne!(dir, config.sandbox_dir("other", &id));
-        assert!(check_socket_path(&dir.join("vsock.sock_1026")).is_ok());
+        assert!(check_socket_path(&crate::vsock::event_socket(&crate::vsock::ports(&dir))).is_ok());
     }
 
     #[test]

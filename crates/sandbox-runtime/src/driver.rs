@@ -18,6 +18,7 @@ use crate::cleanup::{CleanupError, Record};
 use crate::config::ConfigError;
 use crate::console::Console;
 use crate::event::DeathCause;
+use crate::jail::{JailError, SandboxJail};
 use crate::process::{Process, ProcessEnd, SpawnError};
 use crate::sandbox::SandboxPlan;
 use crate::share::ShareMounts;
@@ -73,6 +74,9 @@ pub enum DriverError {
     /// A program or artifact is missing.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A process cannot be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// A process could not be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
@@ -124,8 +128,10 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) nics: &'a [Nic],
     /// The vsock device's socket, listening.
     pub(crate) vsock_listener: &'a UnixListener,
-    /// Its path.
-    pub(crate) vsock_path: &'a Path,
+    /// The prefix of the sockets of the guest's ports.
+    pub(crate) ports: &'a Path,
+    /// What its processes are jailed in, if they are to be.
+    pub(crate) jail: Option<&'a SandboxJail>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) record: &'a mut Record,
 }
@@ -143,6 +149,14 @@ impl MachineRequest<'_> {
             COMMAND_LINE.to_owned()
         } else {
             format!("{COMMAND_LINE} {extra}")
+        }
+    }
+
+    /// The prefix of the sockets of the guest's ports, for the process that connects to them.
+    fn ports_inside(&self) -> PathBuf {
+        match self.jail {
+            Some(jail) => jail.inside(self.ports),
+            None => self.ports.to_owned(),
         }
     }
 

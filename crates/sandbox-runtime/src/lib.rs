@@ -20,6 +20,8 @@ mod console;
 pub mod driver;
 pub mod event;
 pub mod host;
+pub mod identity;
+pub mod jail;
 mod loopback;
 pub mod network;
 pub mod process;

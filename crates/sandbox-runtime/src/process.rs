@@ -1,5 +1,8 @@
 //! Child processes that cannot outlive what they were started for.
 //!
+//! A jailed one begins in a process namespace of its own, as its first process, without our environment; the rest of its
+//! jail is entered by the program itself, or by one that becomes it ([`sandbox_types::jail`]).
+//!
 //! Every child is told to die with the thread that spawned it, leads a process group of its own (so that what it
 //! forks is reached too, and a terminal's Ctrl-C does not reach it), and is killed when its handle is dropped.
 
@@ -10,17 +13,22 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{PidfdFlags, pidfd_open};
+use sandbox_types::jail::JailConfig;
 use sandbox_types::monitor::VIOLATION_EXIT_CODE;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
@@ -46,6 +54,18 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+    /// It has no process namespace of its own.
+    #[error(
+        "cannot start {name} in a process namespace of its own; the runtime needs root with CAP_SYS_ADMIN, and a kernel \
+         with CONFIG_PID_NS. `jail = false` in the configuration does without the jail"
+    )]
+    Namespace {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// It could not be executed.
     #[error("cannot start {name} ({})", program.display())]
     Exec {
@@ -57,6 +77,32 @@ pub enum SpawnError {
         #[source]
         source: io::Error,
     },
+}
+
+/// The jail of a program that is to be started.
+#[derive(Debug)]
+struct Jailing {
+    config: JailConfig,
+    /// What becomes its description, once it is known which descriptors are passed.
+    file: File,
+    /// Its number in the child.
+    fd: RawFd,
+    /// What enters the jail and then becomes the program, with its arguments; without one the program does itself.
+    launcher: Option<(PathBuf, Vec<OsString>)>,
+}
+
+impl Jailing {
+    /// Writes the description.
+    fn describe(&mut self, mappings: &[FdMapping]) -> io::Result<()> {
+        let own = [self.fd, self.config.parent_fd];
+        self.config.keep_fds = mappings
+            .iter()
+            .map(|mapping| mapping.child_fd)
+            .filter(|fd| !own.contains(fd))
+            .collect();
+        self.file.write_all(&serde_json::to_vec(&self.config)?)?;
+        self.file.rewind()
+    }
 }
 
 /// How a process ended.
@@ -106,6 +152,7 @@ pub(crate) struct Launch {
     args: Vec<OsString>,
     mappings: Vec<FdMapping>,
     console: Option<Console>,
+    jailing: Option<Jailing>,
 }
 
 impl Launch {
@@ -116,6 +163,7 @@ impl Launch {
             args: Vec::new(),
             mappings: Vec::new(),
             console: None,
+            jailing: None,
         }
     }
 
@@ -150,6 +198,59 @@ impl Launch {
         self
     }
 
+    /// Jails it. It is a program of ours that enters the jail itself: its command, which is to be its only argument so
+    /// far, is followed by what names the jail. `sandbox` is the sandbox's folder, for whoever lists processes.
+    pub(crate) fn jail(&mut self, jail: JailConfig, sandbox: &Path) -> Result<(), SpawnError> {
+        let arguments = self.prepare_jail(jail, sandbox)?;
+        self.args.extend(arguments);
+        Ok(())
+    }
+
+    /// Jails it. It is a foreign program; `monitor` enters the jail and becomes it.
+    pub(crate) fn jail_by(
+        &mut self,
+        monitor: &Path,
+        jail: JailConfig,
+        sandbox: &Path,
+    ) -> Result<(), SpawnError> {
+        let mut arguments = vec!["jailed".into()];
+        arguments.extend(self.prepare_jail(jail, sandbox)?);
+        arguments.push("--".into());
+        if let Some(jailing) = &mut self.jailing {
+            jailing.launcher = Some((monitor.to_owned(), arguments));
+        }
+        Ok(())
+    }
+
+    fn prepare_jail(
+        &mut self,
+        mut config: JailConfig,
+        sandbox: &Path,
+    ) -> Result<Vec<OsString>, SpawnError> {
+        let name = self.name;
+        let failed = |errno: rustix::io::Errno| SpawnError::Descriptors {
+            name,
+            source: errno.into(),
+        };
+        let file = memfd_create("sandbox-jail", MemfdFlags::CLOEXEC).map_err(failed)?;
+        let file = File::from(file);
+        let fd = self.pass(&file)?;
+        config.parent_fd = self.pass(own_pidfd().map_err(failed)?)?;
+        self.jailing = Some(Jailing {
+            config,
+            file,
+            fd,
+            launcher: None,
+        });
+        let number = fd.to_string().into();
+        Ok(vec![
+            "--jail".into(),
+            number,
+            "--sandbox".into(),
+            sandbox.into(),
+        ])
+    }
+
     /// Keeps the tail of its standard output as the guest's console.
     pub(crate) fn console(&mut self, console: Console) -> &mut Self {
         self.console = Some(console);
@@ -157,12 +258,23 @@ impl Launch {
     }
 
     /// Starts it. Must run on a thread that lives as long as the child should.
-    pub(crate) fn spawn(self) -> Result<Process, SpawnError> {
+    pub(crate) fn spawn(mut self) -> Result<Process, SpawnError> {
         let name = self.name;
         let prepare_error = |source: io::Error| SpawnError::Descriptors { name, source };
+        let namespace_error = |source: io::Error| SpawnError::Namespace { name, source };
+        let is_jailed = self.jailing.is_some();
+        if let Some(mut jailing) = self.jailing.take() {
+            jailing.describe(&self.mappings).map_err(prepare_error)?;
+            if let Some((launcher, mut arguments)) = jailing.launcher {
+                arguments.push(std::mem::replace(&mut self.program, launcher).into());
+                arguments.append(&mut self.args);
+                self.args = arguments;
+            }
+        }
         // The pipe on which the standard library learns of a failed exec takes the lowest free number, which must
         // not be one that is about to be replaced in the child.
         let _occupied = occupy_low_descriptors().map_err(prepare_error)?;
+        let parent = own_pidfd().map_err(|errno| prepare_error(errno.into()))?;
         let mut command = std::process::Command::new(&self.program);
         command
             .args(&self.args)
@@ -177,10 +289,22 @@ impl Launch {
         command
             .fd_mappings(self.mappings)
             .map_err(|collision| prepare_error(io::Error::other(collision)))?;
-        die_with_parent(&mut command);
+        if is_jailed {
+            command.env_clear();
+        }
+        die_with_parent(&mut command, parent);
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
-        let mut child = command.spawn().map_err(|source| SpawnError::Exec {
+        let namespace = match is_jailed {
+            true => Some(ChildNamespace::make().map_err(namespace_error)?),
+            false => None,
+        };
+        let spawned = command.spawn();
+        // First of all: until then no thread can be started.
+        if let Some(namespace) = namespace {
+            namespace.leave().map_err(namespace_error)?;
+        }
+        let mut child = spawned.map_err(|source| SpawnError::Exec {
             name,
             program: self.program,
             source,
@@ -216,12 +340,41 @@ fn occupy_low_descriptors() -> io::Result<Vec<File>> {
     }
 }
 
-fn die_with_parent(command: &mut std::process::Command) {
-    let parent = rustix::process::getpid();
+/// A descriptor of this process. It can be asked whether the process has ended from within every process namespace.
+fn own_pidfd() -> rustix::io::Result<OwnedFd> {
+    pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+}
+
+/// A process namespace for the next child of the calling thread (pid_namespaces(7)), which is to be ended by
+/// [`Self::leave`]: the thread can start no thread in the meantime.
+struct ChildNamespace {
+    own: File,
+}
+
+impl ChildNamespace {
+    fn make() -> io::Result<Self> {
+        let own = File::open("/proc/thread-self/ns/pid")?;
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        Ok(Self { own })
+    }
+
+    /// What the thread starts from now on is in its own namespace.
+    fn leave(self) -> io::Result<()> {
+        Ok(setns(&self.own, CloneFlags::CLONE_NEWPID)?)
+    }
+}
+
+/// `parent` is a descriptor of this process.
+fn die_with_parent(command: &mut std::process::Command, parent: OwnedFd) {
     let hook = move || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         // It may have died before the signal was set.
-        if rustix::process::getppid() != Some(parent) {
+        let mut fds = [PollFd::new(&parent, PollFlags::IN)];
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut fds, Some(&now))? > 0 {
             return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
         }
         Ok(())

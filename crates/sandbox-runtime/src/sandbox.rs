@@ -22,6 +22,7 @@ use crate::console::Console;
 use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
+use crate::jail::JailError;
 use crate::network::SharedNetwork;
 use crate::share::{ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
@@ -117,6 +118,9 @@ pub enum SandboxError {
         "the sandbox was made for one container that shares nothing, so nothing can be shared now"
     )]
     SharesNothing,
+    /// Its processes cannot be jailed.
+    #[error(transparent)]
+    Jail(#[from] JailError),
     /// The machine could not be started.
     #[error(transparent)]
     Driver(#[from] DriverError),
@@ -196,7 +200,8 @@ impl Sandbox {
         let (driver, emulation_notice) = choose_driver(&plan.config)?;
         let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
         let vsock = dir.join("vsock.sock");
-        check_socket_path(&vsock::event_socket(&vsock))?;
+        check_socket_path(&vsock)?;
+        check_socket_path(&vsock::event_socket(&vsock::ports(&dir)))?;
         let timeline = Arc::new(Timeline::new(plan.config.timeline.clone()));
         let (ready, came_up) = oneshot::channel();
         let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
@@ -213,6 +218,7 @@ impl Sandbox {
             lifecycle: Lifecycle::new(),
             machine: None,
             loopback: None,
+            jail: None,
             shares: None,
             owns_dir: false,
         };

@@ -1,7 +1,8 @@
 //! Connections between host and guest through the user-space vsock device.
 //!
 //! To the guest: connect to the device's socket, say `CONNECT <port>\n`, read `OK <number>\n`, then bytes. From the
-//! guest to host port `p`: arrives at `<socket>_<p>`.
+//! guest to host port `p`: arrives at `<ports>_<p>`, in a folder in which nothing else is: of the sandbox's it is the only one that the
+//! device's process can reach.
 
 use std::io;
 use std::net::SocketAddr;
@@ -61,9 +62,14 @@ pub enum StreamError {
     },
 }
 
+/// The prefix of the sockets of the guest's ports, for the sandbox in the folder `dir`.
+pub(crate) fn ports(dir: &Path) -> PathBuf {
+    dir.join("ports/v")
+}
+
 /// Where connections that the agent opens to [`EVENT_PORT`] arrive.
-pub(crate) fn event_socket(vsock: &Path) -> PathBuf {
-    let mut name = vsock.as_os_str().to_owned();
+pub(crate) fn event_socket(ports: &Path) -> PathBuf {
+    let mut name = ports.as_os_str().to_owned();
     name.push(format!("_{EVENT_PORT}"));
     PathBuf::from(name)
 }

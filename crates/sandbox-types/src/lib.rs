@@ -4,6 +4,7 @@
 //! file names, sizes are within what a guest can have.
 
 pub mod id;
+pub mod jail;
 pub mod mac;
 pub mod machine;
 pub mod monitor;

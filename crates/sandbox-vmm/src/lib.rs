@@ -12,6 +12,7 @@ pub mod control;
 pub mod devices;
 pub mod end;
 pub mod fd;
+pub mod jail;
 pub mod log;
 pub mod machine;
 pub mod memory;

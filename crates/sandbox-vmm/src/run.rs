@@ -1,5 +1,6 @@
 //! `sandbox-vmm run`: from the configuration to the guest's end.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,6 +18,7 @@ use sandbox_types::monitor::{
 use crate::control::{ConfigError, Control, read_config};
 use crate::devices::{ConsoleError, ConsoleRing};
 use crate::fd::{FdError, Inherited};
+use crate::jail::{EnterError, JailArguments};
 use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
 use crate::memory::Sharing;
 use crate::seccomp::Confinement;
@@ -39,6 +41,15 @@ const DESCRIPTORS: i32 = 512;
 /// Why the machine could not be built or waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// An argument that it does not know.
+    #[error("unknown argument {argument:?}")]
+    Argument {
+        /// The argument.
+        argument: OsString,
+    },
+    /// It is not in its jail.
+    #[error(transparent)]
+    Jail(#[from] EnterError),
     /// A descriptor that is not there.
     #[error(transparent)]
     Descriptor(#[from] FdError),
@@ -102,11 +113,11 @@ pub fn monotonic_ns() -> u64 {
 }
 
 /// Builds and runs the machine of the configuration on [`CONFIG_FD`], and returns the process's exit code.
-/// `process_ns` is when `main` began.
+/// `arguments` are those behind `run`, `process_ns` is when `main` began.
 ///
 /// The devices and vCPUs still exist when it returns; the process is to exit at once.
 #[must_use]
-pub fn run(process_ns: u64) -> u8 {
+pub fn run(arguments: &[OsString], process_ns: u64) -> u8 {
     let mut inherited = Inherited::new();
     let mut control = match inherited.take(CONTROL_FD, "the control socket") {
         Ok(fd) => Control::new(fd),
@@ -115,7 +126,7 @@ pub fn run(process_ns: u64) -> u8 {
             return EXIT_FAILED;
         }
     };
-    match run_machine(&mut inherited, &mut control, process_ns) {
+    match run_machine(arguments, &mut inherited, &mut control, process_ns) {
         Ok(Some(reason)) => {
             let code = reason.exit_code();
             control.tell(&MonitorEvent::Exited { reason });
@@ -133,10 +144,17 @@ pub fn run(process_ns: u64) -> u8 {
 }
 
 fn run_machine(
+    arguments: &[OsString],
     inherited: &mut Inherited,
     control: &mut Control,
     process_ns: u64,
 ) -> Result<Option<GuestExit>, RunError> {
+    let (jail, rest) = JailArguments::take(arguments)?;
+    if let Some(argument) = rest.first().cloned() {
+        return Err(RunError::Argument { argument });
+    }
+    // Before anything is looked at that a guest can touch.
+    jail.enter(inherited)?;
     let config = read_config(inherited.take(CONFIG_FD, "the configuration")?)?;
     make_room_for_descriptors(&*control);
     let machine = Machine::build(machine_config(inherited, config)?)?;

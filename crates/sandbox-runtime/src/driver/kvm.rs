@@ -58,6 +58,10 @@ impl HypervisorDriver for Kvm {
         let plan = request.plan;
         let config = &plan.config;
         let mut launch = Launch::new("sandbox-vmm", config.monitor_path()?);
+        launch.arg("run");
+        if let Some(jail) = request.jail {
+            launch.jail(jail.monitor(), request.dir)?;
+        }
         let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
         let mut helpers = Vec::new();
         let mut shares = Vec::new();
@@ -104,7 +108,7 @@ impl HypervisorDriver for Kvm {
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,
                 listener_fd: launch.pass(request.vsock_listener)?,
-                path: request.vsock_path.display().to_string(),
+                path: request.ports_inside().display().to_string(),
             },
             console_fd: launch.pass(&console)?,
         };
@@ -112,7 +116,6 @@ impl HypervisorDriver for Kvm {
         let config_file =
             config_file(&monitor_config).map_err(plumbing("the monitor's configuration"))?;
         launch
-            .arg("run")
             .pass_as(config_file, CONFIG_FD)
             .pass_as(theirs.into(), CONTROL_FD);
         let mut process = launch.spawn()?;

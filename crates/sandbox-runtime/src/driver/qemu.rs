@@ -5,8 +5,10 @@
 //! a reset, which is what a panic ends in, makes QEMU exit with 0 because of `-no-reboot`.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use sandbox_network::Nic;
@@ -15,11 +17,11 @@ use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, plumbing, virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, plumbing, virtiofsd,
 };
 use crate::console::Console;
 use crate::event::DeathCause;
-use crate::process::{Launch, Process, ProcessEnd};
+use crate::process::{Launch, Process, ProcessEnd, SpawnError};
 use crate::share::TAG;
 
 /// virtio-mmio transports of `microvm` without ACPI.
@@ -36,7 +38,22 @@ impl HypervisorDriver for Qemu {
         let plan = request.plan;
         let config = &plan.config;
         let mut helpers = Vec::new();
-        let mut launch = Launch::new("qemu", config.qemu_path()?);
+        let mut program = config.qemu_path()?;
+        let mut kernel = config.kernel_path()?;
+        let jail = match request.jail {
+            Some(jail) => {
+                // Where its root has it, whatever links lead there.
+                program = program.canonicalize().unwrap_or(program);
+                let (description, inside) = jail.qemu(&program, &kernel)?;
+                kernel = inside;
+                Some(description)
+            }
+            None => None,
+        };
+        let mut launch = Launch::new("qemu", program);
+        if let Some(jail) = jail {
+            launch.jail_by(&config.monitor_path()?, jail, request.dir)?;
+        }
         let memory = plan.memory.get();
         launch
             // The local interrupt controller's timer is calibrated against the PIT, there being no other clock.
@@ -67,8 +84,11 @@ impl HypervisorDriver for Qemu {
             .arg("stdio,id=console,signal=off")
             .arg("-serial")
             .arg("chardev:console")
+            // For whoever lists processes.
+            .arg("-name")
+            .arg(escape(request.dir))
             .arg("-kernel")
-            .arg(config.kernel_path()?)
+            .arg(kernel)
             .arg("-append")
             .arg(kernel_command_line(request));
 
@@ -77,23 +97,25 @@ impl HypervisorDriver for Qemu {
             taps.push((launch.pass(&nic.queue)?, nic));
         }
         let mut devices = Devices::new(&mut launch);
-        devices.block("root", &config.image_path()?, true, ROOT_SERIAL);
+        let image = open("the guest image", &config.image_path()?, true)?;
+        devices.block("root", &image, true, ROOT_SERIAL)?;
         for (index, device) in plan.block.iter().enumerate() {
+            let disk = open("the disk image", &device.path, device.read_only)?;
             devices.block(
                 &format!("disk{index}"),
-                &device.path,
+                &disk,
                 device.read_only,
                 &device.serial,
-            );
+            )?;
         }
         if let Some(share) = request.share {
             let (path, process) = virtiofsd::start(request, share.folder())?;
             helpers.push(process);
-            devices.vhost_user("fs", &path, &format!("vhost-user-fs-device,tag={TAG}"));
+            devices.vhost_user("fs", &path, &format!("vhost-user-fs-device,tag={TAG}"))?;
         }
         let (path, process) = start_vsock(request)?;
         helpers.push(process);
-        devices.vhost_user("vsock", &path, "vhost-user-vsock-device");
+        devices.vhost_user("vsock", &path, "vhost-user-vsock-device")?;
         for (index, (fd, nic)) in taps.into_iter().enumerate() {
             devices.net(&format!("net{index}"), fd, nic);
         }
@@ -145,8 +167,11 @@ fn start_vsock(
     );
     let vhost_fd = launch.pass(&listener)?;
     let listener_fd = launch.pass(request.vsock_listener)?;
+    launch.arg("vsock-backend");
+    if let Some(jail) = request.jail {
+        launch.jail(jail.vsock_backend(), request.dir)?;
+    }
     launch
-        .arg("vsock-backend")
         .arg("--cid")
         .arg(GuestCid::FIRST.get().to_string())
         .arg("--vhost-fd")
@@ -154,7 +179,7 @@ fn start_vsock(
         .arg("--listener-fd")
         .arg(listener_fd.to_string())
         .arg("--path")
-        .arg(request.vsock_path);
+        .arg(request.ports_inside());
     let process = launch.spawn()?;
     request.record.add_process(process.name(), process.pid())?;
     Ok((path, process))
@@ -186,14 +211,25 @@ impl<'a> Devices<'a> {
             .arg(format!("{description},bus=virtio-mmio-bus.{}", self.free));
     }
 
-    fn block(&mut self, node: &str, path: &Path, read_only: bool, serial: &str) {
+    /// A disk, which is open as `read_only` says: QEMU looks for a descriptor of the set with the access that it wants.
+    fn block(
+        &mut self,
+        node: &str,
+        file: &File,
+        read_only: bool,
+        serial: &str,
+    ) -> Result<(), SpawnError> {
+        let fd = self.launch.pass(file)?;
         let read_only = if read_only { "on" } else { "off" };
-        let mut node_text = OsString::from(format!(
-            "driver=raw,node-name={node},read-only={read_only},discard=unmap,file.driver=file,file.filename="
-        ));
-        node_text.push(escape(path));
-        self.launch.arg("-blockdev").arg(node_text);
+        self.launch
+            .arg("-add-fd")
+            .arg(format!("fd={fd},set={fd}"))
+            .arg("-blockdev")
+            .arg(format!(
+                "driver=raw,node-name={node},read-only={read_only},discard=unmap,file.driver=file,file.filename=/dev/fdset/{fd}"
+            ));
         self.device(&format!("virtio-blk-device,drive={node},serial={serial}"));
+        Ok(())
     }
 
     fn net(&mut self, id: &str, fd: RawFd, nic: &Nic) {
@@ -206,11 +242,15 @@ impl<'a> Devices<'a> {
         ));
     }
 
-    fn vhost_user(&mut self, id: &str, path: &Path, description: &str) {
-        let mut socket = OsString::from(format!("socket,id={id},path="));
-        socket.push(escape(path));
-        self.launch.arg("-chardev").arg(socket);
+    /// A device that the helper at `path` serves, which listens already.
+    fn vhost_user(&mut self, id: &str, path: &Path, description: &str) -> Result<(), DriverError> {
+        let socket = UnixStream::connect(path).map_err(plumbing("a connection to a helper"))?;
+        let fd = self.launch.pass(&socket)?;
+        self.launch
+            .arg("-chardev")
+            .arg(format!("socket,id={id},fd={fd}"));
         self.device(&format!("{description},chardev={id}"));
+        Ok(())
     }
 }
 

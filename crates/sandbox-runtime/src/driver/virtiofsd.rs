@@ -11,7 +11,12 @@ pub(super) fn start(
     folder: &Path,
 ) -> Result<(PathBuf, Process), DriverError> {
     let (path, listener) = request.bind("fs.sock")?;
-    let mut launch = Launch::new("virtiofsd", request.plan.config.virtiofsd_path()?);
+    let config = &request.plan.config;
+    let mut launch = Launch::new("virtiofsd", config.virtiofsd_path()?);
+    if let Some(jail) = request.jail {
+        let limits = jail.virtiofsd(open_files_hard_limit());
+        launch.jail_by(&config.monitor_path()?, limits, request.dir)?;
+    }
     let fd = launch.pass(&listener)?;
     launch
         .arg(format!("--fd={fd}"))

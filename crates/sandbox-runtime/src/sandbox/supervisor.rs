@@ -3,6 +3,7 @@
 //! Everything that can end a sandbox meets here: its processes, the agent's connection, a request to stop, and the
 //! handle being dropped. Whichever it is, [`Supervisor::release`] is the one way out.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
+use crate::jail::SandboxJail;
 use crate::loopback::LoopbackService;
 use crate::network::SharedNetwork;
 use crate::share::ShareMounts;
@@ -63,6 +65,8 @@ pub(super) struct Supervisor {
     pub(super) timeline: Arc<Timeline>,
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
+    /// What its processes are jailed in; outlives them.
+    pub(super) jail: Option<SandboxJail>,
     pub(super) network: SharedNetwork,
     /// What leads connections on the host to the pod's loopback interface, where the kernel can.
     pub(super) loopback: Option<LoopbackService>,
@@ -240,12 +244,19 @@ impl Supervisor {
                 }
             };
         }
-        let events_path = vsock::event_socket(&self.vsock);
-        let events =
-            UnixListener::from_std(bind(&events_path)?).map_err(|source| SandboxError::Socket {
-                path: events_path,
-                source,
-            })?;
+        let ports = vsock::ports(&self.dir);
+        let events_path = vsock::event_socket(&ports);
+        make_parent(&events_path)?;
+        let events = bind(&events_path)?;
+        let jail_ports = ports.parent().unwrap_or(&self.dir);
+        self.jail = SandboxJail::make(&self.plan.config, &self.dir, jail_ports)?;
+        if let Some(jail) = &self.jail {
+            jail.admit(&events_path)?;
+        }
+        let events = UnixListener::from_std(events).map_err(|source| SandboxError::Socket {
+            path: events_path,
+            source,
+        })?;
         // Handed over as it is: whoever serves the device decides whether it blocks.
         let vsock = bind(&self.vsock)?;
         let network = self.network.lock();
@@ -255,7 +266,8 @@ impl Supervisor {
             dir: &self.dir,
             share: self.shares.as_ref(),
             vsock_listener: &vsock,
-            vsock_path: &self.vsock,
+            ports: &ports,
+            jail: self.jail.as_ref(),
             timeline: Arc::clone(&self.timeline),
             record: &mut record,
         };
@@ -308,6 +320,8 @@ impl Supervisor {
         }
         self.machine = None;
         self.loopback = None;
+        // Nobody runs as its user any more.
+        self.jail = None;
         // The taps go with it; the rest is on record.
         self.network.lock().take();
         let dir = self.owns_dir.then(|| self.dir.clone());
@@ -406,6 +420,17 @@ fn make_dir(dir: &Path) -> Result<(), SandboxError> {
         std::fs::create_dir_all(parent).map_err(error)?;
     }
     rustix::fs::mkdir(dir, rustix::fs::Mode::RWXU).map_err(|errno| error(errno.into()))
+}
+
+/// Makes the folder of a socket, which others may enter: the sandbox's own lets nobody as far as here.
+fn make_parent(socket: &Path) -> Result<(), SandboxError> {
+    let folder = socket.parent().unwrap_or(socket);
+    let error = |source| SandboxError::RunDir {
+        path: folder.to_owned(),
+        source,
+    };
+    std::fs::create_dir(folder).map_err(error)?;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(error)
 }
 
 fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SandboxError> {

@@ -30,6 +30,7 @@ use super::muxer::{Muxer, MuxerConfig};
 use super::protocol::{FEATURES, RX_QUEUE, TX_QUEUE};
 use super::service::serve;
 use crate::fd::{FdError, Inherited};
+use crate::jail::{EnterError, JailArguments};
 use crate::virtio::copy_config;
 
 /// Queues that QEMU hands over: receive and transmit.
@@ -41,7 +42,7 @@ const QUEUE_SIZE: usize = 1024;
 const HOST_EVENT: u64 = SERVED_QUEUES as u64 + 1;
 
 /// How to call the program.
-const USAGE: &str = "sandbox-vmm vsock-backend --cid N --vhost-fd FD --listener-fd FD --path PATH";
+const USAGE: &str = "sandbox-vmm vsock-backend [--jail FD] [--sandbox DIR] --cid N --vhost-fd FD --listener-fd FD --path PATH";
 
 /// Why the back end did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +78,9 @@ pub enum BackendError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It is not in its jail.
+    #[error(transparent)]
+    Jail(#[from] EnterError),
     /// It is not confined.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
@@ -111,6 +115,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 
 #[derive(Debug)]
 struct Arguments {
+    jail: JailArguments,
     cid: GuestCid,
     vhost_fd: i32,
     listener_fd: i32,
@@ -120,6 +125,7 @@ struct Arguments {
 impl Arguments {
     fn parse(arguments: &[OsString]) -> Result<Self, BackendError> {
         let (mut cid, mut vhost_fd, mut listener_fd, mut path) = (None, None, None, None);
+        let (jail, arguments) = JailArguments::take(arguments)?;
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             let slot = match argument.to_str() {
@@ -136,6 +142,7 @@ impl Arguments {
             *slot = rest.next().cloned();
         }
         Ok(Self {
+            jail,
             cid: GuestCid::new(number("--cid", cid)?)?,
             vhost_fd: number("--vhost-fd", vhost_fd)?,
             listener_fd: number("--listener-fd", listener_fd)?,
@@ -160,6 +167,8 @@ fn number<T: std::str::FromStr>(
 fn run(arguments: Arguments) -> Result<(), BackendError> {
     let host = |action| move |source| BackendError::Host { action, source };
     let mut inherited = Inherited::new();
+    // Before anything is opened.
+    arguments.jail.enter(&mut inherited)?;
     let master = inherited.take(arguments.vhost_fd, "the vhost-user socket")?;
     let listener = inherited.take(arguments.listener_fd, "the vsock socket")?;
     let master = UnixListener::from(master);
