@@ -27,7 +27,7 @@ use self::client::Host;
 use self::machine::{Machine, Parts};
 
 /// How long one test may take under emulation.
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn part(variable: &str, default: &str) -> Result<PathBuf, String> {
     let path = match std::env::var_os(variable) {

@@ -293,7 +293,7 @@ mod tests {
     }
 
     fn shell(script: &str) -> serde_json::Value {
-        json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WORD=given"], "timeout": 20})
+        json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WORD=given"], "timeout": 120})
     }
 
     #[tokio::test]

@@ -493,7 +493,7 @@ mod tests {
             let sent: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
             guest.write_all(&sent).await.unwrap();
             drop(guest);
-            drain(copying.take_outputs(), Duration::from_secs(30)).await;
+            drain(copying.take_outputs(), Duration::from_secs(120)).await;
             assert!(reader.join().unwrap() == sent);
         });
     }
@@ -515,7 +515,7 @@ mod tests {
             copying.output(host, sink.unwrap(), || ());
             guest.write_all(text.as_bytes()).await.unwrap();
         }
-        drain(copying.take_outputs(), Duration::from_secs(30)).await;
+        drain(copying.take_outputs(), Duration::from_secs(120)).await;
     }
 
     #[test]
@@ -539,11 +539,15 @@ mod tests {
     fn program_gets_the_streams_its_arguments_and_the_container() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("logger");
+        let (written, program) = (folder.path().join("written"), folder.path().join("logger"));
         let result = folder.path().join("result");
         let script = "#!/bin/sh\nexec 5>&-\n\
             echo \"$* $CONTAINER_NAMESPACE/$CONTAINER_ID $(cat <&3) $(cat <&4)\" > \"$2\"\n";
-        std::fs::write(&program, script).unwrap();
+        std::fs::write(&written, script).unwrap();
+        // Another process makes the program: what we have open for writing, a child that another test is just starting has open
+        // as well, and it could not be run (ETXTBSY).
+        let mut copy = std::process::Command::new("cp");
+        assert!(copy.args([&written, &program]).status().unwrap().success());
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let uri = format!("binary://{}?to={}", program.display(), result.display());
         block_on(send(&uri));

@@ -24,7 +24,7 @@ pub(crate) type Case = for<'a, 'b> fn(&'a mut Host<'b>) -> Running<'a>;
 pub(crate) const OUT: StreamKind = StreamKind::STREAM_KIND_STDOUT;
 pub(crate) const ERR: StreamKind = StreamKind::STREAM_KIND_STDERR;
 /// How long a terminal may be silent where output is expected.
-const QUIET: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(120);
 pub(crate) const SIGKILL: u32 = 9;
 pub(crate) const SIGTERM: u32 = 15;
 

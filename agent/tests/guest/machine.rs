@@ -14,7 +14,7 @@ use sandbox_protocol::agent::{AgentEvent, Mount};
 use sandbox_protocol::{EVENT_PORT, frame};
 
 /// How long an emulated guest may take to come up.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(180);
 
 /// What a guest needs on this machine.
 #[derive(Debug, Clone)]

@@ -53,21 +53,35 @@ impl Host {
     pub(crate) fn decoy(&self, name: &str, secret: &str) -> io::Result<Decoy> {
         let program = self.folder.join("host").join(name);
         fs::copy(&self.probe, &program)?;
-        let spawned = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .arg("serve")
             .env_clear()
             .env("SECRET", secret)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn();
-        match spawned {
-            Ok(child) => Ok(Decoy { child, program }),
-            Err(error) => {
-                let _ = fs::remove_file(&program);
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let spawned = loop {
+            match command.spawn() {
+                // A child that another thread was just starting has the copy open for writing, as we had.
                 Err(error)
+                    if error.kind() == io::ErrorKind::ExecutableFileBusy
+                        && Instant::now() < deadline =>
+                {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                spawned => break spawned,
             }
+        };
+        let child = spawned.inspect_err(|_| drop(fs::remove_file(&program)))?;
+        let mut decoy = Decoy { child, program };
+        // Whoever starts a process goes on before it has its name and environment (execve(2)); what it says, it says afterwards.
+        match &mut decoy.child.stdout {
+            Some(stdout) => stdout.read_exact(&mut [0])?,
+            None => return Err(io::ErrorKind::BrokenPipe.into()),
         }
+        Ok(decoy)
     }
 }
 
@@ -88,11 +102,25 @@ impl Decoy {
         line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// Whether it was sent a signal that kills (proc(5), `SigPnd`), which kill(2) has noted when it returns: on a machine with much
+    /// to do, the process's turn to die may be far off.
+    fn is_to_die(&self) -> bool {
+        const KILL: u64 = 1 << (libc::SIGKILL - 1);
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.unwrap_or_default();
+        let mut pending = status.lines().filter_map(|line| {
+            let (name, mask) = line.split_once(':')?;
+            matches!(name, "SigPnd" | "ShdPnd")
+                .then(|| u64::from_str_radix(mask.trim(), 16).ok())?
+        });
+        pending.any(|mask| mask & KILL != 0)
+    }
+
     /// Whether it still runs, after as long as the end of a process takes that has been killed (kill(2) does not wait for it).
     pub(crate) fn runs(&mut self) -> bool {
         let deadline = Instant::now() + END_TAKES;
         loop {
-            if !matches!(self.child.try_wait(), Ok(None)) {
+            if !matches!(self.child.try_wait(), Ok(None)) || self.is_to_die() {
                 return false;
             }
             if Instant::now() >= deadline {
@@ -237,6 +265,23 @@ pub(crate) fn space(path: &Path) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn decoy_has_its_name_at_once_and_is_seen_to_be_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("probe");
+        fs::write(&script, "#!/bin/sh\necho ready\nread -r end\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&script, mode).unwrap();
+        let host = Host::new(folder.path(), &script).unwrap();
+        let mut decoy = host.decoy("x-decoy", "secret").unwrap();
+        let pid = decoy.child.id();
+        assert_eq!(first_line(format!("/proc/{pid}/comm")), "x-decoy");
+        assert!(first_line(format!("/proc/{pid}/environ")).contains("SECRET=secret"));
+        assert!(!decoy.is_to_die());
+        decoy.child.kill().unwrap();
+        assert!(!decoy.runs());
+    }
 
     #[test]
     fn tokens_differ_and_fit_a_process() {

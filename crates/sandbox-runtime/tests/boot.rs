@@ -14,7 +14,6 @@ mod fixture;
 mod leaks;
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use fixture::{Fixture, Outcome, Root};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -229,7 +228,7 @@ fn start_dropped_while_booting_leaves_nothing(fixture: &Fixture) -> Outcome {
 async fn death(
     mut events: tokio::sync::mpsc::Receiver<SandboxEvent>,
 ) -> Result<sandbox_runtime::SandboxDeath, fixture::Failure> {
-    let event = tokio::time::timeout(Duration::from_secs(20), events.recv()).await?;
+    let event = tokio::time::timeout(fixture::PATIENCE, events.recv()).await?;
     match event {
         Some(SandboxEvent::Died(death)) => {
             assert_eq!(events.recv().await, None);

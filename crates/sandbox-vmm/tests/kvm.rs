@@ -37,7 +37,7 @@ const DEVICE: BusRange = BusRange {
     start: 0x9_0000,
     length: 0x100,
 };
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use sandbox_harness::bundle::PROBE;
+use sandbox_harness::process::copy_program;
 use serde_json::{Value, json};
 
 use crate::cases::Case;
@@ -35,8 +36,7 @@ fn root(root: &Path, probe: &Path) -> Result<()> {
     }
     mode(&root.join("tmp"), 0o1777)?;
     mode(&root.join("root"), 0o700)?;
-    fs::copy(probe, root.join(PROBE.trim_start_matches('/')))
-        .with_context(|| format!("cannot copy {}", probe.display()))?;
+    copy_program(probe, &root.join(PROBE.trim_start_matches('/')))?;
     mode(&root.join(PROBE.trim_start_matches('/')), 0o755)?;
     fs::write(
         root.join("etc/passwd"),

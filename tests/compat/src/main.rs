@@ -127,7 +127,7 @@ fn main() -> Result<ExitCode> {
     arguments.test_threads.get_or_insert(2);
     let before = leaks::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let added = before.added_in(&leaks::machine());
+    let added = before.left();
     ensure!(
         added.is_empty(),
         "the tests left behind:\n  {}",

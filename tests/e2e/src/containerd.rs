@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
 use sandbox_harness::containerd::{Containerd, RUNTIME};
@@ -175,8 +175,15 @@ fn shim_killed(world: &World) -> Result<()> {
     })?;
     let _ = running.signal(Signal::SIGKILL);
     let _ = running.finish();
-    containerd.ctr(&["task", "rm", "--force", "c1"])?;
-    containerd.ctr(&["container", "rm", "c1"])?.expect_code(0)?;
+    // containerd cleans up after a dead shim in its own time, and until then knows a task that it cannot ask.
+    let mut last = String::new();
+    process::wait_until("containerd lets go", world.setup().limit, || {
+        let _ = containerd.ctr(&["task", "rm", "--force", "c1"]);
+        let removed = containerd.ctr(&["container", "rm", "c1"]).ok()?;
+        last = removed.stderr;
+        (removed.code == 0).then_some(())
+    })
+    .with_context(|| format!("{last}\n{}", containerd.log()))?;
     ensure!(fs::read_to_string(shared.join("f"))? == "kept");
     Ok(())
 }

@@ -17,6 +17,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, UnknownValueRef};
 use nix::sys::stat::Mode;
 use sandbox_harness::World;
+use sandbox_harness::process::copy_program;
 use sandbox_harness::task::{Event, Shim, Streams, process, spec};
 use serde_json::{Value, json};
 
@@ -556,11 +557,12 @@ fn streams(world: &World) -> Result<()> {
     let text = fs::read_to_string(&kept)?;
     ensure!(text == "one two ", "{text:?}");
 
-    let logger = shim.bundle().join("logger");
+    let (written, logger) = (shim.bundle().join("written"), shim.bundle().join("logger"));
     fs::write(
-        &logger,
+        &written,
         "#!/bin/sh\nexec 5>&-\necho \"$1 $CONTAINER_NAMESPACE $CONTAINER_ID $(cat <&3) $(cat <&4)\" > \"$2\"\n",
     )?;
+    copy_program(&written, &logger)?;
     fs::set_permissions(&logger, fs::Permissions::from_mode(0o755))?;
     let result = shim.bundle().join("result");
     let uri = format!("binary://{}?to={}", logger.display(), result.display());

@@ -23,8 +23,9 @@ pub(crate) const CASES: &[Case] = &[
     ("inside_ended_processes_leave_nothing", processes),
 ];
 
-/// How far the guest's clock may be from the host's.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(1);
+/// How far the guest's clock may be from the host's: as long as the message that sets it may take, where the guest is emulated
+/// on a machine with much to do.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(3);
 
 fn now() -> Result<Duration> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?)
@@ -151,7 +152,7 @@ fn clock(world: &World) -> Result<()> {
 }
 
 /// Longer than the tolerance, so that a clock that had stood still would show.
-const PAUSE: Duration = Duration::from_millis(2_500);
+const PAUSE: Duration = Duration::from_millis(7_500);
 
 fn clock_after_pause(world: &World) -> Result<()> {
     let spec = bundle::spec(&[PROBE, "--hold", "try", "clock"]);

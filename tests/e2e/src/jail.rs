@@ -56,7 +56,13 @@ fn every_thread_is_filtered(world: &World) -> Result<()> {
     let pid = world.process(ours(world.setup().driver))?.pid;
     let mut threads = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = status(&thread?.path().join("status"))?;
+        let file = thread?.path().join("status");
+        let status = match status(&file) {
+            Ok(status) => status,
+            // It has ended since it was listed.
+            Err(_) if !file.exists() => continue,
+            Err(error) => return Err(error),
+        };
         let field = |name: &str| status.get(name).map_or("", String::as_str);
         let name = field("Name");
         // 2: a filter, not strict mode.

@@ -152,7 +152,7 @@ fn main() -> Result<ExitCode> {
     // Tests run side by side, so what the machine has only once is compared around all of them.
     let before = leaks::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let added = before.added_in(&leaks::machine());
+    let added = before.left();
     ensure!(
         added.is_empty(),
         "the tests left behind:\n  {}",

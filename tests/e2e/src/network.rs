@@ -47,6 +47,17 @@ fn run(words: &str) -> Result<String> {
     Ok(finished.text())
 }
 
+/// Waits until what [`run`] prints has not `part` in it: a tap goes with the last process that has it open, and who is asked to
+/// end answers before.
+fn wait_without(words: &str, part: &str) -> Result<()> {
+    let mut last = String::new();
+    process::wait_until(&format!("no {part:?} in {words:?}"), LIMIT, || {
+        last = run(words).ok()?;
+        (!last.contains(part)).then_some(())
+    })
+    .with_context(|| format!("there is {last}"))
+}
+
 /// The host's side and the pod's, each a namespace.
 struct Net {
     host: String,
@@ -165,14 +176,10 @@ impl Net {
     /// Nothing of ours is in the pod's namespace.
     fn expect_untouched(&self) -> Result<()> {
         let pod = &self.pod;
-        let links = run(&format!("ip -n {pod} link"))?;
-        ensure!(!links.contains("sbtap"), "a tap is left: {links}");
-        let disciplines = run(&format!("tc -n {pod} qdisc"))?;
-        ensure!(
-            !disciplines.contains("ingress"),
-            "a discipline is left: {disciplines}"
-        );
-        Ok(())
+        let links = format!("ip -n {pod} link");
+        wait_without(&links, "sbtap").context("a tap is left")?;
+        let disciplines = format!("tc -n {pod} qdisc");
+        wait_without(&disciplines, "ingress").context("a discipline is left")
     }
 }
 
@@ -274,7 +281,7 @@ fn data(world: &World) -> Result<()> {
 fn late(world: &World) -> Result<()> {
     let net = Net::empty()?;
     let script = "cat /sys/class/net/eth0/address; \
-        busybox ping -c 1 -w 60 10.99.0.1 > /dev/null && echo reached; sleep 1000";
+        until busybox ping -c 1 -w 10 10.99.0.1 > /dev/null; do sleep 1; done; echo reached; sleep 1000";
     let folder = bundle::make(world, "b", &net.spec(script))?;
     let shim = Shim::start(world, "c", &folder)?;
     let mut output = shim.create("c", false)?;

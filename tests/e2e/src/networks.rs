@@ -41,7 +41,7 @@ impl Host {
         self.0.within(move || {
             let mut stream =
                 TcpStream::connect(&place).with_context(|| format!("nobody answers at {place}"))?;
-            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.set_read_timeout(Some(Duration::from_secs(120)))?;
             stream.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -51,8 +51,9 @@ impl Host {
 
     /// Nothing of a container is in the namespace; bridges stay.
     fn expect_clean(&self, address: &str) -> Result<()> {
-        let links = self.0.ip(&["link"])?;
-        ensure!(!links.contains("veth"), "an interface is left: {links}");
+        self.0
+            .wait_without(&["link"], "veth")
+            .context("an interface is left")?;
         let mut rules = self.0.command(&Command::new("iptables-save"));
         let rules = process::run(&mut rules, b"", Duration::from_secs(60))?
             .expect_code(0)?
@@ -208,7 +209,7 @@ fn created(world: &World) -> Result<()> {
         "sh",
         "-c",
         "cat /sys/class/net/eth0/mtu; busybox ip -4 -o addr show dev eth0 | grep -o '10.77.0.9/24'; \
-         busybox ip -6 route | grep -c '^default'; busybox ping -c 1 -w 60 10.77.0.1 > /dev/null && echo reached",
+         busybox ip -6 route | grep -c '^default'; until busybox ping -c 1 -w 10 10.77.0.1 > /dev/null; do sleep 1; done; echo reached",
     ];
     host.sandboxctl(world, &run)?
         .expect_code(0)?
@@ -222,8 +223,9 @@ fn created(world: &World) -> Result<()> {
         .expect_stdout("blue\n")?;
     host.sandboxctl(world, &["network", "rm", "blue"])?
         .expect_code(0)?;
-    let links = host.0.ip(&["link"])?;
-    ensure!(!links.contains("sb-"), "the bridge is left: {links}");
+    host.0
+        .wait_without(&["link"], "sb-")
+        .context("the bridge is left")?;
     host.sandboxctl(world, &["run", "--rm", "--network", "blue", "demo", "true"])?
         .expect_code(125)?
         .expect_stderr(&["there is no network \"blue\""])?;

@@ -60,9 +60,10 @@ fn detach(world: &World) -> Result<()> {
     let again = Terminal::open(world, 70, 20, &["attach", keys[0], keys[1], "d"])?;
     again.press("Enter")?;
     again.wait_for("a prompt", |line| line.ends_with('#'))?;
-    again.type_text("stty size")?;
+    // Asked until it is seen: the size goes another way than what is typed.
+    again.type_text("while [ \"$(stty size)\" != '20 70' ]; do sleep 0.1; done; echo re''sized")?;
     again.press("Enter")?;
-    again.wait_for("the new client's size", |line| line == "20 70")?;
+    again.wait_for("the new client's size", |line| line == "resized")?;
     let exec = Terminal::open(world, 60, 10, &["exec", "-i", "-t", "d", "sh"])?;
     exec.wait_for("a prompt", |line| line.ends_with('#'))?;
     exec.type_text("stty size; exit 3")?;

@@ -31,7 +31,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 /// How long something may take that is about to happen.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 /// Ends by itself with 7 when it is asked to, and says so.
 const POLITE: &str =
@@ -86,8 +86,8 @@ fn from_run_to_rm(world: &World) -> Result<()> {
     let follow = world.start(&["logs", "-f", "two"])?;
     let wait = world.start(&["wait", "two"])?;
     let stops = [
-        world.start(&["stop", "two"])?,
-        world.start(&["stop", "two"])?,
+        world.start(&["stop", "-t", "120", "two"])?,
+        world.start(&["stop", "-t", "120", "two"])?,
     ];
     for stop in stops {
         stop.finish()?.expect_code(0)?.expect_stdout("two\n")?;
@@ -293,8 +293,7 @@ fn killed_attendant(world: &World) -> Result<()> {
         "ps -a: {}",
         ps.text()
     );
-    let left = sandbox_harness::leaks::processes(world.path());
-    ensure!(left.is_empty(), "still there: {left:?}");
+    world.expect_no_process()?;
     run(world, &["start", "lonely"], "lonely\n")?;
     run(world, &["rm", "-f", "lonely"], "lonely\n")
 }
@@ -323,8 +322,7 @@ fn killed_shim(world: &World) -> Result<()> {
     ensure!(reason.text().contains("shim"), "{}", reason.text());
     run(world, &["ps", "-a", "-q", "--filter", "status=dead"], "")?;
     run(world, &["logs", "orphan"], "out\n")?;
-    let left = sandbox_harness::leaks::processes(world.path());
-    ensure!(left.is_empty(), "still there: {left:?}");
+    world.expect_no_process()?;
     run(world, &["start", "orphan"], "orphan\n")?;
     run(world, &["rm", "-f", "orphan"], "orphan\n")
 }
@@ -335,7 +333,7 @@ const STUBBORN: &str = "trap 'echo asked' USR1; trap '' TERM; cat /proc/self/oom
 
 fn stopped_as_asked(world: &World) -> Result<()> {
     std::fs::write(world.path().join("labels"), "from=file\n")?;
-    let options = "run -d --name s --entrypoint sh --stop-signal USR1 --stop-timeout 1 --restart no --annotation a=b \
+    let options = "run -d --name s --entrypoint sh --stop-signal USR1 --stop-timeout 15 --restart no --annotation a=b \
         --label-file labels --pid private --uts private --cgroupns private --userns host --ipc private \
         --cpu-shares 512 --oom-score-adj 500 demo -c";
     let arguments: Vec<&str> = options.split_whitespace().chain([STUBBORN]).collect();
@@ -350,7 +348,7 @@ fn stopped_as_asked(world: &World) -> Result<()> {
     ensure!(first == "500\n20\nup\n", "{first}");
     let noted = "{{index .HostConfig.Annotations \"a\"}} {{.Config.StopTimeout}} {{.HostConfig.RestartPolicy.Name}} \
         {{index .Config.Labels \"from\"}} {{.Path}}";
-    run(world, &["inspect", "-f", noted, "s"], "b 1 no file sh\n")?;
+    run(world, &["inspect", "-f", noted, "s"], "b 15 no file sh\n")?;
     // It is asked with the container's signal, killed when its time is up, and runs again.
     run(world, &["restart", "s"], "s\n")?;
     let second = starts(2)?;

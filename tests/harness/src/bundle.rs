@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
+use crate::process::copy_program;
 use crate::world::World;
 
 /// Where the probe is in the container.
@@ -76,11 +77,9 @@ pub fn make(world: &World, name: &str, spec: &Value) -> Result<PathBuf> {
         fs::create_dir_all(root.join(folder))?;
     }
     let probe = &world.setup().probe;
-    fs::copy(probe, root.join(PROBE.trim_start_matches('/')))
+    copy_program(probe, &root.join(PROBE.trim_start_matches('/')))
         .with_context(|| format!("cannot copy {}: is the probe built?", probe.display()))?;
-    let busybox = Path::new("/bin/busybox");
-    fs::copy(busybox, root.join("bin/busybox"))
-        .with_context(|| format!("cannot copy {}", busybox.display()))?;
+    copy_program(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
     for applet in ["sh", "cat", "sleep", "true", "ps"] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet))?;
     }

@@ -184,7 +184,7 @@ impl Containerd {
             return;
         }
         let _ = kill(pid, Signal::SIGTERM);
-        let ended = wait_until("containerd ends", Duration::from_secs(10), || {
+        let ended = wait_until("containerd ends", Duration::from_secs(60), || {
             matches!(self.child.try_wait(), Ok(Some(_))).then_some(())
         });
         if ended.is_err() {
@@ -198,7 +198,7 @@ impl Containerd {
         let mut last = String::new();
         wait_until(
             "containerd answers",
-            Duration::from_secs(60),
+            containerd.limit,
             || match containerd.ctr(&["version"]) {
                 Ok(finished) if finished.code == 0 => Some(()),
                 Ok(finished) => {

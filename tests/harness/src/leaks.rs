@@ -7,6 +7,9 @@ use std::path::Path;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::process::wait_until;
+use crate::world::DYING;
+
 /// The environment variable by which every process of a world is known, down to the last grandchild.
 pub const WORLD_VARIABLE: &str = "SANDBOX_TEST_WORLD";
 
@@ -119,9 +122,19 @@ pub fn machine() -> Machine {
 }
 
 impl Machine {
-    /// What `now` has that this had not.
+    /// What the machine has now that this had not, once it stays: the kernel and what was killed take a while to clear away.
     #[must_use]
-    pub fn added_in(&self, now: &Self) -> Vec<String> {
+    pub fn left(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let _ = wait_until("that nothing is left", DYING, || {
+            left = self.added_in(&machine());
+            left.is_empty().then_some(())
+        });
+        left
+    }
+
+    /// What `now` has that this had not.
+    fn added_in(&self, now: &Self) -> Vec<String> {
         let added = |what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>| {
             after
                 .difference(before)
@@ -183,9 +196,7 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let found = crate::process::wait_until("cat", std::time::Duration::from_secs(5), || {
-            processes(folder.path()).into_iter().next()
-        });
+        let found = wait_until("cat", DYING, || processes(folder.path()).into_iter().next());
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(found.unwrap().command, "cat");

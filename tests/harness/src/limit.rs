@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -21,17 +21,29 @@ where
     F: FnOnce(World) -> Result<()> + Send + 'static,
 {
     let folder = world.path().to_owned();
+    wait(limit, &folder, &start(world, test))
+}
+
+/// Starts it.
+fn start<F>(world: World, test: F) -> Receiver<Result<()>>
+where
+    F: FnOnce(World) -> Result<()> + Send + 'static,
+{
     let (ended, end) = mpsc::channel();
     thread::spawn(move || {
         let _ = ended.send(test(world));
     });
+    end
+}
+
+fn wait(limit: Duration, folder: &Path, end: &Receiver<Result<()>>) -> Result<()> {
     match end.recv_timeout(limit) {
         Ok(result) => result,
         Err(RecvTimeoutError::Disconnected) => bail!("the test panicked; its message is above"),
         Err(RecvTimeoutError::Timeout) => {
-            let processes = waiting(&folder);
-            leaks::kill_all(&folder);
-            let outcome = match end.recv_timeout(Duration::from_secs(30)) {
+            let processes = waiting(folder);
+            leaks::kill_all(folder);
+            let outcome = match end.recv_timeout(Duration::from_secs(60)) {
                 Ok(Ok(())) => "nothing is wrong".to_owned(),
                 Ok(Err(error)) => format!("{error:#}"),
                 Err(_) => "nothing: it still runs".to_owned(),
@@ -70,6 +82,7 @@ mod tests {
 
     use super::*;
     use crate::leaks::WORLD_VARIABLE;
+    use crate::process::wait_until;
     use crate::{Driver, Setup};
 
     fn world() -> World {
@@ -86,15 +99,23 @@ mod tests {
 
     #[test]
     fn test_that_hangs_is_ended_and_says_where() {
-        let error = within(Duration::from_millis(300), world(), |world| {
+        let world = world();
+        let folder = world.path().to_owned();
+        let end = start(world, |world| {
             let status = Command::new("sleep")
                 .arg("600")
                 .env(WORLD_VARIABLE, world.path())
                 .status()?;
             bail!("sleep ended: {status}")
+        });
+        wait_until("sleep", Duration::from_secs(60), || {
+            let all = leaks::processes(&folder);
+            all.iter()
+                .any(|process| process.command == "sleep 600")
+                .then_some(())
         })
-        .unwrap_err()
-        .to_string();
+        .unwrap();
+        let error = wait(Duration::ZERO, &folder, &end).unwrap_err().to_string();
         assert!(error.contains("sleep 600"), "{error}");
         assert!(error.contains("sleep ended: signal: 9"), "{error}");
     }

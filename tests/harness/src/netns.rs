@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 
 use crate::process;
@@ -45,6 +45,19 @@ impl HostNet {
     /// With what `ip` said.
     pub fn ip(&self, words: &[&str]) -> Result<String> {
         ip(&[&["-n", &self.name], words].concat())
+    }
+
+    /// Waits until what `ip` prints for it has not `part` in it: the kernel takes interfaces away in its own time.
+    ///
+    /// # Errors
+    /// With what is left.
+    pub fn wait_without(&self, words: &[&str], part: &str) -> Result<()> {
+        let mut last = String::new();
+        process::wait_until(&format!("no {part:?} in ip {words:?}"), LIMIT, || {
+            last = self.ip(words).ok()?;
+            (!last.contains(part)).then_some(())
+        })
+        .with_context(|| format!("there is {last}"))
     }
 
     /// A command that runs in it what `plain` runs; the environment is for the caller to set.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
@@ -274,6 +275,22 @@ pub fn run(command: &mut Command, input: &[u8], limit: Duration) -> Result<Finis
         let _ = writer.join();
     }
     finished
+}
+
+/// Copies a program that is to be run. Another process does it: what one of our threads has open for writing, the child that
+/// another thread is just starting has open as well, and the program cannot be run meanwhile (ETXTBSY, execve(2)).
+///
+/// # Errors
+/// With what `cp` said.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let output = Command::new("cp").arg(from).arg(to).output()?;
+    ensure!(
+        output.status.success(),
+        "cannot copy {}: {}",
+        from.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 /// Looks again and again until `look` finds something, for conditions outside this process that nobody

@@ -193,11 +193,13 @@ fn pass_on(mut client: TcpStream, target: SocketAddr, left: &AtomicU64) -> Resul
     let mut buffer = vec![0; 16 << 10];
     loop {
         let n = server.read(&mut buffer)?;
-        let allowed = left.load(Ordering::Relaxed).min(n as u64);
-        if n == 0 || allowed < n as u64 {
+        // At once: connections that each took what another had just taken would never stall.
+        let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(n as u64)
+        });
+        if n == 0 || taken.is_err() {
             break;
         }
-        left.fetch_sub(allowed, Ordering::Relaxed);
         client.write_all(&buffer[..n])?;
     }
     // Until the client has gone away.

@@ -18,7 +18,7 @@ use ttrpc::context::{Context as Call, with_timeout};
 use ttrpc::{Server, TtrpcContext};
 
 use crate::process;
-use crate::world::{Driver, World};
+use crate::world::{BOOT_TIMEOUT_S, Driver, World};
 
 /// A static program with a shell.
 const BUSYBOX: &str = "/bin/busybox";
@@ -168,7 +168,7 @@ impl Shim {
         fs::write(
             &config,
             format!(
-                "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\nsocket_dir = {:?}\n",
+                "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\nsocket_dir = {:?}\nboot_timeout_s = {BOOT_TIMEOUT_S}\n",
                 world.setup().driver.name(),
                 world.setup().driver == Driver::Qemu,
                 world.run_dir(),

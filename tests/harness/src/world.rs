@@ -13,6 +13,14 @@ use nix::unistd::Pid;
 use crate::leaks::{self, Process, WORLD_VARIABLE};
 use crate::process::{self, Finished, Running};
 
+/// How long what has been killed may take to be gone, on a machine with much to do. Only what stays takes so long.
+pub(crate) const DYING: Duration = Duration::from_secs(60);
+
+/// How long a machine may take to boot, in seconds: several at once are emulated on two processors.
+pub(crate) const BOOT_TIMEOUT_S: u32 = 170;
+/// The configuration of `sandboxctl` in a world: as without any, but for that.
+const CONFIG: &str = "defaults.toml";
+
 /// Which hypervisor driver the tests ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
@@ -75,6 +83,9 @@ impl World {
         let folder = tempfile::Builder::new().prefix("sb-").tempdir()?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         fs::create_dir(folder.path().join("run"))?;
+        let config = folder.path().join(CONFIG);
+        fs::write(&config, format!("boot_timeout_s = {BOOT_TIMEOUT_S}\n"))?;
+        fs::set_permissions(&config, fs::Permissions::from_mode(0o644))?;
         Ok(Self {
             setup: setup.clone(),
             folder,
@@ -129,7 +140,7 @@ impl World {
     /// When the file system refuses.
     pub fn write_config(&self, path: &Path) -> Result<()> {
         let text = format!(
-            "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\n",
+            "hypervisor = {:?}\nallow_emulation = {}\nrun_dir = {:?}\nboot_timeout_s = {BOOT_TIMEOUT_S}\n",
             self.setup.driver.name(),
             self.setup.driver == Driver::Qemu,
             self.run_dir()
@@ -151,7 +162,7 @@ impl World {
             .env(WORLD_VARIABLE, self.path())
             .env("SANDBOX_ROOT", self.state_dir())
             .env("SANDBOX_RUN_DIR", self.run_dir())
-            .env_remove("SANDBOX_CONFIG")
+            .env("SANDBOX_CONFIG", self.path().join(CONFIG))
             .current_dir(self.path());
     }
 
@@ -253,17 +264,31 @@ impl World {
         })
     }
 
+    /// Requires that no process of this world is left: what was killed dies in its own time, and who saw an end and told of it
+    /// ends a moment later.
+    ///
+    /// # Errors
+    /// Naming those that stay.
+    pub fn expect_no_process(&self) -> Result<()> {
+        let mut left = Vec::new();
+        process::wait_until("that no process is left", DYING, || {
+            left = leaks::processes(self.path());
+            left.is_empty().then_some(())
+        })
+        .with_context(|| format!("still there: {left:?}"))
+    }
+
     /// Ends the world and looks for what was left behind: no process, mount or socket of it, nothing in its
     /// runtime folder, no container in its state folder. What the machine has only once (network devices and
     /// namespaces, cgroups) is compared over a whole run, with [`leaks::machine`].
     ///
     /// # Errors
-    /// Naming everything that is left, after a short time in which dying processes may finish dying.
+    /// Naming everything that is left, after a time in which dying processes may finish dying.
     pub fn finish(self) -> Result<()> {
         let containers = self.state_dir().join("containers");
         let run_dir = self.run_dir();
         let mut left = Vec::new();
-        let clean = process::wait_until("a clean end", Duration::from_secs(10), || {
+        let clean = process::wait_until("a clean end", DYING, || {
             left = leaks::left_behind(self.path(), &[&run_dir, &containers]);
             left.is_empty().then_some(())
         });

@@ -70,7 +70,7 @@ fn patience() -> Patience {
         attempts: 3,
         first_wait: Duration::from_millis(1),
         longest_wait: Duration::from_secs(5),
-        silence: Duration::from_secs(20),
+        silence: Duration::from_secs(60),
     }
 }
 
@@ -656,7 +656,8 @@ fn silent() -> Result<(), String> {
     });
     let settings = Settings {
         patience: Patience {
-            silence: Duration::from_millis(300),
+            // Long enough for the answers that do come, on a machine under load.
+            silence: Duration::from_secs(3),
             ..patience()
         },
         ..Settings::default()

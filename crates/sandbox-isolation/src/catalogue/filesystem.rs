@@ -93,10 +93,10 @@ pub(super) const ALL: &[Case] = &[
     },
     Case {
         name: "filesystem_share_race",
-        attempt: "swaps a folder of a share for a link while it opens a file below it, for a second",
+        attempt: "swaps a folder of a share for a link while it opens a file below it, for three seconds",
         stage: |stage| {
             let params = json!({
-                "path": "/share", "target": stage.host.secret_path(), "roots": ["/host"], "for_ms": 1000,
+                "path": "/share", "target": stage.host.secret_path(), "roots": ["/host"], "for_ms": 3000,
             });
             Ok(Scene::new("share_race", params, secret(stage)))
         },

@@ -77,7 +77,7 @@ pub(super) const ALL: &[Case] = &[
     },
     Case {
         name: "kernel_device_events",
-        attempt: "listens to what the kernel tells of devices for a second (netlink)",
+        attempt: "listens to what the kernel tells of devices for three seconds (netlink)",
         watch: "events with a secret, which it has its own kernel tell",
         expected: "the secret is not heard",
         profile: Profile::Plain,
@@ -85,7 +85,7 @@ pub(super) const ALL: &[Case] = &[
         stage: |_| {
             let (mark, secret) = (host::token()?, host::token()?);
             let speaker = host::speakers::Speaker::device_events(&format!("{mark}{secret}"))?;
-            let params = json!({ "wanted": mark, "for_ms": 1000 });
+            let params = json!({ "wanted": mark, "for_ms": 3000 });
             let judge = reads_secret("an event of the host's devices", secret);
             Ok(Scene::new("device_events", params, judge).keeping(speaker))
         },
@@ -348,9 +348,11 @@ fn open_log() -> std::io::Result<std::fs::File> {
     Ok(log)
 }
 
-/// Whether a record since has `mark` in it.
+/// Whether a record since has `mark` in it, within a second: behind one that is still being written none is given.
 fn log_has(mut log: &std::fs::File, mark: &str) -> bool {
     use std::io::Read as _;
+    use std::time::{Duration, Instant};
+    let end = Instant::now() + Duration::from_secs(1);
     let mut record = [0u8; 8192];
     // Each read gives one record (Documentation/ABI/testing/dev-kmsg).
     for _ in 0..10_000 {
@@ -363,6 +365,11 @@ fn log_has(mut log: &std::fs::File, mark: &str) -> bool {
             }
             // Records were overwritten before they were read.
             Err(error) if error.raw_os_error() == Some(nix::libc::EPIPE) => {}
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < end =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
             Err(_) => return false,
         }
     }

@@ -1,11 +1,13 @@
 //! Network snooping: a container without a network, and what it hears and reaches all the same.
 
+use std::net::Ipv4Addr;
+
 use serde_json::{Value, json};
 
 use super::{brief, reads_secret};
 use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Threat};
 use crate::host;
-use crate::host::speakers::{Frames, Speaker};
+use crate::host::speakers::{Frames, Speaker, free_port};
 
 /// A case of this file.
 const NETWORK: Case = Case {
@@ -20,7 +22,7 @@ const NETWORK: Case = Case {
 };
 
 /// The datagram's source in `network_spoof`: of a range for documentation (RFC 5737).
-const SPOOFED: &str = "198.51.100.7";
+const SPOOFED: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
 pub(super) const ALL: &[Case] = &[
     Case {
@@ -89,12 +91,12 @@ pub(super) const ALL: &[Case] = &[
     },
     Case {
         name: "network_sniff",
-        attempt: "listens with a packet socket to every interface for a second",
+        attempt: "listens with a packet socket to every interface for three seconds",
         watch: "datagrams that it sends itself, with a secret in each",
         stage: |_| {
             let (mark, secret) = (host::token()?, host::token()?);
             let speaker = Speaker::chatter(format!("{mark} {secret}"))?;
-            let params = json!({ "wanted": mark, "for_ms": 1000 });
+            let params = json!({ "wanted": mark, "for_ms": 3000 });
             let judge = reads_secret("the host's traffic", secret);
             Ok(Scene::new("sniff", params, judge).keeping(speaker))
         },
@@ -107,9 +109,9 @@ pub(super) const ALL: &[Case] = &[
         expected: "the datagram does not arrive",
         stage: |_| {
             let mark = host::token()?;
-            let frames = Frames::listen()?;
+            let frames = Frames::listen(SPOOFED)?;
             let params = json!({
-                "source": SPOOFED, "target": "127.0.0.1", "port": 9, "text": mark,
+                "source": SPOOFED.to_string(), "target": "127.0.0.1", "port": 9, "text": mark,
             });
             let judge: Judge = Box::new(|seen, watched| {
                 if watched == true {
@@ -129,9 +131,7 @@ pub(super) const ALL: &[Case] = &[
         watch: "the port, which it connects to",
         expected: "nobody listens there",
         stage: |_| {
-            // A port that was free a moment ago.
-            let (speaker, port) = Speaker::tcp("127.0.0.1", String::new())?;
-            drop(speaker);
+            let port = free_port()?;
             let secret = host::token()?;
             let params = json!({ "address": "127.0.0.1", "port": port, "text": secret });
             let judge: Judge = Box::new(move |seen, watched| {
@@ -234,7 +234,8 @@ fn tcp(address: &'static str) -> Result<Scene, Obstacle> {
 /// What is said at a port of the loopback interface.
 fn said_at(port: u16) -> Value {
     use std::io::Read as _;
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+    // Where nobody listens, there is nothing to wait for.
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
     let mut said = String::new();
     let heard = std::net::TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), PATIENCE)
         .and_then(|stream| {

@@ -6,6 +6,8 @@
 )]
 
 use std::ffi::CString;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -42,6 +44,46 @@ pub(crate) fn handle_of(path: &Path) -> nix::Result<(i32, Vec<u8>)> {
         .take(length)
         .collect();
     Ok((kind, bytes))
+}
+
+/// Has a packet socket take only frames of Ethernet, as the loopback interface's are, with IPv4 packets from this address
+/// (socket(7), `SO_ATTACH_FILTER`).
+pub(crate) fn keep_from_source(socket: &OwnedFd, source: Ipv4Addr) -> nix::Result<()> {
+    // Behind the addresses of the frame, and behind the first words of the packet (RFC 791).
+    const ETHER_TYPE_AT: u32 = 12;
+    const SOURCE_AT: u32 = 14 + 12;
+    const IPV4: u32 = 0x0800;
+    let step = |code: u32, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or(u16::MAX),
+        jt: 0,
+        jf,
+        k,
+    };
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let mut program = [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, ETHER_TYPE_AT),
+        step(equal, 3, IPV4),
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, SOURCE_AT),
+        step(equal, 1, source.to_bits()),
+        step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: u16::try_from(program.len()).unwrap_or(0),
+        filter: program.as_mut_ptr(),
+    };
+    let length = u32::try_from(size_of::<libc::sock_fprog>()).unwrap_or(0);
+    // SAFETY: the option takes a `sock_fprog`, which says where the program is and how long; both live through the call.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            length,
+        )
+    };
+    Errno::result(set).map(drop)
 }
 
 /// A key in our user's keyring (keyrings(7)), which goes when it is dropped.

@@ -1,7 +1,7 @@
 //! Things on this machine's network that say a secret to whoever reaches them, and a listener to what passes.
 
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
@@ -13,6 +13,25 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+
+use super::raw;
+
+/// Ports below those that the kernel chooses from for whoever asks for none (`ip_local_port_range`).
+const CHOSEN_PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// A TCP port of the loopback interface where nobody listens, and that nobody else is given meanwhile.
+pub(crate) fn free_port() -> io::Result<u16> {
+    let width = u32::from(CHOSEN_PORTS.end - CHOSEN_PORTS.start);
+    let mut last = io::ErrorKind::AddrInUse.into();
+    for _ in 0..100 {
+        let offset = u16::try_from(super::key()? % width).unwrap_or(0);
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, CHOSEN_PORTS.start + offset)) {
+            Ok(listener) => return Ok(listener.local_addr()?.port()),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
 
 /// How often a speaker looks whether it should end.
 const LOOK_MS: u16 = 20;
@@ -138,21 +157,23 @@ fn readable(socket: &impl AsFd) -> bool {
 pub(crate) struct Frames(OwnedFd);
 
 impl Frames {
-    /// From now on.
-    pub(crate) fn listen() -> nix::Result<Self> {
-        socket(
+    /// Those from this address, from now on. No others: what else passes on a machine with much to do would fill the buffer, and
+    /// the frame that is waited for would be dropped.
+    pub(crate) fn listen(source: Ipv4Addr) -> nix::Result<Self> {
+        let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
             Some(SockProtocol::EthAll),
-        )
-        .map(Self)
+        )?;
+        raw::keep_from_source(&socket, source)?;
+        Ok(Self(socket))
     }
 
     /// Whether a frame since had `wanted` in it; its bytes.
     pub(crate) fn heard(&self, wanted: &str) -> Option<Vec<u8>> {
         let mut frame = vec![0u8; 2048];
-        let end = std::time::Instant::now() + Duration::from_millis(300);
+        let end = std::time::Instant::now() + Duration::from_secs(1);
         while std::time::Instant::now() < end {
             let Ok(length) = recv(self.0.as_raw_fd(), &mut frame, MsgFlags::empty()) else {
                 let _ = readable(&self.0);
@@ -167,5 +188,36 @@ impl Frames {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_port_can_be_listened_at() {
+        let port = free_port().unwrap();
+        assert!(CHOSEN_PORTS.contains(&port));
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    }
+
+    #[test]
+    fn frames_from_another_address_do_not_take_the_room() {
+        let frames = match Frames::listen(Ipv4Addr::LOCALHOST) {
+            // Packet sockets are not for everybody (CAP_NET_RAW).
+            Err(nix::errno::Errno::EPERM) => return,
+            frames => frames.unwrap(),
+        };
+        let elsewhere = Frames::listen(Ipv4Addr::new(198, 51, 100, 7)).unwrap();
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to = receiver.local_addr().unwrap();
+        let word = super::super::token().unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        sender.send_to(word.as_bytes(), to).unwrap();
+        assert!(frames.heard(&word).is_some());
+        let mut frame = [0u8; 64];
+        let waiting = recv(elsewhere.0.as_raw_fd(), &mut frame, MsgFlags::empty());
+        assert_eq!(waiting, Err(nix::errno::Errno::EAGAIN));
     }
 }

@@ -31,7 +31,7 @@ const BUSYBOX: &str = "/bin/busybox";
 /// How long a test may take; the guest may be emulated, on a machine that is busy.
 const TEST_LIMIT: Duration = Duration::from_secs(240);
 /// How long something that must happen may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the environment configures (`SANDBOX_CONFIG`: other artifacts, say), in the test's own folders.
 fn config(dir: &Path) -> Config {

@@ -274,6 +274,7 @@ fn share_race(params: &Value) -> Value {
         opened += 1;
         found = beginning(race.join(name)).ok();
     }
+    let _ = nix::sys::signal::kill(swapper, nix::sys::signal::Signal::SIGKILL);
     let _ = nix::sys::wait::waitpid(swapper, None);
     json!({ "prepared": "ok", "opened": opened, "found": found })
 }

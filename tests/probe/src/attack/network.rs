@@ -31,7 +31,8 @@ pub(super) const ALL: &[Attempt] = &[
     ("device_events", device_events),
 ];
 
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long who listens may take to answer. Where nobody does, the kernel says so at once.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn address(params: &Value) -> Option<SocketAddr> {
     let ip: IpAddr = text(params, "address").parse().ok()?;
@@ -91,7 +92,7 @@ fn udp_ask(params: &Value) -> Value {
     };
     let mut answer = [0u8; 256];
     let asked = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         socket.connect(address)?;
         socket.send(b"?")?;
         socket.recv(&mut answer)
@@ -166,6 +167,9 @@ fn sniff(params: &Value) -> Value {
     hear(&socket, params)
 }
 
+/// How many frames are read after the time.
+const MOST_LATE: u32 = 10_000;
+
 /// Reads from the socket for `for_ms`, or until something has `wanted` in it.
 fn hear(socket: &std::os::fd::OwnedFd, params: &Value) -> Value {
     let brief = nix::sys::time::TimeVal::new(0, 100_000);
@@ -173,9 +177,17 @@ fn hear(socket: &std::os::fd::OwnedFd, params: &Value) -> Value {
     let wanted = text(params, "wanted").as_bytes();
     let end = Instant::now() + Duration::from_millis(number(params, "for_ms").min(5_000));
     let (mut frames, mut frame) = (0u64, vec![0u8; 2048]);
-    while Instant::now() < end {
+    // What came until the end is looked at, however late it is our turn again; but what comes need not end.
+    let mut late = 0;
+    while late < MOST_LATE {
         use std::os::fd::AsRawFd as _;
+        if Instant::now() >= end {
+            late += 1;
+        }
         let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) else {
+            if late > 0 {
+                break;
+            }
             continue;
         };
         frames += 1;
