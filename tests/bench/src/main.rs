@@ -164,7 +164,7 @@ fn measure_with(
     if let Err(error) = lab.finish() {
         eprintln!("==> {error:#}");
     }
-    for left in before.added_in(&leaks::machine()) {
+    for left in before.left() {
         eprintln!("==> left behind: {left}");
     }
     Ok(report)
