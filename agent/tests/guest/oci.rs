@@ -285,7 +285,7 @@ pub(crate) async fn binds_are_read_only_as_far_as_they_say(host: &mut Host<'_>) 
 pub(crate) async fn devices_are_made_and_the_console_is_closed(host: &mut Host<'_>) -> Result<()> {
     let mut spec = shell(
         "stat -c '%F %t:%T %a %u:%g' /dev/own; stat -c %a /dev/mine; echo x > /dev/own && echo own written; \
-         for d in '5 1' '4 64' '10 200' '1 11' '10 200'; do rm -f /dev/t; mknod /dev/t c $d && echo made; echo $d > /dev/t && echo $d open; done; \
+         for d in '5 1' '4 64' '10 200' '1 11' '10 200'; do rm -f /dev/t; mknod /dev/t c $d && echo made; echo forged $d > /dev/t && echo $d open; done; \
          head -c 4 /dev/urandom | wc -c; echo > /dev/full; ls -l /dev/fd /dev/stdin /dev/ptmx | wc -l",
     );
     spec["linux"]["devices"] = json!([{"path": "/dev/own", "type": "c", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 3, "gid": 4},
@@ -296,7 +296,6 @@ pub(crate) async fn devices_are_made_and_the_console_is_closed(host: &mut Host<'
         {"allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
         {"allow": true, "type": "c", "major": 5, "minor": 1, "access": "rwm"},
     ]);
-    let before = host.machine.console();
     let seen = output(host, "devices", &spec).await?;
     expect(
         &seen,
@@ -318,11 +317,9 @@ pub(crate) async fn devices_are_made_and_the_console_is_closed(host: &mut Host<'
     spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
     let seen = output(host, "devices", &spec).await?;
     ensure!(!seen.contains("open") && seen.contains("k\n"), "{seen}");
-    ensure!(
-        host.machine.console() == before,
-        "{}",
-        host.machine.console()
-    );
+    // The kernel may have had something to say meanwhile.
+    let console = host.machine.console();
+    ensure!(!console.contains("forged"), "{console}");
     Ok(())
 }
 

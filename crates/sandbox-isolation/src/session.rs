@@ -15,11 +15,11 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How long a container may take to start: emulation is slow.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_secs(180);
 /// How long an attempt may take: more than the probe gives it.
 const ATTEMPT: Duration = Duration::from_secs(90);
 /// How long a container may take to end when its probe does.
-const END: Duration = Duration::from_secs(20);
+const END: Duration = Duration::from_secs(60);
 /// The longest line that is taken from a probe, in bytes.
 const LINE_BYTES: usize = 2 << 20;
 /// How often the wish to stop is looked at.

@@ -176,8 +176,13 @@ fn shared_pids(world: &World) -> Result<()> {
         "{seen}"
     );
     cri.stop_container(&second, 0)?;
-    let seen = cri.exec(&first, &["ps", "-o", "args"])?;
-    ensure!(!seen.contains("sleep 12345"), "{seen}");
+    // It would go on for hours, but is killed with its container, and dies in its own time.
+    let mut seen = String::new();
+    wait_until("the end of its processes", world.setup().limit, || {
+        seen = cri.exec(&first, &["ps", "-o", "args"]).ok()?;
+        (!seen.contains("sleep 12345")).then_some(())
+    })
+    .with_context(|| seen)?;
     running(cri, &first)?;
     fixture.end(&pod)
 }

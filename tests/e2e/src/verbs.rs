@@ -196,23 +196,33 @@ fn hold_up(world: &World) -> Result<()> {
             .expect_code(125)?
             .expect_stderr(&["one", "paused"])?;
     }
-    run(world, &["unpause", "one"], "one\n")
+    run(world, &["unpause", "one"], "one\n")?;
+    // Who attends the container hears of it from the shim, and notes it then; what comes next is noted by who does it.
+    wait_until("that it is noted", SOON, || {
+        let actions = actions(world).ok()?;
+        actions.iter().any(|one| one == "unpause").then_some(())
+    })
 }
 
-fn what_happened(world: &World) -> Result<()> {
+/// What happened so far, in order.
+fn actions(world: &World) -> Result<Vec<String>> {
     let events = world
         .sandboxctl(&[
             "events", "--since", "0", "--until", "0s", "--format", "json",
         ])?
         .expect_code(0)?;
-    let actions: Vec<String> = events
+    events
         .text()
         .lines()
         .map(|line| -> Result<String> {
             let event: serde_json::Value = serde_json::from_str(line)?;
             Ok(event["Action"].as_str().context("an action")?.to_owned())
         })
-        .collect::<Result<_>>()?;
+        .collect()
+}
+
+fn what_happened(world: &World) -> Result<()> {
+    let actions = actions(world)?;
     let mut rest = actions.iter();
     for wanted in [
         "create",

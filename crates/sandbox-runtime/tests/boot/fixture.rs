@@ -366,7 +366,13 @@ impl Fixture {
         if !entries.is_empty() {
             return Err(format!("left in the run directory: {entries:?}").into());
         }
-        let left = crate::leaks::below(&self.dir);
+        // What was killed dies in its own time.
+        let deadline = Instant::now() + PATIENCE;
+        let mut left = crate::leaks::below(&self.dir);
+        while !left.is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            left = crate::leaks::below(&self.dir);
+        }
         if !left.is_empty() {
             return Err(format!("left behind: {left:#?}").into());
         }

@@ -215,7 +215,7 @@ impl Monitor {
             rustix::event::PollFlags::IN,
         )];
         let limit = rustix::time::Timespec {
-            tv_sec: 20,
+            tv_sec: 120,
             tv_nsec: 0,
         };
         if rustix::event::poll(&mut fds, Some(&limit))? == 0 {
