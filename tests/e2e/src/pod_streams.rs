@@ -152,7 +152,10 @@ fn forwarded(world: &World) -> Result<()> {
 
     let request = b"GET /hostname HTTP/1.0\r\n\r\n";
     // Two at the same time, the later one first.
-    let (mut one, mut other) = (cri.forward(&pod, 8080)?, cri.forward(&pod, 8080)?);
+    let (mut one, mut other) = (
+        cri.forward(&net, &pod, 8080)?,
+        cri.forward(&net, &pod, 8080)?,
+    );
     for connection in [&mut other, &mut one] {
         connection.write(request)?;
         let ended = |said: &[u8]| said.ends_with(b"\r\n\r\nserved\n");
@@ -160,7 +163,7 @@ fn forwarded(world: &World) -> Result<()> {
         ensure!(answer.starts_with(b"HTTP/1.0 200 OK"), "{answer:?}");
     }
 
-    let mut echo = cri.forward(&pod, 7)?;
+    let mut echo = cri.forward(&net, &pod, 7)?;
     let mut sent = Vec::new();
     for piece in 0..PIECES {
         let bytes: Vec<u8> = (0..PIECE_BYTES).map(|at| (at * 7 + piece) as u8).collect();
@@ -172,7 +175,7 @@ fn forwarded(world: &World) -> Result<()> {
     drop(echo);
 
     // Where nobody listens, the connection ends.
-    let said = cri.forward(&pod, 81)?.end().with_context(told)?;
+    let said = cri.forward(&net, &pod, 81)?.end().with_context(told)?;
     ensure!(said.is_empty(), "{said:?}");
 
     cri.stop_pod(&pod)

@@ -13,6 +13,7 @@ use tungstenite::{Message, WebSocket};
 
 use super::api::{AttachRequest, ExecRequest, PortForwardRequest, StreamResponse};
 use super::{Cri, Pod};
+use crate::netns::HostNet;
 
 const PROTOCOL: &str = "v4.channel.k8s.io";
 const STDIN: u8 = 0;
@@ -41,8 +42,9 @@ pub struct End {
 
 impl Stream {
     fn connect(url: &str, limit: Duration) -> Result<Self> {
+        let stream = TcpStream::connect(place(url)?)?;
         Ok(Self {
-            socket: connect(url, limit)?,
+            socket: connect(url, stream, limit)?,
             stdout: Vec::new(),
             stderr: Vec::new(),
         })
@@ -124,12 +126,14 @@ impl Stream {
     }
 }
 
-fn connect(url: &str, limit: Duration) -> Result<WebSocket<TcpStream>> {
-    let place = url
-        .strip_prefix("http://")
+/// The address and port of a URL.
+fn place(url: &str) -> Result<&str> {
+    url.strip_prefix("http://")
         .and_then(|rest| rest.split('/').next())
-        .with_context(|| format!("the streaming server is at {url:?}"))?;
-    let stream = TcpStream::connect(place)?;
+        .with_context(|| format!("the streaming server is at {url:?}"))
+}
+
+fn connect(url: &str, stream: TcpStream, limit: Duration) -> Result<WebSocket<TcpStream>> {
     stream.set_read_timeout(Some(limit))?;
     let mut request = url.replacen("http", "ws", 1).into_client_request()?;
     let protocol = HeaderValue::from_static(PROTOCOL);
@@ -257,19 +261,22 @@ impl Cri {
         Stream::connect(&answer.url, self.limit)
     }
 
-    /// Connects to a port of a pod.
+    /// Connects to a port of a pod, from the network namespace that containerd is in.
     ///
     /// # Errors
     /// With what the plugin or its streaming server said.
-    pub fn forward(&self, pod: &Pod, port: u16) -> Result<Forwarded> {
+    pub fn forward(&self, net: &HostNet, pod: &Pod, port: u16) -> Result<Forwarded> {
         let request = PortForwardRequest {
             pod_sandbox_id: pod.id.clone(),
             port: vec![port.into()],
             ..Default::default()
         };
         let answer: StreamResponse = self.call("RuntimeService/PortForward", &request)?;
+        let server = place(&answer.url)?.to_owned();
+        let stream = net.within(move || Ok(TcpStream::connect(server)?))?;
+        let url = format!("{}?port={port}", answer.url);
         Ok(Forwarded {
-            socket: connect(&format!("{}?port={port}", answer.url), self.limit)?,
+            socket: connect(&url, stream, self.limit)?,
             channels: [Vec::new(), Vec::new()],
         })
     }
