@@ -160,7 +160,8 @@ fn forwarded(world: &World) -> Result<()> {
         connection.write(request)?;
         let ended = |said: &[u8]| said.ends_with(b"\r\n\r\nserved\n");
         let answer = connection.until(ended).with_context(told)?;
-        ensure!(answer.starts_with(b"HTTP/1.0 200 OK"), "{answer:?}");
+        let answer = String::from_utf8_lossy(answer);
+        ensure!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
 
     let mut echo = cri.forward(&net, &pod, 7)?;
