@@ -103,7 +103,7 @@ fn program(map: RawFd) -> Vec<Instruction> {
         // 127.0.0.1
         I::load(2, 6, LOCAL_IP4),
         I::skip_unless(2, word([127, 0, 0, 1]), TO_PASS),
-        I::set(8, IPV4 as i32),
+        I::set(8, IPV4.cast_signed()),
         I::skip(9),
         // ::1
         I::load(2, 6, LOCAL_IP6),
@@ -114,7 +114,7 @@ fn program(map: RawFd) -> Vec<Instruction> {
         I::skip_unless(2, 0, TO_PASS),
         I::load(2, 6, LOCAL_IP6 + 12),
         I::skip_unless(2, word([0, 0, 0, 1]), TO_PASS),
-        I::set(8, IPV6 as i32),
+        I::set(8, IPV6.cast_signed()),
         // The socket, by its number on the stack.
         I::store(10, -4, 8),
         I::copy(2, 10),

@@ -167,7 +167,7 @@ fn forwarded(world: &World) -> Result<()> {
     let mut echo = cri.forward(&net, &pod, 7)?;
     let mut sent = Vec::new();
     for piece in 0..PIECES {
-        let bytes: Vec<u8> = (0..PIECE_BYTES).map(|at| (at * 7 + piece) as u8).collect();
+        let bytes: Vec<u8> = (0..=250).cycle().skip(piece).take(PIECE_BYTES).collect();
         echo.write(&bytes)?;
         sent.extend(bytes);
         let said = echo.until(|said| said.len() >= sent.len())?;
