@@ -8,7 +8,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::config::{Config, ConfigError, Hypervisor};
+use crate::config::{Config, ConfigError, Hypervisor, UserRange};
 use crate::driver::Driver;
 
 /// Whether a requirement holds.
@@ -177,6 +177,7 @@ pub fn requirements(config: &Config) -> Vec<Requirement> {
         run_dir(config),
         memory(config),
         cgroups(),
+        jail(config),
     ];
     // What the driver in use does not need is no obstacle.
     for requirement in &mut all {
@@ -322,6 +323,61 @@ fn available_mib(meminfo: &str) -> Option<u64> {
     Some(kib / 1024)
 }
 
+/// The namespaces that a jail consists of, as `/proc/self/ns` names them.
+const JAIL_NAMESPACES: [&str; 6] = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
+
+fn jail(config: &Config) -> Requirement {
+    const NAME: &str = "jail";
+    if !config.jail {
+        let next = "remove `jail = false` from the configuration";
+        return Requirement::missing(NAME, "switched off", next).degraded();
+    }
+    let without = |name: &&str| !Path::new("/proc/self/ns").join(name).exists();
+    if let Some(name) = JAIL_NAMESPACES.iter().find(|name| without(name)) {
+        let next = "use a kernel with CONFIG_NAMESPACES and all of its kinds";
+        return Requirement::missing(NAME, format!("the kernel has no {name} namespaces"), next);
+    }
+    let UserRange { first, count } = config.jail_users;
+    let last = first.saturating_add(count - 1);
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    if !is_mapped(&map, first, last) {
+        return Requirement::missing(
+            NAME,
+            format!("users {first} to {last} are not all in /proc/self/uid_map"),
+            "set `jail_users` to a range that is",
+        );
+    }
+    let users = format!("users {first} to {last}");
+    // The file is there where securityfs is mounted.
+    match std::fs::read_to_string("/sys/kernel/security/lsm") {
+        Ok(modules) if modules.trim().split(',').any(|name| name == "landlock") => {
+            Requirement::holds(NAME, format!("{users}, with Landlock"))
+        }
+        Ok(_) => Requirement::missing(
+            NAME,
+            format!("{users}, without Landlock, one wall of several"),
+            "start the kernel with landlock among the names of `lsm=`",
+        )
+        .degraded(),
+        Err(_) => Requirement::holds(NAME, users),
+    }
+}
+
+/// Whether all of these users are in a map of user_namespaces(7), in one line of it.
+fn is_mapped(map: &str, first: u32, last: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line
+            .split_ascii_whitespace()
+            .map_while(|word| word.parse().ok());
+        let (Some(inside), Some(_), Some(length)): (Option<u64>, Option<u64>, Option<u64>) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        inside <= first.into() && u64::from(last) < inside + length
+    })
+}
+
 fn cgroups() -> Requirement {
     const NAME: &str = "cgroup version";
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
@@ -354,6 +410,17 @@ mod tests {
             allow_emulation,
             ..Config::default()
         }
+    }
+
+    #[test]
+    fn users_are_mapped_when_one_line_has_them_all() {
+        let whole = "         0          0 4294967295\n";
+        assert!(is_mapped(whole, 1_900_000_000, 1_900_065_535));
+        let two = "0 100000 65536\n65536 1000 1\n";
+        assert!(is_mapped(two, 1, 65_535));
+        assert!(!is_mapped(two, 1, 65_536));
+        assert!(!is_mapped(two, 1_900_000_000, 1_900_000_000));
+        assert!(!is_mapped("nonsense\n", 0, 0));
     }
 
     #[test]

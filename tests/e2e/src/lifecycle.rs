@@ -102,7 +102,7 @@ fn rm_refuses(world: &World) -> Result<()> {
 
 fn check(world: &World) -> Result<()> {
     let finished = world.sandboxctl(&["check"])?.expect_code(0)?;
-    for part in ["kvm", "kernel", "qemu"] {
+    for part in ["kvm", "kernel", "qemu", "jail"] {
         ensure!(
             finished.text().to_lowercase().contains(part),
             "{part} is not in {}",
