@@ -174,6 +174,9 @@ pub(crate) enum TaskError {
     /// The caller's ends of the streams cannot be used.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// The shim was told to end while a container was being made.
+    #[error("the shim was shut down while the container was being created")]
+    Unwanted,
     /// The pod died meanwhile.
     #[error("{reason}")]
     Died {
@@ -215,6 +218,7 @@ impl TaskError {
             | Self::Hook(_)
             | Self::Network(_)
             | Self::NoPod { .. }
+            | Self::Unwanted
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_)
             | Self::Agent(_)

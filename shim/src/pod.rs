@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
-use sandbox_runtime::{Config, Sandbox, SandboxDeath, SandboxEvent};
+use sandbox_runtime::{AgentError, Config, Sandbox, SandboxDeath, SandboxError, SandboxEvent};
 use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
 use serde::Serialize;
@@ -32,7 +32,8 @@ use crate::stdio::logger::Identity;
 use crate::stdio::{Copying, StdioPaths};
 
 /// How long a failed call waits for the reason: a machine that died is told by its own event.
-const REASON_WAIT: Duration = Duration::from_secs(3);
+/// It is looked for, then everything of the machine is removed, and then it is told.
+const REASON_WAIT: Duration = Duration::from_secs(10);
 /// How long output may take to reach its reader after the process is gone.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
@@ -98,6 +99,8 @@ struct State {
     size: Option<(MemMib, VcpuCount)>,
     /// Containers of which a Create is under way.
     creating: HashSet<ContainerId>,
+    /// The server was to end while the first container was being made.
+    unwanted: bool,
     containers: HashMap<ContainerId, Container>,
     died: Option<String>,
     /// What the sandbox service was told, when the pod is made through it.
@@ -190,6 +193,7 @@ pub(crate) struct Pod {
     making: tokio::sync::Mutex<()>,
     /// Becomes true when the server is to end.
     ended: watch::Sender<bool>,
+    /// Becomes true when the machine has ended, and told why if it died.
     death: watch::Sender<bool>,
 }
 
@@ -248,10 +252,20 @@ impl Pod {
         self.id.as_str()
     }
 
-    /// Whether anything is in the pod.
-    pub(crate) fn is_empty(&self) -> bool {
-        let state = self.state();
-        state.containers.is_empty() && state.creating.is_empty() && state.api.is_none()
+    /// Ends the server unless anything is in the pod. While a first container is being made, that comes to its end before,
+    /// and is undone: whoever asks for the end does not know of it, as containerd that was killed and started again.
+    pub(crate) fn end_when_empty(&self) {
+        {
+            let mut state = self.state();
+            if !state.containers.is_empty() || state.api.is_some() {
+                return;
+            }
+            if !state.creating.is_empty() {
+                state.unwanted = true;
+                return;
+            }
+        }
+        self.end();
     }
 
     /// Ends the server.
@@ -267,18 +281,24 @@ impl Pod {
 
     /// Ends the machine, whatever runs in it.
     pub(crate) async fn stop_sandbox(&self) -> Result<(), TaskError> {
-        let sandbox = self.state().sandbox.take();
-        if let Some(sandbox) = sandbox {
-            sandbox.stop().await?;
-        }
-        Ok(())
+        let Some(sandbox) = self.state().sandbox.clone() else {
+            return Ok(());
+        };
+        // It is there meanwhile: who asks once more waits for the same end.
+        let stopped = sandbox.stop().await;
+        self.state()
+            .sandbox
+            .take_if(|present| Arc::ptr_eq(present, &sandbox));
+        Ok(stopped?)
     }
 
     /// A call failed: when the machine is dying, the reason is its death, which is told a moment later.
     async fn reason_for(&self, error: TaskError) -> TaskError {
         let connection = matches!(
             error,
-            TaskError::Agent(sandbox_runtime::AgentError::Connection { .. }) | TaskError::Stream(_)
+            TaskError::Agent(AgentError::Connection { .. })
+                | TaskError::Sandbox(SandboxError::Agent(AgentError::Connection { .. }))
+                | TaskError::Stream(_)
         );
         if connection {
             let mut death = self.death.subscribe();
@@ -327,6 +347,8 @@ impl Pod {
                 SandboxEvent::Died(death) => self.died(&death).await,
             }
         }
+        // One that was stopped tells nothing more; nobody needs to wait for it.
+        self.death.send_replace(true);
     }
 
     /// The machine ended by itself: everything in it did.

@@ -20,7 +20,7 @@ use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::pod::Pod;
 use crate::stats::METRICS_TYPE;
-use crate::task::any;
+use crate::task::{any, to_its_end};
 
 /// The service of one pod.
 pub(crate) struct SandboxService {
@@ -62,7 +62,8 @@ impl Sandbox for SandboxService {
         request: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        let (pid, created_at) = self.pod.start_sandbox().await?;
+        let pod = Arc::clone(&self.pod);
+        let (pid, created_at) = to_its_end(async move { pod.start_sandbox().await }).await?;
         Ok(StartSandboxResponse {
             pid,
             created_at: Some(timestamp(created_at)).into(),
@@ -93,7 +94,8 @@ impl Sandbox for SandboxService {
         request: StopSandboxRequest,
     ) -> ttrpc::Result<StopSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.pod.end_sandbox().await?;
+        let pod = Arc::clone(&self.pod);
+        to_its_end(async move { pod.end_sandbox().await }).await?;
         Ok(StopSandboxResponse::default())
     }
 
@@ -152,8 +154,13 @@ impl Sandbox for SandboxService {
         request: ShutdownSandboxRequest,
     ) -> ttrpc::Result<ShutdownSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.pod.end_sandbox().await?;
-        self.pod.end();
+        let pod = Arc::clone(&self.pod);
+        let end = async move {
+            pod.end_sandbox().await?;
+            pod.end();
+            Ok(())
+        };
+        to_its_end(end).await?;
         Ok(ShutdownSandboxResponse::default())
     }
 

@@ -70,6 +70,21 @@ fn process_info(process: ListedProcess) -> ttrpc::Result<ProcessInfo> {
     })
 }
 
+/// Does what a call asks for to its end. The server drops the work of a call whose caller is gone (containerd that was
+/// killed), and a container half made, started or deleted would stay so.
+pub(crate) async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> Result<T, TaskError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The server is ending, and this with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 fn unsupported<T>(what: &'static str) -> ttrpc::Result<T> {
     Err(TaskError::Unsupported { what }.into())
 }
@@ -104,7 +119,8 @@ impl Task for TaskService {
         if !request.checkpoint.is_empty() {
             return unsupported("restoring a checkpoint");
         }
-        let pid = self.pod.create(request).await?;
+        let pod = Arc::clone(&self.pod);
+        let pid = to_its_end(async move { pod.create(request).await }).await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -113,7 +129,8 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
-        let pid = self.pod.start(&key).await?;
+        let pod = Arc::clone(&self.pod);
+        let pid = to_its_end(async move { pod.start(&key).await }).await?;
         Ok(StartResponse {
             pid,
             ..Default::default()
@@ -127,7 +144,8 @@ impl Task for TaskService {
     ) -> ttrpc::Result<DeleteResponse> {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
         let pid = self.pod.pid();
-        let exit = self.pod.delete(&key).await?;
+        let pod = Arc::clone(&self.pod);
+        let exit = to_its_end(async move { pod.delete(&key).await }).await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,
@@ -152,12 +170,16 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        self.pod.pause(&ProcessKey::new(&request.id, "")?).await?;
+        let key = ProcessKey::new(&request.id, "")?;
+        let pod = Arc::clone(&self.pod);
+        to_its_end(async move { pod.pause(&key).await }).await?;
         Ok(empty())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.pod.resume(&ProcessKey::new(&request.id, "")?).await?;
+        let key = ProcessKey::new(&request.id, "")?;
+        let pod = Arc::clone(&self.pod);
+        to_its_end(async move { pod.resume(&key).await }).await?;
         Ok(empty())
     }
 
@@ -172,7 +194,8 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.pod.exec(&request).await?;
+        let pod = Arc::clone(&self.pod);
+        to_its_end(async move { pod.exec(&request).await }).await?;
         Ok(empty())
     }
 
@@ -232,9 +255,31 @@ impl Task for TaskService {
     }
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
-        if request.now || self.pod.is_empty() {
-            self.pod.end();
+        match request.now {
+            true => self.pod.end(),
+            false => self.pod.end_when_empty(),
         }
         Ok(empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn work_goes_on_when_its_caller_is_gone() {
+        let (begin, begun) = oneshot::channel::<()>();
+        let (end, ended) = oneshot::channel();
+        let work = async move {
+            let _ = begun.await;
+            let _ = end.send(());
+            Ok(())
+        };
+        assert!(to_its_end(work).now_or_never().is_none());
+        begin.send(()).unwrap();
+        ended.await.unwrap();
     }
 }

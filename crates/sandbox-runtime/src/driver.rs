@@ -280,16 +280,26 @@ impl Machine {
             DeathCause::GuestPanic if self.console.shows_end_of_init() => DeathCause::AgentDied,
             cause => cause,
         });
-        let mut helper = None;
+        let mut helpers = Vec::new();
         for process in &mut self.helpers {
             if let Some(end) = process.wait().now_or_never() {
-                helper.get_or_insert_with(|| DeathCause::HelperEnded {
+                let killed = matches!(end, ProcessEnd::Killed(_));
+                let cause = DeathCause::HelperEnded {
                     name: process.name().to_owned(),
                     how: end.to_string(),
                     detail: process.last_words(),
-                });
+                };
+                helpers.push((killed, cause));
             }
         }
+        // One that was killed comes before those that ended because it did.
+        helpers.sort_by_key(|(killed, _)| !killed);
+        let (killed, helper) = helpers.into_iter().next().unzip();
+        // It is not killed by what ends beside it: what else ended, ended because of it.
+        let first = match killed {
+            Some(true) => Sign::Helper,
+            _ => first,
+        };
         blame(first, machine, helper)
     }
 

@@ -160,14 +160,30 @@ impl Pod {
             let _making = self.making.lock().await;
             self.create_reserved(&id, &request).await
         };
-        self.state().creating.remove(&id);
+        let unwanted = {
+            let mut state = self.state();
+            state.creating.remove(&id);
+            state.creating.is_empty() && std::mem::take(&mut state.unwanted)
+        };
         match created {
+            Ok(_) if unwanted => {
+                let key = ProcessKey {
+                    container: id,
+                    exec: None,
+                };
+                let deleted = self.delete(&key).await;
+                self.end();
+                deleted.and(Err(TaskError::Unwanted))
+            }
             Ok(pid) => {
                 self.announce_create(&request, pid);
                 Ok(pid)
             }
             Err(error) => {
                 tracing::error!("container {id} was not created: {}", chain(&error));
+                if unwanted {
+                    self.end();
+                }
                 Err(error)
             }
         }
@@ -425,6 +441,7 @@ impl Pod {
     async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {
         let size = (plan.memory, plan.vcpus);
         self.state().died = None;
+        self.death.send_replace(false);
         let (sandbox, events) = Sandbox::start(plan).await?;
         let sandbox = Arc::new(sandbox);
         {

@@ -417,7 +417,10 @@ impl Pod {
     /// [`TaskError`] unless it runs.
     pub(crate) async fn pause(&self, key: &ProcessKey) -> Result<(), TaskError> {
         self.state().process(key)?.lifecycle.must_run("pause")?;
-        self.sandbox()?.agent().pause(&key.container).await?;
+        let sandbox = self.sandbox()?;
+        if let Err(error) = sandbox.agent().pause(&key.container).await {
+            return Err(self.reason_for(error.into()).await);
+        }
         self.state().process(key)?.lifecycle.pause()?;
         let container_id = key.container.to_string();
         self.publisher.send(&TaskPaused {
@@ -439,7 +442,9 @@ impl Pod {
         if let Err(error) = sandbox.agent().set_clock().await {
             tracing::warn!("the guest's clock is not set: {error}");
         }
-        sandbox.agent().resume(&key.container).await?;
+        if let Err(error) = sandbox.agent().resume(&key.container).await {
+            return Err(self.reason_for(error.into()).await);
+        }
         self.state().process(key)?.lifecycle.resume()?;
         let container_id = key.container.to_string();
         self.publisher.send(&TaskResumed {

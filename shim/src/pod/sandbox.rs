@@ -361,6 +361,27 @@ mod tests {
         ));
     }
 
+    #[tokio::test]
+    async fn server_that_is_to_end_while_a_container_is_made_ends_after_it() {
+        let pod = pod();
+        let making = pod.making.lock().await;
+        let request = CreateTaskRequest {
+            id: "c1".to_owned(),
+            bundle: "/nonexistent".to_owned(),
+            ..Default::default()
+        };
+        let creator = Arc::clone(&pod);
+        let creating = tokio::spawn(async move { creator.create(request).await });
+        while pod.state().creating.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        pod.end_when_empty();
+        assert!(!*pod.ended.borrow());
+        drop(making);
+        assert!(creating.await.unwrap().is_err());
+        pod.until_ended().await;
+    }
+
     #[test]
     fn holder_runs_the_agents_pause() {
         let spec = holder_spec(&HashMap::new(), "/run/netns/a").unwrap();

@@ -14,6 +14,7 @@ mod images_registry;
 mod inside;
 mod isolation;
 mod jail;
+mod kills;
 mod lifecycle;
 mod network;
 mod networks;
@@ -58,6 +59,7 @@ const MACHINE: &[&[Case]] = &[
     pods::DEVICES,
     inside::CASES,
     jail::CASES,
+    kills::DRIVERS,
 ];
 
 /// The tests of what stands above every driver.
@@ -73,6 +75,7 @@ const ABOVE: &[&[Case]] = &[
     pods::CASES,
     pod_streams::CASES,
     shim_contract::CASES,
+    kills::CASES,
 ];
 
 /// Takes our own options out of the command line; returns them, and the tests to choose from.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use sandbox_harness::bundle;
-use sandbox_harness::shim::Shim;
+use sandbox_harness::shim::{Shim, delete_command};
 use sandbox_harness::{World, process};
 use serde_json::{Value, json};
 
@@ -59,7 +59,7 @@ fn wait_without(words: &str, part: &str) -> Result<()> {
 }
 
 /// The host's side and the pod's, each a namespace.
-struct Net {
+pub(crate) struct Net {
     host: String,
     pod: String,
 }
@@ -105,7 +105,8 @@ impl Net {
         Ok(())
     }
 
-    fn filled() -> Result<Self> {
+    /// With a bridge on the host's side, and the pod's interface on it.
+    pub(crate) fn filled() -> Result<Self> {
         let net = Self::empty()?;
         net.fill()?;
         Ok(net)
@@ -152,7 +153,8 @@ impl Net {
         Ok(true)
     }
 
-    fn spec(&self, script: &str) -> Value {
+    /// A container in the pod's namespace.
+    pub(crate) fn spec(&self, script: &str) -> Value {
         let mut spec = bundle::spec(&["/bin/busybox", "sh", "-c", script]);
         let namespace = json!({"type": "network", "path": format!("/run/netns/{}", self.pod)});
         if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
@@ -174,7 +176,7 @@ impl Net {
     }
 
     /// Nothing of ours is in the pod's namespace.
-    fn expect_untouched(&self) -> Result<()> {
+    pub(crate) fn expect_untouched(&self) -> Result<()> {
         let pod = &self.pod;
         let links = format!("ip -n {pod} link");
         wait_without(&links, "sbtap").context("a tap is left")?;
@@ -321,12 +323,7 @@ fn killed_shim(world: &World) -> Result<()> {
     let disciplines = run(&format!("tc -n {} qdisc", net.pod))?;
     ensure!(disciplines.contains("ingress"), "{disciplines}");
     world.kill_process("containerd-shim-sandbox-v2")?;
-    let mut delete = world.command("containerd-shim-sandbox-v2");
-    delete
-        .args(["-namespace", "test", "-id", "c", "-address", "", "delete"])
-        .current_dir(&folder)
-        .env("SANDBOX_CONFIG", world.path().join("shim.toml"));
-    process::run(&mut delete, b"", LIMIT)?.expect_code(0)?;
+    process::run(&mut delete_command(world, "c", &folder), b"", LIMIT)?.expect_code(0)?;
     net.expect_untouched()
 }
 

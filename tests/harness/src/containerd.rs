@@ -177,6 +177,12 @@ impl Containerd {
         self.wait_until_up()
     }
 
+    /// Kills containerd, which has no time to tell anybody. What it runs goes on.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Ends containerd. What it runs goes on.
     pub fn stop(&mut self) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX));

@@ -116,6 +116,19 @@ pub fn start_command(world: &World, id: &str, bundle: &Path) -> Result<Command> 
     Ok(command)
 }
 
+/// The shim's program, told to clean up after a shim of [`start_command`] that was killed.
+#[must_use]
+pub fn delete_command(world: &World, id: &str, bundle: &Path) -> Command {
+    let mut command = world.command(PROGRAM);
+    command
+        .args(["-namespace", NAMESPACE, "-id", id, "-address"])
+        .arg(world.path().join("containerd.sock"))
+        .arg("delete")
+        .current_dir(bundle)
+        .env("SANDBOX_CONFIG", world.path().join("shim.toml"));
+    command
+}
+
 /// Any shim's program, told to start for a bundle as containerd 1.x tells it.
 ///
 /// # Errors

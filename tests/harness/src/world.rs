@@ -285,6 +285,18 @@ impl World {
     /// # Errors
     /// Naming everything that is left, after a time in which dying processes may finish dying.
     pub fn finish(self) -> Result<()> {
+        let clean = self.expect_nothing_left();
+        if clean.is_err() {
+            self.force_end();
+        }
+        clean
+    }
+
+    /// Looks for what was left behind, as [`Self::finish`], of a world that goes on.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn expect_nothing_left(&self) -> Result<()> {
         let containers = self.state_dir().join("containers");
         let run_dir = self.run_dir();
         let mut left = Vec::new();
@@ -293,7 +305,6 @@ impl World {
             left.is_empty().then_some(())
         });
         if clean.is_err() {
-            self.force_end();
             bail!("left behind:\n  {}", left.join("\n  "));
         }
         Ok(())

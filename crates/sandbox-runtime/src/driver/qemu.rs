@@ -111,11 +111,13 @@ impl HypervisorDriver for Qemu {
         if let Some(share) = request.share {
             let (path, process) = virtiofsd::start(request, share.folder())?;
             helpers.push(process);
-            devices.vhost_user("fs", &path, &format!("vhost-user-fs-device,tag={TAG}"))?;
+            let fs = format!("vhost-user-fs-device,tag={TAG}");
+            devices.vhost_user("fs", &path, plumbing("a connection to virtiofsd"), &fs)?;
         }
         let (path, process) = start_vsock(request)?;
         helpers.push(process);
-        devices.vhost_user("vsock", &path, "vhost-user-vsock-device")?;
+        let refused = plumbing("a connection to the vsock back end");
+        devices.vhost_user("vsock", &path, refused, "vhost-user-vsock-device")?;
         for (index, (fd, nic)) in taps.into_iter().enumerate() {
             devices.net(&format!("net{index}"), fd, nic);
         }
@@ -242,9 +244,15 @@ impl<'a> Devices<'a> {
         ));
     }
 
-    /// A device that the helper at `path` serves, which listens already.
-    fn vhost_user(&mut self, id: &str, path: &Path, description: &str) -> Result<(), DriverError> {
-        let socket = UnixStream::connect(path).map_err(plumbing("a connection to a helper"))?;
+    /// A device that the helper at `path` serves, which listens already unless it has ended: then it is `refused`.
+    fn vhost_user(
+        &mut self,
+        id: &str,
+        path: &Path,
+        refused: impl FnOnce(std::io::Error) -> DriverError,
+        description: &str,
+    ) -> Result<(), DriverError> {
+        let socket = UnixStream::connect(path).map_err(refused)?;
         let fd = self.launch.pass(&socket)?;
         self.launch
             .arg("-chardev")

@@ -1,0 +1,144 @@
+//! A process is killed at a moment of create, start, exec or delete: the call comes back in bounded time and says what ended,
+//! and nothing is left once the caller has done what containerd does then.
+//!
+//! Each case is a row of a table: one victim, at every moment. A moment within a call is a sign (a process or a folder that
+//! is there) and a pause after it. The pauses are chosen by a seed; a failure names it, and `SANDBOX_TEST_SEED` sets it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use sandbox_harness::{Driver, World, bundle};
+
+use self::cell::Cell;
+use self::moment::{Dice, Sign, Victim, When};
+use crate::Case;
+use crate::network::Net;
+
+mod cell;
+mod containerd;
+mod guest;
+mod moment;
+
+/// Victims that are the driver's.
+pub(crate) const DRIVERS: &[Case] = &[
+    (
+        "kill_machine_at_any_moment_is_named_and_leaves_nothing",
+        machine,
+    ),
+    (
+        "kill_device_helpers_at_any_moment_is_named_and_leaves_nothing",
+        helpers,
+    ),
+];
+
+/// The others.
+pub(crate) const CASES: &[Case] = &[
+    (
+        "kill_shim_at_any_moment_leaves_nothing_after_its_delete",
+        shim,
+    ),
+    (
+        "kill_guest_at_any_moment_is_named_and_leaves_nothing",
+        guest::row,
+    ),
+    (
+        "kill_containerd_at_any_moment_leaves_nothing_after_its_restart",
+        containerd::row,
+    ),
+];
+
+/// What counts as bounded, for one call: far above what any takes here, and below what a person would wait.
+const BOUND: Duration = Duration::from_secs(60);
+/// What a container does that is to be killed.
+const WAITS: &str = "echo up; sleep 1000";
+
+/// One victim at several moments, each with a container of its own.
+fn row(
+    world: &World,
+    net: Option<&Net>,
+    victim: Victim,
+    dice: &mut Dice,
+    moments: &[When],
+) -> Result<()> {
+    for (index, &when) in moments.iter().enumerate() {
+        let pause = match when {
+            When::Creating(Sign::Process(Victim::Machine)) => dice.boot(),
+            _ => dice.short(),
+        };
+        let id = format!("{victim:?}{index}").to_lowercase();
+        let spec = match net {
+            Some(net) => net.spec(WAITS),
+            None => bundle::spec(&["/bin/busybox", "sh", "-c", WAITS]),
+        };
+        let mut cell = Cell::start(world, id, &spec)?;
+        let done = cell
+            .strike(world, victim, when, pause)
+            .and_then(|()| match victim {
+                Victim::Shim => cell.end_without_shim(world),
+                _ => cell.end(),
+            });
+        let log = cell.shim.log();
+        done.and_then(|()| cell.expect_nothing_left(world))
+            .and_then(|()| net.map_or(Ok(()), Net::expect_untouched))
+            .with_context(|| {
+                let moment = dice.within(when, pause);
+                format!("{victim:?} killed when {moment}; the shim's log:\n{log}")
+            })?;
+    }
+    Ok(())
+}
+
+/// Once Create has begun to make what the machine needs, and thrice while this boots and the container is made.
+const WHILE_CREATING: [When; 4] = [
+    When::Creating(Sign::Folder),
+    When::Creating(Sign::Process(Victim::Machine)),
+    When::Creating(Sign::Process(Victim::Machine)),
+    When::Creating(Sign::Process(Victim::Machine)),
+];
+const LATER: [When; 4] = [
+    When::Created,
+    When::Running,
+    When::Executing,
+    When::Stopping,
+];
+
+fn shim(world: &World) -> Result<()> {
+    let net = Net::filled()?;
+    let moments = [
+        WHILE_CREATING.as_slice(),
+        &[When::Creating(Sign::Process(Victim::Virtiofsd))],
+        &LATER,
+    ]
+    .concat();
+    row(world, Some(&net), Victim::Shim, &mut Dice::new()?, &moments)
+}
+
+fn machine(world: &World) -> Result<()> {
+    let net = Net::filled()?;
+    // Its folder is no sign of it.
+    let moments = [&WHILE_CREATING[1..], &LATER].concat();
+    row(
+        world,
+        Some(&net),
+        Victim::Machine,
+        &mut Dice::new()?,
+        &moments,
+    )
+}
+
+fn helpers(world: &World) -> Result<()> {
+    let victims: &[Victim] = match world.setup().driver {
+        Driver::Kvm => &[Victim::Virtiofsd],
+        Driver::Qemu => &[Victim::Virtiofsd, Victim::VsockBackEnd],
+    };
+    let mut dice = Dice::new()?;
+    for &victim in victims {
+        let first = [
+            When::Creating(Sign::Process(victim)),
+            When::Creating(Sign::Process(Victim::Machine)),
+        ];
+        let moments = [first.as_slice(), &LATER].concat();
+        row(world, None, victim, &mut dice, &moments)?;
+    }
+    Ok(())
+}
