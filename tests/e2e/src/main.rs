@@ -7,6 +7,7 @@
 
 mod containerd;
 mod containerd_task;
+mod control_group;
 mod deploy;
 mod failures;
 mod images;
@@ -58,6 +59,7 @@ const MACHINE: &[&[Case]] = &[
     pods::DEVICES,
     inside::CASES,
     jail::CASES,
+    control_group::CASES,
 ];
 
 /// The tests of what stands above every driver.
