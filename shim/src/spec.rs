@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
 use sandbox_runtime::Config;
+use sandbox_runtime::cgroup::{CgroupPath, CgroupPathError};
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
 
@@ -64,6 +65,9 @@ pub(crate) enum SpecError {
     /// It wants to join a namespace of the host.
     #[error(transparent)]
     HostNamespace(#[from] HostNamespaceError),
+    /// It wants a control group where none can be.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupPathError),
     /// It does not say which pod it is of.
     #[error(transparent)]
     Role(#[from] RoleError),
@@ -192,6 +196,20 @@ impl BundleSpec {
         namespaces.iter().find(of_kind)?.path().as_deref()
     }
 
+    /// Where the pod's control group on the host is to be, when that is said.
+    ///
+    /// # Errors
+    /// [`SpecError::Cgroup`].
+    pub(crate) fn cgroup(&self) -> Result<Option<CgroupPath>, SpecError> {
+        let linux = self.spec.linux().as_ref();
+        let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+        match path.map(Path::to_string_lossy) {
+            None => Ok(None),
+            Some(text) if text.is_empty() => Ok(None),
+            Some(text) => Ok(Some(CgroupPath::parse(&text)?)),
+        }
+    }
+
     /// Takes out, or refuses, what means the host ([`check`]). Returns the namespaces of the pod that it joins.
     ///
     /// # Errors
@@ -244,6 +262,22 @@ mod tests {
             .err()
             .unwrap();
         assert!(matches!(error, SpecError::NoProcess { .. }), "{error}");
+    }
+
+    #[test]
+    fn control_group_is_the_hosts_where_one_is_named() {
+        let of = |linux: &str| {
+            let json = format!(
+                r#"{{"ociVersion":"1.0.2","root":{{"path":"r"}},"linux":{linux},
+                "process":{{"args":["a"],"cwd":"/","user":{{"uid":0,"gid":0}}}}}}"#
+            );
+            bundle(&json).unwrap().cgroup()
+        };
+        assert_eq!(of("{}").unwrap(), None);
+        assert_eq!(of(r#"{"cgroupsPath":""}"#).unwrap(), None);
+        let path = of(r#"{"cgroupsPath":"/default/c1"}"#).unwrap().unwrap();
+        assert_eq!(path.to_string(), "/default/c1");
+        assert!(of(r#"{"cgroupsPath":"/../c1"}"#).is_err());
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The record of what a sandbox made on the host, and its removal when the shim itself could not.
 //!
-//! A sandbox's folder holds `processes.json`, written as each process is spawned, and `mounts.json`, written
-//! before a mount is made, and `network.json`, written before something of a network namespace is changed. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
+//! A sandbox's folder holds `processes.json`, written as each process is spawned, `mounts.json`, written before a mount is
+//! made, `network.json`, written before something of a network namespace is changed, and `cgroup.json`, written before a
+//! control group is made. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
 //! number that the kernel has given to another process since is never killed. Each process leads a process
 //! group; while a member of it lives the kernel does not give the number away, so the members are found by it.
 
@@ -18,6 +19,7 @@ use sandbox_network::{JoinRecord, NetworkError};
 use sandbox_types::SandboxId;
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{CgroupError, Group};
 use crate::config::Config;
 use crate::console::Console;
 use crate::share::unmount;
@@ -26,6 +28,7 @@ use crate::timeline::write_atomically;
 const PROCESSES_FILE: &str = "processes.json";
 const MOUNTS_FILE: &str = "mounts.json";
 const NETWORK_FILE: &str = "network.json";
+const CGROUP_FILE: &str = "cgroup.json";
 /// How long killed processes may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,6 +66,9 @@ pub enum CleanupError {
     /// A network namespace could not be left as it was.
     #[error("cannot undo what was done to the pod's network namespace")]
     Network(#[source] NetworkError),
+    /// A control group could not be removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Something that is not on record is mounted in the folder; removing the folder would remove what it shows.
     #[error("{} is mounted but not on record; unmount it", path.display())]
     Mounted {
@@ -135,6 +141,11 @@ impl Record {
         write_record(&dir.join(NETWORK_FILE), &Some(network))
     }
 
+    /// Notes the control groups that are about to be made; replaces what was noted before.
+    pub(crate) fn set_cgroup(dir: &Path, groups: &[Group]) -> Result<(), CleanupError> {
+        write_record(&dir.join(CGROUP_FILE), &groups)
+    }
+
     /// Adds a mount that is about to be made.
     pub(crate) fn add_mount(&mut self, target: &Path) -> Result<(), CleanupError> {
         self.mounts.push(target.to_owned());
@@ -175,7 +186,7 @@ pub fn console_tail(config: &Config, namespace: &str, id: &SandboxId) -> Vec<Str
         .unwrap_or_default()
 }
 
-/// Kills the recorded processes of a sandbox, undoes its mounts and removes its folder. Nothing to remove is
+/// Kills the recorded processes of a sandbox, undoes its mounts, and removes its control group and its folder. Nothing to remove is
 /// no error. For `shim delete`, after the shim has ended. Blocks until the processes are gone.
 ///
 /// # Errors
@@ -219,6 +230,13 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
             }
         }
     }
+    let groups: Vec<Group> =
+        keep_first_error(read_record(&dir.join(CGROUP_FILE)), &mut first_error);
+    for group in groups {
+        if let Err(error) = group.remove() {
+            first_error.get_or_insert(error.into());
+        }
+    }
     if let Some(error) = first_error {
         // The record stays, for another try.
         return Err(error);
@@ -244,9 +262,14 @@ pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     table
         .split(|&byte| byte == b'\n')
         .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .map(unescape_path)
         .filter(|path| path.starts_with(&dir))
         .collect()
+}
+
+/// A path of mountinfo's.
+pub(crate) fn unescape_path(field: impl AsRef<[u8]>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(unescape(field.as_ref())))
 }
 
 /// Undoes mountinfo's escapes: a backslash and three octal digits.

@@ -185,6 +185,9 @@ pub struct Config {
     pub memory_mib: u32,
     /// Added to a container's memory limit for the guest kernel and the agent, in MiB.
     pub memory_overhead_mib: u32,
+    /// When set, all that runs a sandbox may have this much more memory of the host's than its guest has, in MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_memory_overhead_mib: Option<u32>,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
     /// Where the folders of running sandboxes are.
@@ -228,6 +231,7 @@ impl Default for Config {
             scratch: None,
             memory_mib: 512,
             memory_overhead_mib: 96,
+            sandbox_memory_overhead_mib: None,
             vcpus: 1,
             run_dir: PathBuf::from("/run/sandbox"),
             socket_dir: PathBuf::from("/run/containerd/s"),

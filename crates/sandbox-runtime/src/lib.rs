@@ -14,6 +14,7 @@
 //! current-thread runtime on the main thread.
 
 pub mod agent;
+pub mod cgroup;
 pub mod cleanup;
 pub mod config;
 mod console;

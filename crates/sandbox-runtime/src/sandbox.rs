@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::{AgentClient, AgentError};
+use crate::cgroup::CgroupPath;
 use crate::cleanup::CleanupError;
 use crate::config::{Config, ConfigError, check_socket_path};
 use crate::console::Console;
@@ -70,6 +71,8 @@ pub struct SandboxPlan {
     pub shared: Vec<SharedEntry>,
     /// The pod's network namespace; without one it has no network.
     pub network: Option<PathBuf>,
+    /// Where its control group on the host is to be; without a place it has none of its own.
+    pub cgroup: Option<CgroupPath>,
     /// More may be shared later ([`Sandbox::share`]), even if nothing is at first.
     pub shares_later: bool,
 }
@@ -186,7 +189,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Makes the virtual machine and waits until its agent is ready. Dropping the future, or the sandbox, ends the
+    /// Makes the virtual machine and waits until its agent is ready. As long as there is one with a control group of its own,
+    /// the calling process is in it too. Dropping the future, or the sandbox, ends the
     /// machine and removes what was made for it.
     ///
     /// When the sandbox ends by itself, the last event is [`SandboxEvent::Died`], sent when everything of it has been

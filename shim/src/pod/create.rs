@@ -300,6 +300,7 @@ impl Pod {
             shared: std::mem::take(&mut guest.shared),
             shares_later,
             network,
+            cgroup: spec.cgroup()?,
         };
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;

@@ -5,6 +5,7 @@
 //! | `linux.namespaces[].path` of type `network` | the pod's network, which is joined with its first container |
 //! | `linux.namespaces[].path` of type `pid`, `ipc`, `uts` or `user` that is the pod's | shared with the pod's sandbox, in the guest |
 //! | any other `linux.namespaces[].path` | refused |
+//! | `linux.cgroupsPath` of the pod's first container | the pod's control group on the host |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
 //! | any other profile or label | the agent's to refuse |
 //! | `hooks` | [`crate::hooks`] |

@@ -7,6 +7,7 @@
 
 mod containerd;
 mod containerd_task;
+mod control_group;
 mod deploy;
 mod failures;
 mod images;
@@ -60,6 +61,7 @@ const MACHINE: &[&[Case]] = &[
     inside::CASES,
     jail::CASES,
     kills::DRIVERS,
+    control_group::CASES,
 ];
 
 /// The tests of what stands above every driver.

@@ -98,21 +98,25 @@ fn names(folder: &str) -> BTreeSet<String> {
         .collect()
 }
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// The control groups of a group.
+fn groups_in(group: &str) -> Vec<String> {
+    names(group)
+        .into_iter()
+        .map(|name| format!("{group}/{name}"))
+        .filter(|path| Path::new(path).join("cgroup.procs").exists())
+        .collect()
+}
+
 /// What the machine has now.
 #[must_use]
 pub fn machine() -> Machine {
-    let mut cgroups = Vec::new();
-    for root in [
-        "/sys/fs/cgroup",
-        "/sys/fs/cgroup/unified",
-        "/sys/fs/cgroup/memory",
-    ] {
-        cgroups.extend(
-            names(root)
-                .into_iter()
-                .filter(|name| Path::new(root).join(name).join("cgroup.procs").exists())
-                .map(|name| format!("{root}/{name}")),
-        );
+    // With version 1 the hierarchies are mounted below.
+    let mut cgroups = groups_in(CGROUPS);
+    if !Path::new(CGROUPS).join("cgroup.procs").exists() {
+        let below: Vec<String> = cgroups.iter().flat_map(|root| groups_in(root)).collect();
+        cgroups.extend(below);
     }
     Machine {
         network_devices: names("/sys/class/net"),

@@ -20,6 +20,7 @@ use super::events::{EventsEnd, accept_ready, forward};
 use super::lifecycle::{Lifecycle, State, Step};
 use super::{SandboxError, SandboxPlan};
 use crate::agent::{AgentClient, AgentError};
+use crate::cgroup::{self, Limits};
 use crate::cleanup::{self, CleanupError, Record};
 use crate::config::check_socket_path;
 use crate::console::Console;
@@ -229,6 +230,11 @@ impl Supervisor {
         make_dir(&self.dir)?;
         self.owns_dir = true;
         let mut record = Record::new(&self.dir);
+        // Before anything that its memory is to be charged for.
+        if let Some(path) = &self.plan.cgroup {
+            let overhead = self.plan.config.sandbox_memory_overhead_mib;
+            cgroup::enter(path, Limits::new(self.plan.memory, overhead), &self.dir)?;
+        }
         self.shares = match self.plan.shared.as_slice() {
             [] if !self.plan.shares_later => None,
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),

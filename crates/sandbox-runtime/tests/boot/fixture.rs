@@ -163,6 +163,7 @@ impl Fixture {
             .map(|plan| plan.block.clone())
             .unwrap_or_default();
         SandboxPlan {
+            cgroup: None,
             id: self.id(),
             namespace: NAMESPACE.to_owned(),
             memory: config.memory().unwrap(),

@@ -1,0 +1,190 @@
+//! On folders that stand for a hierarchy: they have none of the kernel's files but those that a test makes.
+
+use super::*;
+use tempfile::TempDir;
+
+struct Tree {
+    root: TempDir,
+    hierarchy: Hierarchy,
+}
+
+fn tree(version: Version, controllers: &[&str]) -> Tree {
+    let root = tempfile::tempdir().unwrap();
+    let hierarchy = Hierarchy {
+        version,
+        mount: root.path().to_owned(),
+        home: PathBuf::new(),
+        controllers: controllers.iter().map(|&one| one.to_owned()).collect(),
+    };
+    Tree { root, hierarchy }
+}
+
+impl Tree {
+    fn plan(&self, path: &str) -> Option<Group> {
+        Group::plan(&CgroupPath::parse(path).unwrap(), &self.hierarchy)
+    }
+
+    fn make(&self, path: &str) -> Group {
+        let group = self.plan(path).unwrap();
+        group.make(&self.hierarchy).unwrap();
+        assert!(group.folder().is_dir());
+        group
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.root.path()).unwrap().next().is_none()
+    }
+}
+
+#[test]
+fn group_is_removed_with_what_was_made_above_it() {
+    for version in [Version::V1, Version::V2] {
+        let tree = tree(version, &["pids"]);
+        let group = tree.make("/default/more/c1");
+        group.remove().unwrap();
+        assert!(tree.is_empty());
+        // Once more is no error.
+        group.remove().unwrap();
+    }
+}
+
+#[test]
+fn groups_above_that_were_there_stay() {
+    let tree = tree(Version::V1, &["memory"]);
+    fs::create_dir_all(tree.at("kubepods/pod1")).unwrap();
+    let group = tree.make("/kubepods/pod1/ours/c1");
+    assert_eq!(group.made, [Path::new("kubepods/pod1/ours")]);
+    group.remove().unwrap();
+    assert!(tree.at("kubepods/pod1").is_dir() && !tree.at("kubepods/pod1/ours").exists());
+}
+
+#[test]
+fn group_above_two_is_removed_by_the_last() {
+    let tree = tree(Version::V2, &["memory"]);
+    let (one, two) = (tree.make("/default/c1"), tree.make("/default/c2"));
+    assert!(two.made.is_empty());
+    let above = tree.at("default");
+    // Only root may mark.
+    let is_marked = is_marked(&above);
+    one.remove().unwrap();
+    assert!(two.folder().is_dir());
+    two.remove().unwrap();
+    assert_eq!(above.exists(), !is_marked);
+}
+
+#[test]
+fn group_that_is_there_is_left_alone() {
+    let (free, taken) = (tree(Version::V1, &["memory"]), tree(Version::V1, &["pids"]));
+    let planned: Vec<_> = [&free, &taken]
+        .iter()
+        .map(|tree| (tree.hierarchy.clone(), tree.plan("/default/c1").unwrap()))
+        .collect();
+    fs::create_dir_all(taken.at("default/c1")).unwrap();
+    let attempt = Attempt::make(&planned, Limits { memory: None });
+    assert!(attempt.groups.is_empty());
+    assert!(
+        matches!(
+            attempt.problems.as_slice(),
+            [CgroupError::Taken { path }] if *path == taken.at("default/c1")
+        ),
+        "{:?}",
+        attempt.problems
+    );
+    assert!(free.is_empty() && taken.at("default/c1").is_dir());
+}
+
+#[test]
+fn group_that_cannot_be_entered_is_removed_and_named() {
+    let tree = tree(Version::V1, &["freezer"]);
+    let planned = [(tree.hierarchy.clone(), tree.plan("/default/c1").unwrap())];
+    let attempt = Attempt::make(&planned, Limits { memory: None });
+    assert!(attempt.groups.is_empty() && attempt.problems.len() == 1);
+    assert!(tree.is_empty());
+}
+
+#[test]
+fn scope_is_made_only_in_a_slice_that_is_there() {
+    let tree = tree(Version::V2, &["memory"]);
+    let path = "a-b.slice:cri:x";
+    assert_eq!(tree.plan(path), None);
+    fs::create_dir(tree.at("a.slice")).unwrap();
+    assert_eq!(tree.plan(path), None);
+    fs::create_dir(tree.at("a.slice/a-b.slice")).unwrap();
+    let group = tree.make(path);
+    assert_eq!(group.folder(), tree.at("a.slice/a-b.slice/cri-x.scope"));
+    group.remove().unwrap();
+    assert!(tree.at("a.slice/a-b.slice").is_dir());
+}
+
+#[test]
+fn removal_waits_until_the_group_is_not_busy() {
+    let tree = tree(Version::V1, &["memory"]);
+    let group = tree.make("/c1");
+    let busy = group.folder().join("in the way");
+    fs::write(&busy, "").unwrap();
+    let freeing = std::thread::spawn(move || fs::remove_file(busy));
+    group.remove().unwrap();
+    freeing.join().unwrap().unwrap();
+    assert!(tree.is_empty());
+}
+
+#[test]
+fn controllers_are_handed_down_where_they_are_not_yet() {
+    let tree = tree(Version::V2, &["memory", "pids"]);
+    let file = tree.at("cgroup.subtree_control");
+    fs::write(tree.at("cgroup.controllers"), "cpu memory rdma\n").unwrap();
+    fs::write(&file, "cpu").unwrap();
+    hand_down(tree.root.path());
+    assert_eq!(fs::read_to_string(file).unwrap(), "+memory");
+}
+
+#[test]
+fn cpuset_of_a_new_group_is_that_of_the_one_above() {
+    let tree = tree(Version::V1, &["cpuset"]);
+    let group = tree.at("c1");
+    fs::create_dir(&group).unwrap();
+    for (path, text) in [
+        ("cpuset.cpus", "0-3\n"),
+        ("cpuset.mems", "0\n"),
+        ("c1/cpuset.cpus", "\n"),
+        ("c1/cpuset.mems", "1\n"),
+    ] {
+        fs::write(tree.at(path), text).unwrap();
+    }
+    fill_cpuset(tree.root.path(), &group).unwrap();
+    let read = |name| fs::read_to_string(group.join(name)).unwrap();
+    assert_eq!(
+        (read("cpuset.cpus").as_str(), read("cpuset.mems").as_str()),
+        ("0-3", "1\n")
+    );
+}
+
+#[test]
+fn limits_are_written_where_a_controller_takes_them() {
+    let guest = MemMib::new(256).unwrap();
+    let bytes = (256 + 64) << 20;
+    let of = |version, controllers: &[&str], overhead| {
+        let tree = tree(version, controllers);
+        Limits::new(guest, overhead).files(&tree.hierarchy)
+    };
+    assert_eq!(
+        of(Version::V2, &["cpu", "memory", "pids"], Some(64)),
+        [("pids.max", MAX_PIDS), ("memory.max", bytes)]
+    );
+    assert_eq!(
+        of(Version::V1, &["memory"], Some(64)),
+        [("memory.limit_in_bytes", bytes)]
+    );
+    assert_eq!(of(Version::V1, &["memory"], None), []);
+    let tree = tree(Version::V1, &["pids"]);
+    let group = tree.make("/c1");
+    let limits = Limits::new(guest, None);
+    assert!(group.limit(&tree.hierarchy, limits).is_err());
+    fs::write(tree.at("c1/pids.max"), "max\n").unwrap();
+    group.limit(&tree.hierarchy, limits).unwrap();
+    assert_eq!(fs::read_to_string(tree.at("c1/pids.max")).unwrap(), "4096");
+}
