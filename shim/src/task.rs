@@ -120,7 +120,19 @@ impl Task for TaskService {
             return unsupported("restoring a checkpoint");
         }
         let pod = Arc::clone(&self.pod);
-        let pid = to_its_end(async move { pod.create(request).await }).await?;
+        // Gone with this call, when its caller is.
+        let caller = Arc::new(());
+        let waiting = Arc::downgrade(&caller);
+        let create = async move {
+            let created = pod.create(request).await;
+            if created.is_err() && waiting.upgrade().is_none() {
+                // Nobody knows that there is a shim, which containerd 1.6 does not end when it is started again.
+                pod.end_when_empty();
+            }
+            created
+        };
+        let pid = to_its_end(create).await?;
+        drop(caller);
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()

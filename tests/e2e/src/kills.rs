@@ -65,7 +65,8 @@ fn row(
             When::Creating(Sign::Process(Victim::Machine)) => dice.boot(),
             _ => dice.short(),
         };
-        let id = format!("{victim:?}{index}").to_lowercase();
+        // Not the victim's name, by which its process is found.
+        let id = format!("cell{index}");
         let spec = match net {
             Some(net) => net.spec(WAITS),
             None => bundle::spec(&["/bin/busybox", "sh", "-c", WAITS]),
