@@ -16,7 +16,6 @@ pub(super) enum Victim {
     Shim,
     Machine,
     Virtiofsd,
-    VsockBackEnd,
 }
 
 impl Victim {
@@ -26,7 +25,6 @@ impl Victim {
             Self::Shim => "containerd-shim-sandbox-v2",
             Self::Machine => world.setup().driver.monitor(),
             Self::Virtiofsd => "virtiofsd",
-            Self::VsockBackEnd => "sandbox-vmm vsock-backend",
         }
     }
 
@@ -43,7 +41,6 @@ impl Victim {
             Self::Shim => None,
             Self::Machine => Some("monitor was killed"),
             Self::Virtiofsd => Some("virtiofsd"),
-            Self::VsockBackEnd => Some("vsock"),
         }
     }
 }
