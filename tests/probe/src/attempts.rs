@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::look;
 
@@ -16,15 +16,7 @@ use crate::look;
 /// # Errors
 /// When nothing is called so, or a value is wrong.
 pub(crate) fn report(names: &[String]) -> Result<Value, String> {
-    let mut seen = Map::new();
-    for name in names {
-        let (name, value) = match name.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (name.as_str(), None),
-        };
-        seen.insert(name.to_owned(), attempt(name, value)?);
-    }
-    Ok(Value::Object(seen))
+    look::named(names, attempt)
 }
 
 fn attempt(name: &str, value: Option<&str>) -> Result<Value, String> {

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, getppid};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::attack::raw;
+use crate::look;
 
 /// How long each loop runs.
 const SPAN: Duration = Duration::from_millis(200);
@@ -28,15 +29,7 @@ const SPAN: Duration = Duration::from_millis(200);
 /// # Errors
 /// When nothing is called so, or what it needs is not there.
 pub(crate) fn report(names: &[String]) -> Result<Value, String> {
-    let mut seen = Map::new();
-    for name in names {
-        let (name, value) = match name.split_once('=') {
-            Some((name, value)) => (name, Some(value)),
-            None => (name.as_str(), None),
-        };
-        seen.insert(name.to_owned(), measure(name, value)?);
-    }
-    Ok(Value::Object(seen))
+    look::named(names, measure)
 }
 
 fn measure(name: &str, value: Option<&str>) -> Result<Value, String> {

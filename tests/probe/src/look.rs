@@ -87,3 +87,22 @@ pub(crate) fn anonymous(target: &Path) -> String {
         None => target.into_owned(),
     }
 }
+
+/// What `each` says of these, `NAME` or `NAME=VALUE`, by their names.
+///
+/// # Errors
+/// The first of `each`'s.
+pub(crate) fn named(
+    names: &[String],
+    each: impl Fn(&str, Option<&str>) -> Result<Value, String>,
+) -> Result<Value, String> {
+    let mut seen = serde_json::Map::new();
+    for name in names {
+        let (name, value) = match name.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (name.as_str(), None),
+        };
+        seen.insert(name.to_owned(), each(name, value)?);
+    }
+    Ok(Value::Object(seen))
+}
