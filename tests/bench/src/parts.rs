@@ -4,6 +4,7 @@ mod at_once;
 mod compute;
 mod exec;
 mod memory;
+mod network;
 mod start;
 mod stdio;
 mod storage;
@@ -26,6 +27,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("memory", memory::measure),
     ("compute", compute::measure),
     ("storage", storage::measure),
+    ("network", network::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.
@@ -39,6 +41,13 @@ const COMMANDS: [Subject; 3] = [
 const ENGINES: [Subject; 2] = [
     Subject::new(Way::Containerd, Runtime::Runc),
     Subject::new(Way::Containerd, Runtime::Sandbox),
+];
+
+/// Whose shim is called.
+const SHIMS: [Subject; 3] = [
+    Subject::new(Way::Task, Runtime::Runc),
+    Subject::new(Way::Task, Runtime::Sandbox),
+    Subject::new(Way::Task, Runtime::QemuMicrovm),
 ];
 
 /// Who is compared with the host itself.
