@@ -122,6 +122,11 @@ impl Timed {
         Ok(stdin.write_all(bytes)?)
     }
 
+    /// Closes its input: nothing more comes.
+    pub(crate) fn close(&mut self) {
+        self.stdin = None;
+    }
+
     /// Sends so many bytes through it and back; how long that took.
     ///
     /// # Errors
