@@ -58,8 +58,11 @@ impl Partition {
             number: range.partition,
             source,
         };
-        let signed = |value: u64| i64::try_from(value).map_err(|_| failed(io::ErrorKind::InvalidInput.into()));
-        let number = i32::try_from(range.partition).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let signed = |value: u64| {
+            i64::try_from(value).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))
+        };
+        let number = i32::try_from(range.partition)
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
         let change = PartitionChange::Add {
             start: signed(range.offset)?,
             length: signed(range.bytes)?,
@@ -76,7 +79,9 @@ impl Partition {
 
 impl Drop for Partition {
     fn drop(&mut self) {
-        if let Err(error) = change_partition(self.disk.as_fd(), self.number, PartitionChange::Remove) {
+        if let Err(error) =
+            change_partition(self.disk.as_fd(), self.number, PartitionChange::Remove)
+        {
             crate::log!("cannot remove {}: {error}", self.node());
         }
     }

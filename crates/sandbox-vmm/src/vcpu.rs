@@ -171,7 +171,9 @@ fn memory_fault(buses: &Buses) -> GuestExit {
             bytes: lost.bytes,
             expected: lost.expected,
         },
-        None => kvm_error("KVM_RUN: the host could not provide a page of the guest's memory".to_owned()),
+        None => {
+            kvm_error("KVM_RUN: the host could not provide a page of the guest's memory".to_owned())
+        }
     }
 }
 

@@ -224,7 +224,11 @@ fn rng(kernel: &Path) -> Result<()> {
 /// A file of the guest's memory, with a name of its own and content that is nowhere else.
 fn in_memory(dir: &Path, name: &str, words: u32) -> Result<(PathBuf, String)> {
     let content: Vec<u8> = (0..words)
-        .flat_map(|word| (word ^ 0x5bd1_e995).wrapping_mul(2_654_435_761).to_le_bytes())
+        .flat_map(|word| {
+            (word ^ 0x5bd1_e995)
+                .wrapping_mul(2_654_435_761)
+                .to_le_bytes()
+        })
         .collect();
     let path = dir.join(name);
     fs::write(&path, &content)?;

@@ -31,12 +31,15 @@ fn main() -> ExitCode {
             ensure!(code == Some(0) && said.is_empty(), "{code:?}, {said}");
             Ok(())
         }),
-        trial("read_of_what_is_lost_ends_the_process_with_a_reason", || {
-            let (code, said) = attempt("lost")?;
-            ensure!(code == Some(FILE_LOST_EXIT_CODE.into()), "{code:?}, {said}");
-            ensure!(said.contains("persistent memory"), "{said}");
-            Ok(())
-        }),
+        trial(
+            "read_of_what_is_lost_ends_the_process_with_a_reason",
+            || {
+                let (code, said) = attempt("lost")?;
+                ensure!(code == Some(FILE_LOST_EXIT_CODE.into()), "{code:?}, {said}");
+                ensure!(said.contains("persistent memory"), "{said}");
+                Ok(())
+            },
+        ),
         trial("fault_elsewhere_is_a_kill_by_sigbus", || {
             let (code, said) = attempt("elsewhere")?;
             ensure!(code.is_none() && said.is_empty(), "{code:?}, {said}");

@@ -24,7 +24,10 @@ pub(crate) const CASES: &[Case] = &[
         "layers_mapped_are_not_changed_by_a_guest_that_writes_to_them",
         not_changed,
     ),
-    ("layers_mapped_and_cut_short_end_the_sandbox_by_name", cut_short),
+    (
+        "layers_mapped_and_cut_short_end_the_sandbox_by_name",
+        cut_short,
+    ),
 ];
 
 /// Why a test cannot run with this driver.
@@ -91,7 +94,11 @@ fn hundred(world: &World) -> Result<()> {
     let layers = (1..100)
         .map(|number| {
             Layer::default()
-                .file(&format!("layer-{number}"), 0o644, number.to_string().as_bytes())?
+                .file(
+                    &format!("layer-{number}"),
+                    0o644,
+                    number.to_string().as_bytes(),
+                )?
                 .file("last", 0o644, number.to_string().as_bytes())?
                 .finish()
         })
@@ -216,7 +223,10 @@ fn not_changed(world: &World) -> Result<()> {
     process::run(&mut run, b"", world.setup().limit)?
         .expect_code(0)?
         .expect_stdout("wrote 0\n")?;
-    ensure!(Sha256::digest(fs::read(&layer)?) == before, "the file has changed");
+    ensure!(
+        Sha256::digest(fs::read(&layer)?) == before,
+        "the file has changed"
+    );
     let mut run = command(world, true, &[], "sha256sum </big")?;
     process::run(&mut run, b"", world.setup().limit)?
         .expect_code(0)?

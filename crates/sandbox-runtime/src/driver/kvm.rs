@@ -160,13 +160,7 @@ impl HypervisorDriver for Kvm {
 
     fn cause(&self, end: ProcessEnd, process: &Process, console: &Console) -> DeathCause {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        cause(
-            &report,
-            end,
-            || process.last_words(),
-            console,
-            &self.layers,
-        )
+        cause(&report, end, || process.last_words(), console, &self.layers)
     }
 }
 

@@ -263,8 +263,7 @@ fn layer_file(bytes: u64) -> (tempfile::NamedTempFile, String) {
 fn mapped(config: &Config, driver: Driver, mounts: &[Mount]) -> (RootfsPlan, usize, usize) {
     let container = ContainerId::new("c1").unwrap();
     let mut share = SharePlan::new(&container);
-    let mut devices =
-        DeviceAllocator::new(driver).with_window(config, MemMib::new(64).unwrap());
+    let mut devices = DeviceAllocator::new(driver).with_window(config, MemMib::new(64).unwrap());
     let bundle = Path::new("/bundle");
     let plan = plan_rootfs(&container, mounts, &mut devices, &mut share, bundle).unwrap();
     (plan, devices.room(), share.into_entries().len())
@@ -296,7 +295,11 @@ fn layers_that_are_files_are_parts_of_one_device() {
     let behind = 5 << 20;
     assert_eq!(
         places,
-        [(a, 2 << 20, 3 << 20), (b, behind, 5000), (c, behind + 8192, 4096)]
+        [
+            (a, 2 << 20, 3 << 20),
+            (b, behind, 5000),
+            (c, behind + 8192, 4096)
+        ]
     );
     let [step, second, ..] = plan.guest_mounts.as_slice() else {
         panic!("{:?}", plan.guest_mounts);
@@ -304,7 +307,10 @@ fn layers_that_are_files_are_parts_of_one_device() {
     assert_eq!(step.fstype, "erofs");
     assert_eq!(step.options, ["ro", "dax=always"]);
     let range = second.pmem();
-    assert_eq!((range.partition, range.offset, range.bytes), (2, behind, 8192));
+    assert_eq!(
+        (range.partition, range.offset, range.bytes),
+        (2, behind, 8192)
+    );
     assert_eq!(plan.block.len(), 1);
     assert_eq!(plan.block[0].path, Path::new("/rw"));
 }
@@ -327,7 +333,10 @@ fn layers_that_are_not_mapped_are_devices_or_files() {
     let mut layers = vec![mount("erofs", &large, &[])];
     layers.extend(vec![mount("erofs", &other, &[]); slots - 1]);
     let (plan, room, shared) = mapped(&config, Driver::Kvm, &with_overlay(layers));
-    assert_eq!((plan.layers.len(), plan.block.len(), shared), (1, 1, slots - 1));
+    assert_eq!(
+        (plan.layers.len(), plan.block.len(), shared),
+        (1, 1, slots - 1)
+    );
     assert_eq!(room, slots - 3);
 }
 

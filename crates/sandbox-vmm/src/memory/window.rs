@@ -73,7 +73,9 @@ pub enum WindowError {
         bytes: u64,
     },
     /// A file is shorter than it should be.
-    #[error("file {index} has {bytes} bytes and not {expected}; it changed while the sandbox started")]
+    #[error(
+        "file {index} has {bytes} bytes and not {expected}; it changed while the sandbox started"
+    )]
     Short {
         /// Which.
         index: usize,
@@ -125,11 +127,7 @@ impl Window {
     ///
     /// # Errors
     /// [`WindowError`].
-    pub fn map(
-        memory: MemMib,
-        bytes: u64,
-        files: Vec<WindowFile>,
-    ) -> Result<Self, WindowError> {
+    pub fn map(memory: MemMib, bytes: u64, files: Vec<WindowFile>) -> Result<Self, WindowError> {
         if bytes == 0 || bytes > MAX_BYTES || !bytes.is_multiple_of(PMEM_ALIGNMENT) {
             return Err(WindowError::Size { bytes });
         }
@@ -137,14 +135,20 @@ impl Window {
             return Err(WindowError::TooMany { count: files.len() });
         }
         let reserve = |source| WindowError::Reserve { bytes, source };
-        let length = usize::try_from(bytes)
-            .map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
+        let length =
+            usize::try_from(bytes).map_err(|_| reserve(io::ErrorKind::OutOfMemory.into()))?;
         let mapping = Reservation::new(length).map_err(reserve)?;
         let mut taken = PMEM_HEADER_BYTES;
         let mut kept = Vec::with_capacity(files.len());
         for (index, file) in files.into_iter().enumerate() {
             taken = place(index, &file, taken, bytes)?;
-            let of_file = |action| move |source| WindowError::File { action, index, source };
+            let of_file = |action| {
+                move |source| WindowError::File {
+                    action,
+                    index,
+                    source,
+                }
+            };
             let has = size(&file.file).map_err(of_file("find out the size of"))?;
             if has < file.bytes {
                 return Err(WindowError::Short {

@@ -21,9 +21,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use self::error::PmemError;
 use self::request::Request;
 use super::worker::WorkerTask;
-use super::{
-    ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker, copy_config,
-};
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker, copy_config};
 use crate::bus::BusRange;
 use crate::log;
 use crate::seccomp::ThreadKind;
@@ -141,8 +139,7 @@ impl PmemTask {
         let queue = &mut self.queue.queue;
         while let Some(chain) = queue.iter(memory).map_err(PmemError::Ring)?.next() {
             let head = chain.head_index();
-            let answered =
-                Request::parse(chain, memory).and_then(|request| request.answer(memory));
+            let answered = Request::parse(chain, memory).and_then(|request| request.answer(memory));
             let used = match answered {
                 Ok(written) => written,
                 Err(error) => {

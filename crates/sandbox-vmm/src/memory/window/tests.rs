@@ -129,7 +129,10 @@ fn places_that_are_none_are_refused() {
     };
     let refused = map(PMEM_ALIGNMENT, vec![empty]);
     assert!(matches!(refused, Err(WindowError::Place { .. })));
-    let last = map(PMEM_ALIGNMENT, vec![at(PMEM_ALIGNMENT - 2 * PAGE, &[1; 5000])]);
+    let last = map(
+        PMEM_ALIGNMENT,
+        vec![at(PMEM_ALIGNMENT - 2 * PAGE, &[1; 5000])],
+    );
     assert!(last.is_ok());
 }
 

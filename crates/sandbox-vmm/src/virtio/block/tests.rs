@@ -140,7 +140,11 @@ fn memory_that_is_only_read_is_written_to_the_disk_and_not_read_into() {
     assert_eq!(bench.disk_byte(2 * 512), 0x77);
     bench.header(VIRTIO_BLK_T_IN, 3);
     for (data, status) in [(place, STATUS), (DATA, place), (place - 256, STATUS)] {
-        let chain = [readable(HEADER, 16), writable(data, 512), writable(status, 1)];
+        let chain = [
+            readable(HEADER, 16),
+            writable(data, 512),
+            writable(status, 1),
+        ];
         let refused = bench.parse(&chain);
         assert!(
             matches!(refused, Err(BlockError::Malformed(ChainError::ReadOnly))),

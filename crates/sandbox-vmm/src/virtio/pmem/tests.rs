@@ -60,7 +60,9 @@ fn serve_in(window: &Window, kind: u32, chain: &[RawDescriptor]) -> (u32, u32) {
     };
     task.ready(0).unwrap();
     assert!(irq.read().is_ok());
-    let used = memory.read_obj(GuestAddress(mock.used_addr().0 + 8)).unwrap();
+    let used = memory
+        .read_obj(GuestAddress(mock.used_addr().0 + 8))
+        .unwrap();
     (used, memory.read_obj(GuestAddress(RESPONSE)).unwrap())
 }
 
