@@ -52,10 +52,8 @@ fn unmap(start: *mut u8, bytes: usize) {
     }
 }
 
-/// Bytes of a page.
-pub(super) fn page_bytes() -> u64 {
-    u64::try_from(rustix::param::page_size()).unwrap_or(u64::MAX)
-}
+/// Bytes of a page on x86-64.
+pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// Address space that reads as zeroes, and into which files are mapped. It is never unmapped.
 #[derive(Debug)]

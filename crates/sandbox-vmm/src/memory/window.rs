@@ -20,7 +20,7 @@ use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
-use super::mapping::{Reservation, page_bytes};
+use super::mapping::{PAGE_BYTES, Reservation};
 use crate::arch::x86_64::layout;
 use crate::bus::{BusDevice, BusRange};
 use crate::log;
@@ -228,10 +228,10 @@ pub struct LostFile {
 
 /// Checks a file's place behind `taken`, and says where it ends.
 fn place(index: usize, file: &WindowFile, taken: u64, window: u64) -> Result<u64, WindowError> {
-    let whole_pages = file.offset.is_multiple_of(page_bytes());
+    let whole_pages = file.offset.is_multiple_of(PAGE_BYTES);
     file.offset
         .checked_add(file.bytes)
-        .and_then(|end| end.checked_next_multiple_of(page_bytes()))
+        .and_then(|end| end.checked_next_multiple_of(PAGE_BYTES))
         .filter(|end| whole_pages && file.bytes > 0 && file.offset >= taken && *end <= window)
         .ok_or(WindowError::Place {
             index,

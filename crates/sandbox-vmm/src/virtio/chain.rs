@@ -63,13 +63,14 @@ impl Segments {
     ///
     /// # Errors
     /// [`ChainError::TooLong`], [`ChainError::Order`] or [`ChainError::ReadOnly`].
-    pub fn copy(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
+    pub fn copy(mut chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
         let mut segments = Self::default();
-        let memory: &GuestMemoryMmap = chain.memory();
-        for (index, descriptor) in chain.enumerate() {
-            if index >= MAX_DESCRIPTORS {
+        let mut count = 0;
+        while let Some(descriptor) = chain.next() {
+            if count == MAX_DESCRIPTORS {
                 return Err(ChainError::TooLong);
             }
+            count += 1;
             let segment = Segment {
                 address: descriptor.addr(),
                 length: descriptor.len(),
@@ -82,7 +83,7 @@ impl Segments {
                 continue;
             }
             if writable {
-                if !memory::is_writable(memory, segment.address, segment.length) {
+                if !memory::is_writable(chain.memory(), segment.address, segment.length) {
                     return Err(ChainError::ReadOnly);
                 }
                 segments.writable.push_back(segment);
