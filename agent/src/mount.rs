@@ -2,6 +2,7 @@
 //! (fsopen(2) and friends), whose option list has no length limit as a whole.
 
 mod options;
+mod pmem;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -18,6 +19,7 @@ use rustix::mount::{
 use sandbox_protocol::agent::{Directory, Mount, mount::Source};
 
 use self::options::{MountOptions, lower_directories};
+use self::pmem::{Partition, PmemError};
 use crate::guest_path::{GuestPath, GuestPathError};
 
 /// The most bytes read of one of the kernel's messages about a mount.
@@ -43,6 +45,9 @@ pub(crate) enum MountError {
         /// Those that were found.
         present: Vec<String>,
     },
+    /// The part of the persistent memory device cannot be had.
+    #[error(transparent)]
+    Pmem(#[from] PmemError),
     /// A directory could not be made.
     #[error("cannot make directory {path}")]
     Directory {
@@ -80,7 +85,8 @@ pub(crate) struct KernelRefusal {
 /// What has been mounted, to be unmounted in reverse order.
 #[derive(Debug, Default)]
 pub(crate) struct Mounted {
-    targets: Vec<PathBuf>,
+    /// With the partitions that were made for them.
+    targets: Vec<(PathBuf, Option<Partition>)>,
     has_share: bool,
 }
 
@@ -91,7 +97,9 @@ impl Mounted {
             make_directory(directory)?;
         }
         let target = GuestPath::new(&step.target)?;
+        let mut partition = None;
         let source = match &step.source {
+            Some(Source::Pmem(range)) => partition.insert(Partition::make(range)?).node(),
             Some(Source::BlockSerial(serial)) => block_device(Path::new("/sys/block"), serial)?,
             Some(Source::ShareTag(text) | Source::Literal(text)) => text.clone(),
             _ => {
@@ -116,7 +124,7 @@ impl Mounted {
         } else {
             attempt.mount(&options)?;
         }
-        self.targets.push(target.to_owned());
+        self.targets.push((target.to_owned(), partition));
         self.has_share |= matches!(step.source, Some(Source::ShareTag(_)));
         if !options.propagation.is_empty() {
             rustix::mount::mount_change(target, options.propagation)
@@ -132,13 +140,15 @@ impl Mounted {
 
     /// Unmounts everything, last first. What is still busy is detached.
     pub(crate) fn unmount(&mut self) {
-        while let Some(target) = self.targets.pop() {
+        while let Some((target, partition)) = self.targets.pop() {
             if rustix::mount::unmount(&target, UnmountFlags::NOFOLLOW).is_err()
                 && let Err(error) =
                     rustix::mount::unmount(&target, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH)
             {
                 crate::log!("cannot unmount {}: {error}", target.display());
             }
+            // Of what is still busy it stays, and its number and place are taken.
+            drop(partition);
         }
     }
 }

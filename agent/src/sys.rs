@@ -1,7 +1,7 @@
 //! System calls that no safe wrapper covers.
 #![expect(
     unsafe_code,
-    reason = "kill(2) with real-time signals, ioctl(2) on an interface, adjtimex(2), clocks of devices and AsyncFd have no safe wrapper"
+    reason = "kill(2) with real-time signals, ioctl(2) on an interface and a disk, adjtimex(2), clocks of devices and AsyncFd have no safe wrapper"
 )]
 
 use std::io;
@@ -53,6 +53,71 @@ pub(crate) fn clock_of(device: BorrowedFd<'_>) -> io::Result<Timespec> {
             tv_sec: time.tv_sec,
             tv_nsec: time.tv_nsec,
         }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// `struct blkpg_partition` of `include/uapi/linux/blkpg.h`.
+#[repr(C)]
+struct BlkpgPartition {
+    start: i64,
+    length: i64,
+    number: libc::c_int,
+    /// Names, which the kernel does not look at.
+    names: [u8; 128],
+}
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct BlkpgArgument {
+    operation: libc::c_int,
+    flags: libc::c_int,
+    length: libc::c_int,
+    data: *mut BlkpgPartition,
+}
+
+/// What is done with a partition of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PartitionChange {
+    /// It is made, where nothing is; in bytes, whole sectors.
+    Add {
+        /// Where it begins.
+        start: i64,
+        /// How long it is.
+        length: i64,
+    },
+    /// It is removed. Nobody may have it open.
+    Remove,
+}
+
+/// Makes or removes partition `number` of a disk, in memory only (`BLKPG`). Its device node is there, or gone, when this returns.
+pub(crate) fn change_partition(
+    disk: BorrowedFd<'_>,
+    number: i32,
+    change: PartitionChange,
+) -> io::Result<()> {
+    const BLKPG: libc::Ioctl = 0x1269;
+    const BLKPG_ADD_PARTITION: libc::c_int = 1;
+    const BLKPG_DEL_PARTITION: libc::c_int = 2;
+    let (operation, start, length) = match change {
+        PartitionChange::Add { start, length } => (BLKPG_ADD_PARTITION, start, length),
+        PartitionChange::Remove => (BLKPG_DEL_PARTITION, 0, 0),
+    };
+    let mut partition = BlkpgPartition {
+        start,
+        length,
+        number,
+        names: [0; 128],
+    };
+    let mut argument = BlkpgArgument {
+        operation,
+        flags: 0,
+        length: libc::c_int::try_from(mem::size_of::<BlkpgPartition>()).unwrap_or(0),
+        data: &raw mut partition,
+    };
+    // SAFETY: BLKPG reads the argument and the partition that it points to; both live until it returns.
+    match unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, &raw mut argument) } {
+        0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }

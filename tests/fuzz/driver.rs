@@ -3,24 +3,29 @@
 //!
 //! The bytes are a program: each operation is one byte, and takes its operands from those after it (zeroes at the end). It
 //! writes and reads registers of any width and offset, sets queues up well or badly, puts any descriptors, heads and indices
-//! into the rings, fills memory, notifies, and plays the other side, the host's. What must hold is in [`check`].
+//! into the rings, fills memory, notifies, and plays the other side, the host's. Beside the memory there is some that is only read. What must hold is in [`check`].
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sandbox_types::GuestCid;
+use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
+use sandbox_types::{GuestCid, MemMib};
 use sandbox_vmm::bus::BusDevice as _;
+use sandbox_vmm::memory::is_writable;
+use sandbox_vmm::memory::window::{Window, WindowFile};
 use sandbox_vmm::virtio::block::Block;
 use sandbox_vmm::virtio::mmio::MmioTransport;
+use sandbox_vmm::virtio::pmem::Pmem;
 use sandbox_vmm::virtio::rng::Rng;
 use sandbox_vmm::virtio::{Interrupt, VirtioDevice, WorkerThread};
 use sandbox_vmm::vsock::{MuxerConfig, Vsock};
-use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MEMORY_BYTES: u64 = 1 << 20;
@@ -38,6 +43,10 @@ const MAX_CLIENTS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a program waits for an interrupt that may not come.
 const GLIMPSE: Duration = Duration::from_millis(1);
+
+/// Where memory begins that is only read: that of a machine without memory above 4 GiB.
+const WINDOW: u64 = 1 << 32;
+const WINDOW_BYTE: u8 = 0xa5;
 
 const DISK_SECTORS: u8 = 16;
 const SECTOR: usize = 512;
@@ -58,6 +67,8 @@ pub(crate) enum Kind {
     Entropy,
     /// The vsock device.
     Vsock,
+    /// The persistent memory device.
+    Pmem,
 }
 
 struct Operands<'a>(&'a [u8]);
@@ -84,9 +95,13 @@ impl Operands<'_> {
         u32::from_le_bytes(self.take())
     }
 
-    /// An address: in the data, in the rings, at the memory's end, or anywhere.
+    /// An address: in memory that is only read, or else in the data, in the rings, at the memory's end, or anywhere.
     fn address(&mut self) -> u64 {
-        match self.byte() % 4 {
+        let kind = self.byte();
+        if kind >= 0xf0 {
+            return WINDOW - 0x100 + u64::from(self.half());
+        }
+        match kind % 4 {
             0 => DATA + u64::from(self.half()),
             1 => u64::from(self.half()),
             2 => MEMORY_BYTES.wrapping_sub(u64::from(self.byte())),
@@ -132,6 +147,29 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Memory that is only read, of which every device of this process has the same. A device that wrote there would be ended by the kernel.
+fn window() -> Result<&'static Window, String> {
+    static MADE: OnceLock<Result<Window, String>> = OnceLock::new();
+    let make = || -> Result<Window, String> {
+        let mut file = tempfile::tempfile().map_err(text)?;
+        file.write_all(&[WINDOW_BYTE; 4096]).map_err(text)?;
+        let file = WindowFile {
+            file,
+            offset: PMEM_HEADER_BYTES,
+            bytes: 4096,
+        };
+        let size = MemMib::new(64).map_err(text)?;
+        Window::map(size, PMEM_ALIGNMENT, vec![file]).map_err(text)
+    };
+    MADE.get_or_init(make).as_ref().map_err(Clone::clone)
+}
+
+fn memory() -> Result<GuestMemoryMmap, String> {
+    let ram = GuestRegionMmap::from_range(GuestAddress(0), MEMORY_BYTES as usize, None);
+    let regions = vec![ram.map_err(text)?, window()?.region().map_err(text)?];
+    GuestMemoryMmap::from_regions(regions).map_err(text)
+}
+
 fn sectors() -> Vec<u8> {
     (0..DISK_SECTORS)
         .flat_map(|number| [number; SECTOR])
@@ -140,8 +178,7 @@ fn sectors() -> Vec<u8> {
 
 impl Bench {
     fn new(kind: Kind) -> Result<Self, String> {
-        let ranges = [(GuestAddress(0), MEMORY_BYTES as usize)];
-        let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(text)?;
+        let memory = memory()?;
         let folder = tempfile::tempdir().map_err(text)?;
         let mut disk = None;
         let device: Box<dyn VirtioDevice> = match kind {
@@ -164,6 +201,7 @@ impl Bench {
                 };
                 Box::new(Vsock::new(config).map_err(text)?)
             }
+            Kind::Pmem => Box::new(Pmem::new(window()?.range())),
         };
         let queues = device.queue_max_sizes().len() as u64;
         let irq = EventFd::new(EFD_NONBLOCK).map_err(text)?;
@@ -198,8 +236,10 @@ impl Bench {
     }
 
     fn put(&self, address: u64, bytes: &[u8]) {
-        // A driver may as well write where there is no memory.
-        let _ = self.memory.write_slice(bytes, GuestAddress(address));
+        // A driver may as well write where there is no memory, or where its writes are ignored.
+        if is_writable(&self.memory, GuestAddress(address), bytes.len() as u32) {
+            let _ = self.memory.write_slice(bytes, GuestAddress(address));
+        }
     }
 
     fn half_at(&self, address: u64) -> u16 {
@@ -372,6 +412,14 @@ impl Bench {
                 self.offer(0, 0, 1);
                 self.kick(0);
             }
+            Kind::Pmem => {
+                let kind = u32::from(rest.byte() % 3);
+                self.put(at, &kind.to_le_bytes());
+                self.descriptor(0, 0, (at, 4), NEXT, 1);
+                self.descriptor(0, 1, (rest.address(), rest.word() % 16), WRITE, 0);
+                self.offer(0, 0, 1);
+                self.kick(0);
+            }
             Kind::Vsock => {
                 let packet = Packet {
                     from: (GUEST_CID, rest.word() % 8),
@@ -535,6 +583,24 @@ impl Bench {
         Ok(())
     }
 
+    fn pmem_works(&mut self) -> Result<(), String> {
+        self.put(DATA, &[0; 4]);
+        self.put(DATA + 0x100, &[0xff; 4]);
+        self.descriptor(0, 0, (DATA, 4), NEXT, 1);
+        self.descriptor(0, 1, (DATA + 0x100, 4), WRITE, 0);
+        self.offer(0, 0, 1);
+        self.kick(0);
+        self.used(0, 1)?;
+        let answer = self.bytes::<4>(DATA + 0x100);
+        if self.used_length(0, 0) != 4 || answer != [0; 4] {
+            return Err(format!("a flush was answered {answer:?}"));
+        }
+        match self.bytes::<16>(WINDOW + PMEM_HEADER_BYTES) {
+            [WINDOW_BYTE, ..] => Ok(()),
+            other => Err(format!("its memory is {other:?}")),
+        }
+    }
+
     /// A client of the host's connects to a port of the guest's, which accepts.
     fn vsock_works(&mut self) -> Result<(), String> {
         self.receive_buffers(QUEUE_SIZE - 1);
@@ -643,5 +709,6 @@ pub(crate) fn check(kind: Kind, program: &[u8]) -> Result<(), String> {
         Kind::Disk | Kind::ReadOnlyDisk => bench.disk_works(),
         Kind::Entropy => bench.entropy_works(),
         Kind::Vsock => bench.vsock_works(),
+        Kind::Pmem => bench.pmem_works(),
     }
 }

@@ -188,6 +188,8 @@ pub struct Config {
     /// When set, all that runs a sandbox may have this much more memory of the host's than its guest has, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_memory_overhead_mib: Option<u32>,
+    /// Whether a guest under `kvm` gets image layers as memory that it shares with the host and all other guests.
+    pub image_dax: bool,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
     /// Where the folders of running sandboxes are.
@@ -232,6 +234,7 @@ impl Default for Config {
             memory_mib: 512,
             memory_overhead_mib: 96,
             sandbox_memory_overhead_mib: None,
+            image_dax: true,
             vcpus: 1,
             run_dir: PathBuf::from("/run/sandbox"),
             socket_dir: PathBuf::from("/run/containerd/s"),

@@ -75,6 +75,9 @@ pub enum DeathCause {
     /// KVM could not go on.
     #[error("KVM could not run the guest any further: {0}")]
     KvmError(String),
+    /// An image layer that the guest has as memory is no longer what it was.
+    #[error("an image layer changed on the host's disk while the virtual machine used it: {0}")]
+    LayerLost(String),
     /// The agent closed its event connection while the machine ran on.
     #[error("the agent in the guest is gone")]
     AgentGone,

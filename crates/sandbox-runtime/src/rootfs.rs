@@ -5,6 +5,7 @@
 //! | mount | becomes |
 //! | --- | --- |
 //! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
+//! | `erofs` of a file, where layers are mapped into the guest ([`window`]) | a part of the guest's persistent memory device |
 //! | `erofs`, when there are more of them than room for devices | a file in the shared folder, mounted in the guest from there |
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
@@ -18,16 +19,19 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
 use sandbox_protocol::{GUEST_RUN_DIR, agent};
-use sandbox_types::ContainerId;
+use sandbox_types::{ContainerId, MemMib};
 
+use crate::config::Config;
 use crate::driver::Driver;
 use crate::sandbox::BlockDevice;
 use crate::share::{SharePlan, SharedSource, is_read_only};
 
 pub mod template;
+pub mod window;
 
 pub use template::TemplateError;
 use template::{EarlierMount, expand};
+use window::{LayerWindow, MappedLayer};
 
 /// The most mounts of one container.
 pub const MAX_MOUNTS: usize = 128;
@@ -37,6 +41,8 @@ pub const MAX_MOUNTS: usize = 128;
 pub struct RootfsPlan {
     /// Disks to attach.
     pub block: Vec<BlockDevice>,
+    /// Layers to map, in the order of their places.
+    pub layers: Vec<MappedLayer>,
     /// Steps for the agent, in order.
     pub guest_mounts: Vec<agent::Mount>,
     /// The root in the guest.
@@ -49,6 +55,7 @@ pub struct DeviceAllocator {
     taken: usize,
     has_share: bool,
     driver: Driver,
+    window: Option<LayerWindow>,
 }
 
 impl DeviceAllocator {
@@ -59,6 +66,7 @@ impl DeviceAllocator {
             taken: 0,
             has_share: false,
             driver,
+            window: None,
         }
     }
 
@@ -69,7 +77,31 @@ impl DeviceAllocator {
             taken: driver.device_slots(),
             has_share: true,
             driver,
+            window: None,
         }
+    }
+
+    /// Lets layers be mapped into the guest, where the driver can and `config` says so; the guest has that much memory.
+    #[must_use]
+    pub fn with_window(mut self, config: &Config, memory: MemMib) -> Self {
+        self.window = match self.driver {
+            Driver::Kvm if config.image_dax => Some(LayerWindow::new(memory)),
+            _ => None,
+        };
+        self
+    }
+
+    /// Maps a layer, if it is a file for which there is room. The first one takes a device.
+    fn map_layer(&mut self, path: &Path) -> Option<MappedLayer> {
+        let needs_device = self.window.as_ref()?.is_empty();
+        if needs_device && self.room() == 0 {
+            return None;
+        }
+        let layer = self.window.as_mut()?.add(path)?;
+        if needs_device {
+            self.taken += 1;
+        }
+        Some(layer)
     }
 
     /// Takes the one device that everything shared comes through.
@@ -197,6 +229,7 @@ pub fn plan_rootfs(
     let dir = container_dir(container);
     let mut plan = RootfsPlan {
         block: Vec::new(),
+        layers: Vec::new(),
         guest_mounts: Vec::new(),
         root_path: format!("{dir}/rootfs"),
     };
@@ -231,9 +264,20 @@ pub fn plan_rootfs(
             )?;
         }
         _ => {
+            let mapped: Vec<_> = mounts
+                .iter()
+                .map(|mount| match mount.type_.as_str() {
+                    "erofs" => next_device.map_layer(Path::new(&mount.source)),
+                    _ => None,
+                })
+                .collect();
             let devices = mounts
                 .iter()
-                .filter(|mount| matches!(mount.type_.as_str(), "erofs" | "ext4"))
+                .zip(&mapped)
+                .filter(|(mount, mapped)| match mount.type_.as_str() {
+                    "erofs" => mapped.is_none(),
+                    kind => kind == "ext4",
+                })
                 .count();
             let layers = if devices > next_device.room() {
                 // It is needed in any case, and counts.
@@ -243,7 +287,7 @@ pub fn plan_rootfs(
                 Layers::Devices
             };
             let mut earlier = Vec::new();
-            for (index, mount) in mounts.iter().enumerate() {
+            for ((index, mount), mapped) in mounts.iter().enumerate().zip(mapped) {
                 let target = if index + 1 == mounts.len() {
                     plan.root_path.clone()
                 } else {
@@ -252,6 +296,7 @@ pub fn plan_rootfs(
                 let step = Step {
                     mount,
                     target,
+                    mapped,
                     layers,
                 };
                 step.plan(&mut plan, &mut earlier, next_device, share)
@@ -315,7 +360,7 @@ const MKDIR_OPTION: &str = "X-containerd.mkdir.path=";
 /// Options for containerd, not for a file system.
 const CONTAINERD_OPTION: &str = "X-containerd.";
 
-/// How the read-only layers reach the guest.
+/// How the read-only layers that are not mapped reach the guest.
 #[derive(Debug, Clone, Copy)]
 enum Layers {
     /// Each as a device.
@@ -328,6 +373,7 @@ enum Layers {
 struct Step<'a> {
     mount: &'a Mount,
     target: String,
+    mapped: Option<MappedLayer>,
     layers: Layers,
 }
 
@@ -356,6 +402,13 @@ impl Step<'_> {
         let mut source = None;
         let mut is_image = true;
         match (kind.fstype, self.layers) {
+            ("erofs", _) if self.mapped.is_some() => {
+                if let Some(layer) = self.mapped {
+                    step.set_pmem(layer.guest_range());
+                    step.options.extend(["ro", "dax=always"].map(str::to_owned));
+                    plan.layers.push(layer);
+                }
+            }
             ("erofs" | "ext4", _) if !Path::new(&mount.source).is_absolute() => {
                 return Err(MountProblem::RelativeSource.into());
             }

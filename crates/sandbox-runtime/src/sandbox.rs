@@ -25,6 +25,7 @@ use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
 use crate::jail::JailError;
 use crate::network::SharedNetwork;
+use crate::rootfs::window::MappedLayer;
 use crate::share::{ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
@@ -67,6 +68,8 @@ pub struct SandboxPlan {
     pub bundle: PathBuf,
     /// Disks, beside the guest's own root.
     pub block: Vec<BlockDevice>,
+    /// Image layers to map, in the order of their places.
+    pub layers: Vec<MappedLayer>,
     /// What the guest sees of the host's file system.
     pub shared: Vec<SharedEntry>,
     /// The pod's network namespace; without one it has no network.

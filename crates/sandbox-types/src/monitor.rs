@@ -31,6 +31,8 @@ pub struct MonitorConfig {
     pub vcpus: VcpuCount,
     /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
     pub block: Vec<BlockConfig>,
+    /// A persistent memory device of files that are only read.
+    pub pmem: Option<PmemConfig>,
     /// Network devices.
     pub net: Vec<NetConfig>,
     /// Shared directories, each served by a vhost-user back end.
@@ -51,6 +53,37 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
     pub serial: String,
+}
+
+/// What the ranges of a [`PmemConfig`], and its size, are multiples of, and where its address is: Linux adds memory of devices in units
+/// of this on x86 (`SUBSECTION_SIZE`, `include/linux/mmzone.h`). Also a huge page.
+pub const PMEM_ALIGNMENT: u64 = 2 << 20;
+/// What begins a [`PmemConfig`]'s device, as zeroes: Linux looks for a partition table in the first bytes, and for other things in the
+/// first 8 KiB (`drivers/nvdimm`), and what it finds must not be the word of a file.
+pub const PMEM_HEADER_BYTES: u64 = 64 << 10;
+
+/// A virtio-pmem device (VirtIO 1.3, 5.19): files, in one range of guest addresses, mapped from the host's page cache. The guest cannot
+/// write to them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// In the order of their offsets, without overlaps, the first one not before [`PMEM_HEADER_BYTES`]. What is between them reads as
+    /// zeroes.
+    pub files: Vec<PmemFileConfig>,
+    /// The size of the whole device: a multiple of [`PMEM_ALIGNMENT`].
+    pub bytes: u64,
+}
+
+/// A file in a [`PmemConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemFileConfig {
+    /// The file, opened for reading.
+    pub fd: i32,
+    /// Where in the device it begins, in whole pages.
+    pub offset: u64,
+    /// How long it is; never 0. A shorter file is refused, and one that becomes shorter ends the machine when the guest reads there.
+    pub bytes: u64,
 }
 
 /// A virtio network device (VirtIO 1.3, 5.1) over a tap.
@@ -129,6 +162,15 @@ pub enum GuestExit {
         /// What KVM said.
         detail: String,
     },
+    /// A file of a [`PmemConfig`] is no longer what it was, and the guest read where it is missing.
+    FileLost {
+        /// Its place in the configuration.
+        index: u64,
+        /// How many bytes it has now.
+        bytes: u64,
+        /// How many it should have.
+        expected: u64,
+    },
 }
 
 impl GuestExit {
@@ -141,6 +183,7 @@ impl GuestExit {
             Self::Reset => 81,
             Self::TripleFault => 82,
             Self::KvmError { .. } => 83,
+            Self::FileLost { .. } => FILE_LOST_EXIT_CODE,
         }
     }
 }
@@ -148,6 +191,9 @@ impl GuestExit {
 /// The exit code of a monitor or back end one of whose threads made a system call that is not on its list. If even that could
 /// not be done, `SIGSYS` ended it.
 pub const VIOLATION_EXIT_CODE: u8 = 84;
+
+/// The exit code of a monitor that, serving a device, read from a file of a [`PmemConfig`] where that is missing. There is no event then.
+pub const FILE_LOST_EXIT_CODE: u8 = 85;
 
 /// The I/O port through which the agent ends the machine. QEMU's `isa-debug-exit` device has the same
 /// default, so one agent serves both drivers.

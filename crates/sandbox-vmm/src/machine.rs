@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Barrier, Mutex};
 
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -28,7 +28,8 @@ use crate::devices::power::{EXIT_PORTS, RESET_PORTS};
 use crate::devices::serial::SERIAL_PORTS;
 use crate::devices::{ConsoleRing, ExitPort, ResetPort, SerialPort};
 use crate::end::MachineEnd;
-use crate::memory::{self, MemoryError, Sharing};
+use crate::memory::window::{ReadOnly, Window};
+use crate::memory::{self, MemoryError, Sharing, lost};
 use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
 use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
@@ -48,6 +49,8 @@ pub struct MachineConfig {
     pub memory: MemMib,
     /// Whether back ends share it.
     pub sharing: Sharing,
+    /// Files that the guest reads as memory, of which one of the devices tells it.
+    pub window: Option<Window>,
     /// Processors.
     pub vcpus: VcpuCount,
     /// Virtio devices in the order of their addresses, which is that in which the kernel finds them.
@@ -78,6 +81,15 @@ pub enum MachineError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// A host whose KVM has no memory that is only read.
+    #[error("KVM on this host has no read-only memory; set `image_dax = false`")]
+    NoReadOnlyMemory,
+    /// No handler for files that are lost.
+    #[error("cannot handle files that are lost")]
+    Lost {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Kernel and boot data.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -153,8 +165,15 @@ impl Machine {
         if version != 12 {
             return Err(MachineError::ApiVersion { version });
         }
+        if let Some(window) = &config.window {
+            if !config.kvm.check_extension(Cap::ReadonlyMem) {
+                return Err(MachineError::NoReadOnlyMemory);
+            }
+            lost::end_when_read(&window.host_range())
+                .map_err(|source| MachineError::Lost { source })?;
+        }
         let vm = config.kvm.create_vm().map_err(refused("create a VM"))?;
-        let memory = memory::create(config.memory, config.sharing)?;
+        let memory = memory::create(config.memory, config.sharing, config.window.as_ref())?;
         kvm::add_memory(&vm, &memory)?;
         kvm::create_interrupt_controllers(&vm)?;
         let entry = pvh::load_kernel(&memory, config.memory, &mut config.kernel)?;
@@ -163,7 +182,10 @@ impl Machine {
         let ports = port_devices(&vm, config.console, &end)?;
         let mut command_line = config.command_line;
         let mut roll = RollCall::new(config.confinement);
-        let mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line, &mut roll)?;
+        let mut mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line, &mut roll)?;
+        if let Some(window) = &config.window {
+            mmio.insert(window.range(), Arc::new(Mutex::new(ReadOnly::new())))?;
+        }
         pvh::write_boot_data(&memory, config.memory, config.vcpus, &command_line)?;
         Ok(Self {
             vm,
@@ -172,6 +194,7 @@ impl Machine {
             buses: Buses {
                 ports: Arc::new(ports),
                 mmio: Arc::new(mmio),
+                window: config.window.map(Arc::new),
             },
             end,
             roll,
@@ -252,7 +275,7 @@ fn create_vcpus(
         .map_err(refused("say what its vCPUs support"))?;
     let topology = Topology {
         vcpus: count,
-        tsc_deadline: kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer),
+        tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
     };
     let mut vcpus = Vec::new();
     for id in 0..count.get() {

@@ -1,9 +1,11 @@
 //! Guest memory: mapped lazily, in huge pages where the host has them.
 //!
 //! Private anonymous memory as a rule. Where a vhost-user back end must reach it too, one memory file, whose
-//! ranges follow each other in the order of their addresses.
+//! ranges follow each other in the order of their addresses. Beside it, files that the guest only reads: [`window`].
 
+pub mod lost;
 mod mapping;
+pub mod window;
 
 use std::fs::File;
 use std::io;
@@ -12,10 +14,11 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::MemMib;
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap,
-    MmapRegion,
+    Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
+    GuestMemoryRegion as _, GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
+use self::window::{Window, WindowError};
 use crate::arch::x86_64::layout;
 
 /// Who reaches guest memory.
@@ -56,6 +59,9 @@ pub enum MemoryError {
         /// Why.
         source: GuestRegionCollectionError,
     },
+    /// The files that it only reads.
+    #[error(transparent)]
+    Window(#[from] WindowError),
     /// More than this machine can address.
     #[error("{memory} of guest memory are more than this host can address")]
     TooLarge {
@@ -64,11 +70,15 @@ pub enum MemoryError {
     },
 }
 
-/// Maps guest memory for a machine of that size.
+/// Maps guest memory for a machine of that size, with `window` beside it. Back ends that share it get all but that.
 ///
 /// # Errors
 /// [`MemoryError`].
-pub fn create(memory: MemMib, sharing: Sharing) -> Result<GuestMemoryMmap, MemoryError> {
+pub fn create(
+    memory: MemMib,
+    sharing: Sharing,
+    window: Option<&Window>,
+) -> Result<GuestMemoryMmap, MemoryError> {
     let file = match sharing {
         Sharing::Private => None,
         Sharing::Shared => Some(Arc::new(memory_file(memory)?)),
@@ -93,8 +103,29 @@ pub fn create(memory: MemMib, sharing: Sharing) -> Result<GuestMemoryMmap, Memor
         let start = GuestAddress(range.start);
         regions.push(GuestRegionMmap::new(region, start).ok_or_else(too_large)?);
     }
+    if let Some(window) = window {
+        regions.push(window.region()?);
+    }
     GuestMemoryMmap::from_regions(regions)
         .map_err(|source| MemoryError::Assemble { memory, source })
+}
+
+/// Whether the region is one that is not only read.
+#[must_use]
+pub fn is_ram(region: &GuestRegionMmap) -> bool {
+    region.prot() & libc::PROT_WRITE != 0
+}
+
+/// Whether writing there is harmless: none of these bytes is memory that is only read. It need not be memory at all.
+#[must_use]
+pub fn is_writable(memory: &GuestMemoryMmap, address: GuestAddress, bytes: u32) -> bool {
+    let last = address
+        .raw_value()
+        .saturating_add(u64::from(bytes.saturating_sub(1)));
+    memory
+        .iter()
+        .filter(|region| !is_ram(region))
+        .all(|region| last < region.start_addr().0 || address > region.last_addr())
 }
 
 fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
@@ -113,13 +144,13 @@ fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::Bytes as _;
 
     use super::*;
 
     #[test]
     fn private_memory_is_aligned_to_huge_pages() {
-        let memory = create(MemMib::new(64).unwrap(), Sharing::Private).unwrap();
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None).unwrap();
         for region in memory.iter() {
             assert_eq!(region.as_ptr() as usize % (2 << 20), 0);
         }
@@ -130,7 +161,7 @@ mod tests {
 
     #[test]
     fn shared_memory_over_the_hole_has_consecutive_offsets_in_one_file() {
-        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared).unwrap();
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None).unwrap();
         let offsets: Vec<_> = memory
             .iter()
             .map(|r| (r.start_addr().0, r.file_offset().unwrap().start()))

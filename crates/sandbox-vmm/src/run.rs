@@ -11,8 +11,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_jail::seccomp::SeccompError;
+use sandbox_types::MemMib;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent,
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, PmemConfig,
 };
 
 use crate::control::{ConfigError, Control, read_config};
@@ -21,6 +22,7 @@ use crate::fd::{FdError, Inherited};
 use crate::jail::{EnterError, JailArguments};
 use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
 use crate::memory::Sharing;
+use crate::memory::window::{Window, WindowError, WindowFile};
 use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
@@ -29,6 +31,7 @@ use crate::virtio::fs::{FsDevice, FsError};
 use crate::virtio::net::Net;
 use crate::virtio::net::error::NetError;
 use crate::virtio::net::tap::Tap;
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::vsock::{MuxerConfig, Vsock, VsockError};
 
@@ -69,6 +72,9 @@ pub enum RunError {
         /// What is wrong.
         source: BlockError,
     },
+    /// Persistent memory.
+    #[error("persistent memory")]
+    Pmem(#[from] WindowError),
     /// A network device.
     #[error("network device {index}")]
     Net {
@@ -185,6 +191,13 @@ fn machine_config(
         let fd = inherited.take(disk.fd, "a disk")?;
         devices.push(Box::new(block(index, disk, fd)?));
     }
+    let window = match &config.pmem {
+        Some(pmem) => Some(window(inherited, config.memory, pmem)?),
+        None => None,
+    };
+    if let Some(window) = &window {
+        devices.push(Box::new(Pmem::new(window.range())));
+    }
     devices.push(Box::new(Rng::new()));
     let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
     devices.push(Box::new(Vsock::new(MuxerConfig {
@@ -219,11 +232,28 @@ fn machine_config(
         } else {
             Sharing::Shared
         },
+        window,
         vcpus: config.vcpus,
         devices,
         console: ConsoleRing::new(console)?,
         confinement: Confinement::new()?,
     })
+}
+
+fn window(
+    inherited: &mut Inherited,
+    memory: MemMib,
+    pmem: &PmemConfig,
+) -> Result<Window, RunError> {
+    let mut files = Vec::with_capacity(pmem.files.len());
+    for file in &pmem.files {
+        files.push(WindowFile {
+            file: File::from(inherited.take(file.fd, "a file for persistent memory")?),
+            offset: file.offset,
+            bytes: file.bytes,
+        });
+    }
+    Ok(Window::map(memory, pmem.bytes, files)?)
 }
 
 fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunError> {

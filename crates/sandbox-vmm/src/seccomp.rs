@@ -21,6 +21,8 @@ pub enum ThreadKind {
     Block,
     /// Serves a network device.
     Net,
+    /// Serves a persistent memory device.
+    Pmem,
     /// Serves the entropy device.
     Rng,
     /// Serves the vsock device.
@@ -31,11 +33,12 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Main,
         Self::Vcpu,
         Self::Block,
         Self::Net,
+        Self::Pmem,
         Self::Rng,
         Self::Vsock,
         Self::VhostUser,
@@ -49,6 +52,7 @@ impl ThreadKind {
             Self::Vcpu => "vCPU",
             Self::Block => "disk",
             Self::Net => "network",
+            Self::Pmem => "pmem",
             Self::Rng => "entropy",
             Self::Vsock => "vsock",
             Self::VhostUser => "vhost-user",
@@ -65,7 +69,7 @@ impl ThreadKind {
             Self::Net => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::NET],
             Self::Rng => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::RNG],
             Self::Vsock => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::VSOCK],
-            Self::VhostUser => &[rules::EVERY_THREAD, rules::EVERY_DEVICE],
+            Self::Pmem | Self::VhostUser => &[rules::EVERY_THREAD, rules::EVERY_DEVICE],
         }
     }
 

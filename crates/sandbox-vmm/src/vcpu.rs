@@ -23,6 +23,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::end::MachineEnd;
+use crate::memory::window::Window;
 
 /// What a vCPU reaches.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct Buses {
     pub ports: Arc<Bus>,
     /// Memory-mapped devices.
     pub mmio: Arc<Bus>,
+    /// Files that it reads as memory.
+    pub window: Option<Arc<Window>>,
 }
 
 /// Why a vCPU has no thread.
@@ -143,6 +146,7 @@ fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Option<GuestExit> {
         Ok(VcpuExit::MmioRead(address, data)) => buses.mmio.read(address, data),
         Ok(VcpuExit::MmioWrite(address, data)) => buses.mmio.write(address, data),
         Ok(VcpuExit::Intr) => {}
+        Ok(VcpuExit::MemoryFault { .. }) => return Some(memory_fault(buses)),
         Ok(VcpuExit::Shutdown) => return Some(GuestExit::TripleFault),
         Ok(VcpuExit::SystemEvent(..)) => return Some(GuestExit::Reset),
         Ok(VcpuExit::FailEntry(reason, cpu)) => {
@@ -153,9 +157,24 @@ fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Option<GuestExit> {
         Ok(VcpuExit::InternalError) => return Some(internal_error(vcpu)),
         Ok(other) => return Some(kvm_error(format!("unexpected exit {other:?}"))),
         Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+        Err(error) if error.errno() == libc::EFAULT => return Some(memory_fault(buses)),
         Err(error) => return Some(kvm_error(format!("KVM_RUN: {error}"))),
     }
     None
+}
+
+/// The guest reached for a page that the host could not provide. As a rule that is one of a file that has become shorter.
+fn memory_fault(buses: &Buses) -> GuestExit {
+    match buses.window.as_ref().and_then(|window| window.lost()) {
+        Some(lost) => GuestExit::FileLost {
+            index: lost.index,
+            bytes: lost.bytes,
+            expected: lost.expected,
+        },
+        None => {
+            kvm_error("KVM_RUN: the host could not provide a page of the guest's memory".to_owned())
+        }
+    }
 }
 
 fn kvm_error(detail: String) -> GuestExit {

@@ -6,7 +6,7 @@
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`chain`], on which the parsers work; the transport
 //! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
-//! itself, the parser of its requests, and its error: [`block`], [`net`], [`rng`], [`fs`], and [`crate::vsock`].
+//! itself, the parser of its requests, and its error: [`block`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod block;
 pub mod chain;
@@ -14,6 +14,7 @@ pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod rng;
 pub mod vhost_user;
 pub mod worker;

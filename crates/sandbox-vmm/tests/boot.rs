@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         booting("reboot_by_triple_fault_is_told_apart", triple_fault),
         booting("disks_are_read_and_written_as_configured", disks),
         booting("rng_device_feeds_the_kernel", rng),
+        booting("files_in_memory_are_read_and_writes_are_ignored", memory),
+        booting("file_in_memory_that_is_cut_short_ends_the_guest", cut_short),
         booting("console_flood_keeps_the_tail", flood),
         sharing("shared_directory_is_mounted_and_written", share),
         booting("parent_that_hangs_up_ends_the_guest", hang_up),
@@ -111,6 +113,7 @@ fn guest<'a>(kernel: &'a Path, arguments: &str) -> Result<Guest<'a>> {
             writable: false,
             serial: "guest-root",
         }],
+        memory: Vec::new(),
         shares: Vec::new(),
         vcpus: 1,
         arguments: arguments.to_owned(),
@@ -218,6 +221,70 @@ fn rng(kernel: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A file of the guest's memory, with a name of its own and content that is nowhere else.
+fn in_memory(dir: &Path, name: &str, words: u32) -> Result<(PathBuf, String)> {
+    let content: Vec<u8> = (0..words)
+        .flat_map(|word| {
+            (word ^ 0x5bd1_e995)
+                .wrapping_mul(2_654_435_761)
+                .to_le_bytes()
+        })
+        .collect();
+    let path = dir.join(name);
+    fs::write(&path, &content)?;
+    let sum = Sha256::digest(&content);
+    let sum = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok((path, sum))
+}
+
+fn memory(kernel: &Path) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (first, first_sum) = in_memory(dir.path(), "first", 1 << 18)?;
+    let (second, second_sum) = in_memory(dir.path(), "second", 1 << 10)?;
+    let mut guest = guest(kernel, "reboot=k scenario=memory")?;
+    guest.memory = vec![first.clone(), second];
+    let ended = Monitor::start(guest)?.wait()?;
+    ended
+        .expect(&GuestExit::Shutdown)?
+        .shows("bytes=6291456")?
+        .shows(&format!("first={first_sum}"))?
+        .shows(&format!("second={second_sum}"))?
+        .shows("between=0")?
+        // The kernel of the guest believes that it wrote.
+        .shows("wrote=0")?
+        .shows(&format!("again={first_sum}"))?;
+    let sum = Sha256::digest(fs::read(&first)?);
+    let sum: String = sum.iter().map(|byte| format!("{byte:02x}")).collect();
+    ensure!(sum == first_sum, "the guest changed a file of the host's");
+    Ok(())
+}
+
+fn cut_short(kernel: &Path) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (path, _) = in_memory(dir.path(), "file", 1 << 18)?;
+    let mut guest = guest(kernel, "reboot=k scenario=memory")?;
+    guest.memory = vec![path.clone()];
+    let mut monitor = Monitor::start(guest)?;
+    let event = monitor.event()?;
+    ensure!(
+        matches!(event, Some(MonitorEvent::Started { .. })),
+        "{event:?}"
+    );
+    // It is mapped, and the guest is far from reading it.
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)?
+        .set_len(4096)?;
+    let lost = GuestExit::FileLost {
+        index: 0,
+        bytes: 4096,
+        expected: 1 << 20,
+    };
+    let ended = monitor.wait()?;
+    ended.expect(&lost)?.hides("first=")?;
+    Ok(())
+}
+
 fn flood(kernel: &Path) -> Result<()> {
     let ended = boot(kernel, "reboot=k scenario=flood")?;
     ended
@@ -298,6 +365,7 @@ fn bad_kernel() -> Result<()> {
     let guest = Guest {
         kernel: &path,
         disks: Vec::new(),
+        memory: Vec::new(),
         shares: Vec::new(),
         vcpus: 1,
         arguments: String::new(),

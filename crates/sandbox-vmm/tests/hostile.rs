@@ -69,6 +69,11 @@ fn vsock_survives_the_corpus() {
     assert_eq!(replay("vsock", &[Kind::Vsock]), Ok(()));
 }
 
+#[test]
+fn pmem_survives_the_corpus() {
+    assert_eq!(replay("pmem", &[Kind::Pmem]), Ok(()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
@@ -81,6 +86,11 @@ proptest! {
     #[test]
     fn entropy_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
         prop_assert_eq!(survived(Kind::Entropy, &program), Ok(()));
+    }
+
+    #[test]
+    fn pmem_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Pmem, &program), Ok(()));
     }
 
     #[test]

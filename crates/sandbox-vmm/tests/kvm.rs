@@ -15,7 +15,7 @@ use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use libtest_mimic::{Arguments, Completion, Trial};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -37,6 +37,11 @@ const DEVICE: BusRange = BusRange {
     start: 0x9_0000,
     length: 0x100,
 };
+/// Memory that is only read: segment 0xa000, with [`POWER_OFF`] in each byte.
+const READ_ONLY: BusRange = BusRange {
+    start: 0xa_0000,
+    length: 0x1000,
+};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -47,6 +52,10 @@ fn main() -> ExitCode {
         trial("pulse_after_a_panic_on_the_console_is_a_panic", panic),
         trial("interrupt_without_a_table_is_a_triple_fault", triple_fault),
         trial("access_behind_memory_reaches_the_device_there", mmio),
+        trial(
+            "write_to_memory_that_is_only_read_reaches_the_device_there_and_changes_nothing",
+            read_only,
+        ),
         trial("port_without_a_device_reads_ones", absent_port),
         trial("halt_without_interrupts_to_wait_for_is_an_error", halt),
         trial("vcpu_that_spins_leaves_when_kicked", spin),
@@ -103,19 +112,31 @@ impl Machine {
         prepare: impl FnOnce(&VcpuFd) -> Result<()>,
     ) -> Result<Self> {
         install_kick_handler()?;
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?;
+        let read_only = usize::try_from(READ_ONLY.length)?;
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[
+            (GuestAddress(0), MEMORY_BYTES),
+            (GuestAddress(READ_ONLY.start), read_only),
+        ])?;
         memory.write_slice(code, CODE)?;
+        memory.write_slice(&vec![POWER_OFF; read_only], GuestAddress(READ_ONLY.start))?;
         let kvm = Kvm::new().context("cannot open /dev/kvm")?;
         let vm = kvm.create_vm()?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: u64::try_from(MEMORY_BYTES)?,
-            userspace_addr: u64::try_from(memory.get_host_address(GuestAddress(0))?.addr())?,
-        };
-        // SAFETY: the mapping has that size and is dropped after the machine (see the order of the fields).
-        unsafe { vm.set_user_memory_region(region) }?;
+        let slots = [
+            (0, u64::try_from(MEMORY_BYTES)?, 0),
+            (READ_ONLY.start, READ_ONLY.length, KVM_MEM_READONLY),
+        ];
+        for (slot, (start, bytes, flags)) in (0_u32..).zip(slots) {
+            let address = memory.get_host_address(GuestAddress(start))?.addr();
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags,
+                guest_phys_addr: start,
+                memory_size: bytes,
+                userspace_addr: u64::try_from(address)?,
+            };
+            // SAFETY: the mapping has that size and is dropped after the machine (see the order of the fields).
+            unsafe { vm.set_user_memory_region(region) }?;
+        }
         if interrupts {
             vm.create_irq_chip()?;
         }
@@ -127,9 +148,11 @@ impl Machine {
         let device = Arc::new(Mutex::new(Probe::default()));
         let mut mmio = Bus::new();
         mmio.insert(DEVICE, device.clone())?;
+        mmio.insert(READ_ONLY, device.clone())?;
         let buses = Buses {
             ports: Arc::new(ports(&end)?),
             mmio: Arc::new(mmio),
+            window: None,
         };
         let vcpu = VcpuHandle::spawn(
             0,
@@ -303,6 +326,27 @@ fn mmio() -> Result<()> {
     let device = device.lock().unwrap_or_else(PoisonError::into_inner);
     ensure!(
         device.written == [(0x10, vec![0x34, 0x12])],
+        "{:?}",
+        device.written
+    );
+    Ok(())
+}
+
+fn read_only() -> Result<()> {
+    let code = [
+        0xb8, 0x00, 0xa0, // mov ax, 0xa000
+        0x8e, 0xd8, // mov ds, ax
+        0xc7, 0x06, 0x20, 0x00, 0x34, 0x12, // mov word [0x20], 0x1234
+        0xa0, 0x20, 0x00, // mov al, [0x20]
+        0xba, 0x01, 0x05, // mov dx, 0x501
+        0xee, // out dx, al
+        0xf4, // hlt
+    ];
+    let (exit, device) = run(&code)?;
+    ensure!(exit == GuestExit::Shutdown, "the write arrived: {exit:?}");
+    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure!(
+        device.written == [(0x20, vec![0x34, 0x12])],
         "{:?}",
         device.written
     );

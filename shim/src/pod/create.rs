@@ -7,6 +7,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::GUEST_RUN_DIR;
 use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
+use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
 use sandbox_runtime::{BlockDevice, Sandbox, SandboxPlan, host, network};
@@ -48,6 +49,7 @@ struct GuestParts {
     root_path: String,
     files: Vec<agent::File>,
     block: Vec<BlockDevice>,
+    layers: Vec<MappedLayer>,
     shared: Vec<SharedEntry>,
     shm_bytes: Option<u64>,
 }
@@ -132,6 +134,7 @@ impl Draft<'_> {
             root_path: rootfs.root_path,
             files: resolved.files,
             block: rootfs.block,
+            layers: rootfs.layers,
             shared: share.into_entries(),
             shm_bytes: resolved.shm_bytes,
         })
@@ -272,7 +275,8 @@ impl Pod {
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }
-        let mut devices = DeviceAllocator::new(driver);
+        let (memory, vcpus) = spec.machine(role, &config)?;
+        let mut devices = DeviceAllocator::new(driver).with_window(&config, memory);
         let network = match spec.network_namespace() {
             Some(path) => {
                 let count = network::devices(path)?;
@@ -288,7 +292,6 @@ impl Pod {
         let shm = shares_later.then(|| shm_path(draft.id));
         let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
         let has_shm = guest.add_own_shm(shm);
-        let (memory, vcpus) = spec.machine(role, &config)?;
         let plan = SandboxPlan {
             id: self.id.clone(),
             namespace: self.namespace.clone(),
@@ -297,6 +300,7 @@ impl Pod {
             vcpus,
             bundle: draft.bundle.to_owned(),
             block: std::mem::take(&mut guest.block),
+            layers: std::mem::take(&mut guest.layers),
             shared: std::mem::take(&mut guest.shared),
             shares_later,
             network,

@@ -16,6 +16,7 @@ mod inside;
 mod isolation;
 mod jail;
 mod kills;
+mod layers;
 mod lifecycle;
 mod network;
 mod networks;
@@ -50,6 +51,7 @@ const CASE_LIMIT: Duration = Duration::from_secs(600);
 /// The tests in which the driver, its devices or its helpers take part.
 const MACHINE: &[&[Case]] = &[
     run::CASES,
+    layers::CASES,
     stdio::CASES,
     tty::CASES,
     failures::CASES,
@@ -132,6 +134,9 @@ fn trial(setup: &Setup, (name, case): Case) -> Trial {
         if isolation::CASES.iter().any(|(one, _)| *one == name)
             && let Some(reason) = isolation::obstacle(&setup)
         {
+            return Ok(Completion::ignored_with(reason));
+        }
+        if let Some(reason) = layers::obstacle(name, setup.driver) {
             return Ok(Completion::ignored_with(reason));
         }
         let attempt = || -> Result<()> {

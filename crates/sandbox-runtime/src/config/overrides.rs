@@ -11,7 +11,7 @@ use super::{Config, ConfigError};
 /// In front of the key.
 pub const ANNOTATION_PREFIX: &str = "dev.sandbox.config.";
 /// The keys that a configuration may let pods set.
-pub const OVERRIDABLE: [&str; 8] = [
+pub const OVERRIDABLE: [&str; 9] = [
     "hypervisor",
     "memory_mib",
     "memory_overhead_mib",
@@ -20,6 +20,7 @@ pub const OVERRIDABLE: [&str; 8] = [
     "kernel_arguments",
     "kernel",
     "image",
+    "image_dax",
 ];
 /// Those of them that are paths.
 const PATHS: [&str; 2] = ["kernel", "image"];
@@ -109,6 +110,8 @@ impl Config {
                 return Err(OverrideProblem::Path);
             }
             toml::Value::String(path.to_string_lossy().into_owned())
+        } else if let ("image_dax", Ok(value)) = (key, value.parse()) {
+            toml::Value::Boolean(value)
         } else {
             value.parse().map_or_else(
                 |_| toml::Value::String(value.to_owned()),
@@ -128,6 +131,7 @@ impl Config {
             "kernel_arguments" => config.kernel_arguments = said.kernel_arguments,
             "kernel" => config.kernel = said.kernel,
             "image" => config.image = said.image,
+            "image_dax" => config.image_dax = said.image_dax,
             _ => return Err(OverrideProblem::NotAllowed),
         }
         config.check(Path::new("with the pod's annotations"))?;
@@ -155,7 +159,8 @@ mod tests {
 
     #[test]
     fn pod_sets_what_the_configuration_lists_and_nothing_else() {
-        let config = allowing(&["memory_mib", "kernel_arguments"]);
+        let config = allowing(&["memory_mib", "kernel_arguments", "image_dax"]);
+        assert!(config.image_dax && !with(&config, "image_dax", "false").unwrap().image_dax);
         assert_eq!(with(&config, "memory_mib", "300").unwrap().memory_mib, 300);
         let arguments = with(&config, "kernel_arguments", "quiet").unwrap();
         assert_eq!(arguments.kernel_arguments, "quiet");
@@ -179,6 +184,7 @@ mod tests {
             ("memory_mib", "much"),
             ("vcpus", "-1"),
             ("hypervisor", "xen"),
+            ("image_dax", "1"),
         ] {
             assert!(
                 matches!(with(&config, key, value), Err(OverrideProblem::Value(_))),

@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
 use sandbox_types::GuestCid;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, NetConfig,
-    ShareConfig, VsockConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MonitorConfig,
+    MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
 };
 use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -25,6 +25,7 @@ use super::{
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
+use crate::rootfs::window::device_bytes;
 use crate::share::TAG;
 use crate::timeline::Timeline;
 
@@ -43,12 +44,15 @@ struct Report {
 #[derive(Debug)]
 pub(super) struct Kvm {
     report: Arc<Mutex<Report>>,
+    /// The files that the guest has as memory, in the order of the monitor's configuration.
+    layers: Vec<PathBuf>,
 }
 
 impl Kvm {
     pub(super) fn new() -> Self {
         Self {
             report: Arc::default(),
+            layers: Vec::new(),
         }
     }
 }
@@ -88,6 +92,22 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
+        let mut pmem = None;
+        if !plan.layers.is_empty() {
+            let mut files = Vec::with_capacity(plan.layers.len());
+            for layer in &plan.layers {
+                files.push(PmemFileConfig {
+                    fd: launch.pass(open("the image layer", &layer.path, true)?)?,
+                    offset: layer.offset,
+                    bytes: layer.bytes,
+                });
+                self.layers.push(layer.path.clone());
+            }
+            pmem = Some(PmemConfig {
+                files,
+                bytes: device_bytes(&plan.layers),
+            });
+        }
         let mut net = Vec::new();
         for nic in request.nics {
             net.push(NetConfig {
@@ -103,6 +123,7 @@ impl HypervisorDriver for Kvm {
             memory: plan.memory,
             vcpus: plan.vcpus,
             block,
+            pmem,
             net,
             shares,
             vsock: VsockConfig {
@@ -139,7 +160,7 @@ impl HypervisorDriver for Kvm {
 
     fn cause(&self, end: ProcessEnd, process: &Process, console: &Console) -> DeathCause {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        cause(&report, end, || process.last_words(), console)
+        cause(&report, end, || process.last_words(), console, &self.layers)
     }
 }
 
@@ -197,6 +218,7 @@ fn cause(
     end: ProcessEnd,
     last_words: impl FnOnce() -> String,
     console: &Console,
+    layers: &[PathBuf],
 ) -> DeathCause {
     if end.is_violation() {
         // Whatever it reported before.
@@ -214,7 +236,21 @@ fn cause(
             GuestExit::KvmError { detail } => {
                 DeathCause::KvmError(printable(detail.as_bytes(), MAX_DETAIL_BYTES))
             }
+            GuestExit::FileLost {
+                index,
+                bytes,
+                expected,
+            } => {
+                let layer = usize::try_from(*index)
+                    .ok()
+                    .and_then(|index| layers.get(index));
+                let name = layer.map_or_else(|| "a layer".to_owned(), |l| l.display().to_string());
+                DeathCause::LayerLost(format!("{name} has {bytes} of its {expected} bytes left"))
+            }
         };
+    }
+    if end == ProcessEnd::Exited(FILE_LOST_EXIT_CODE.into()) {
+        return DeathCause::LayerLost(last_words().trim().to_owned());
     }
     let detail = match &report.failure {
         Some(message) => message.clone(),
@@ -239,7 +275,8 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let console = Console::create(folder.path()).unwrap();
-        cause(&report, end, || "words".to_owned(), &console)
+        let layers = ["/l/0.erofs", "/l/1.erofs"].map(PathBuf::from);
+        cause(&report, end, || "words".to_owned(), &console, &layers)
     }
 
     #[test]
@@ -260,6 +297,24 @@ mod tests {
                 detail: "no memory".into()
             }
         );
+    }
+
+    #[test]
+    fn cause_is_the_layer_that_was_lost() {
+        let lost = |index| GuestExit::FileLost {
+            index,
+            bytes: 1,
+            expected: 2,
+        };
+        let end = ProcessEnd::Exited(FILE_LOST_EXIT_CODE.into());
+        for (exit, told) in [
+            (Some(lost(1)), "/l/1.erofs has 1 of its 2 bytes left"),
+            (Some(lost(2)), "a layer has 1 of its 2 bytes left"),
+            (None, "words"),
+        ] {
+            let cause = cause_of(exit, None, end);
+            assert_eq!(cause, DeathCause::LayerLost(told.to_owned()));
+        }
     }
 
     #[test]

@@ -251,6 +251,118 @@ fn rootfs_with_more_layers_than_devices_fit_has_them_as_files_in_one_share() {
     }
 }
 
+/// A layer's file of that size, and its path.
+fn layer_file(bytes: u64) -> (tempfile::NamedTempFile, String) {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(bytes).unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    (file, path)
+}
+
+/// The plan, and how many devices are left, in a machine of 64 MiB whose window has 128.
+fn mapped(config: &Config, driver: Driver, mounts: &[Mount]) -> (RootfsPlan, usize, usize) {
+    let container = ContainerId::new("c1").unwrap();
+    let mut share = SharePlan::new(&container);
+    let mut devices = DeviceAllocator::new(driver).with_window(config, MemMib::new(64).unwrap());
+    let bundle = Path::new("/bundle");
+    let plan = plan_rootfs(&container, mounts, &mut devices, &mut share, bundle).unwrap();
+    (plan, devices.room(), share.into_entries().len())
+}
+
+fn with_overlay(mut mounts: Vec<Mount>) -> Vec<Mount> {
+    let layers = mounts.len();
+    mounts.push(mount("ext4", "/rw", &[]));
+    let overlay = format!("lowerdir={{{{ overlay {} 0 }}}}", layers - 1);
+    mounts.push(mount("format/overlay", "overlay", &[&overlay]));
+    mounts
+}
+
+#[test]
+fn layers_that_are_files_are_parts_of_one_device() {
+    let files = [3 << 20, 5000, 4096].map(layer_file);
+    let mounts = files
+        .iter()
+        .map(|(_, path)| mount("erofs", path, &["ro", "loop"]));
+    let mounts = with_overlay(mounts.collect());
+    let (plan, room, shared) = mapped(&Config::default(), Driver::Kvm, &mounts);
+    assert_eq!((room, shared), (Driver::Kvm.device_slots() - 2, 0));
+    let places: Vec<_> = plan
+        .layers
+        .iter()
+        .map(|l| (l.path.to_str().unwrap(), l.offset, l.bytes))
+        .collect();
+    let [a, b, c] = files.each_ref().map(|(_, path)| path.as_str());
+    let behind = 5 << 20;
+    assert_eq!(
+        places,
+        [
+            (a, 2 << 20, 3 << 20),
+            (b, behind, 5000),
+            (c, behind + 8192, 4096)
+        ]
+    );
+    let [step, second, ..] = plan.guest_mounts.as_slice() else {
+        panic!("{:?}", plan.guest_mounts);
+    };
+    assert_eq!(step.fstype, "erofs");
+    assert_eq!(step.options, ["ro", "dax=always"]);
+    let range = second.pmem();
+    assert_eq!(
+        (range.partition, range.offset, range.bytes),
+        (2, behind, 8192)
+    );
+    assert_eq!(plan.block.len(), 1);
+    assert_eq!(plan.block[0].path, Path::new("/rw"));
+}
+
+#[test]
+fn layers_that_are_not_mapped_are_devices_or_files() {
+    let (_large, large) = layer_file(100 << 20);
+    let (_other, other) = layer_file(50 << 20);
+    let config = Config::default();
+    let mounts = with_overlay(vec![
+        mount("erofs", &large, &[]),
+        mount("erofs", &other, &[]),
+        mount("erofs", "/dev/null", &[]),
+    ]);
+    let (plan, _, shared) = mapped(&config, Driver::Kvm, &mounts);
+    assert_eq!((plan.layers.len(), plan.block.len(), shared), (1, 3, 0));
+
+    // One device for what is mapped, and the rest of them are too few for the others.
+    let slots = Driver::Kvm.device_slots();
+    let mut layers = vec![mount("erofs", &large, &[])];
+    layers.extend(vec![mount("erofs", &other, &[]); slots - 1]);
+    let (plan, room, shared) = mapped(&config, Driver::Kvm, &with_overlay(layers));
+    assert_eq!(
+        (plan.layers.len(), plan.block.len(), shared),
+        (1, 1, slots - 1)
+    );
+    assert_eq!(room, slots - 3);
+}
+
+#[test]
+fn hundred_layers_take_one_device() {
+    let (_file, path) = layer_file(9000);
+    let mounts = with_overlay(vec![mount("erofs", &path, &[]); 100]);
+    let (plan, room, shared) = mapped(&Config::default(), Driver::Kvm, &mounts);
+    assert_eq!((plan.layers.len(), plan.block.len(), shared), (100, 1, 0));
+    assert_eq!(room, Driver::Kvm.device_slots() - 2);
+}
+
+#[test]
+fn layers_are_mapped_only_where_the_driver_can_and_the_configuration_says_so() {
+    let (_file, path) = layer_file(9000);
+    let mounts = with_overlay(vec![mount("erofs", &path, &[])]);
+    let off = Config {
+        image_dax: false,
+        ..Config::default()
+    };
+    for (config, driver) in [(Config::default(), Driver::Qemu), (off, Driver::Kvm)] {
+        let (plan, _, shared) = mapped(&config, driver, &mounts);
+        assert_eq!((plan.layers.len(), plan.block.len(), shared), (0, 2, 0));
+    }
+}
+
 #[test]
 fn everything_shared_comes_through_one_device() {
     let container = ContainerId::new("c1").unwrap();

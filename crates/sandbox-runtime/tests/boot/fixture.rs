@@ -157,10 +157,10 @@ impl Fixture {
 
     pub(crate) fn plan(&self, root: &Root) -> SandboxPlan {
         let config = self.config();
-        let block = root
+        let (block, layers) = root
             .plan
             .as_ref()
-            .map(|plan| plan.block.clone())
+            .map(|plan| (plan.block.clone(), plan.layers.clone()))
             .unwrap_or_default();
         SandboxPlan {
             cgroup: None,
@@ -171,6 +171,7 @@ impl Fixture {
             config,
             bundle: self.path("bundle"),
             block,
+            layers,
             shared: root.shared.clone(),
             network: None,
             shares_later: false,
@@ -178,7 +179,9 @@ impl Fixture {
     }
 
     fn root(&self, mounts: &[Mount]) -> Result<Root, Failure> {
-        let mut devices = DeviceAllocator::new(self.driver());
+        let config = self.config();
+        let mut devices =
+            DeviceAllocator::new(self.driver()).with_window(&config, config.memory()?);
         let mut share = SharePlan::new(&self.container());
         let mut plan = plan_rootfs(
             &self.container(),

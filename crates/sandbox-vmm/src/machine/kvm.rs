@@ -6,12 +6,13 @@
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::{MachineError, refused};
 use crate::arch::x86_64::layout;
+use crate::memory;
 
 /// KVM by an open `/dev/kvm`.
 #[must_use]
@@ -20,12 +21,15 @@ pub fn from_fd(fd: OwnedFd) -> Kvm {
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }
 
-/// Makes `memory` the memory of the VM.
+/// Makes `memory` the memory of the VM. The guest cannot write to what is only read.
 pub(super) fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MachineError> {
     for (slot, region) in (0_u32..).zip(memory.iter()) {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: match memory::is_ram(region) {
+                true => 0,
+                false => KVM_MEM_READONLY,
+            },
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

@@ -1,10 +1,13 @@
-//! Anonymous mappings that begin on a huge page.
+//! Mappings that begin on a huge page.
 #![expect(
     unsafe_code,
     reason = "mmap with an alignment, and madvise, on addresses that no Rust object lives at"
 )]
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::ptr;
 
 use vm_memory::MmapRegion;
@@ -46,5 +49,75 @@ fn unmap(start: *mut u8, bytes: usize) {
     if bytes > 0 {
         // SAFETY: the range is a part of a mapping made just now, and nothing points into it.
         unsafe { libc::munmap(start.cast(), bytes) };
+    }
+}
+
+/// Bytes of a page on x86-64.
+pub(super) const PAGE_BYTES: u64 = 4096;
+
+/// Address space that reads as zeroes, and into which files are mapped. It is never unmapped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the pointer is only an address: nothing is read or written through it here.
+unsafe impl Send for Reservation {}
+// SAFETY: as above.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    const READ: i32 = libc::PROT_READ;
+
+    /// `bytes` of zeroes at a multiple of [`HUGE_PAGE`], so that huge pages of files can be mapped as such.
+    pub(super) fn new(bytes: usize) -> io::Result<Self> {
+        let reserved = bytes
+            .checked_add(HUGE_PAGE)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: without MAP_FIXED no existing mapping is touched.
+        let start = unsafe { libc::mmap(ptr::null_mut(), reserved, Self::READ, FLAGS, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = start.cast::<u8>();
+        let head = start.align_offset(HUGE_PAGE);
+        let aligned = start.wrapping_add(head);
+        unmap(start, head);
+        unmap(aligned.wrapping_add(bytes), HUGE_PAGE - head);
+        Ok(Self {
+            start: aligned,
+            bytes,
+        })
+    }
+
+    /// Maps the first `bytes` bytes of `file` at `offset`, which the caller has checked to be whole pages within this.
+    pub(super) fn put(&self, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+        let offset = usize::try_from(offset).map_err(|_| outside())?;
+        let bytes = usize::try_from(bytes).map_err(|_| outside())?;
+        let end = offset.checked_add(bytes).ok_or_else(outside)?;
+        if end > self.bytes {
+            return Err(outside());
+        }
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let place = self.start.wrapping_add(offset).cast();
+        // SAFETY: the range lies in this reservation, in which nothing but this has been mapped, and to which no reference exists.
+        let mapped = unsafe { libc::mmap(place, bytes, Self::READ, flags, file.as_raw_fd(), 0) };
+        match mapped {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn range(&self) -> Range<usize> {
+        let start = self.start.addr();
+        start..start.saturating_add(self.bytes)
+    }
+
+    /// It as memory that is not written to.
+    pub(super) fn region(&self) -> Result<MmapRegion, MmapRegionError> {
+        // SAFETY: the whole range was mapped when this was made, and stays mapped.
+        unsafe { MmapRegion::build_raw(self.start, self.bytes, Self::READ, libc::MAP_SHARED) }
     }
 }

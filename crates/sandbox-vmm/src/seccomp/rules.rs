@@ -107,7 +107,7 @@ pub const EVERY_THREAD: &[Rule] = &[
     allow!(SYS_exit, "the end of a thread whose task panicked").rarely(),
     allow!(
         SYS_exit_group,
-        "the end of the process, when a call was refused"
+        "the end of the process, when a call was refused or a file is lost"
     )
     .rarely(),
 ];
@@ -143,6 +143,11 @@ pub const VCPU: &[Rule] = &[
         "say where the guest was when KVM could not go on"
     )
     .with(&[&[request(KVM_GET_REGS)]])
+    .rarely(),
+    allow!(
+        SYS_fstat,
+        "see which file the guest cannot read any further"
+    )
     .rarely(),
     allow!(SYS_ioctl, "tell the tap what the driver can take").with(&[&[request(TUN_SET_OFFLOAD)]]),
     allow!(SYS_read, "forget notifications when a device is reset"),

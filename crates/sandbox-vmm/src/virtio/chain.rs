@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use crate::memory;
+
 /// The most descriptors in one chain, indirect ones included: 2.7.5.3.1 allows no more than the queue has,
 /// and no queue here has more.
 pub const MAX_DESCRIPTORS: usize = 256;
@@ -30,12 +32,15 @@ pub enum ChainError {
     /// The device-writable part has no room for the answer.
     #[error("the device-writable part has no room for the answer")]
     WritableTooShort,
+    /// The device is to write to memory that is only read.
+    #[error("the device is to write to memory that is only read")]
+    ReadOnly,
     /// A segment is not in guest memory.
     #[error("a segment is not in guest memory")]
     Memory(#[source] GuestMemoryError),
 }
 
-/// A piece of guest memory, not yet checked to be there.
+/// A piece of guest memory, not yet checked to be there. If the device is to write to it, it is not in memory that is only read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// Its first address.
@@ -57,13 +62,15 @@ impl Segments {
     /// Copies the descriptors of `chain`.
     ///
     /// # Errors
-    /// [`ChainError::TooLong`] or [`ChainError::Order`].
-    pub fn copy(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
+    /// [`ChainError::TooLong`], [`ChainError::Order`] or [`ChainError::ReadOnly`].
+    pub fn copy(mut chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
         let mut segments = Self::default();
-        for (index, descriptor) in chain.enumerate() {
-            if index >= MAX_DESCRIPTORS {
+        let mut count = 0;
+        while let Some(descriptor) = chain.next() {
+            if count == MAX_DESCRIPTORS {
                 return Err(ChainError::TooLong);
             }
+            count += 1;
             let segment = Segment {
                 address: descriptor.addr(),
                 length: descriptor.len(),
@@ -76,6 +83,9 @@ impl Segments {
                 continue;
             }
             if writable {
+                if !memory::is_writable(chain.memory(), segment.address, segment.length) {
+                    return Err(ChainError::ReadOnly);
+                }
                 segments.writable.push_back(segment);
             } else {
                 segments.readable.push_back(segment);

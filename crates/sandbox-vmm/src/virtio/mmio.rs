@@ -22,13 +22,13 @@ use std::io;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::status::{Phase, Transition};
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice, WorkerThread};
 use crate::bus::BusDevice;
-use crate::log;
+use crate::{log, memory};
 
 /// The registers (4.2.2).
 mod register {
@@ -311,6 +311,9 @@ impl MmioTransport {
             if !queue.is_valid(&self.memory) {
                 return Err(io::Error::other("a ring is not in guest memory"));
             }
+            if !is_in_ram(&queue, &self.memory) {
+                return Err(io::Error::other("a ring is in memory that is only read"));
+            }
             active.push(Some(ActiveQueue {
                 queue,
                 kick: kick.try_clone()?,
@@ -345,6 +348,18 @@ impl BusDevice for MmioTransport {
             self.write_register(offset, u32::from_le_bytes(word));
         }
     }
+}
+
+/// Whether no ring of the queue touches memory that is only read. Their lengths are those of 2.7, with the fields for events.
+fn is_in_ram(queue: &Queue, memory: &GuestMemoryMmap) -> bool {
+    let size = u32::from(queue.size());
+    [
+        (queue.desc_table(), 16 * size),
+        (queue.avail_ring(), 6 + 2 * size),
+        (queue.used_ring(), 6 + 8 * size),
+    ]
+    .into_iter()
+    .all(|(address, bytes)| memory::is_writable(memory, GuestAddress(address), bytes))
 }
 
 /// Bits 0 to 31, or 32 to 63, of the features; there are no others.

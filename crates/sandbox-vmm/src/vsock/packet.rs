@@ -15,6 +15,7 @@ use vm_memory::{
 };
 
 use super::protocol::{Header, MAX_PKT_BUF_SIZE};
+use crate::memory;
 
 /// The most descriptors of one packet: the header, 17 fragments of a Linux socket buffer
 /// (`MAX_SKB_FRAGS`) and its linear part, with room to spare.
@@ -32,6 +33,9 @@ pub(crate) enum MalformedPacket {
     /// A buffer to be read in the receive queue, or one to be written in the transmit queue.
     #[error("a buffer of the wrong direction")]
     WrongDirection,
+    /// A buffer to be written in memory that is only read.
+    #[error("a buffer to be written in memory that is only read")]
+    ReadOnly,
     /// A buffer that is not in guest memory.
     #[error("a buffer outside of guest memory")]
     OutsideMemory,
@@ -73,6 +77,11 @@ impl<'m> Pieces<'m> {
             let length = room.min(usize::try_from(descriptor.len()).unwrap_or(usize::MAX));
             if length == 0 {
                 continue;
+            }
+            if access == Permissions::Write
+                && !memory::is_writable(mem, descriptor.addr(), descriptor.len())
+            {
+                return Err(MalformedPacket::ReadOnly);
             }
             for piece in mem
                 .get_slices(descriptor.addr(), length, access)

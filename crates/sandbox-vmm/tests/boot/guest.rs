@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
 
 const BUSYBOX: &str = "/bin/busybox";
-const APPLETS: [&str; 14] = [
+const APPLETS: [&str; 15] = [
     "sh",
     "mount",
     "dd",
@@ -24,6 +24,7 @@ const APPLETS: [&str; 14] = [
     "sleep",
     "grep",
     "head",
+    "tr",
 ];
 
 /// The init. The kernel passes `scenario=…` of its command line as an environment variable.
@@ -47,6 +48,19 @@ disks)
     ;;
 rng)
     echo "rng=$(cat /sys/class/misc/hw_random/rng_current) bytes=$(head -c 4096 /dev/hwrng | wc -c)"
+    ;;
+memory)
+    # Read when every such device has been looked at.
+    cat /sys/bus/nd/devices/ndbus0/wait_probe >/dev/null
+    echo "bytes=$(($(cat /sys/block/pmem0/size) * 512))"
+    part() { dd if=/dev/pmem0 bs=4096 skip="$1" count="$2" 2>/dev/null; }
+    echo "first=$(part 512 256 | sha256sum)"
+    echo "second=$(part 1024 1 | sha256sum)"
+    echo "between=$(part 768 256 | tr -d '\0' | wc -c)"
+    dd if=/dev/vda of=/dev/pmem0 bs=4096 seek=512 count=2 conv=notrunc,fsync 2>/dev/null
+    echo "wrote=$?"
+    echo 3 >/proc/sys/vm/drop_caches
+    echo "again=$(part 512 256 | sha256sum)"
     ;;
 share)
     mount -t virtiofs data /mnt && cat /mnt/from-host && echo from-guest >/mnt/from-guest && echo "shared"

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
-    VsockConfig, console_ring,
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, PMEM_ALIGNMENT,
+    PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 
@@ -31,6 +31,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) kernel: &'a Path,
     /// `vda`, `vdb`, …; all but those named writable are read-only.
     pub(crate) disks: Vec<Disk>,
+    /// What is in the persistent memory, each of at most [`PMEM_ALIGNMENT`] bytes and at a multiple of it.
+    pub(crate) memory: Vec<PathBuf>,
     pub(crate) shares: Vec<(String, UnixStream)>,
     pub(crate) vcpus: u64,
     /// Appended to the command line.
@@ -75,6 +77,26 @@ impl Descriptors {
     }
 }
 
+fn persistent_memory(paths: &[PathBuf], fds: &mut Descriptors) -> Result<Option<PmemConfig>> {
+    let mut files = Vec::new();
+    let mut offset = PMEM_ALIGNMENT;
+    for path in paths {
+        let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+        let bytes = file.metadata()?.len();
+        files.push(PmemFileConfig {
+            fd: fds.add(file)?,
+            offset,
+            bytes,
+        });
+        offset += PMEM_ALIGNMENT;
+    }
+    ensure!(PMEM_HEADER_BYTES <= PMEM_ALIGNMENT);
+    Ok((!files.is_empty()).then_some(PmemConfig {
+        files,
+        bytes: offset,
+    }))
+}
+
 impl Monitor {
     /// Starts a monitor for `guest`.
     pub(crate) fn start(guest: Guest<'_>) -> Result<Self> {
@@ -101,6 +123,7 @@ impl Monitor {
                 })
             })
             .collect::<Result<_>>()?;
+        let pmem = persistent_memory(&guest.memory, &mut fds)?;
         let shares = guest
             .shares
             .into_iter()
@@ -119,6 +142,7 @@ impl Monitor {
             memory: MemMib::new(192)?,
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
+            pmem,
             net: Vec::new(),
             shares,
             vsock: VsockConfig {

@@ -5,7 +5,7 @@
 //! 0x000a_0000  reserved (what PCs have video memory and firmware in); the MP table at 0xf0000
 //! 0x0010_0000  RAM: the kernel
 //! 0xd000_0000  the hole: virtio-mmio devices, then KVM's own pages, IO-APIC and local APIC
-//! 0x1_0000_0000  the rest of RAM
+//! 0x1_0000_0000  the rest of RAM; behind it, files that the guest only reads
 //! ```
 
 use sandbox_types::MemMib;
@@ -79,6 +79,19 @@ pub fn ram_ranges(memory: MemMib) -> Vec<RamRange> {
     ranges
 }
 
+/// What the address of the files that the guest only reads is a multiple of: what the kernel maps with one entry of its page tables.
+const WINDOW_ALIGNMENT: u64 = 1 << 30;
+
+/// Where the files begin that the guest only reads, in a machine with that much memory. The memory map does not tell of them: their
+/// device does.
+#[must_use]
+pub fn window_start(memory: MemMib) -> u64 {
+    let ram_end = ram_ranges(memory)
+        .last()
+        .map_or(0, |range| range.start + range.bytes);
+    ram_end.max(HOLE_END).next_multiple_of(WINDOW_ALIGNMENT)
+}
+
 /// What a part of the address space is, in the words of the PVH memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapKind {
@@ -136,6 +149,17 @@ mod tests {
                 let end = range.start + range.bytes;
                 prop_assert!(end <= HOLE_START || range.start >= HOLE_END);
             }
+        }
+
+        #[test]
+        fn window_is_behind_ram_and_the_hole_and_within_40_bits(mib in 64_u64..=512 * 1024) {
+            let memory = MemMib::new(mib).unwrap();
+            let start = window_start(memory);
+            prop_assert!(start >= HOLE_END && start.is_multiple_of(2 << 20));
+            for range in ram_ranges(memory) {
+                prop_assert!(range.start + range.bytes <= start);
+            }
+            prop_assert!(start + crate::memory::window::MAX_BYTES <= 1 << 40);
         }
 
         #[test]

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use sandbox_types::MemMib;
+use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
@@ -18,6 +20,8 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::memory::window::{Window, WindowFile};
+use crate::memory::{Sharing, create};
 use crate::virtio::WorkerThread;
 use crate::virtio::chain::ChainError;
 
@@ -113,6 +117,40 @@ fn read_cut_into_odd_pieces_fills_them_in_order() {
     assert_eq!(bench.guest_byte(DATA + 499), 3);
     assert_eq!(bench.guest_byte(DATA + 0x1000 + 11), 3);
     assert_eq!(bench.guest_byte(DATA + 0x1000 + 12), 4);
+}
+
+#[test]
+fn memory_that_is_only_read_is_written_to_the_disk_and_not_read_into() {
+    let mut content = tempfile::tempfile().unwrap();
+    content.write_all(&[0x77; 4096]).unwrap();
+    let file = WindowFile {
+        file: content,
+        offset: PMEM_HEADER_BYTES,
+        bytes: 4096,
+    };
+    let size = MemMib::new(64).unwrap();
+    let window = Window::map(size, PMEM_ALIGNMENT, vec![file]).unwrap();
+    let place = window.range().start + PMEM_HEADER_BYTES;
+    let mut bench = Bench {
+        memory: create(size, Sharing::Private, Some(&window)).unwrap(),
+        ..Bench::new(false)
+    };
+    let data = [readable(place, 512)];
+    assert_eq!(bench.request(VIRTIO_BLK_T_OUT, 2, &data), (OK, 1));
+    assert_eq!(bench.disk_byte(2 * 512), 0x77);
+    bench.header(VIRTIO_BLK_T_IN, 3);
+    for (data, status) in [(place, STATUS), (DATA, place), (place - 256, STATUS)] {
+        let chain = [
+            readable(HEADER, 16),
+            writable(data, 512),
+            writable(status, 1),
+        ];
+        let refused = bench.parse(&chain);
+        assert!(
+            matches!(refused, Err(BlockError::Malformed(ChainError::ReadOnly))),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]

@@ -99,7 +99,8 @@ impl Session {
             })
     }
 
-    /// Says what the driver accepted and where guest memory is.
+    /// Says what the driver accepted and where guest memory is, but for what is only read: there is no file of it that could be handed
+    /// over. A driver that names such memory is refused by the back end.
     pub(super) fn share(
         &mut self,
         accepted: u64,
@@ -112,6 +113,7 @@ impl Session {
             .map_err(backend("accept the driver's features"))?;
         let regions = memory
             .iter()
+            .filter(|region| crate::memory::is_ram(region))
             .map(VhostUserMemoryRegionInfo::from_guest_region)
             .collect::<Result<Vec<_>, _>>()
             .map_err(backend("map guest memory, which is in no memory file"))?;

@@ -1,0 +1,93 @@
+//! A device that reads from a file that has become shorter: this program starts itself again, and reads.
+
+use std::env;
+use std::io::Write as _;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use sandbox_types::MemMib;
+use sandbox_types::monitor::{FILE_LOST_EXIT_CODE, PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
+use sandbox_vmm::memory::window::{Window, WindowFile};
+use sandbox_vmm::memory::{Sharing, create, lost};
+use vm_memory::{Bytes as _, GuestAddress};
+
+/// Names what the program is to do instead of testing.
+const ATTEMPT: &str = "SANDBOX_TEST_ATTEMPT";
+
+fn main() -> ExitCode {
+    if let Ok(attempt) = env::var(ATTEMPT) {
+        return match read(&attempt) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let trials = vec![
+        trial("read_of_what_is_there_goes_on", || {
+            let (code, said) = attempt("there")?;
+            ensure!(code == Some(0) && said.is_empty(), "{code:?}, {said}");
+            Ok(())
+        }),
+        trial(
+            "read_of_what_is_lost_ends_the_process_with_a_reason",
+            || {
+                let (code, said) = attempt("lost")?;
+                ensure!(code == Some(FILE_LOST_EXIT_CODE.into()), "{code:?}, {said}");
+                ensure!(said.contains("persistent memory"), "{said}");
+                Ok(())
+            },
+        ),
+        trial("fault_elsewhere_is_a_kill_by_sigbus", || {
+            let (code, said) = attempt("elsewhere")?;
+            ensure!(code.is_none() && said.is_empty(), "{code:?}, {said}");
+            Ok(())
+        }),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
+    Trial::test(name, || {
+        test().map_err(|error| Failed::from(format!("{error:#}")))
+    })
+}
+
+fn attempt(what: &str) -> Result<(Option<i32>, String)> {
+    let output = Command::new(env::current_exe()?)
+        .env(ATTEMPT, what)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok((output.status.code(), said))
+}
+
+/// Reads the second page of a file of which only the first is left, unless it is to read what is there.
+fn read(what: &str) -> Result<()> {
+    let mut file = tempfile::tempfile()?;
+    file.write_all(&[1; 8192])?;
+    let handle = file.try_clone()?;
+    let files = vec![WindowFile {
+        file,
+        offset: PMEM_HEADER_BYTES,
+        bytes: 8192,
+    }];
+    let size = MemMib::new(64)?;
+    let window = Window::map(size, PMEM_ALIGNMENT, files)?;
+    let memory = create(size, Sharing::Private, Some(&window))?;
+    let page = match what {
+        "there" => 0,
+        "lost" | "elsewhere" => 4096,
+        other => bail!("{other} is nothing to do"),
+    };
+    handle.set_len(4096)?;
+    match what {
+        "elsewhere" => lost::end_when_read(&(0..1))?,
+        _ => lost::end_when_read(&window.host_range())?,
+    }
+    let address = GuestAddress(window.range().start + PMEM_HEADER_BYTES + page);
+    let byte: u8 = memory.read_obj(address)?;
+    ensure!(byte == 1, "read {byte}");
+    Ok(())
+}
