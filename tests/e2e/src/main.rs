@@ -23,6 +23,7 @@ mod observe;
 mod options;
 mod pod_streams;
 mod pods;
+mod registry_access;
 mod run;
 mod shim_contract;
 mod stdio;
@@ -69,6 +70,7 @@ const ABOVE: &[&[Case]] = &[
     deploy::CASES,
     images::CASES,
     images_registry::CASES,
+    registry_access::CASES,
     observe::CASES,
     verbs::CASES,
     networks::CASES,
