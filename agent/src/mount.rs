@@ -2,6 +2,7 @@
 //! (fsopen(2) and friends), whose option list has no length limit as a whole.
 
 mod options;
+mod verity;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -18,6 +19,7 @@ use rustix::mount::{
 use sandbox_protocol::agent::{Directory, Mount, mount::Source};
 
 use self::options::{MountOptions, lower_directories};
+pub(crate) use self::verity::VerityError;
 use crate::guest_path::{GuestPath, GuestPathError};
 
 /// The most bytes read of one of the kernel's messages about a mount.
@@ -54,6 +56,9 @@ pub(crate) enum MountError {
     /// The kernel refused one step of the mount.
     #[error(transparent)]
     Kernel(Box<KernelRefusal>),
+    /// What is read cannot be held to its hash tree.
+    #[error(transparent)]
+    Verity(#[from] VerityError),
     /// `/sys/block` could not be read.
     #[error("cannot list the block devices")]
     Devices(#[source] io::Error),
@@ -100,6 +105,12 @@ impl Mounted {
                 });
             }
         };
+        // Only until it is mounted: the mount keeps the device.
+        let verified = match step.verity.as_ref() {
+            Some(verity) => Some(verity::open(&source, verity)?),
+            None => None,
+        };
+        let source = verified.as_ref().map_or(source, |device| device.path.clone());
         let target = target.as_path();
         fs::create_dir_all(target).map_err(|source| MountError::Directory {
             path: target.to_owned(),

@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::index::{INDEX_VERSION, Index, Lease};
 use super::{MAX_METADATA_BYTES, Store};
 use crate::digest::Digest;
+use crate::layer::HashTree;
 
 /// Something is being added to the store: nothing is cleared away until this is dropped.
 #[derive(Debug)]
@@ -28,7 +29,14 @@ impl Drop for Activity {
 
 impl Store {
     pub(super) fn create_folders(&self) -> Result<(), StoreError> {
-        let folders = ["blobs/sha256", "layers", "leases", "locks", "tmp"];
+        let folders = [
+            "blobs/sha256",
+            "layers",
+            "leases",
+            "locks",
+            "tmp",
+            "verity",
+        ];
         let root = self.root().to_owned();
         for folder in std::iter::once(root).chain(folders.map(|folder| self.root().join(folder))) {
             DirBuilder::new()
@@ -202,6 +210,33 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(failed(source)),
         }
+    }
+
+    pub(super) fn verity_folder(&self) -> PathBuf {
+        self.root().join("verity")
+    }
+
+    pub(super) fn read_hash_tree(&self, diff_id: Digest) -> Result<Option<HashTree>, StoreError> {
+        read_json(&self.verity_folder().join(diff_id.hex()))
+    }
+
+    /// Whether a layer's hash tree is known.
+    pub(crate) fn has_hash_tree(&self, diff_id: Digest) -> bool {
+        self.verity_folder().join(diff_id.hex()).is_file()
+    }
+
+    /// Writes down the root of a layer's hash tree, before the layer gets its name.
+    pub(crate) fn write_hash_tree(
+        &self,
+        diff_id: Digest,
+        tree: &HashTree,
+    ) -> Result<(), StoreError> {
+        let path = self.verity_folder().join(diff_id.hex());
+        let bytes = serde_json::to_vec(tree).map_err(|source| StoreError::BadRecord {
+            path: path.clone(),
+            source,
+        })?;
+        self.write_atomically(&path, &bytes)
     }
 
     /// A manifest or configuration of the store, checked against its digest.
