@@ -27,6 +27,7 @@ mod registry_access;
 mod run;
 mod shim_contract;
 mod stdio;
+mod storage;
 mod tty;
 mod verbs;
 
@@ -63,6 +64,7 @@ const MACHINE: &[&[Case]] = &[
     jail::CASES,
     kills::DRIVERS,
     control_group::CASES,
+    storage::CASES,
 ];
 
 /// The tests of what stands above every driver.
@@ -71,6 +73,7 @@ const ABOVE: &[&[Case]] = &[
     images::CASES,
     images_registry::CASES,
     registry_access::CASES,
+    storage::ABOVE,
     observe::CASES,
     verbs::CASES,
     networks::CASES,
