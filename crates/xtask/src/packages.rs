@@ -32,6 +32,7 @@ const TEST: &[&str] = &[
     "containerd",
     "containernetworking-plugins",
     "cpio",
+    "cryptsetup-bin",
     "docker-registry",
     "git",
     "gnupg",
@@ -45,6 +46,7 @@ const TEST: &[&str] = &[
     "skopeo",
     "tmux",
     "umoci",
+    "xfsprogs",
 ];
 
 /// The emulator: for hosts without hardware virtualization, and for the test host.

@@ -2,8 +2,11 @@
 
 mod at_once;
 mod compute;
+mod disk;
 mod exec;
+mod files;
 mod memory;
+mod page_cache;
 mod start;
 mod stdio;
 mod storage;
@@ -26,6 +29,9 @@ pub(crate) const ALL: &[Entry] = &[
     ("memory", memory::measure),
     ("compute", compute::measure),
     ("storage", storage::measure),
+    ("files", files::measure),
+    ("page-cache", page_cache::measure),
+    ("disk", disk::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.
