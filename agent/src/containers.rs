@@ -59,7 +59,8 @@ async fn fill_volumes(fills: Vec<Fill>, root: &str) -> Result<(), ContainerError
         return Ok(());
     }
     let root = PathBuf::from(root);
-    let filling = tokio::task::spawn_blocking(move || fills.iter().try_for_each(|fill| fill.run(&root)));
+    let filling =
+        tokio::task::spawn_blocking(move || fills.iter().try_for_each(|fill| fill.run(&root)));
     Ok(filling.await.unwrap_or(Err(FillError::Lost))?)
 }
 

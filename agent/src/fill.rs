@@ -67,8 +67,15 @@ fn rooted<'scope, 'env, T: Send + 'scope>(
 }
 
 /// Does `work` with another root.
-fn within<T: Send>(root: &Path, work: impl FnOnce() -> T + Send) -> Result<io::Result<T>, FillError> {
-    thread::scope(|scope| rooted(scope, root, work).join().map_err(|_| FillError::Lost))
+fn within<T: Send>(
+    root: &Path,
+    work: impl FnOnce() -> T + Send,
+) -> Result<io::Result<T>, FillError> {
+    thread::scope(|scope| {
+        rooted(scope, root, work)
+            .join()
+            .map_err(|_| FillError::Lost)
+    })
 }
 
 impl Fill {
@@ -87,7 +94,8 @@ impl Fill {
         if entries.next().is_some() {
             return Ok(());
         }
-        let found = within(root, || fs::metadata(&self.place))?.map_err(self.failed("find the image's files of"))?;
+        let found = within(root, || fs::metadata(&self.place))?
+            .map_err(self.failed("find the image's files of"))?;
         let folder = match found {
             Ok(metadata) if metadata.is_dir() => metadata,
             // The image has nothing there.
@@ -121,7 +129,9 @@ impl Fill {
         let (output, input) = io::pipe().map_err(self.failed("begin to fill"))?;
         let (read, written) = thread::scope(|scope| {
             let reader = rooted(scope, root, move || archive_content(&content, input));
-            let writer = rooted(scope, &self.volume, move || unpack_archive(Path::new("/"), output));
+            let writer = rooted(scope, &self.volume, move || {
+                unpack_archive(Path::new("/"), output)
+            });
             (reader.join(), writer.join())
         });
         let entered = self.failed("enter the root of");
@@ -188,7 +198,10 @@ mod tests {
         fs::set_permissions(&data, Permissions::from_mode(0o1770)).unwrap();
         fill.run(&folder.path().join("root")).unwrap();
         let volume = fs::metadata(&fill.volume).unwrap();
-        assert_eq!((volume.uid(), volume.gid(), volume.mode() & 0o7777), (5, 6, 0o1770));
+        assert_eq!(
+            (volume.uid(), volume.gid(), volume.mode() & 0o7777),
+            (5, 6, 0o1770)
+        );
         let file = fs::metadata(fill.volume.join("link")).unwrap();
         assert_eq!((file.uid(), file.gid(), file.len()), (7, 8, 7));
         // Again: it is not empty any more.

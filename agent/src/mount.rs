@@ -110,7 +110,9 @@ impl Mounted {
             Some(verity) => Some(verity::open(&source, verity)?),
             None => None,
         };
-        let source = verified.as_ref().map_or(source, |device| device.path.clone());
+        let source = verified
+            .as_ref()
+            .map_or(source, |device| device.path.clone());
         let target = target.as_path();
         fs::create_dir_all(target).map_err(|source| MountError::Directory {
             path: target.to_owned(),

@@ -39,7 +39,9 @@ const LOOP_ATTEMPTS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VerityError {
     /// The host's message is not one.
-    #[error("the root digest has {digest} bytes and the hash tree is at byte {offset}; 32 bytes and a multiple of {BLOCK_BYTES} are needed")]
+    #[error(
+        "the root digest has {digest} bytes and the hash tree is at byte {offset}; 32 bytes and a multiple of {BLOCK_BYTES} are needed"
+    )]
     Request {
         /// Bytes of the digest.
         digest: usize,
@@ -47,7 +49,9 @@ pub(crate) enum VerityError {
         offset: u64,
     },
     /// There is no superblock, or one of another kind.
-    #[error("the superblock of the hash tree of {device} is damaged or of an unknown kind: {field}")]
+    #[error(
+        "the superblock of the hash tree of {device} is damaged or of an unknown kind: {field}"
+    )]
     Superblock {
         /// Where it was read.
         device: String,
@@ -103,7 +107,8 @@ struct Superblock {
 
 impl Superblock {
     fn parse(bytes: &[u8; SUPERBLOCK_BYTES]) -> Result<Self, &'static str> {
-        let field = |at: usize, length: usize| bytes.get(at..at.saturating_add(length)).unwrap_or_default();
+        let field =
+            |at: usize, length: usize| bytes.get(at..at.saturating_add(length)).unwrap_or_default();
         let number = |at: usize, length: usize| {
             field(at, length)
                 .iter()
@@ -119,7 +124,10 @@ impl Superblock {
         if number(8, 4) != 1 || number(12, 4) != 1 {
             return Err("version");
         }
-        if algorithm.strip_prefix(b"sha256").is_none_or(|rest| rest.iter().any(|byte| *byte != 0)) {
+        if algorithm
+            .strip_prefix(b"sha256")
+            .is_none_or(|rest| rest.iter().any(|byte| *byte != 0))
+        {
             return Err("algorithm");
         }
         if number(64, 4) != BLOCK_BYTES || number(68, 4) != BLOCK_BYTES {
@@ -155,7 +163,10 @@ pub(super) fn open(source: &str, verity: &Verity) -> Result<Verified, VerityErro
         device: source.to_owned(),
         field,
     })?;
-    let kind = file.metadata().map_err(failed("examine", source))?.file_type();
+    let kind = file
+        .metadata()
+        .map_err(failed("examine", source))?
+        .file_type();
     let (device, _held) = if kind.is_block_device() {
         (source.to_owned(), None)
     } else {
@@ -294,7 +305,13 @@ impl DmMessage {
         let number = nix::request_code_readwrite!(0xfd, call, HEADER_BYTES);
         // SAFETY: the message has the layout of `struct dm_ioctl` with room behind it, and says in data_size how many bytes of
         // it the kernel may read and write, which are all its own.
-        match unsafe { libc::ioctl(control.as_raw_fd(), number as libc::c_ulong, std::ptr::from_mut(self)) } {
+        match unsafe {
+            libc::ioctl(
+                control.as_raw_fd(),
+                number as libc::c_ulong,
+                std::ptr::from_mut(self),
+            )
+        } {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         }
@@ -338,13 +355,16 @@ fn attach_loop(file: &File, source: &str) -> Result<(String, File), VerityError>
     let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
     let mut attempt = 0;
     loop {
-        let number = ioctl_number(control.as_raw_fd()).map_err(failed("find a free loop device for", source))?;
+        let number = ioctl_number(control.as_raw_fd())
+            .map_err(failed("find a free loop device for", source))?;
         let path = format!("/dev/loop{number}");
         let device = File::open(&path).map_err(failed("open", &path))?;
         match configure_loop(&device, fd) {
             Ok(()) => return Ok((path, device)),
             // Somebody else was faster.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < LOOP_ATTEMPTS => attempt += 1,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < LOOP_ATTEMPTS => {
+                attempt += 1
+            }
             Err(error) => return Err(failed("make a block device of", source)(error)),
         }
     }

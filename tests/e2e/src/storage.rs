@@ -139,9 +139,15 @@ fn discard(world: &World) -> Result<()> {
     ensure!(before > WRITTEN, "{before} bytes on the host");
     running.write(b"\n")?;
     running.wait_for_line("deleted")?;
-    wait_until("that the host has its space back", world.setup().limit, || {
-        allocated(&file).is_ok_and(|now| now < before - WRITTEN * 9 / 10).then_some(())
-    })?;
+    wait_until(
+        "that the host has its space back",
+        world.setup().limit,
+        || {
+            allocated(&file)
+                .is_ok_and(|now| now < before - WRITTEN * 9 / 10)
+                .then_some(())
+        },
+    )?;
     running.close_stdin();
     running.finish()?.expect_code(0)?;
     Ok(())
@@ -154,7 +160,12 @@ fn image_with_volume(world: &World, name: &str) -> Result<()> {
         .directory("data/sub", 0o700)?
         .symlink("data/sub/link", "../seed")?
         .finish()?;
-    import(world, name, vec![data], &json!({ "Volumes": { "/data/": {} } }))
+    import(
+        world,
+        name,
+        vec![data],
+        &json!({ "Volumes": { "/data/": {} } }),
+    )
 }
 
 fn image_volume(world: &World) -> Result<()> {
@@ -164,15 +175,30 @@ fn image_volume(world: &World) -> Result<()> {
     let second = first.replace("from the image", "new");
     let say = |options: &[&str], expected: &str| -> Result<()> {
         let arguments = [&["run", "--rm"], options, &["seeded", "sh", "-c", script]].concat();
-        world.sandboxctl(&arguments)?.expect_code(0)?.expect_stdout(expected).map(drop)
+        world
+            .sandboxctl(&arguments)?
+            .expect_code(0)?
+            .expect_stdout(expected)
+            .map(drop)
     };
     // The root is read-only, what the image keeps data in is not.
     say(&["--read-only"], first)?;
     say(&["-v", "box:/data"], first)?;
     say(&["-v", "box:/data"], &second)?;
     // Neither copied where it is not to be, nor mounted where something else is.
-    let arguments = ["run", "--rm", "-v", "empty:/data:nocopy", "seeded", "ls", "/data"];
-    world.sandboxctl(&arguments)?.expect_code(0)?.expect_stdout("")?;
+    let arguments = [
+        "run",
+        "--rm",
+        "-v",
+        "empty:/data:nocopy",
+        "seeded",
+        "ls",
+        "/data",
+    ];
+    world
+        .sandboxctl(&arguments)?
+        .expect_code(0)?
+        .expect_stdout("")?;
     Ok(())
 }
 
@@ -182,15 +208,40 @@ fn anonymous_volumes(world: &World) -> Result<()> {
         Ok(world.sandboxctl(arguments)?.expect_code(0)?.text())
     };
     let volumes = || -> Result<Vec<String>> {
-        Ok(said(&["volume", "ls", "-q"])?.lines().map(str::to_owned).collect())
+        Ok(said(&["volume", "ls", "-q"])?
+            .lines()
+            .map(str::to_owned)
+            .collect())
     };
     said(&["run", "--rm", "-v", "/extra", "seeded", "true"])?;
     ensure!(volumes()?.is_empty(), "--rm left {:?}", volumes()?);
     // Made, and listed as docker lists them.
-    said(&["create", "--network", "none", "--name", "kept", "-v", "/extra", "-v", "box:/box", "--tmpfs", "/tmp", "seeded", "true"])?;
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "kept",
+        "-v",
+        "/extra",
+        "-v",
+        "box:/box",
+        "--tmpfs",
+        "/tmp",
+        "seeded",
+        "true",
+    ])?;
     let made = volumes()?;
-    ensure!(made.len() == 3 && made.contains(&"box".to_owned()), "{made:?}");
-    let shown = said(&["inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Destination}} {{end}}", "kept"])?;
+    ensure!(
+        made.len() == 3 && made.contains(&"box".to_owned()),
+        "{made:?}"
+    );
+    let shown = said(&[
+        "inspect",
+        "-f",
+        "{{range .Mounts}}{{.Type}} {{.Destination}} {{end}}",
+        "kept",
+    ])?;
     ensure!(
         shown == "volume /extra volume /box volume /data tmpfs /tmp \n",
         "{shown:?}"
@@ -202,12 +253,34 @@ fn anonymous_volumes(world: &World) -> Result<()> {
     ensure!(volumes()? == made, "rm without -v removed a volume");
     said(&["volume", "prune", "-f"])?;
     ensure!(volumes()? == ["box"], "{:?}", volumes()?);
-    said(&["create", "--network", "none", "--name", "gone", "-v", "/extra", "-v", "box:/box", "seeded", "true"])?;
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "gone",
+        "-v",
+        "/extra",
+        "-v",
+        "box:/box",
+        "seeded",
+        "true",
+    ])?;
     ensure!(volumes()?.len() == 3);
     said(&["rm", "-v", "gone"])?;
     ensure!(volumes()? == ["box"], "{:?}", volumes()?);
     // Something else is where the image would keep data.
-    said(&["create", "--network", "none", "--name", "other", "--tmpfs", "/data", "seeded", "true"])?;
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "other",
+        "--tmpfs",
+        "/data",
+        "seeded",
+        "true",
+    ])?;
     ensure!(volumes()? == ["box"], "{:?}", volumes()?);
     said(&["rm", "other"])?;
     Ok(())

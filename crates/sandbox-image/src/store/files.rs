@@ -29,14 +29,7 @@ impl Drop for Activity {
 
 impl Store {
     pub(super) fn create_folders(&self) -> Result<(), StoreError> {
-        let folders = [
-            "blobs/sha256",
-            "layers",
-            "leases",
-            "locks",
-            "tmp",
-            "verity",
-        ];
+        let folders = ["blobs/sha256", "layers", "leases", "locks", "tmp", "verity"];
         let root = self.root().to_owned();
         for folder in std::iter::once(root).chain(folders.map(|folder| self.root().join(folder))) {
             DirBuilder::new()

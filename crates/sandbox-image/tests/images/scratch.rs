@@ -19,14 +19,15 @@ pub(crate) fn tests() -> Vec<Trial> {
             Needs::Programs(&["mke2fs", "e2fsck"]),
             template,
         ),
-        Trial::ignorable_test("clone_shares_blocks_where_the_file_system_can", || {
-            match Xfs::mount() {
+        Trial::ignorable_test(
+            "clone_shares_blocks_where_the_file_system_can",
+            || match Xfs::mount() {
                 Err(reason) => Ok(Completion::ignored_with(reason)),
                 Ok(xfs) => shared_blocks(&xfs)
                     .map(|()| Completion::Completed)
                     .map_err(Failed::from),
-            }
-        }),
+            },
+        ),
     ]
 }
 
@@ -54,10 +55,16 @@ impl Xfs {
                 .output()
                 .map_err(|_| format!("{program} is not installed"))?;
             let text = String::from_utf8_lossy(&output.stderr);
-            check(output.status.success(), format!("{program}: {}", text.trim()))
+            check(
+                output.status.success(),
+                format!("{program}: {}", text.trim()),
+            )
         };
         run("mkfs.xfs", &[Path::new("-q"), &image])?;
-        run("mount", &[Path::new("-o"), Path::new("loop"), &image, &point])?;
+        run(
+            "mount",
+            &[Path::new("-o"), Path::new("loop"), &image, &point],
+        )?;
         Ok(xfs)
     }
 
@@ -90,7 +97,9 @@ fn shared_blocks(xfs: &Xfs) -> Result<(), String> {
     let content = vec![7; usize::try_from(BYTES).unwrap()];
     let write = |path: &Path| {
         std::fs::write(path, &content).unwrap();
-        std::fs::File::open(path).and_then(|file| file.sync_all()).unwrap();
+        std::fs::File::open(path)
+            .and_then(|file| file.sync_all())
+            .unwrap();
     };
     write(&template);
     let before = xfs.free_bytes();
@@ -103,7 +112,10 @@ fn shared_blocks(xfs: &Xfs) -> Result<(), String> {
     check(taken >= BYTES, format!("a copy took {taken} bytes"))?;
     // Shared, and still each its own.
     std::fs::write(&template, "changed").unwrap();
-    check(std::fs::read(&clone).unwrap() == content, "the clone changed with the template")
+    check(
+        std::fs::read(&clone).unwrap() == content,
+        "the clone changed with the template",
+    )
 }
 
 fn sound(path: &Path) -> Result<(), String> {

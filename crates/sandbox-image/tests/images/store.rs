@@ -97,7 +97,11 @@ fn hash_tree() -> Result<(), String> {
             output.status.success(),
             String::from_utf8_lossy(&output.stderr),
         )?;
-        let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
         let mut byte = [0];
         file.read_exact_at(&mut byte, tree.offset - 1).unwrap();
         file.write_all_at(&[byte[0] ^ 1], tree.offset - 1).unwrap();
@@ -118,19 +122,28 @@ fn hash_tree_life() -> Result<(), String> {
     let image = import()?;
     let diff_id = image.layers[0].diff_id;
     let path = store.root().join("verity").join(diff_id.hex());
-    let before = store.hash_tree(&image, diff_id).map_err(|error| chain(&error))?;
+    let before = store
+        .hash_tree(&image, diff_id)
+        .map_err(|error| chain(&error))?;
     // As one from an older version is.
     std::fs::remove_file(&path).unwrap();
     check(
-        matches!(store.hash_tree(&image, diff_id), Err(StoreError::NoHashTree { .. })),
+        matches!(
+            store.hash_tree(&image, diff_id),
+            Err(StoreError::NoHashTree { .. })
+        ),
         "a layer without a hash tree has one",
     )?;
     let again = import()?;
     check(
-        store.hash_tree(&again, diff_id).is_ok_and(|tree| tree == before),
+        store
+            .hash_tree(&again, diff_id)
+            .is_ok_and(|tree| tree == before),
         "the hash tree is another",
     )?;
-    store.remove(&name("hashed")).map_err(|error| chain(&error))?;
+    store
+        .remove(&name("hashed"))
+        .map_err(|error| chain(&error))?;
     check(!path.exists(), "the hash tree is left")
 }
 

@@ -337,10 +337,16 @@ fn layer_with_a_hash_tree_is_a_device_whose_data_is_held_to_it() {
     mounts[1] = verified("/l/1.erofs", &[AT, NAME]);
     let plan = plan(&mounts).unwrap();
     let step = &plan.guest_mounts[1];
-    assert_eq!((step.fstype.as_str(), step.block_serial()), ("erofs", "disk1"));
+    assert_eq!(
+        (step.fstype.as_str(), step.block_serial()),
+        ("erofs", "disk1")
+    );
     assert_eq!(step.options, ["ro"]);
     let verity = step.verity.as_ref().unwrap();
-    assert_eq!((verity.root_hash.as_slice(), verity.hash_offset), ([0xab; 32].as_slice(), 8192));
+    assert_eq!(
+        (verity.root_hash.as_slice(), verity.hash_offset),
+        ([0xab; 32].as_slice(), 8192)
+    );
     assert!(plan.guest_mounts[0].verity.is_none());
 }
 
@@ -352,7 +358,11 @@ fn layers_with_hash_trees_are_files_too_where_devices_are_too_few() {
     mounts.extend(layered().split_off(2));
     let (plan, entries) = shared(&mounts);
     assert_eq!((plan.block.len(), entries.len()), (1, 20));
-    assert!(plan.guest_mounts[..20].iter().all(|step| step.verity.is_some()));
+    assert!(
+        plan.guest_mounts[..20]
+            .iter()
+            .all(|step| step.verity.is_some())
+    );
 }
 
 #[test]
@@ -365,7 +375,15 @@ fn hash_tree_that_is_not_fully_told_is_refused() {
         verified("/l", &[AT, "X-containerd.dmverity.no-superblock"]),
         mount("dmverity/erofs", "/l", &["ro", AT]),
         mount("dmverity/erofs", "/l", &["ro", AT, &long]),
-        mount("dmverity/ext4", "/l", &verified("/l", &[AT]).options.iter().map(String::as_str).collect::<Vec<_>>()),
+        mount(
+            "dmverity/ext4",
+            "/l",
+            &verified("/l", &[AT])
+                .options
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+        ),
     ] {
         let mut mounts = layered();
         mounts[0] = wrong.clone();

@@ -590,7 +590,8 @@ mod tests {
         assert_eq!((short.target.as_str(), short.fills), ("/data", true));
         assert_eq!(anonymous(&short).len(), 64);
         assert_ne!(anonymous(&short), anonymous(&volume("/data").unwrap()));
-        let Mount::Bind(long) = mount("type=volume,target=/a,volume-nocopy,readonly").unwrap() else {
+        let Mount::Bind(long) = mount("type=volume,target=/a,volume-nocopy,readonly").unwrap()
+        else {
             panic!("no bind");
         };
         anonymous(&long);

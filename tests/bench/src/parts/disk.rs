@@ -93,7 +93,10 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         let empty = allocated(&folder).unwrap();
         fs::write(folder.join("one"), vec![1; 1 << 20]).unwrap();
-        fs::File::open(folder.join("one")).unwrap().sync_all().unwrap();
+        fs::File::open(folder.join("one"))
+            .unwrap()
+            .sync_all()
+            .unwrap();
         let one = allocated(&folder).unwrap();
         fs::hard_link(folder.join("one"), folder.join("two")).unwrap();
         let two = allocated(&folder).unwrap();

@@ -68,7 +68,9 @@ fn counts() -> Vec<usize> {
         .iter()
         .partition(|count| EACH_KIB * **count as u64 <= available);
     for count in rest {
-        eprintln!("==> page-cache: {count} containers do not fit into the {available} KiB that are free");
+        eprintln!(
+            "==> page-cache: {count} containers do not fit into the {available} KiB that are free"
+        );
     }
     fit
 }
@@ -88,7 +90,9 @@ impl Meminfo {
 
     fn parse(text: &str) -> Result<Self> {
         let field = |name: &str| -> Result<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             let number = line.and_then(|rest| rest.split_whitespace().next());
             Ok(number.with_context(|| format!("no {name}"))?.parse()?)
         };
