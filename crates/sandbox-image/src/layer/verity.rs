@@ -139,14 +139,14 @@ mod tests {
 
     fn file(bytes: usize) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let content: Vec<u8> = (0..bytes).map(|n| (n / 7 % 251) as u8).collect();
+        let content: Vec<u8> = (0..=250_u8).cycle().take(bytes).collect();
         file.write_all(&content).unwrap();
         file
     }
 
     #[test]
     fn levels_get_smaller_up_to_one_block() {
-        assert_eq!(level_sizes(1), []);
+        assert!(level_sizes(1).is_empty());
         assert_eq!(level_sizes(2), [1]);
         assert_eq!(level_sizes(128), [1]);
         assert_eq!(level_sizes(129), [2, 1]);

@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn layers_with_hash_trees_are_held_to_them() {
         let tree = |n: u8| HashTree {
-            root: hex::encode([n; 32]),
+            root: format!("{n:02x}").repeat(32),
             offset: u64::from(n) * 4096,
         };
         let mounts = root_mounts(&image(2), Some(&[tree(1), tree(2)]), Path::new("/rw")).unwrap();
