@@ -119,7 +119,7 @@ fi
 
 programs=$from/target/release
 artifacts=$from/target/artifacts
-for file in "$programs/containerd-shim-sandbox-v2" "$programs/sandbox-vmm" "$programs/sandboxctl" \
+for file in "$programs/containerd-shim-sandbox-v2" "$programs/sandbox-vmm" "$programs/sandboxctl" "$programs/sandbox-bench" \
 	"$artifacts/vmlinux" "$artifacts/rootfs.erofs" "$artifacts/virtiofsd" "$artifacts/probe" "$artifacts/scratch.ext4"; do
 	[ -e "$file" ] || fail "$file is missing; run \`cargo xtask build\` in $from first"
 done
@@ -134,6 +134,7 @@ done
 for name in virtiofsd probe; do
 	put 755 "$artifacts/$name" "$prefix/lib/sandbox/$name"
 done
+put 755 "$programs/sandbox-bench" "$prefix/lib/sandbox/bench"
 for name in vmlinux rootfs.erofs scratch.ext4; do
 	put 644 "$artifacts/$name" "$prefix/lib/sandbox/$name"
 done

@@ -252,6 +252,12 @@ impl Pod {
         self.id.as_str()
     }
 
+    /// Whether nothing is in the pod, and nothing is being put there.
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.state();
+        state.containers.is_empty() && state.creating.is_empty() && state.api.is_none()
+    }
+
     /// Ends the server unless anything is in the pod. While a first container is being made, that comes to its end before,
     /// and is undone: whoever asks for the end does not know of it, as containerd that was killed and started again.
     pub(crate) fn end_when_empty(&self) {

@@ -30,6 +30,30 @@ pub(crate) struct TaskService {
     pub(crate) pod: Arc<Pod>,
 }
 
+impl TaskService {
+    /// Does what a call asks for to its end ([`to_its_end`]). If its caller is gone then and nothing is in the pod, the shim
+    /// ends too: nobody knows of it any more (containerd 1.6, started again, does not end a shim without a container).
+    async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+    ) -> Result<T, TaskError> {
+        let pod = Arc::clone(&self.pod);
+        // Gone with this call, when its caller is.
+        let caller = Arc::new(());
+        let waiting = Arc::downgrade(&caller);
+        let work = async move {
+            let done = work.await;
+            if waiting.upgrade().is_none() && pod.is_empty() {
+                pod.end();
+            }
+            done
+        };
+        let done = to_its_end(work).await;
+        drop(caller);
+        done
+    }
+}
+
 fn empty() -> Empty {
     Empty::default()
 }
@@ -120,19 +144,9 @@ impl Task for TaskService {
             return unsupported("restoring a checkpoint");
         }
         let pod = Arc::clone(&self.pod);
-        // Gone with this call, when its caller is.
-        let caller = Arc::new(());
-        let waiting = Arc::downgrade(&caller);
-        let create = async move {
-            let created = pod.create(request).await;
-            if created.is_err() && waiting.upgrade().is_none() {
-                // Nobody knows that there is a shim, which containerd 1.6 does not end when it is started again.
-                pod.end_when_empty();
-            }
-            created
-        };
-        let pid = to_its_end(create).await?;
-        drop(caller);
+        let pid = self
+            .finish(async move { pod.create(request).await })
+            .await?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
@@ -157,7 +171,7 @@ impl Task for TaskService {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
         let pid = self.pod.pid();
         let pod = Arc::clone(&self.pod);
-        let exit = to_its_end(async move { pod.delete(&key).await }).await?;
+        let exit = self.finish(async move { pod.delete(&key).await }).await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,

@@ -292,14 +292,12 @@ impl Machine {
                 helpers.push((killed, cause));
             }
         }
-        // One that was killed comes before those that ended because it did.
-        helpers.sort_by_key(|(killed, _)| !killed);
-        let (killed, helper) = helpers.into_iter().next().unzip();
-        // It is not killed by what ends beside it: what else ended, ended because of it.
-        let first = match killed {
-            Some(true) => Sign::Helper,
-            _ => first,
-        };
+        // Nothing that ends beside one kills it: what else ended, ended because of it.
+        let of_killed = |(killed, _): &(bool, DeathCause)| *killed;
+        if let Some(at) = helpers.iter().position(of_killed) {
+            return helpers.swap_remove(at).1;
+        }
+        let helper = helpers.into_iter().next().map(|(_, cause)| cause);
         blame(first, machine, helper)
     }
 

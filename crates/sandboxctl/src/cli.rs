@@ -141,6 +141,8 @@ pub(crate) enum Verb {
     Check(CheckArgs),
     /// Attack containers of this runtime and of others, and tell which boundary held
     IsolationTest(IsolationTestArgs),
+    /// Measure this runtime beside runc and QEMU microvm on this machine
+    Bench(BenchArgs),
 }
 
 /// How a table is printed.
@@ -161,6 +163,32 @@ pub(crate) enum HypervisorChoice {
     Kvm,
     /// Emulation by QEMU, which is slower
     Qemu,
+}
+
+/// `bench`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Only this part: start, task, exec, at-once, stdio, memory, compute, storage, network; may be given more than once
+    #[arg(long, value_name = "PART")]
+    pub(crate) only: Vec<String>,
+    /// How often each subject is measured, after a run to warm up
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) runs: u16,
+    /// How many are started at once, in turn [default: 1,5,10]
+    #[arg(long, value_name = "N,…")]
+    pub(crate) at_once: Option<String>,
+    /// The folder for the tables, the values and the pictures
+    #[arg(long, value_name = "DIR", default_value = "sandbox-bench")]
+    pub(crate) out: PathBuf,
+    /// What runs the virtual machines
+    #[arg(long, value_name = "DRIVER")]
+    pub(crate) hypervisor: Option<HypervisorChoice>,
+    /// The program that goes into the containers [default: the one that was installed]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) probe: Option<PathBuf>,
+    /// The program that measures [default: the one that was installed]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) program: Option<PathBuf>,
 }
 
 /// `check`.

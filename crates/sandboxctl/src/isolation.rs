@@ -1,6 +1,6 @@
 //! `sandboxctl isolation-test`: attacks on containers of this runtime and of others (`sandbox_isolation`).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Args as _, FromArgMatches as _, ValueEnum as _};
@@ -9,6 +9,7 @@ use sandbox_isolation::{Campaign, CampaignError, Case, catalogue, report};
 
 use crate::app::App;
 use crate::cli::{ContainerOptions, IsolationTestArgs, ReportFormat};
+use crate::installed::{self, NotInstalled, PROBE};
 use crate::spec::{self, Request};
 use crate::{names, table};
 
@@ -19,11 +20,8 @@ pub(crate) enum IsolationError {
     #[error("no case begins with {name:?}; see `sandboxctl isolation-test --list`")]
     NoCase { name: String },
     /// The probe is not there.
-    #[error(
-        "the program that goes into the containers was not found: tried {}; build it (`make`) or name it with --probe",
-        tried.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-    )]
-    NoProbe { tried: Vec<PathBuf> },
+    #[error(transparent)]
+    NoProbe(#[from] NotInstalled),
     /// The system does not give what is needed.
     #[error("cannot {what}")]
     System {
@@ -55,7 +53,7 @@ pub(crate) fn isolation_test(app: &App, args: &IsolationTestArgs) -> Result<u8, 
         list(&cases);
         return Ok(0);
     }
-    let probe = probe(args.probe.as_deref())?;
+    let probe = installed::find(&PROBE, args.probe.as_deref())?;
     catch_signals()?;
     let folder = tempfile::Builder::new()
         .prefix("isolation-")
@@ -123,25 +121,6 @@ fn list(cases: &[&'static Case]) {
         rows.add_row([case.name, case.threat.title(), case.attempt, case.expected]);
     }
     table::print(&rows);
-}
-
-/// The probe: named, or where `deploy/install.sh` and the build put it.
-fn probe(named: Option<&Path>) -> Result<PathBuf, IsolationError> {
-    let tried = match named {
-        Some(path) => vec![path.to_owned()],
-        None => {
-            let program = std::env::current_exe().map_err(system("find this program"))?;
-            let up = program.parent().and_then(Path::parent);
-            ["artifacts/probe", "lib/sandbox/probe"]
-                .iter()
-                .filter_map(|name| Some(up?.join(name)))
-                .collect()
-        }
-    };
-    match tried.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => Err(IsolationError::NoProbe { tried }),
-    }
 }
 
 /// The caller's choice as an option of `run`.

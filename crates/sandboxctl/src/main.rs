@@ -25,6 +25,7 @@ mod app;
 mod ask;
 mod attach;
 mod attendant;
+mod bench;
 mod check;
 mod cli;
 mod container;
@@ -37,6 +38,7 @@ mod help;
 mod image;
 mod info;
 mod inspect;
+mod installed;
 mod isolation;
 mod journal;
 mod kernel;
@@ -143,6 +145,9 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
         return Ok(isolation::isolation_test(&app, args)?);
     }
     App::require_root()?;
+    if let Verb::Bench(args) = &cli.verb {
+        return Ok(bench::bench(&app, args)?);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -182,6 +187,7 @@ fn execute(cli: &Cli, timeline: Timeline) -> anyhow::Result<u8> {
             | Verb::Version(_)
             | Verb::Completion(_)
             | Verb::Man(_)
+            | Verb::Bench(_)
             | Verb::IsolationTest(_) => Ok(0),
             Verb::ImageShortcut(verb) => Ok(image::shortcut(&app, verb).map(|()| 0)?),
         }

@@ -21,7 +21,7 @@ pub(crate) struct BenchArgs {
     /// The driver to measure [default: kvm where KVM runs kernels, else qemu]
     #[arg(long, value_enum)]
     driver: Option<Driver>,
-    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage
+    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage, network
     #[arg(long = "only", value_name = "PART")]
     only: Vec<String>,
     /// How often each subject is measured

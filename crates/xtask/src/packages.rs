@@ -78,6 +78,8 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
     };
     command
         .args(["-q", "-y", "--no-install-recommends"])
+        // Another apt-get that runs on a new machine is waited for.
+        .args(["-o", "DPkg::Lock::Timeout=600"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive");
     shell::run_quietly(&mut command, None)

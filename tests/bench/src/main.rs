@@ -42,6 +42,9 @@ struct Options {
     /// The program that runs in containers
     #[arg(long, required_unless_present = "from")]
     probe: Option<PathBuf>,
+    /// The folder of the programs that are measured [default: this program's own]
+    #[arg(long)]
+    binaries: Option<PathBuf>,
     /// The folder for `results.md`, `results.json` and pictures; `-`: one line of JSON on standard output
     #[arg(long)]
     out: PathBuf,
@@ -130,12 +133,16 @@ fn measure_with(
     let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let before = leaks::machine();
     fixture::write_image(image, probe)?;
+    let binaries = match &options.binaries {
+        Some(folder) => folder.clone(),
+        None => std::env::current_exe()?
+            .parent()
+            .context("we are in a folder")?
+            .to_owned(),
+    };
     let lab = Lab::make(Plan {
         setup: Setup {
-            binaries: std::env::current_exe()?
-                .parent()
-                .context("we are in a folder")?
-                .to_owned(),
+            binaries,
             demo: image.to_owned(),
             probe: probe.to_owned(),
             driver,

@@ -6,6 +6,7 @@ mod disk;
 mod exec;
 mod files;
 mod memory;
+mod network;
 mod page_cache;
 mod start;
 mod stdio;
@@ -32,6 +33,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("files", files::measure),
     ("page-cache", page_cache::measure),
     ("disk", disk::measure),
+    ("network", network::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.
@@ -45,6 +47,13 @@ const COMMANDS: [Subject; 3] = [
 const ENGINES: [Subject; 2] = [
     Subject::new(Way::Containerd, Runtime::Runc),
     Subject::new(Way::Containerd, Runtime::Sandbox),
+];
+
+/// Whose shim is called.
+const SHIMS: [Subject; 3] = [
+    Subject::new(Way::Task, Runtime::Runc),
+    Subject::new(Way::Task, Runtime::Sandbox),
+    Subject::new(Way::Task, Runtime::QemuMicrovm),
 ];
 
 /// Who is compared with the host itself.

@@ -68,6 +68,25 @@ fn installer(world: &World) -> Result<()> {
     let run = node.sandboxctl(&["run", "--rm", "demo", "uname", "-r"])?;
     let kernel = run.expect_code(0)?.text();
     ensure!(kernel.starts_with("6.12."), "{kernel}");
+    let out = world.path().join("measured");
+    let bench = [
+        "bench",
+        "--only",
+        "at-once",
+        "--at-once",
+        "1",
+        "--runs",
+        "1",
+    ];
+    let to = ["--out", &out.to_string_lossy()];
+    node.sandboxctl(&[&bench[..], &to].concat())?
+        .expect_code(0)?;
+    let measured = fs::read_to_string(out.join("results.md"))?;
+    for subject in ["runc", "sandbox ("] {
+        let row = measured.lines().find(|line| line.contains(subject));
+        row.with_context(|| format!("no {subject} in {measured}"))?;
+    }
+    ensure!(!measured.contains("a run failed"), "{measured}");
     let containerd = Containerd::start(&node)?;
     let image = containerd.import_demo(&node)?;
     let ctr = [

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use sandbox_harness::{World, bundle};
+use sandbox_harness::{Driver, World, bundle};
 
 use self::cell::Cell;
 use self::moment::{Dice, Sign, Victim, When};
@@ -15,14 +15,21 @@ use crate::Case;
 use crate::network::Net;
 
 mod cell;
+mod containerd;
 mod guest;
 mod moment;
 
 /// Victims that are the driver's.
-pub(crate) const DRIVERS: &[Case] = &[(
-    "kill_machine_at_any_moment_is_named_and_leaves_nothing",
-    machine,
-)];
+pub(crate) const DRIVERS: &[Case] = &[
+    (
+        "kill_machine_at_any_moment_is_named_and_leaves_nothing",
+        machine,
+    ),
+    (
+        "kill_device_helpers_at_any_moment_is_named_and_leaves_nothing",
+        helpers,
+    ),
+];
 
 /// The others.
 pub(crate) const CASES: &[Case] = &[
@@ -33,6 +40,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "kill_guest_at_any_moment_is_named_and_leaves_nothing",
         guest::row,
+    ),
+    (
+        "kill_containerd_at_any_moment_leaves_nothing_after_its_restart",
+        containerd::row,
     ),
 ];
 
@@ -114,4 +125,21 @@ fn machine(world: &World) -> Result<()> {
         &mut Dice::new()?,
         &moments,
     )
+}
+
+fn helpers(world: &World) -> Result<()> {
+    let victims: &[Victim] = match world.setup().driver {
+        Driver::Kvm => &[Victim::Virtiofsd],
+        Driver::Qemu => &[Victim::Virtiofsd, Victim::VsockBackEnd],
+    };
+    let mut dice = Dice::new()?;
+    for &victim in victims {
+        let first = [
+            When::Creating(Sign::Process(victim)),
+            When::Creating(Sign::Process(Victim::Machine)),
+        ];
+        let moments = [first.as_slice(), &LATER].concat();
+        row(world, None, victim, &mut dice, &moments)?;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! A network namespace in the place of the host's: bridges, forwarding and iptables rules of a test are that namespace's.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -39,6 +40,12 @@ impl HostNet {
         Ok(net)
     }
 
+    /// The file that stands for it.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
     /// Runs `ip` for it; returns what that printed.
     ///
     /// # Errors
@@ -65,7 +72,7 @@ impl HostNet {
     pub fn command(&self, plain: &Command) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg(format!("--net={}", self.path().display()))
             .arg(plain.get_program())
             .args(plain.get_args());
         command
@@ -79,7 +86,7 @@ impl HostNet {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let namespace = File::open(self.path())?;
         let within = move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
             work()

@@ -10,6 +10,7 @@
 
 mod files;
 mod memory;
+pub(crate) mod network;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

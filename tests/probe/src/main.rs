@@ -4,6 +4,7 @@
 //! sandbox-probe [--hold] look SUBJECT…|all     prints {subject: what is seen}
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
 //! sandbox-probe bench NAME[=VALUE]…            measures each, and prints {name: how fast it was}
+//! sandbox-probe answer PORT                    is the other side of a benchmark of a network (`bench::network`)
 //! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
@@ -52,13 +53,18 @@ fn run(arguments: &[String]) -> Result<(), String> {
     if arguments == ["serve"] {
         return attack::serve();
     }
+    if let [verb, port] = arguments
+        && verb == "answer"
+    {
+        return bench::network::serve(port);
+    }
     let value = match arguments {
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
         [verb, names @ ..] if verb == "bench" => bench::report(names)?,
         _ => {
             return Err(
-                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, or serve"
+                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, or serve"
                     .to_owned(),
             );
         }

@@ -12,6 +12,7 @@ use nix::libc::SIGKILL;
 use sandbox_harness::bundle;
 use sandbox_harness::shim::{self, Output, Shim};
 use sandbox_harness::task::EventServer;
+use serde_json::Value as Json;
 
 use super::Lab;
 use crate::report::Value;
@@ -50,8 +51,21 @@ impl Lab {
     /// # Errors
     /// With what the shim said.
     pub(crate) fn start_task(&self, runtime: Runtime, root: Root) -> Result<(Task, Vec<Value>)> {
+        self.start_task_of(runtime, root, &bundle::spec(&["sh", "-c", SCRIPT]))
+    }
+
+    /// As [`Self::start_task`], of a container with this specification, whose process says something when it is ready.
+    ///
+    /// # Errors
+    /// As [`Self::start_task`].
+    pub(crate) fn start_task_of(
+        &self,
+        runtime: Runtime,
+        root: Root,
+        spec: &Json,
+    ) -> Result<(Task, Vec<Value>)> {
         let id = self.name();
-        let folder = self.bundle(&id)?;
+        let folder = self.bundle(&id, spec)?;
         let mounts = match (runtime, root) {
             (Runtime::Runc, _) | (_, Root::Folder) => overlay(&self.root(), &folder)?,
             (_, Root::Image) => self.disks(&folder)?,
@@ -103,11 +117,10 @@ impl Lab {
         Ok((task, values))
     }
 
-    fn bundle(&self, id: &str) -> Result<PathBuf> {
+    fn bundle(&self, id: &str, spec: &Json) -> Result<PathBuf> {
         let folder = self.world().path().join("tasks").join(id);
         fs::create_dir_all(folder.join("rootfs"))?;
-        let spec = bundle::spec(&["sh", "-c", SCRIPT]);
-        fs::write(folder.join("config.json"), serde_json::to_vec(&spec)?)?;
+        fs::write(folder.join("config.json"), serde_json::to_vec(spec)?)?;
         Ok(folder)
     }
 
@@ -143,8 +156,14 @@ impl Lab {
         let writable = folder.join("rw.ext4");
         let template = self.world().path().join("scratch.ext4");
         if !template.exists() {
-            let artifacts = self.world().setup().binaries.join("../artifacts");
-            self.copy_sparse(&artifacts.join("scratch.ext4"), &template)?;
+            let binaries = &self.world().setup().binaries;
+            // As built, or as installed.
+            let mut places = ["../artifacts/scratch.ext4", "../lib/sandbox/scratch.ext4"].iter();
+            let found =
+                places.find_map(|place| Some(binaries.join(place)).filter(|path| path.exists()));
+            let found =
+                found.with_context(|| format!("no scratch.ext4 beside {}", binaries.display()))?;
+            self.copy_sparse(&found, &template)?;
         }
         self.copy_sparse(&template, &writable)?;
         Ok(vec![

@@ -49,7 +49,7 @@ pub(super) fn measure(lab: &Lab) -> Part {
     })
 }
 
-fn mebibytes(bytes: usize) -> f64 {
+pub(super) fn mebibytes(bytes: usize) -> f64 {
     f64::from(u32::try_from(bytes >> 10).unwrap_or(u32::MAX)) / 1024.0
 }
 

@@ -1,8 +1,8 @@
 //! The life of a container in calls to its shim.
 
+use super::SHIMS;
 use crate::lab::{About, Lab, Root};
 use crate::report::{Part, Value};
-use crate::subject::{Runtime, Subject, Way};
 
 const ABOUT: About = About {
     name: "task",
@@ -15,15 +15,9 @@ const ABOUT: About = About {
 /// Execs after the first.
 const EXECS: usize = 3;
 
-const SUBJECTS: [Subject; 3] = [
-    Subject::new(Way::Task, Runtime::Runc),
-    Subject::new(Way::Task, Runtime::Sandbox),
-    Subject::new(Way::Task, Runtime::QemuMicrovm),
-];
-
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &SUBJECTS, lab.runs(), |subject| {
-        let (mut task, mut values) = lab.start_task(SUBJECTS[subject].runtime, Root::Image)?;
+    lab.measure(&ABOUT, &SHIMS, lab.runs(), |subject| {
+        let (mut task, mut values) = lab.start_task(SHIMS[subject].runtime, Root::Image)?;
         values.push(Value::took("first exec", task.exec()?));
         for _ in 0..EXECS {
             values.push(Value::took("exec", task.exec()?));

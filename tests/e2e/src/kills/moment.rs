@@ -16,6 +16,7 @@ pub(super) enum Victim {
     Shim,
     Machine,
     Virtiofsd,
+    VsockBackEnd,
 }
 
 impl Victim {
@@ -25,6 +26,7 @@ impl Victim {
             Self::Shim => "containerd-shim-sandbox-v2",
             Self::Machine => world.setup().driver.monitor(),
             Self::Virtiofsd => "virtiofsd",
+            Self::VsockBackEnd => "sandbox-vmm vsock-backend",
         }
     }
 
@@ -41,6 +43,7 @@ impl Victim {
             Self::Shim => None,
             Self::Machine => Some("monitor was killed"),
             Self::Virtiofsd => Some("virtiofsd"),
+            Self::VsockBackEnd => Some("vsock"),
         }
     }
 }
