@@ -48,7 +48,7 @@ use sandbox_types::ContainerId;
 
 use crate::digest::Digest;
 use crate::image::{Image, Layer, Removed};
-use crate::layer::{HashTree, Limits, erofs};
+use crate::layer::{HashTree, Limits};
 use crate::reference::Reference;
 
 pub use error::StoreError;
@@ -227,7 +227,9 @@ impl Store {
             }
             Err(source) => return Err(StoreError::io("open", &path, source)),
         };
-        erofs::checked_size(&file).map_err(|source| StoreError::LayerDamaged {
+        let tree = self.read_hash_tree(diff_id)?;
+        let size = self.layer_size(&file, tree.as_ref());
+        size.map_err(|source| StoreError::LayerDamaged {
             image: image.to_owned(),
             diff_id,
             path,

@@ -149,10 +149,8 @@ impl Store {
         // Of a layer without a digest of its own the plain tar is kept, whose digest is the diff_id.
         let blob = layer.declared.map_or(diff_id, |(digest, _)| digest);
         let _lock = self.lock_layer(diff_id, activity)?;
-        let final_path = self.layer_path(diff_id);
         // Without its hash tree, from an older version, it is made again.
-        let present = File::open(&final_path).is_ok_and(|file| erofs::checked_size(&file).is_ok())
-            && self.has_hash_tree(diff_id);
+        let present = self.has_layer(diff_id);
         let kept = self.kept_blob(blob)?;
         let is_kept = kept.is_some();
         let known_size = match (layer.declared, kept.as_ref()) {

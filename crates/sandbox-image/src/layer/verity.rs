@@ -37,6 +37,18 @@ pub struct HashTree {
     pub offset: u64,
 }
 
+impl HashTree {
+    /// How many bytes a file has that ends with this tree.
+    pub(crate) fn file_bytes(&self) -> u64 {
+        let data_blocks = self.offset / BLOCK;
+        let levels = level_sizes(data_blocks).iter().sum::<u64>();
+        data_blocks
+            .saturating_add(1)
+            .saturating_add(levels)
+            .saturating_mul(BLOCK)
+    }
+}
+
 /// How many blocks each level has, from the lowest. None, if the data is one block: then that is what the root is the digest of.
 fn level_sizes(data_blocks: u64) -> Vec<u64> {
     let mut sizes = Vec::new();
@@ -163,6 +175,15 @@ mod tests {
         assert_eq!(tree.root, hex::encode(hasher.finalize()));
         assert_eq!(tree.offset, BLOCK);
         assert_eq!(file.as_file().metadata().unwrap().len(), 2 * BLOCK);
+    }
+
+    #[test]
+    fn length_of_a_file_with_its_tree_is_known_from_where_the_tree_is() {
+        for bytes in [1, BLOCK_BYTES + 1, 129 * BLOCK_BYTES] {
+            let file = file(bytes);
+            let tree = append(file.as_file(), &[7; 32], [0; 16]).unwrap();
+            assert_eq!(file.as_file().metadata().unwrap().len(), tree.file_bytes());
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::index::{INDEX_VERSION, Index, Lease};
 use super::{MAX_METADATA_BYTES, Store};
 use crate::digest::Digest;
 use crate::layer::HashTree;
+use crate::layer::erofs::{self, ErofsError};
 
 /// Something is being added to the store: nothing is cleared away until this is dropped.
 #[derive(Debug)]
@@ -213,9 +214,26 @@ impl Store {
         read_json(&self.verity_folder().join(diff_id.hex()))
     }
 
-    /// Whether a layer's hash tree is known.
-    pub(crate) fn has_hash_tree(&self, diff_id: Digest) -> bool {
-        self.verity_folder().join(diff_id.hex()).is_file()
+    /// The size of a layer's file, if it is whole: the image, and behind it the hash tree that is known of it.
+    pub(super) fn layer_size(
+        &self,
+        file: &File,
+        tree: Option<&HashTree>,
+    ) -> Result<u64, ErofsError> {
+        let found = erofs::checked_size(file)?;
+        match tree.map(HashTree::file_bytes) {
+            Some(expected) if expected != found => Err(ErofsError::Length { expected, found }),
+            _ => Ok(found),
+        }
+    }
+
+    /// Whether a layer is there as a whole, with its hash tree.
+    pub(crate) fn has_layer(&self, diff_id: Digest) -> bool {
+        let Ok(Some(tree)) = self.read_hash_tree(diff_id) else {
+            return false;
+        };
+        File::open(self.layer_path(diff_id))
+            .is_ok_and(|file| self.layer_size(&file, Some(&tree)).is_ok())
     }
 
     /// Writes down the root of a layer's hash tree, before the layer gets its name.
