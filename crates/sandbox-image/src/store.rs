@@ -228,7 +228,7 @@ impl Store {
             Err(source) => return Err(StoreError::io("open", &path, source)),
         };
         let tree = self.read_hash_tree(diff_id)?;
-        let size = self.layer_size(&file, tree.as_ref());
+        let size = files::layer_size(&file, tree.as_ref());
         size.map_err(|source| StoreError::LayerDamaged {
             image: image.to_owned(),
             diff_id,

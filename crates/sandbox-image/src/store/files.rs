@@ -214,26 +214,13 @@ impl Store {
         read_json(&self.verity_folder().join(diff_id.hex()))
     }
 
-    /// The size of a layer's file, if it is whole: the image, and behind it the hash tree that is known of it.
-    pub(super) fn layer_size(
-        &self,
-        file: &File,
-        tree: Option<&HashTree>,
-    ) -> Result<u64, ErofsError> {
-        let found = erofs::checked_size(file)?;
-        match tree.map(HashTree::file_bytes) {
-            Some(expected) if expected != found => Err(ErofsError::Length { expected, found }),
-            _ => Ok(found),
-        }
-    }
-
     /// Whether a layer is there as a whole, with its hash tree.
     pub(crate) fn has_layer(&self, diff_id: Digest) -> bool {
         let Ok(Some(tree)) = self.read_hash_tree(diff_id) else {
             return false;
         };
         File::open(self.layer_path(diff_id))
-            .is_ok_and(|file| self.layer_size(&file, Some(&tree)).is_ok())
+            .is_ok_and(|file| layer_size(&file, Some(&tree)).is_ok())
     }
 
     /// Writes down the root of a layer's hash tree, before the layer gets its name.
@@ -286,6 +273,15 @@ impl Store {
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|source| StoreError::io("write to disk", folder, source))
+    }
+}
+
+/// The size of a layer's file, if it is whole: the image, and behind it the hash tree that is known of it.
+pub(super) fn layer_size(file: &File, tree: Option<&HashTree>) -> Result<u64, ErofsError> {
+    let found = erofs::checked_size(file)?;
+    match tree.map(HashTree::file_bytes) {
+        Some(expected) if expected != found => Err(ErofsError::Length { expected, found }),
+        _ => Ok(found),
     }
 }
 
