@@ -25,6 +25,7 @@ pub(crate) use self::error::ContainerError;
 use crate::cgroup::Cgroup;
 use crate::copied_files::CopiedFiles;
 use crate::events::Events;
+use crate::fill::{Fill, FillError};
 use crate::helper::Action;
 use crate::launch::{self, Launch, LaunchError};
 use crate::mount::Mounted;
@@ -50,6 +51,17 @@ pub(crate) struct Containers {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Copies into new volumes what a container's root has at their places.
+async fn fill_volumes(fills: Vec<Fill>, root: &str) -> Result<(), ContainerError> {
+    if fills.is_empty() {
+        return Ok(());
+    }
+    let root = PathBuf::from(root);
+    let filling =
+        tokio::task::spawn_blocking(move || fills.iter().try_for_each(|fill| fill.run(&root)));
+    Ok(filling.await.unwrap_or(Err(FillError::Lost))?)
 }
 
 impl Containers {
@@ -112,6 +124,7 @@ impl Containers {
         for file in &request.files {
             files.add(file)?;
         }
+        fill_volumes(std::mem::take(&mut guest.fills), &request.root_path).await?;
         let directory = self.new_directory(&guest)?;
         let cgroup = Cgroup::of(&id);
         let result = match set_network_parameters(&guest.network_sysctl)

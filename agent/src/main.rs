@@ -17,6 +17,7 @@ mod clock;
 mod containers;
 mod copied_files;
 mod events;
+mod fill;
 mod guest;
 mod guest_path;
 mod helper;

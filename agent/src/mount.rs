@@ -3,6 +3,7 @@
 
 mod options;
 mod pmem;
+mod verity;
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -20,6 +21,7 @@ use sandbox_protocol::agent::{Directory, Mount, mount::Source};
 
 use self::options::{MountOptions, lower_directories};
 use self::pmem::{Partition, PmemError};
+pub(crate) use self::verity::VerityError;
 use crate::guest_path::{GuestPath, GuestPathError};
 
 /// The most bytes read of one of the kernel's messages about a mount.
@@ -59,6 +61,9 @@ pub(crate) enum MountError {
     /// The kernel refused one step of the mount.
     #[error(transparent)]
     Kernel(Box<KernelRefusal>),
+    /// What is read cannot be held to its hash tree.
+    #[error(transparent)]
+    Verity(#[from] VerityError),
     /// `/sys/block` could not be read.
     #[error("cannot list the block devices")]
     Devices(#[source] io::Error),
@@ -108,6 +113,14 @@ impl Mounted {
                 });
             }
         };
+        // Only until it is mounted: the mount keeps the device.
+        let verified = match step.verity.as_ref() {
+            Some(verity) => Some(verity::open(&source, verity)?),
+            None => None,
+        };
+        let source = verified
+            .as_ref()
+            .map_or(source, |device| device.path.clone());
         let target = target.as_path();
         fs::create_dir_all(target).map_err(|source| MountError::Directory {
             path: target.to_owned(),

@@ -7,6 +7,8 @@ mod archive;
 mod init;
 mod pause;
 
+pub(crate) use archive::{ArchiveError, archive_content, write as unpack_archive};
+
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 

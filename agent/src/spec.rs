@@ -13,7 +13,7 @@
 //! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
 //! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
 //! | `linux.sysctl` | `net.*` is set in the guest's network namespace by the agent |
-//! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. With users of its own, a container's `/sys` is a bind of the guest's |
+//! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
 
 mod mounts;
 mod seccomp;
@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::mounts::{MountPropagation, Propagation};
 use crate::cgroup::{Limits, ResourceError};
+use crate::fill::Fill;
 use crate::guest_path::{GuestPath, GuestPathError};
 use crate::programs::Program;
 
@@ -136,6 +137,8 @@ pub(crate) struct StartHooks {
 pub(crate) struct GuestSpec {
     /// For `config.json`.
     pub(crate) spec: Spec,
+    /// Volumes that get what the root has at their place.
+    pub(crate) fills: Vec<Fill>,
     /// For the executor.
     pub(crate) confinement: Confinement,
     /// `net.*` parameters for the guest's network namespace.
@@ -177,7 +180,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
             .shared
             .iter()
             .any(|(kind, _)| *kind == LinuxNamespaceType::User);
-    let propagation = mounts::adapt(&mut spec, own_users)?;
+    let taken = mounts::adapt(&mut spec, own_users)?;
     let hooks = take_hooks(&mut spec, placement)?;
 
     let process = spec.process().clone();
@@ -205,11 +208,12 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     spec.set_linux(Some(linux));
 
     confinement.seccomp = seccomp;
-    confinement.propagation = propagation;
+    confinement.propagation = taken.propagation;
     confinement.device_folders = device_folders;
     confinement.hooks = hooks;
     Ok(GuestSpec {
         spec,
+        fills: taken.fills,
         confinement,
         network_sysctl,
         limits,

@@ -13,7 +13,7 @@ const NAME: &str = "io.containerd.sandbox.v2";
 /// Says which mounts containerd's mount manager leaves to the shim (containerd `docs/mounts.md`).
 const ALLOW_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
 /// Those that [`sandbox_runtime::rootfs`] takes.
-const MOUNTS: &str = "erofs,ext4,loop,format/*,mkdir/*";
+const MOUNTS: &str = "erofs,ext4,loop,format/*,mkdir/*,dmverity/*";
 /// The most that is read of the options on standard input, in bytes.
 const MAX_INPUT_BYTES: u64 = 10 << 20;
 

@@ -9,6 +9,7 @@ use ttrpc::proto::{Code, Status};
 
 use crate::cgroup::CgroupError;
 use crate::copied_files::FileError;
+use crate::fill::FillError;
 use crate::helper::FailureKind;
 use crate::launch::LaunchError;
 use crate::mount::MountError;
@@ -70,6 +71,9 @@ pub(crate) enum ContainerError {
     /// The spec cannot be run here.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A volume could not be filled.
+    #[error(transparent)]
+    Fill(#[from] FillError),
     /// A kind of namespace that containers cannot share.
     #[error(
         "containers cannot share a {kind:?} namespace; they can share pid, ipc, uts, network and user"
@@ -179,6 +183,7 @@ impl ContainerError {
             Self::WrongState { .. } | Self::NoTerminal { .. } => Code::FAILED_PRECONDITION,
             Self::Mount(_)
             | Self::File(_)
+            | Self::Fill(_)
             | Self::Launch(_)
             | Self::Cgroup(_)
             | Self::Streams(_)

@@ -31,7 +31,7 @@ const STAT_BLOCK: u64 = 512;
 
 /// Why an archive could not be made or unpacked.
 #[derive(Debug, thiserror::Error)]
-enum ArchiveError {
+pub(crate) enum ArchiveError {
     /// There must be one argument.
     #[error("one path is to be named, not {count}")]
     Arguments {
@@ -103,6 +103,15 @@ fn read(path: &Path, output: impl Write) -> Result<(), ArchiveError> {
         Some(Component::Normal(name)) => PathBuf::from(name),
         _ => PathBuf::from("."),
     };
+    read_as(path, name, output)
+}
+
+/// Writes what is in the folder at `path` to `output`.
+pub(crate) fn archive_content(path: &Path, output: impl Write) -> Result<(), ArchiveError> {
+    read_as(path, PathBuf::from("."), output)
+}
+
+fn read_as(path: &Path, name: PathBuf, output: impl Write) -> Result<(), ArchiveError> {
     let mut archive = Builder::new(BufWriter::with_capacity(256 * 1024, output));
     let mut links = HashMap::new();
     // Last in, first out: a folder comes before what is in it.
@@ -261,7 +270,7 @@ fn attributes(path: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// Unpacks the archive from `input` into `folder`.
-fn write(folder: &Path, mut input: impl Read) -> Result<(), ArchiveError> {
+pub(crate) fn write(folder: &Path, mut input: impl Read) -> Result<(), ArchiveError> {
     let failed = |source| ArchiveError::Write {
         path: folder.to_owned(),
         source,

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Mount, Spec};
 use serde::{Deserialize, Serialize};
 
+use sandbox_protocol::extensions::FILL_OPTION;
+
 use super::SpecError;
+use crate::fill::Fill;
 use crate::guest_path::GuestPath;
 
 /// Options that nothing here could honour.
@@ -63,9 +66,16 @@ fn bind(mount: &Mount) -> bool {
         || options.iter().any(|word| word == "bind" || word == "rbind")
 }
 
-/// Checks the mounts, and takes their propagation out.
-pub(super) fn adapt(spec: &mut Spec, own_users: bool) -> Result<Vec<MountPropagation>, SpecError> {
-    let mut taken = Vec::new();
+/// What was taken out of the mounts.
+#[derive(Debug, Default)]
+pub(super) struct Taken {
+    pub(super) propagation: Vec<MountPropagation>,
+    pub(super) fills: Vec<Fill>,
+}
+
+/// Checks the mounts, and takes out what is not for libcontainer.
+pub(super) fn adapt(spec: &mut Spec, own_users: bool) -> Result<Taken, SpecError> {
+    let mut taken = Taken::default();
     let Some(mut mounts) = spec.mounts().clone() else {
         return Ok(taken);
     };
@@ -93,10 +103,14 @@ pub(super) fn adapt(spec: &mut Spec, own_users: bool) -> Result<Vec<MountPropaga
                 Some((Propagation::Shared, _)) if bind => {
                     return Err(refused(&format!("option {word} of a bind")));
                 }
-                Some((kind, recursive)) => taken.push(MountPropagation {
+                Some((kind, recursive)) => taken.propagation.push(MountPropagation {
                     destination: destination.clone(),
                     kind,
                     recursive,
+                }),
+                None if bind && word == FILL_OPTION => taken.fills.push(Fill {
+                    volume: mount.source().clone().unwrap_or_default(),
+                    place: destination.clone(),
                 }),
                 None if word.starts_with(CALLERS) => {}
                 None => kept.push(word),

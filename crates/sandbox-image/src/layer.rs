@@ -1,7 +1,7 @@
 //! One layer: from a tar stream to an EROFS image.
 //!
 //! ```text
-//! blob -> decompress -> hash (diff_id) -> tar entries -> tree in <store>/tmp -> mkfs.erofs -> layers/<diff_id>.erofs
+//! blob -> decompress -> hash (diff_id) -> tar entries -> tree in <store>/tmp -> mkfs.erofs -> hash tree -> layers/<diff_id>.erofs
 //! ```
 //!
 //! **What is kept:** numeric owners, modes with setuid, setgid and sticky bits, modification times to the nanosecond,
@@ -32,6 +32,7 @@ mod limits;
 mod meter;
 mod tree;
 mod unpack;
+pub(crate) mod verity;
 mod walk;
 
 pub(crate) use compression::{Compression, Decompressed, sniff};
@@ -39,3 +40,4 @@ pub use error::LayerError;
 pub use limits::{Limit, Limits};
 pub(crate) use meter::{Meter, Metered};
 pub use unpack::{unpack, unpack_blob};
+pub use verity::HashTree;

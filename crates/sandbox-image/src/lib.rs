@@ -11,7 +11,7 @@
 //! [`layer`], the client of registries in [`registry`]. Where blobs come from is behind small traits in [`import`]: what happens
 //! after is the same for all.
 //!
-//! Not here: mounting, dm-verity, and anything that speaks to a guest.
+//! Not here: mounting, and anything that speaks to a guest.
 
 pub mod digest;
 pub mod give;
@@ -27,7 +27,7 @@ pub use digest::{Digest, DigestError};
 pub use give::{ArchiveFormat, GiveError};
 pub use image::{Image, ImportedImage, Layer, PulledImage, Removed};
 pub use import::{ImportError, Platform, PlatformError, Pull};
-pub use layer::{LayerError, Limits};
+pub use layer::{HashTree, LayerError, Limits};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Client, CredentialStore, Credentials, CredentialsError, RegistryError};
 pub use store::{Store, StoreError};

@@ -5,6 +5,7 @@
 //!   images.json                names: reference -> manifest, configuration, layers
 //!   blobs/sha256/<hex>         manifests, configurations and layers, as they came
 //!   layers/<diff_id hex>.erofs one EROFS image per layer, shared by every image and container
+//!   verity/<diff_id hex>       the root of the hash tree at the end of that image, by which a guest can check what it reads
 //!   leases/<container id>      what a container uses, for as long as the container exists
 //!   locks/<diff_id hex>        flock: the layer is being made
 //!   tmp/                       everything unfinished
@@ -47,7 +48,7 @@ use sandbox_types::ContainerId;
 
 use crate::digest::Digest;
 use crate::image::{Image, Layer, Removed};
-use crate::layer::{Limits, erofs};
+use crate::layer::{HashTree, Limits};
 use crate::reference::Reference;
 
 pub use error::StoreError;
@@ -186,6 +187,18 @@ impl Store {
         self.delete_lease(owner)
     }
 
+    /// The hash tree at the end of a layer's file, for who wants every byte of it checked when it is read.
+    ///
+    /// # Errors
+    /// [`StoreError::NoHashTree`] for a layer from before there were any, or what is wrong with the store.
+    pub fn hash_tree(&self, image: &Image, diff_id: Digest) -> Result<HashTree, StoreError> {
+        self.read_hash_tree(diff_id)?
+            .ok_or_else(|| StoreError::NoHashTree {
+                image: image.name.to_string(),
+                diff_id,
+            })
+    }
+
     /// The file a layer has, or will have.
     pub(crate) fn layer_path(&self, diff_id: Digest) -> PathBuf {
         self.layers_folder()
@@ -214,7 +227,9 @@ impl Store {
             }
             Err(source) => return Err(StoreError::io("open", &path, source)),
         };
-        erofs::checked_size(&file).map_err(|source| StoreError::LayerDamaged {
+        let tree = self.read_hash_tree(diff_id)?;
+        let size = files::layer_size(&file, tree.as_ref());
+        size.map_err(|source| StoreError::LayerDamaged {
             image: image.to_owned(),
             diff_id,
             path,

@@ -21,5 +21,8 @@ pub const EXEC_PROGRAM_TYPE: &str = "types.sandbox.dev/program/";
 /// Option of a bind mount of a regular file: it is copied into the guest instead of being shared, so that later
 /// changes on either side are not seen on the other. `x-` options are a caller's own (mount(8)).
 pub const COPY_OPTION: &str = "x-sandbox.copy";
+/// Option of a bind mount of a folder that can be written: while nothing is in it, the container's root is copied into it at that place
+/// before the container is made, with owner and mode of the folder there.
+pub const FILL_OPTION: &str = "x-sandbox.fill";
 /// The largest file that [`COPY_OPTION`] takes, in bytes.
 pub const MAX_COPIED_FILE_BYTES: u64 = 1024 * 1024;

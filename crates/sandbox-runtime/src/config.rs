@@ -215,6 +215,8 @@ pub struct Config {
     pub jail_users: UserRange,
     /// Whether what layers came as is kept beside what they became, so that images can be pushed and saved.
     pub keep_layer_blobs: bool,
+    /// Whether `sandboxctl` has guests hold what they read of an image to its hash tree.
+    pub layer_verity: bool,
     /// Registries of images, by their name in image names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub registries: BTreeMap<String, RegistryConfig>,
@@ -246,6 +248,7 @@ impl Default for Config {
             pod_overrides: Vec::new(),
             pod_override_paths: Vec::new(),
             keep_layer_blobs: true,
+            layer_verity: false,
             registries: BTreeMap::new(),
         }
     }

@@ -7,6 +7,7 @@
 //! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
 //! | `erofs` of a file, where layers are mapped into the guest ([`window`]) | a part of the guest's persistent memory device |
 //! | `erofs`, when there are more of them than room for devices | a file in the shared folder, mounted in the guest from there |
+//! | `dmverity/erofs` | the same, with what is read held to a hash tree by the guest |
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
 //! | `overlay` or `bind` of host directories, alone | an entry of the shared folder ([`crate::share`]) |
@@ -27,10 +28,12 @@ use crate::sandbox::BlockDevice;
 use crate::share::{SharePlan, SharedSource, is_read_only};
 
 pub mod template;
+mod verity;
 pub mod window;
 
 pub use template::TemplateError;
 use template::{EarlierMount, expand};
+use verity::VERITY_OPTION;
 use window::{LayerWindow, MappedLayer};
 
 /// The most mounts of one container.
@@ -182,7 +185,7 @@ pub enum RootfsError {
 pub enum MountProblem {
     /// A type or transformer that is not known.
     #[error(
-        "{0:?} is not supported; erofs, ext4, tmpfs, overlay and bind are, with format/ and mkdir/"
+        "{0:?} is not supported; erofs, ext4, tmpfs, overlay and bind are, with format/, mkdir/ and dmverity/"
     )]
     UnknownType(String),
     /// An option that is not supported.
@@ -197,6 +200,11 @@ pub enum MountProblem {
     /// A template.
     #[error(transparent)]
     Template(#[from] TemplateError),
+    /// A hash tree that is not fully told.
+    #[error(
+        "dmverity/ takes {VERITY_OPTION}roothash= with 64 hexadecimal digits and {VERITY_OPTION}hash-offset= with a multiple of 4096, in front of erofs"
+    )]
+    Verity,
     /// A directory to make.
     #[error(
         "{0:?} is no directory that can be made: PATH[:MODE[:UID:GID]], PATH below {GUEST_RUN_DIR}"
@@ -276,7 +284,7 @@ pub fn plan_rootfs(
                 .zip(&mapped)
                 .filter(|(mount, mapped)| match mount.type_.as_str() {
                     "erofs" => mapped.is_none(),
-                    kind => kind == "ext4",
+                    kind => matches!(kind, "dmverity/erofs" | "ext4"),
                 })
                 .count();
             let layers = if devices > next_device.room() {
@@ -335,6 +343,7 @@ fn is_host_mount(fstype: &str) -> bool {
 struct Transformers<'a> {
     format: bool,
     mkdir: bool,
+    verity: bool,
     fstype: &'a str,
 }
 
@@ -342,12 +351,14 @@ fn parse_type(text: &str) -> Result<Transformers<'_>, MountProblem> {
     let mut found = Transformers {
         format: false,
         mkdir: false,
+        verity: false,
         fstype: text,
     };
     while let Some((transformer, rest)) = found.fstype.split_once('/') {
         match transformer {
             "format" => found.format = true,
             "mkdir" => found.mkdir = true,
+            "dmverity" => found.verity = true,
             _ => return Err(MountProblem::UnknownType(text.to_owned())),
         }
         found.fstype = rest;
@@ -456,8 +467,14 @@ impl Step<'_> {
             ("bind" | "rbind", _) => return Err(MountProblem::HostMountNotAlone.into()),
             _ => return Err(MountProblem::UnknownType(mount.type_.clone()).into()),
         }
+        if kind.verity {
+            step.verity = Some(verity::of_options(kind.fstype, &mount.options)?).into();
+        }
         for option in &mount.options {
             let option = fill_in(option)?;
+            if kind.verity && option.starts_with(VERITY_OPTION) {
+                continue;
+            }
             if let Some(directory) = option.strip_prefix(MKDIR_OPTION) {
                 if !kind.mkdir {
                     return Err(MountProblem::UnsupportedOption(option).into());

@@ -38,7 +38,7 @@ use crate::logs::Log;
 use crate::network;
 use crate::report;
 use crate::run::RunError;
-use crate::settle;
+use crate::settle::{self, AnonymousVolumes};
 use crate::shim::process_record;
 use crate::stdio::{Fifos, open_input_fifo};
 use crate::timings::Timeline;
@@ -327,7 +327,12 @@ impl<'a> Attendant<'a> {
 
     /// Removes the container.
     fn discard(&self) {
-        let removed = settle::remove(self.app, &self.containers, &self.attended);
+        let removed = settle::remove(
+            self.app,
+            &self.containers,
+            &self.attended,
+            AnonymousVolumes::Removed,
+        );
         if let Err(error) = removed {
             report::warn(&error);
         }

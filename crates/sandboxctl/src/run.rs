@@ -27,7 +27,7 @@ use crate::cli::{CreateArgs, RunArgs};
 use crate::container::{Attended, Containers, Status};
 use crate::launch;
 use crate::report;
-use crate::settle;
+use crate::settle::{self, AnonymousVolumes};
 use crate::signals::Signals;
 use crate::stdio::{DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::table;
@@ -191,7 +191,7 @@ fn make(
     if let Err(error) = prepare::fill(&attended, &plan, args) {
         // It is not there when that did not come so far.
         let _ = fs::remove_dir_all(&plan.config.socket_dir);
-        if let Err(error) = settle::remove(app, containers, &attended) {
+        if let Err(error) = settle::remove(app, containers, &attended, AnonymousVolumes::Removed) {
             report::warn(&error);
         }
         return Err(error);

@@ -46,6 +46,9 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) host_config: HostConfig,
     pub(crate) mounts: Vec<MountPoint>,
+    /// The names of those of its volumes that nobody named.
+    #[serde(default)]
+    pub(crate) anonymous_volumes: Vec<String>,
     pub(crate) sandbox: Machine,
 }
 
@@ -207,6 +210,9 @@ impl Settings {
             config: config(request, made, attachment)?,
             host_config: host_config(request, made, attachment),
             mounts: mount_points(request),
+            anonymous_volumes: anonymous(request)
+                .map(|(name, _)| name.to_owned())
+                .collect(),
             sandbox: machine(request, runtime)?,
         })
     }
@@ -259,7 +265,12 @@ fn config(
             .map(|name| (name.clone(), Value::Object(serde_json::Map::new())))
             .collect()
     };
-    let volumes = request.image.volumes();
+    let mut volumes = empty(request.image.volumes());
+    for (_, place) in anonymous(request) {
+        volumes
+            .entry(place.to_owned())
+            .or_insert_with(|| Value::Object(serde_json::Map::new()));
+    }
     Ok(Config {
         hostname: request.hostname().to_owned(),
         domainname: options.domainname.clone().unwrap_or_default(),
@@ -274,7 +285,7 @@ fn config(
         env: process.env().clone().unwrap_or_default(),
         cmd: (!command.is_empty()).then_some(command),
         image: request.image_name.to_owned(),
-        volumes: volumes.is_some().then(|| empty(volumes)),
+        volumes: (!volumes.is_empty()).then_some(volumes),
         working_dir: process.cwd().display().to_string(),
         entrypoint: (!entrypoint.is_empty()).then_some(entrypoint),
         labels: spec::labels(request.image, options)?,
@@ -295,7 +306,12 @@ fn host_config(
     let texts = |paths: &Option<Vec<String>>| paths.clone().unwrap_or_default();
     let linux = made.linux().clone().unwrap_or_default();
     HostConfig {
-        binds: options.volume.iter().map(ToString::to_string).collect(),
+        binds: options
+            .volume
+            .iter()
+            .filter(|bind| !matches!(bind.source, Source::Anonymous(_)))
+            .map(ToString::to_string)
+            .collect(),
         container_id_file: attachment
             .cidfile
             .map(|path| path.display().to_string())
@@ -388,11 +404,19 @@ pub(crate) fn nano_cpus(quota: i64) -> i64 {
     quota.saturating_mul(1_000_000_000 / period)
 }
 
+/// The volumes that nobody named: their names, and where they are.
+fn anonymous<'a>(request: &'a Request<'_>) -> impl Iterator<Item = (&'a str, &'a str)> {
+    spec::binds(request.options).filter_map(|bind| match &bind.source {
+        Source::Anonymous(name) => Some((name.as_str(), bind.target.as_str())),
+        _ => None,
+    })
+}
+
 fn mount_points(request: &Request<'_>) -> Vec<MountPoint> {
     let binds = spec::binds(request.options).map(|bind| {
         let (kind, name, source, propagation) = match &bind.source {
             Source::Host(path) => ("bind", None, path.clone(), "rprivate"),
-            Source::Volume(name) => {
+            Source::Volume(name) | Source::Anonymous(name) => {
                 let data = request.volumes.data(name);
                 ("volume", Some(name.to_string()), data, "")
             }

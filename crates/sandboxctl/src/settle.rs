@@ -18,8 +18,10 @@ use crate::cp;
 use crate::launch::Launch;
 use crate::network;
 use crate::report;
+use crate::settings::Settings;
 use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
 use crate::stdio::Fifos;
+use crate::volume::{VolumeError, Volumes};
 
 /// Why the state of a container cannot be put in order.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +106,7 @@ async fn end_abandoned(
     end_shim(app, &attended.container).await?;
     let record = &attended.container.record;
     if record.auto_remove || !record.keep {
-        remove(app, containers, &attended)?;
+        remove(app, containers, &attended, AnonymousVolumes::Removed)?;
         return Ok(None);
     }
     let finished = now();
@@ -165,6 +167,17 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
     Ok(())
 }
 
+/// Removes volumes that no other container has; what cannot be removed stays for `volume prune`.
+fn remove_volumes(volumes: &Volumes, containers: &Containers, names: &[String]) {
+    let remove = |name: &String| match volumes.remove(&name.parse()?, containers) {
+        Err(VolumeError::InUse { .. } | VolumeError::NotFound { .. }) => Ok(()),
+        other => other,
+    };
+    for error in names.iter().filter_map(|name| remove(name).err()) {
+        report::warn(&error);
+    }
+}
+
 /// Takes the container off its network, once nothing of it runs any more.
 pub(crate) fn leave_network(container: &Container) {
     let left = network::attach::detach(&container.folder, container.record.id.as_str());
@@ -182,14 +195,30 @@ pub(crate) fn forget_sockets(launch: &Launch, folder: &Path) {
     Fifos::remove(folder);
 }
 
+/// What becomes of the volumes that nobody named when their container is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AnonymousVolumes {
+    Kept,
+    Removed,
+}
+
 /// Removes a container that has ended.
 pub(crate) fn remove(
     app: &App,
     containers: &Containers,
     attended: &Attended,
+    anonymous: AnonymousVolumes,
 ) -> Result<(), AppError> {
     let container = &attended.container;
+    // One that was not made as far as that has none.
+    let volumes = Settings::load(&container.folder)
+        .map(|settings| settings.anonymous_volumes)
+        .unwrap_or_default();
+    let all_volumes = app.volumes()?;
     containers.remove(container)?;
+    if anonymous == AnonymousVolumes::Removed {
+        remove_volumes(&all_volumes, containers, &volumes);
+    }
     app.store()?
         .release(&container.record.id)
         .map_err(|error: StoreError| AppError::from(error))?;

@@ -33,7 +33,7 @@ use crate::values::{CPU_PERIOD_US, ValueError};
 use crate::volume::{VolumeError, Volumes};
 pub(crate) use defaults::SHM_BYTES;
 pub(crate) use files::files;
-pub(crate) use mounts::{binds, make_sources, tmpfs};
+pub(crate) use mounts::{add_image_volumes, binds, make_sources, tmpfs};
 pub(crate) use process::{all_capabilities, command, exec_environment, exec_user};
 use security::Seccomp;
 
@@ -94,6 +94,9 @@ pub(crate) enum SpecError {
     /// A mount cannot be made.
     #[error("cannot mount what the options ask for")]
     Mount(#[source] MountError),
+    /// The image keeps data where nothing can be mounted.
+    #[error("the image's own volume cannot be mounted")]
+    ImageVolume(#[source] MountError),
     /// A folder of the host's is not there.
     #[error(
         "cannot give the container {}; `-v` makes a missing folder, `--mount` does not",

@@ -16,7 +16,7 @@ use crate::look::{KILLED, Seen, look};
 use crate::report;
 use crate::run::RunError;
 use crate::settings::Settings;
-use crate::settle::{self, SettleError};
+use crate::settle::{self, AnonymousVolumes, SettleError};
 use crate::shim::{RpcError, Shim, ShimError, kill_recorded};
 use crate::signals::KILL;
 use crate::table;
@@ -282,7 +282,7 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
                 Status::Creating | Status::Running { .. }
             )
         {
-            settle::remove(app, &containers, &attended)?;
+            settle::remove(app, &containers, &attended, AnonymousVolumes::Kept)?;
             reclaimed += size;
             removed.push(container.record.id.to_string());
         }
@@ -354,7 +354,7 @@ pub(crate) async fn rm(app: &App, args: &RmArgs) -> Result<(), StopError> {
     let containers = app.containers()?;
     let mut failures = Vec::new();
     for wanted in &args.containers {
-        match rm_one(app, &containers, wanted, args.force).await {
+        match rm_one(app, &containers, wanted, args).await {
             Ok(()) => table::line(wanted),
             Err(error) => failures.push(error),
         }
@@ -389,12 +389,12 @@ async fn rm_one(
     app: &App,
     containers: &Containers,
     wanted: &str,
-    force: bool,
+    args: &RmArgs,
 ) -> Result<(), StopError> {
     let container = settle::find(app, containers, wanted).await?;
     let (seen, shim) = look(&container).await;
     if seen.is_live() {
-        if !force {
+        if !args.force {
             return Err(StopError::StillLive {
                 name: container.record.name.to_string(),
                 state: seen.word(),
@@ -403,7 +403,14 @@ async fn rm_one(
         end(&container, shim).await?;
     }
     match hold(containers, &container).await? {
-        Some(attended) => Ok(settle::remove(app, containers, &attended)?),
+        Some(attended) => {
+            let volumes = if args.volumes || attended.container.record.auto_remove {
+                AnonymousVolumes::Removed
+            } else {
+                AnonymousVolumes::Kept
+            };
+            Ok(settle::remove(app, containers, &attended, volumes)?)
+        }
         // Its attendant, or somebody else, has removed it.
         None => Ok(()),
     }

@@ -32,16 +32,21 @@ const TEST: &[&str] = &[
     "containerd",
     "containernetworking-plugins",
     "cpio",
+    "cryptsetup-bin",
     "docker-registry",
     "git",
+    "gnupg",
+    "golang-docker-credential-helpers",
     "iproute2",
     "iptables",
     "kmod",
+    "pass",
     "procps",
     "runc",
     "skopeo",
     "tmux",
     "umoci",
+    "xfsprogs",
 ];
 
 /// The emulator: for hosts without hardware virtualization, and for the test host.

@@ -15,12 +15,17 @@ use crate::lab::tool;
 
 /// Length of the file that is read, in bytes.
 const NOISE: usize = 32 << 20;
+/// Folders of the tree that is walked, and files in each.
+const TREE: (usize, usize) = (50, 50);
+/// Files of the large image, of [`LARGE_FILE`] bytes each.
+const LARGE_FILES: usize = 30;
+const LARGE_FILE: usize = 10 << 20;
 
 /// Bytes that no file system stores in fewer.
-fn noise() -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut bytes = Vec::with_capacity(NOISE);
-    while bytes.len() < NOISE {
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64 ^ seed;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -47,10 +52,40 @@ pub(crate) fn write_image(folder: &Path, probe: &Path) -> Result<()> {
     let layers = [
         layout::busybox_layer()?,
         file_layer("bin", PROBE.trim_start_matches('/'), 0o755, &probe_program)?,
-        file_layer("data", "data/noise", 0o644, &noise())?,
+        file_layer("data", "data/noise", 0o644, &noise(NOISE, 0))?,
+        tree_layer()?,
     ];
     let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/" });
     layout::write(folder, "demo", &layers, &config)
+}
+
+/// A layer with a tree of small files.
+fn tree_layer() -> Result<Vec<u8>> {
+    let mut layer = Layer::default()
+        .directory("data", 0o755)?
+        .directory("data/tree", 0o755)?;
+    for folder in 0..TREE.0 {
+        layer = layer.directory(&format!("data/tree/{folder}"), 0o755)?;
+        for file in 0..TREE.1 {
+            layer = layer.file(&format!("data/tree/{folder}/{file}"), 0o644, b"small")?;
+        }
+    }
+    layer.finish()
+}
+
+/// Writes an image of 300 MiB beside busybox, in `/large`.
+///
+/// # Errors
+/// As [`write_image`].
+pub(crate) fn write_large_image(folder: &Path) -> Result<()> {
+    let mut layer = Layer::default().directory("large", 0o755)?;
+    for file in 0..LARGE_FILES {
+        let content = noise(LARGE_FILE, file as u64 + 1);
+        layer = layer.file(&format!("large/{file}"), 0o644, &content)?;
+    }
+    let config = json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"], "WorkingDir": "/" });
+    let layers = [layout::busybox_layer()?, layer.finish()?];
+    layout::write(folder, "large", &layers, &config)
 }
 
 /// Puts the layers of a layout's only image on top of one another in a new folder.

@@ -3,13 +3,14 @@
 mod task;
 
 use std::cell::{Cell, OnceCell};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sandbox_harness::bundle::{self, PROBE};
 use sandbox_harness::containerd::{Containerd, RUNTIME};
 use sandbox_harness::{Driver, Setup, World, process};
@@ -38,6 +39,20 @@ pub(crate) struct Lab {
     containerd: OnceCell<std::result::Result<(Containerd, &'static str), String>>,
     names: Cell<u32>,
 }
+
+/// What a container has beside the program in it.
+#[derive(Debug, Clone)]
+pub(crate) struct Given<'a> {
+    /// The image's name in this runtime's store.
+    pub(crate) image: &'a str,
+    /// The same image's files, in a folder of the host's.
+    pub(crate) root: PathBuf,
+    /// A folder of the host's that is [`SHARED`] in the container.
+    pub(crate) shared: Option<&'a Path>,
+}
+
+/// Where a folder of the host's is.
+pub(crate) const SHARED: &str = "/shared";
 
 /// What a lab is made from.
 pub(crate) struct Plan {
@@ -182,7 +197,7 @@ impl Lab {
                 command.args(rest);
                 Ok(command)
             }
-            (Way::Command, Runtime::Runc) => self.runc_run(name, arguments),
+            (Way::Command, Runtime::Runc) => self.runc_run(name, &self.given(), arguments),
             (Way::Command, _) => {
                 let options = ["run", "--rm", "-i", "--timings=json", "--name", name];
                 Ok(self.sandboxctl(subject, &[&options[..], &[IMAGE], arguments].concat()))
@@ -221,6 +236,64 @@ impl Lab {
     ) -> Result<Timed> {
         let mut command = self.run_command(subject, name, arguments)?;
         Timed::start(&mut command, self.world.path(), name, limit)
+    }
+
+    /// What containers have where nothing else is said.
+    pub(crate) fn given(&self) -> Given<'static> {
+        Given {
+            image: IMAGE,
+            root: self.root(),
+            shared: None,
+        }
+    }
+
+    /// As [`Self::run`] of a subject that is reached from a command line, with what it is given.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn run_given(
+        &self,
+        subject: Subject,
+        name: &str,
+        given: &Given<'_>,
+        arguments: &[&str],
+    ) -> Result<Timed> {
+        let mut command = match (subject.way, subject.runtime) {
+            (_, Runtime::Host) => self.run_command(subject, name, arguments)?,
+            (Way::Command, Runtime::Runc) => self.runc_run(name, given, arguments)?,
+            (Way::Command, _) => {
+                let mut options = vec!["run", "--rm", "-i", "--name", name];
+                let volume = given
+                    .shared
+                    .map(|folder| format!("{}:{SHARED}", folder.display()));
+                if let Some(volume) = &volume {
+                    options.extend(["-v", volume]);
+                }
+                options.push(given.image);
+                self.sandboxctl(subject, &[&options[..], arguments].concat())
+            }
+            _ => bail!("only command lines are given anything"),
+        };
+        Timed::start(&mut command, self.world.path(), name, self.limit())
+    }
+
+    /// Makes the host forget what it has cached of the image's files.
+    ///
+    /// # Errors
+    /// When they cannot be opened.
+    pub(crate) fn evict_image(&self) -> Result<()> {
+        let layers = self.world.state_dir().join("images/layers");
+        let mut files = vec![self.root().join("data/noise")];
+        for entry in fs::read_dir(&layers)? {
+            files.push(entry?.path());
+        }
+        for path in files {
+            let file = File::open(&path).with_context(|| path.display().to_string())?;
+            // What is not on disk yet cannot be forgotten.
+            file.sync_all()?;
+            posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+        Ok(())
     }
 
     /// A command that adds a process to a container that runs.
@@ -274,11 +347,16 @@ impl Lab {
         command
     }
 
-    fn runc_run(&self, name: &str, arguments: &[&str]) -> Result<Command> {
+    fn runc_run(&self, name: &str, given: &Given<'_>, arguments: &[&str]) -> Result<Command> {
         let folder = self.world.path().join("bundles").join(name);
         fs::create_dir_all(&folder)?;
         let mut spec = bundle::spec(arguments);
-        spec["root"] = json!({ "path": self.root() });
+        spec["root"] = json!({ "path": given.root });
+        if let (Some(shared), Some(mounts)) = (given.shared, spec["mounts"].as_array_mut()) {
+            mounts.push(json!({
+                "destination": SHARED, "type": "bind", "source": shared, "options": ["rbind", "rw"],
+            }));
+        }
         fs::write(folder.join("config.json"), serde_json::to_vec(&spec)?)?;
         let mut command = self.runc();
         command.arg("run").arg("--bundle").arg(folder).arg(name);

@@ -2,9 +2,12 @@
 
 mod at_once;
 mod compute;
+mod disk;
 mod exec;
+mod files;
 mod memory;
 mod network;
+mod page_cache;
 mod start;
 mod stdio;
 mod storage;
@@ -27,6 +30,9 @@ pub(crate) const ALL: &[Entry] = &[
     ("memory", memory::measure),
     ("compute", compute::measure),
     ("storage", storage::measure),
+    ("files", files::measure),
+    ("page-cache", page_cache::measure),
+    ("disk", disk::measure),
     ("network", network::measure),
 ];
 

@@ -24,9 +24,11 @@ mod observe;
 mod options;
 mod pod_streams;
 mod pods;
+mod registry_access;
 mod run;
 mod shim_contract;
 mod stdio;
+mod storage;
 mod tty;
 mod verbs;
 
@@ -64,6 +66,7 @@ const MACHINE: &[&[Case]] = &[
     jail::CASES,
     kills::DRIVERS,
     control_group::CASES,
+    storage::CASES,
 ];
 
 /// The tests of what stands above every driver.
@@ -71,6 +74,8 @@ const ABOVE: &[&[Case]] = &[
     deploy::CASES,
     images::CASES,
     images_registry::CASES,
+    registry_access::CASES,
+    storage::ABOVE,
     observe::CASES,
     verbs::CASES,
     networks::CASES,

@@ -1,13 +1,15 @@
-//! A real registry (Debian's `docker-registry`) on loopback, and a proxy before it that stops half-way.
+//! A real registry (Debian's `docker-registry`) on loopback, with TLS or without, and a proxy before it that stops half-way.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, ensure};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::json;
 
 use crate::process::{self, Running};
@@ -28,13 +30,72 @@ pub struct Registry {
     guarded: bool,
 }
 
+/// What a registry wants of its clients.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wants<'a> {
+    /// [`USER`] and [`PASSWORD`].
+    password: bool,
+    /// TLS, with a certificate of this authority.
+    tls: Option<&'a Authority>,
+}
+
+/// A certificate authority of the test's own.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl std::fmt::Debug for Authority {
+    /// Without its key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Authority").field(&self.file).finish()
+    }
+}
+
+impl Authority {
+    /// Makes one; its certificate is in `<world>/<name>.pem`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn new(world: &World, name: &str) -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?;
+        let file = world.path().join(format!("{name}.pem"));
+        std::fs::write(&file, certificate.pem())?;
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            file,
+        })
+    }
+
+    /// The PEM file of its certificate.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Writes a certificate for `127.0.0.1` and its key into `folder`.
+    fn issue(&self, folder: &Path) -> Result<(PathBuf, PathBuf)> {
+        let params = CertificateParams::new(["127.0.0.1".to_owned()])?;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let (cert_file, key_file) = (folder.join("server.pem"), folder.join("server.key"));
+        std::fs::write(&cert_file, certificate.pem())?;
+        std::fs::write(&key_file, key.serialize_pem())?;
+        Ok((cert_file, key_file))
+    }
+}
+
 impl Registry {
     /// Starts an empty registry that serves anybody.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn open(world: &World, name: &str) -> Result<Self> {
-        Self::start(world, name, false)
+        Self::start(world, name, Wants::default())
     }
 
     /// Starts an empty registry that wants [`USER`] and [`PASSWORD`].
@@ -42,10 +103,26 @@ impl Registry {
     /// # Errors
     /// When it does not come up.
     pub fn guarded(world: &World, name: &str) -> Result<Self> {
-        Self::start(world, name, true)
+        let wants = Wants {
+            password: true,
+            tls: None,
+        };
+        Self::start(world, name, wants)
     }
 
-    fn start(world: &World, name: &str, guarded: bool) -> Result<Self> {
+    /// Starts an empty registry that wants [`USER`] and [`PASSWORD`], over TLS with a certificate of `authority`.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn secured(world: &World, name: &str, authority: &Authority) -> Result<Self> {
+        let wants = Wants {
+            password: true,
+            tls: Some(authority),
+        };
+        Self::start(world, name, wants)
+    }
+
+    fn start(world: &World, name: &str, wants: Wants<'_>) -> Result<Self> {
         let folder = world.path().join(name);
         std::fs::create_dir(&folder)?;
         let mut config = json!({
@@ -54,7 +131,11 @@ impl Registry {
             "storage": {"filesystem": {"rootdirectory": folder.join("data")}},
             "http": {"addr": "127.0.0.1:0"},
         });
-        if guarded {
+        if let Some(authority) = wants.tls {
+            let (certificate, key) = authority.issue(&folder)?;
+            config["http"]["tls"] = json!({"certificate": certificate, "key": key});
+        }
+        if wants.password {
             let passwords = folder.join("htpasswd");
             std::fs::write(&passwords, PASSWORD_LINE)?;
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": passwords}});
@@ -77,7 +158,7 @@ impl Registry {
         Ok(Self {
             address: address.to_owned(),
             process,
-            guarded,
+            guarded: wants.password,
         })
     }
 

@@ -42,7 +42,10 @@ fn measure(name: &str, value: Option<&str>) -> Result<Value, String> {
         ("random", None) => json!({ "ns": memory::random() }),
         ("fault", None) => json!({ "ns_per_page": memory::fault()? }),
         ("read", Some(path)) => files::read(path)?,
-        ("block", Some(path)) => files::block(path)?,
+        ("block" | "shared-block", Some(path)) => files::block(path)?,
+        ("cold", Some(path)) => files::once(path)?,
+        ("tree", Some(path)) => files::tree(path)?,
+        ("small" | "shared-small", Some(path)) => files::small(path)?,
         _ => {
             return Err(format!(
                 "there is no loop {name:?} with the value {value:?}"
@@ -139,5 +142,17 @@ mod tests {
         let seen = files::read(&path.to_string_lossy());
         std::fs::remove_file(&path).unwrap();
         assert_eq!(seen.unwrap()["bytes"], 1 << 20);
+    }
+
+    #[test]
+    fn small_files_are_gone_afterwards_and_a_tree_is_counted() {
+        let folder = std::env::temp_dir().join(format!("probe-tree-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("a/b")).unwrap();
+        std::fs::write(folder.join("a/file"), "").unwrap();
+        let small = files::small(&folder.join("small").to_string_lossy());
+        let tree = files::tree(&folder.to_string_lossy());
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(small.unwrap()["create_us"].as_f64().unwrap() > 0.0);
+        assert_eq!(tree.unwrap()["entries"], 3);
     }
 }

@@ -1,6 +1,6 @@
 //! Layers: from a blob in a source to a file in the store.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek as _, Write as _};
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use super::error::{ImportError, Part};
 use super::files::{self, Files};
 use super::{Found, LayerBlob};
 use crate::digest::{Digest, HashingReader};
-use crate::layer::{Decompressed, LayerError, Limit, erofs, unpack};
+use crate::layer::{Decompressed, LayerError, Limit, erofs, unpack, verity};
 use crate::registry::{Event, Progress};
 use crate::store::{Activity, Store, StoreError};
 
@@ -149,8 +149,8 @@ impl Store {
         // Of a layer without a digest of its own the plain tar is kept, whose digest is the diff_id.
         let blob = layer.declared.map_or(diff_id, |(digest, _)| digest);
         let _lock = self.lock_layer(diff_id, activity)?;
-        let final_path = self.layer_path(diff_id);
-        let present = File::open(&final_path).is_ok_and(|file| erofs::checked_size(&file).is_ok());
+        // Without its hash tree, from an older version, it is made again.
+        let present = self.has_layer(diff_id);
         let kept = self.kept_blob(blob)?;
         let is_kept = kept.is_some();
         let known_size = match (layer.declared, kept.as_ref()) {
@@ -233,6 +233,13 @@ impl Store {
             let mut uuid = [0; 16];
             uuid.copy_from_slice(diff_id.as_bytes().first_chunk::<16>().unwrap_or(&[0; 16]));
             erofs::make(tree.path(), &image, uuid).map_err(|source| refused(source.into()))?;
+            let tree = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&image)
+                .and_then(|file| verity::append(&file, diff_id.as_bytes(), uuid))
+                .map_err(|source| StoreError::io("make the hash tree of", &image, source))?;
+            self.write_hash_tree(diff_id, &tree)?;
             self.put_in_place(image, &self.layer_path(diff_id))?;
         }
         Ok(bytes)

@@ -70,7 +70,7 @@ pub enum ErofsError {
     #[error("the EROFS superblock is damaged")]
     Superblock,
     /// The file is shorter than the file system in it.
-    #[error("the EROFS image has {found} bytes where its superblock says {expected}")]
+    #[error("the file has {found} bytes instead of {expected}")]
     Length {
         /// By the superblock.
         expected: u64,

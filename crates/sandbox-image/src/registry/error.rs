@@ -47,6 +47,26 @@ pub enum RegistryError {
         /// Why.
         source: Box<ureq::Error>,
     },
+    /// Its certificate is not one of an authority that is believed.
+    #[error(
+        "registry {registry} has a certificate that is not believed; if its authority is one of your own, name that authority's PEM file as `ca_file` under [registries.{registry:?}] in the configuration"
+    )]
+    Untrusted {
+        /// Its name.
+        registry: String,
+        /// What is wrong with the certificate.
+        source: Box<ureq::Error>,
+    },
+    /// It does not speak TLS.
+    #[error(
+        "registry {registry} does not answer with TLS; if that is right and its network is yours, set `plain_http = true` under [registries.{registry:?}] in the configuration"
+    )]
+    NotTls {
+        /// Its name.
+        registry: String,
+        /// What was wrong with the answer.
+        source: Box<ureq::Error>,
+    },
     /// An address that the registry gave is none.
     #[error("registry {registry} gave the unusable address {address:?}: {reason}")]
     Address {
@@ -181,6 +201,42 @@ fn with_detail(detail: &str) -> String {
         String::new()
     } else {
         format!(" ({detail})")
+    }
+}
+
+/// What went wrong with TLS, if that is what an error is about. The HTTP library hands a failed handshake on as an I/O error.
+fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
+    match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => error.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+impl RegistryError {
+    /// A request to the registry named so did not get through.
+    pub(super) fn transport(
+        registry: &str,
+        action: &'static str,
+        url: String,
+        source: ureq::Error,
+    ) -> Self {
+        let registry = registry.to_owned();
+        match tls_error(&source) {
+            Some(rustls::Error::InvalidCertificate(_)) => Self::Untrusted {
+                registry,
+                source: Box::new(source),
+            },
+            Some(rustls::Error::InvalidMessage(_)) => Self::NotTls {
+                registry,
+                source: Box::new(source),
+            },
+            _ => Self::Transport {
+                action,
+                url,
+                source: Box::new(source),
+            },
+        }
     }
 }
 

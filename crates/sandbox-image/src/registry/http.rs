@@ -245,10 +245,17 @@ impl Http {
         url: &Uri,
         authorization: Option<&str>,
     ) -> Result<Reply, RegistryError> {
-        let failed = |source: ureq::Error| RegistryError::Transport {
-            action: call.action,
-            url: shown(url),
-            source: Box::new(source),
+        let failed = |source: ureq::Error| {
+            // By the name under which its settings are; where it redirects to has none.
+            let own = self.endpoint.base.strip_prefix("https://");
+            let host = own.and_then(|rest| rest.split('/').next());
+            let place = url.authority().map_or("", |authority| authority.as_str());
+            let name = if host == Some(place) {
+                &self.endpoint.name
+            } else {
+                place
+            };
+            RegistryError::transport(name, call.action, shown(url), source)
         };
         let mut request = Request::builder().method(call.method.clone()).uri(url);
         for (name, value) in &call.headers {

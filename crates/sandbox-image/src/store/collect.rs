@@ -46,6 +46,12 @@ impl Store {
                 removed.freed_bytes = removed.freed_bytes.saturating_add(size);
             }
         }
+        // After the layers, so that none is without.
+        for path in entries(&self.verity_folder())? {
+            if named(&path, "").is_some_and(|diff_id| !layers.contains(&diff_id)) {
+                remove_file(&path)?;
+            }
+        }
         for path in entries(&self.blobs_folder())? {
             if named(&path, "").is_some_and(|digest| !blobs.contains(&digest)) {
                 let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());

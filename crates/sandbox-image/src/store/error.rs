@@ -66,6 +66,16 @@ pub enum StoreError {
         /// The layer.
         diff_id: Digest,
     },
+    /// A layer was made before layers had hash trees.
+    #[error(
+        "layer {diff_id} of image {image} has no hash tree, because it was made by an older version; pull or import the image again, or run it without --verity"
+    )]
+    NoHashTree {
+        /// The image.
+        image: String,
+        /// The layer.
+        diff_id: Digest,
+    },
     /// A layer file is not what was written.
     #[error(
         "layer {diff_id} of image {image} is damaged; delete {} and import the image again",

@@ -12,6 +12,8 @@ use super::error::StoreError;
 use super::index::{INDEX_VERSION, Index, Lease};
 use super::{MAX_METADATA_BYTES, Store};
 use crate::digest::Digest;
+use crate::layer::HashTree;
+use crate::layer::erofs::{self, ErofsError};
 
 /// Something is being added to the store: nothing is cleared away until this is dropped.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl Drop for Activity {
 
 impl Store {
     pub(super) fn create_folders(&self) -> Result<(), StoreError> {
-        let folders = ["blobs/sha256", "layers", "leases", "locks", "tmp"];
+        let folders = ["blobs/sha256", "layers", "leases", "locks", "tmp", "verity"];
         let root = self.root().to_owned();
         for folder in std::iter::once(root).chain(folders.map(|folder| self.root().join(folder))) {
             DirBuilder::new()
@@ -204,6 +206,37 @@ impl Store {
         }
     }
 
+    pub(super) fn verity_folder(&self) -> PathBuf {
+        self.root().join("verity")
+    }
+
+    pub(super) fn read_hash_tree(&self, diff_id: Digest) -> Result<Option<HashTree>, StoreError> {
+        read_json(&self.verity_folder().join(diff_id.hex()))
+    }
+
+    /// Whether a layer is there as a whole, with its hash tree.
+    pub(crate) fn has_layer(&self, diff_id: Digest) -> bool {
+        let Ok(Some(tree)) = self.read_hash_tree(diff_id) else {
+            return false;
+        };
+        File::open(self.layer_path(diff_id))
+            .is_ok_and(|file| layer_size(&file, Some(&tree)).is_ok())
+    }
+
+    /// Writes down the root of a layer's hash tree, before the layer gets its name.
+    pub(crate) fn write_hash_tree(
+        &self,
+        diff_id: Digest,
+        tree: &HashTree,
+    ) -> Result<(), StoreError> {
+        let path = self.verity_folder().join(diff_id.hex());
+        let bytes = serde_json::to_vec(tree).map_err(|source| StoreError::BadRecord {
+            path: path.clone(),
+            source,
+        })?;
+        self.write_atomically(&path, &bytes)
+    }
+
     /// A manifest or configuration of the store, checked against its digest.
     pub(crate) fn read_blob(&self, digest: Digest) -> Result<Vec<u8>, StoreError> {
         let path = self.blob_path(digest);
@@ -240,6 +273,15 @@ impl Store {
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|source| StoreError::io("write to disk", folder, source))
+    }
+}
+
+/// The size of a layer's file, if it is whole: the image, and behind it the hash tree that is known of it.
+pub(super) fn layer_size(file: &File, tree: Option<&HashTree>) -> Result<u64, ErofsError> {
+    let found = erofs::checked_size(file)?;
+    match tree.map(HashTree::file_bytes) {
+        Some(expected) if expected != found => Err(ErofsError::Length { expected, found }),
+        _ => Ok(found),
     }
 }
 

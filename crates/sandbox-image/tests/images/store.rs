@@ -1,5 +1,7 @@
 //! Names, leases, deletion, crashes and concurrency.
 
+use std::os::unix::fs::FileExt as _;
+use std::process::Command;
 use std::sync::Barrier;
 
 use libtest_mimic::Trial;
@@ -53,7 +55,96 @@ pub(crate) fn tests() -> Vec<Trial> {
             Needs::Root,
             reproducible,
         ),
+        test(
+            "layer_has_a_hash_tree_that_veritysetup_verifies",
+            Needs::RootAnd(&["mkfs.erofs", "veritysetup"]),
+            hash_tree,
+        ),
+        test(
+            "hash_tree_comes_and_goes_with_its_layer",
+            Needs::Root,
+            hash_tree_life,
+        ),
     ]
+}
+
+/// cryptsetup is another implementation of the format.
+fn hash_tree() -> Result<(), String> {
+    // One level, and two.
+    for bytes in [10, 200 * 4096] {
+        let (_folder, store) = new_store();
+        let content: String = ('a'..='z').cycle().take(bytes).collect();
+        let layer = LayerBytes::plain(&[Entry::file("file", &content)]);
+        let image = store
+            .import(Layout::of(&[layer], "t").path(), Some(&name("hashed")))
+            .map_err(|error| chain(&error))?
+            .image;
+        let tree = store
+            .hash_tree(&image, image.layers[0].diff_id)
+            .map_err(|error| chain(&error))?;
+        let path = &image.layers[0].erofs_path;
+        let verify = || {
+            Command::new("veritysetup")
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+                .args(["verify", &format!("--hash-offset={}", tree.offset)])
+                .args([path, path])
+                .arg(&tree.root)
+                .output()
+                .unwrap()
+        };
+        let output = verify();
+        check(
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr),
+        )?;
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, tree.offset - 1).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], tree.offset - 1).unwrap();
+        check(!verify().status.success(), "a changed byte was not noticed")?;
+    }
+    Ok(())
+}
+
+fn hash_tree_life() -> Result<(), String> {
+    let (_folder, store) = new_store();
+    let layout = Layout::of(&[simple_layer("x")], "t");
+    let import = || {
+        store
+            .import(layout.path(), Some(&name("hashed")))
+            .map(|imported| imported.image)
+            .map_err(|error| chain(&error))
+    };
+    let image = import()?;
+    let diff_id = image.layers[0].diff_id;
+    let path = store.root().join("verity").join(diff_id.hex());
+    let before = store
+        .hash_tree(&image, diff_id)
+        .map_err(|error| chain(&error))?;
+    // As one from an older version is.
+    std::fs::remove_file(&path).unwrap();
+    check(
+        matches!(
+            store.hash_tree(&image, diff_id),
+            Err(StoreError::NoHashTree { .. })
+        ),
+        "a layer without a hash tree has one",
+    )?;
+    let again = import()?;
+    check(
+        store
+            .hash_tree(&again, diff_id)
+            .is_ok_and(|tree| tree == before),
+        "the hash tree is another",
+    )?;
+    store
+        .remove(&name("hashed"))
+        .map_err(|error| chain(&error))?;
+    check(!path.exists(), "the hash tree is left")
 }
 
 fn references() -> Result<(), String> {

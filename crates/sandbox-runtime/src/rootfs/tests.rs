@@ -432,3 +432,79 @@ proptest! {
         }
     }
 }
+
+/// A layer with a hash tree, as containerd's EROFS snapshotter hands it over.
+fn verified(source: &str, options: &[&str]) -> Mount {
+    let root = format!("X-containerd.dmverity.roothash={}", "ab".repeat(32));
+    let all = [&["ro", root.as_str()], options].concat();
+    mount("dmverity/erofs", source, &all)
+}
+
+const AT: &str = "X-containerd.dmverity.hash-offset=8192";
+const NAME: &str = "X-containerd.dmverity.device-name=containerd-erofs-1";
+
+#[test]
+fn layer_with_a_hash_tree_is_a_device_whose_data_is_held_to_it() {
+    let mut mounts = layered();
+    mounts[1] = verified("/l/1.erofs", &[AT, NAME]);
+    let plan = plan(&mounts).unwrap();
+    let step = &plan.guest_mounts[1];
+    assert_eq!(
+        (step.fstype.as_str(), step.block_serial()),
+        ("erofs", "disk1")
+    );
+    assert_eq!(step.options, ["ro"]);
+    let verity = step.verity.as_ref().unwrap();
+    assert_eq!(
+        (verity.root_hash.as_slice(), verity.hash_offset),
+        ([0xab; 32].as_slice(), 8192)
+    );
+    assert!(plan.guest_mounts[0].verity.is_none());
+}
+
+#[test]
+fn layers_with_hash_trees_are_files_too_where_devices_are_too_few() {
+    let mut mounts: Vec<_> = (0..20)
+        .map(|n| verified(&format!("/l/{n}.erofs"), &[AT]))
+        .collect();
+    mounts.extend(layered().split_off(2));
+    let (plan, entries) = shared(&mounts);
+    assert_eq!((plan.block.len(), entries.len()), (1, 20));
+    assert!(
+        plan.guest_mounts[..20]
+            .iter()
+            .all(|step| step.verity.is_some())
+    );
+}
+
+#[test]
+fn hash_tree_that_is_not_fully_told_is_refused() {
+    let long = format!("X-containerd.dmverity.roothash={}", "ab".repeat(33));
+    for wrong in [
+        verified("/l", &[]),
+        verified("/l", &["X-containerd.dmverity.hash-offset=8191"]),
+        verified("/l", &["X-containerd.dmverity.hash-offset=-1"]),
+        verified("/l", &[AT, "X-containerd.dmverity.no-superblock"]),
+        mount("dmverity/erofs", "/l", &["ro", AT]),
+        mount("dmverity/erofs", "/l", &["ro", AT, &long]),
+        mount(
+            "dmverity/ext4",
+            "/l",
+            &verified("/l", &[AT])
+                .options
+                .iter()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+        ),
+    ] {
+        let mut mounts = layered();
+        mounts[0] = wrong.clone();
+        assert_eq!(problem(&mounts), (0, MountProblem::Verity), "{wrong:?}");
+    }
+    let mut mounts = layered();
+    mounts[0].options.push(AT.to_owned());
+    assert_eq!(
+        problem(&mounts),
+        (0, MountProblem::UnsupportedOption(AT.to_owned()))
+    );
+}

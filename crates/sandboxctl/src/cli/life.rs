@@ -38,6 +38,9 @@ pub(crate) struct MakeArgs {
     /// What runs the virtual machine
     #[arg(long, value_name = "DRIVER", help_heading = "Virtual machine")]
     pub(crate) hypervisor: Option<HypervisorChoice>,
+    /// Hold every byte of the image to its hash tree when it is read: what was changed on this host's disk is an error
+    #[arg(long, help_heading = "File systems")]
+    pub(crate) verity: bool,
     /// Boot this guest kernel: an uncompressed vmlinux
     #[arg(long, value_name = "PATH", help_heading = "Virtual machine")]
     pub(crate) kernel: Option<PathBuf>,
@@ -130,6 +133,9 @@ pub(crate) struct RmArgs {
     /// Kill containers that still run
     #[arg(short, long)]
     pub(crate) force: bool,
+    /// Remove their volumes without a name as well
+    #[arg(short, long)]
+    pub(crate) volumes: bool,
     /// Names or IDs of containers
     #[arg(value_name = "CONTAINER", required = true)]
     pub(crate) containers: Vec<String>,

@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use sandbox_image::{Image, Store, scratch};
+use sandbox_image::{HashTree, Image, Layer, Store, scratch};
 use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
 use sandbox_types::ContainerId;
 
 use super::{Kind, RunError};
 use crate::app::{App, AppError};
-use crate::cli::{HypervisorChoice, MakeArgs};
+use crate::cli::{ContainerOptions, HypervisorChoice, MakeArgs};
 use crate::container::{Attended, Containers, NewContainer};
 use crate::launch::Launch;
 use crate::names;
@@ -31,7 +31,11 @@ pub(super) struct Plan {
     pub(super) scratch: PathBuf,
     pub(super) store: Store,
     pub(super) image: Image,
+    /// What each layer is held to, where that is wanted.
+    pub(super) verity: Option<Vec<HashTree>>,
     pub(super) spec: Spec,
+    /// The options, with what the image adds to them.
+    pub(super) options: ContainerOptions,
     pub(super) settings: Settings,
     pub(super) volumes: Volumes,
     /// Files of the bundle that the container gets copies of, and what is in them.
@@ -55,6 +59,8 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
     let defaults = oci_spec::image::Config::default();
     let image_config = image.config.config().as_ref().unwrap_or(&defaults);
     let image_name = image.name.to_string();
+    let mut options = args.container.clone();
+    spec::add_image_volumes(&mut options, image_config)?;
     let bundle = app.containers()?.folder_of(&id);
     let volumes = app.volumes()?;
     let (mut config, notice) = configuration(app, args)?;
@@ -67,7 +73,7 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
         bundle: &bundle,
         image_name: &image_name,
         image: image_config,
-        options: &args.container,
+        options: &options,
         command: &args.program.command,
         terminal: args.tty.then(terminal::size),
         volumes: &volumes,
@@ -104,7 +110,12 @@ pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunEr
     if let Some(notice) = notice {
         eprintln!("sandboxctl: {notice}");
     }
+    let verity = (args.verity || config.layer_verity)
+        .then(|| hash_trees(&store, &image))
+        .transpose()?;
     Ok(Plan {
+        verity,
+        options,
         id: ContainerId::new(id)?,
         shim_program,
         scratch,
@@ -204,7 +215,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         write(&folder.join(name), text.as_bytes())?;
     }
     plan.settings.save(&folder)?;
-    spec::make_sources(&args.container, &plan.volumes)?;
+    spec::make_sources(&plan.options, &plan.volumes)?;
     // containerd makes these two: where the shim logs, and where a root file system of the host's goes.
     write(&folder.join("log"), b"")?;
     let root = folder.join("rootfs");
@@ -213,7 +224,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
     let launch = Launch {
         shim_program: plan.shim_program.clone(),
         socket_dir: config.socket_dir.clone(),
-        rootfs: root_mounts(&plan.image, &writable)?,
+        rootfs: root_mounts(&plan.image, plan.verity.as_deref(), &writable)?,
         stdin: args.interactive,
         terminal: args.tty,
         log: args.log_options(),
@@ -234,9 +245,37 @@ fn write(path: &Path, content: &[u8]) -> Result<(), RunError> {
     fs::write(path, content).map_err(failed("write", path))
 }
 
+/// The hash trees of an image's layers.
+fn hash_trees(store: &Store, image: &Image) -> Result<Vec<HashTree>, RunError> {
+    let tree = |layer: &Layer| store.hash_tree(image, layer.diff_id);
+    let trees: Result<Vec<HashTree>, _> = image.layers.iter().map(tree).collect();
+    Ok(trees.map_err(AppError::from)?)
+}
+
+/// A layer, held to its hash tree if there is one.
+fn layer_mount(layer: &Layer, verity: Option<&HashTree>) -> RootMount {
+    let mut mount = RootMount {
+        kind: "erofs".to_owned(),
+        source: layer.erofs_path.to_string_lossy().into_owned(),
+        options: vec!["ro".to_owned(), "loop".to_owned()],
+    };
+    if let Some(tree) = verity {
+        mount.kind = "dmverity/erofs".to_owned();
+        mount.options.extend([
+            format!("X-containerd.dmverity.roothash={}", tree.root),
+            format!("X-containerd.dmverity.hash-offset={}", tree.offset),
+        ]);
+    }
+    mount
+}
+
 /// The image's layers below a writable one, in the form of containerd's EROFS snapshotter
 /// (`plugins/snapshots/erofs`).
-fn root_mounts(image: &Image, writable: &Path) -> Result<Vec<RootMount>, RunError> {
+fn root_mounts(
+    image: &Image,
+    verity: Option<&[HashTree]>,
+    writable: &Path,
+) -> Result<Vec<RootMount>, RunError> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let top = image
         .layers
@@ -249,11 +288,8 @@ fn root_mounts(image: &Image, writable: &Path) -> Result<Vec<RootMount>, RunErro
     let mut mounts: Vec<RootMount> = image
         .layers
         .iter()
-        .map(|layer| RootMount {
-            kind: "erofs".to_owned(),
-            source: text(&layer.erofs_path),
-            options: vec!["ro".to_owned(), "loop".to_owned()],
-        })
+        .enumerate()
+        .map(|(n, layer)| layer_mount(layer, verity.and_then(|trees| trees.get(n))))
         .collect();
     mounts.push(RootMount {
         kind: "ext4".to_owned(),
@@ -308,7 +344,7 @@ mod tests {
 
     #[test]
     fn root_mounts_are_layers_then_writable_then_overlay() {
-        let mounts = root_mounts(&image(2), Path::new("/c/rw.ext4")).unwrap();
+        let mounts = root_mounts(&image(2), None, Path::new("/c/rw.ext4")).unwrap();
         let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind.as_str()).collect();
         assert_eq!(kinds, ["erofs", "erofs", "ext4", "format/mkdir/overlay"]);
         assert_eq!(mounts[0].source, "/store/0.erofs");
@@ -326,9 +362,24 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_hash_trees_are_held_to_them() {
+        let tree = |n: u8| HashTree {
+            root: format!("{n:02x}").repeat(32),
+            offset: u64::from(n) * 4096,
+        };
+        let mounts = root_mounts(&image(2), Some(&[tree(1), tree(2)]), Path::new("/rw")).unwrap();
+        assert_eq!(mounts[1].kind, "dmverity/erofs");
+        assert_eq!(mounts[1].source, "/store/1.erofs");
+        let root = format!("X-containerd.dmverity.roothash={}", "02".repeat(32));
+        let offset = "X-containerd.dmverity.hash-offset=8192";
+        assert_eq!(mounts[1].options, ["ro", "loop", root.as_str(), offset]);
+        assert_eq!(mounts[2].kind, "ext4");
+    }
+
+    #[test]
     fn image_without_layers_is_refused() {
         assert!(matches!(
-            root_mounts(&image(0), Path::new("/rw")),
+            root_mounts(&image(0), None, Path::new("/rw")),
             Err(RunError::NoLayers { .. })
         ));
     }

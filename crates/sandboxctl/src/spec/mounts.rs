@@ -6,7 +6,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::Mount;
+use sandbox_protocol::extensions::FILL_OPTION;
 
 use super::{Request, SpecError, defaults, files};
 use crate::cli::ContainerOptions;
@@ -56,6 +58,23 @@ fn asked(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
     Ok(found)
 }
 
+/// Adds a volume without a name for each place that the image keeps data at, unless the options put something there (docker).
+pub(crate) fn add_image_volumes(
+    options: &mut ContainerOptions,
+    image: &ImageConfig,
+) -> Result<(), SpecError> {
+    for path in image.volumes().iter().flatten() {
+        let place = mounts::target(path).map_err(SpecError::ImageVolume)?;
+        let taken = binds(options).any(|bind| bind.target == place)
+            || tmpfs(options).any(|tmpfs| tmpfs.target == place);
+        if !taken {
+            let bind = Bind::anonymous(&place).map_err(SpecError::Mount)?;
+            options.volume.push(bind);
+        }
+    }
+    Ok(())
+}
+
 /// The binds and volumes of `-v` and `--mount`.
 pub(crate) fn binds(options: &ContainerOptions) -> impl Iterator<Item = &Bind> {
     let long = options.mount.iter().filter_map(|mount| match mount {
@@ -77,7 +96,7 @@ pub(crate) fn tmpfs(options: &ContainerOptions) -> impl Iterator<Item = &Tmpfs> 
 fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {
     let path = match &bind.source {
         Source::Host(path) => path.clone(),
-        Source::Volume(name) => volumes.data(name),
+        Source::Volume(name) | Source::Anonymous(name) => volumes.data(name),
     };
     let source = path
         .to_str()
@@ -85,7 +104,7 @@ fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {
             path: path.display().to_string(),
         })
         .map_err(SpecError::Mount)?;
-    let words = [
+    let mut words = vec![
         match bind.submounts {
             Submounts::Shown => "rbind",
             Submounts::Hidden => "bind",
@@ -93,6 +112,10 @@ fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {
         if bind.read_only { "ro" } else { "rw" },
         "rprivate",
     ];
+    // The guest does it, and cannot where it must not write.
+    if bind.fills && !bind.read_only && !matches!(bind.source, Source::Host(_)) {
+        words.push(FILL_OPTION);
+    }
     Ok(defaults::mount(&bind.target, "bind", source, &words)?)
 }
 
@@ -131,6 +154,9 @@ pub(crate) fn make_sources(options: &ContainerOptions, volumes: &Volumes) -> Res
                 volumes
                     .create(Some(name), BTreeMap::new())
                     .map_err(Box::new)?;
+            }
+            Source::Anonymous(name) => {
+                volumes.create_anonymous(name).map_err(Box::new)?;
             }
         }
     }

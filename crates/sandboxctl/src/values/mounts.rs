@@ -16,11 +16,9 @@ pub(crate) enum MountError {
         "{name:?} is neither a path of this host (which begins with / or .) nor the name of a volume (letters, digits, _, . and -, and first a letter or digit)"
     )]
     VolumeName { name: String },
-    /// Only a target.
-    #[error(
-        "{path:?} alone asks for a volume without a name, and there are none yet; give it a name (NAME:{path}), or mount --tmpfs {path}"
-    )]
-    AnonymousVolume { path: String },
+    /// A volume without a name gets a random one.
+    #[error("cannot make up a name for the volume at {path:?}: /dev/urandom cannot be read")]
+    NoRandomName { path: String },
     /// An option of a volume that is not known.
     #[error("{option:?} is not an option of a mount; there are ro, rw, private and rprivate")]
     Option { option: String },
@@ -113,6 +111,8 @@ pub(crate) enum Source {
     Host(PathBuf),
     /// A volume, which is made if it is not there.
     Volume(VolumeName),
+    /// A volume that nobody named: it has a random name, and goes with the container where that is removed with its volumes.
+    Anonymous(VolumeName),
 }
 
 /// What is done with the mounts below a bind's source.
@@ -133,13 +133,35 @@ pub(crate) struct Bind {
     pub(crate) submounts: Submounts,
     /// Whether a missing source is made, as a folder: `-v` does so, `--mount` does not (docker).
     pub(crate) make_source: bool,
+    /// Whether a volume in which nothing is gets what the image has at that place.
+    pub(crate) fills: bool,
+}
+
+impl Bind {
+    /// A new volume for the place `path` in the container, without a name of its own.
+    pub(crate) fn anonymous(path: &str) -> Result<Self, MountError> {
+        let wrong = || MountError::NoRandomName {
+            path: path.to_owned(),
+        };
+        let id = crate::names::random_id().map_err(|_| wrong())?;
+        Ok(Self {
+            source: Source::Anonymous(VolumeName::new(&id)?),
+            target: target(path)?,
+            read_only: false,
+            submounts: Submounts::Shown,
+            make_source: false,
+            fills: true,
+        })
+    }
 }
 
 impl fmt::Display for Bind {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             Source::Host(path) => write!(to, "{}:{}", path.display(), self.target)?,
-            Source::Volume(name) => write!(to, "{name}:{}", self.target)?,
+            Source::Volume(name) | Source::Anonymous(name) => {
+                write!(to, "{name}:{}", self.target)?;
+            }
         }
         to.write_str(if self.read_only { ":ro" } else { "" })
     }
@@ -159,18 +181,14 @@ pub(crate) enum Mount {
     Tmpfs(Tmpfs),
 }
 
-/// `HOST-PATH:CONTAINER-PATH[:OPTION,…]`, or the name of a volume in the place of the host's path.
+/// `HOST-PATH:CONTAINER-PATH[:OPTION,…]`, or the name of a volume in the place of the host's path, or the container's path alone.
 pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
     let wrong = || MountError::Volume {
         value: value.to_owned(),
     };
     let parts: Vec<&str> = value.split(':').collect();
     let (source, to, options) = match parts.as_slice() {
-        [path] if path.starts_with('/') => {
-            return Err(MountError::AnonymousVolume {
-                path: (*path).to_owned(),
-            });
-        }
+        [path] if path.starts_with('/') => return Bind::anonymous(path),
         [source, to] => (*source, *to, ""),
         [source, to, options] => (*source, *to, *options),
         _ => return Err(wrong()),
@@ -182,15 +200,15 @@ pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
         true => (Source::Host(host_path(source)?), true),
         false => (Source::Volume(VolumeName::new(source)?), false),
     };
-    let mut read_only = false;
+    let (mut read_only, mut fills) = (false, true);
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
             "rw" => read_only = false,
             // Labels of SELinux are the host's affair, and the guest sees files through a process of the host's;
             // the others change nothing on Linux.
-            "z" | "Z" | "private" | "rprivate" | "consistent" | "cached" | "delegated"
-            | "nocopy" => {}
+            "z" | "Z" | "private" | "rprivate" | "consistent" | "cached" | "delegated" => {}
+            "nocopy" => fills = false,
             "shared" | "rshared" | "slave" | "rslave" => {
                 return Err(MountError::Propagation {
                     option: option.to_owned(),
@@ -209,6 +227,7 @@ pub(crate) fn volume(value: &str) -> Result<Bind, MountError> {
         read_only,
         submounts: Submounts::Shown,
         make_source,
+        fills,
     })
 }
 
@@ -371,19 +390,17 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
         read_only,
         submounts,
         make_source: false,
+        fills: false,
     })
 }
 
 fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
-    let (mut name, mut to, mut read_only) = (None, None, false);
+    let (mut name, mut to, mut read_only, mut fills) = (None, None, false, true);
     for field in fields {
         let (key, value) = field;
         match (key.as_str(), *value) {
             ("type" | "consistency", _) | ("volume-driver", Some("local")) => {}
-            // Nothing is ever copied into a volume.
-            ("volume-nocopy", _) => {
-                flag(field)?;
-            }
+            ("volume-nocopy", _) => fills = !flag(field)?,
             ("source" | "src", Some(source)) => name = Some(VolumeName::new(source)?),
             ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
             ("readonly" | "ro", _) => read_only = flag(field)?,
@@ -401,15 +418,17 @@ fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
         kind: "volume",
         field: "target",
     })?;
-    let name = name.ok_or_else(|| MountError::AnonymousVolume {
-        path: target.clone(),
-    })?;
+    let source = match name {
+        Some(name) => Source::Volume(name),
+        None => Bind::anonymous(&target)?.source,
+    };
     Ok(Bind {
-        source: Source::Volume(name),
+        source,
         target,
         read_only,
         submounts: Submounts::Shown,
         make_source: false,
+        fills,
     })
 }
 
@@ -506,7 +525,6 @@ mod tests {
         for (text, part) in [
             ("da ta:/data", "nor the name of a volume"),
             ("_data:/data", "nor the name of a volume"),
-            ("/data", "without a name"),
             ("/a:/a:rshared", "virtual machine lies between"),
             ("/a:/a:fast", "is not an option"),
             ("/a:b", "cannot be mounted on"),
@@ -563,10 +581,29 @@ mod tests {
     }
 
     #[test]
+    fn volume_may_have_no_name() {
+        let anonymous = |bind: &Bind| match &bind.source {
+            Source::Anonymous(name) => name.as_str().to_owned(),
+            other => panic!("{other:?}"),
+        };
+        let short = volume("/data/").unwrap();
+        assert_eq!((short.target.as_str(), short.fills), ("/data", true));
+        assert_eq!(anonymous(&short).len(), 64);
+        assert_ne!(anonymous(&short), anonymous(&volume("/data").unwrap()));
+        let Mount::Bind(long) = mount("type=volume,target=/a,volume-nocopy,readonly").unwrap()
+        else {
+            panic!("no bind");
+        };
+        anonymous(&long);
+        assert!(!long.fills && long.read_only);
+        assert!(!volume("data:/data:nocopy").unwrap().fills);
+        assert!(volume("/").is_err());
+    }
+
+    #[test]
     fn mount_that_is_wrong_is_refused_with_a_reason() {
         for (text, part) in [
             ("source=../a,target=/a", "nor the name of a volume"),
-            ("type=volume,target=/a", "without a name"),
             ("type=volume,source=a", "needs target"),
             (
                 "type=volume,source=a,target=/a,volume-driver=x",

@@ -114,7 +114,6 @@ impl Volumes {
         name: Option<&VolumeName>,
         labels: BTreeMap<String, String>,
     ) -> Result<VolumeName, VolumeError> {
-        let _lock = self.locked()?;
         let random;
         let (name, anonymous) = match name {
             Some(name) => (name, false),
@@ -124,6 +123,21 @@ impl Volumes {
                 (&random, true)
             }
         };
+        self.make(name, labels, anonymous)
+    }
+
+    /// Makes the volume of a container that nobody named, under the random name that it was given.
+    pub(crate) fn create_anonymous(&self, name: &VolumeName) -> Result<(), VolumeError> {
+        self.make(name, BTreeMap::new(), true).map(drop)
+    }
+
+    fn make(
+        &self,
+        name: &VolumeName,
+        labels: BTreeMap<String, String>,
+        anonymous: bool,
+    ) -> Result<VolumeName, VolumeError> {
+        let _lock = self.locked()?;
         let folder = self.folder().join(name.as_str());
         if folder.is_dir() {
             return Ok(name.clone());

@@ -18,7 +18,7 @@ const ABOUT: About = About {
 };
 
 /// What the probe prints: where, what it is called in the report, and its unit.
-type Reading = (&'static str, &'static str, Unit);
+pub(super) type Reading = (&'static str, &'static str, Unit);
 
 const LOOPS: [&str; 6] = ["compute", "syscall", "fork", "bandwidth", "random", "fault"];
 const READINGS: [Reading; 7] = [
@@ -71,7 +71,7 @@ pub(super) fn probe(
     read(&line, readings)
 }
 
-fn read(line: &str, readings: &[Reading]) -> Result<Vec<Value>> {
+pub(super) fn read(line: &str, readings: &[Reading]) -> Result<Vec<Value>> {
     let json: Json = serde_json::from_str(line).with_context(|| line.to_owned())?;
     readings
         .iter()

@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use serde_json::{Value, json};
@@ -79,5 +80,69 @@ pub(super) fn block(path: &str) -> Result<Value, String> {
     })();
     // Whatever came of it.
     let _ = fs::remove_file(path);
+    measured
+}
+
+/// Reads a file to its end, as it is found in the caches.
+pub(super) fn once(path: &str) -> Result<Value, String> {
+    let (bytes, rate) = whole(path)?;
+    Ok(json!({ "bytes": bytes, "mib_per_s": rate }))
+}
+
+/// Microseconds for each of so many.
+fn us_each(spent: Duration, count: u32) -> f64 {
+    spent.as_secs_f64() * 1e6 / f64::from(count.max(1))
+}
+
+/// Lists every folder of a tree and asks for every entry's metadata: how many there are, and how long that took.
+fn walk(path: &str) -> Result<(u32, Duration), String> {
+    let start = Instant::now();
+    let mut entries = 0;
+    let mut waiting = vec![PathBuf::from(path)];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder).map_err(failed("list", path))? {
+            let entry = entry.map_err(failed("list", path))?;
+            let metadata = entry.metadata().map_err(failed("look at", path))?;
+            entries += 1;
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Ok((entries, start.elapsed()))
+}
+
+/// Walks a tree for the first time, and once more.
+pub(super) fn tree(path: &str) -> Result<Value, String> {
+    let (entries, first) = walk(path)?;
+    let (_, again) = walk(path)?;
+    Ok(json!({
+        "entries": entries,
+        "first_us": us_each(first, entries),
+        "again_us": us_each(again, entries),
+    }))
+}
+
+/// Creates small files in a new folder, and deletes them again.
+pub(super) fn small(path: &str) -> Result<Value, String> {
+    const FILES: u32 = 500;
+    fs::create_dir(path).map_err(failed("create", path))?;
+    let measured = (|| {
+        let start = Instant::now();
+        for n in 0..FILES {
+            fs::write(format!("{path}/{n}"), [0x5a; PAGE]).map_err(failed("write in", path))?;
+        }
+        let created = start.elapsed();
+        let start = Instant::now();
+        for n in 0..FILES {
+            fs::remove_file(format!("{path}/{n}")).map_err(failed("delete in", path))?;
+        }
+        Ok(json!({
+            "create_us": us_each(created, FILES),
+            "delete_us": us_each(start.elapsed(), FILES),
+        }))
+    })();
+    // Whatever came of it.
+    let _ = fs::remove_dir_all(path);
     measured
 }

@@ -1,0 +1,287 @@
+//! What is under a container's files: layers that are held to their hash trees, a writable layer that gives space back, and
+//! volumes that nobody named.
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use sandbox_harness::layout::{self, Layer};
+use sandbox_harness::process::{run, wait_until};
+use sandbox_harness::{Finished, World};
+use serde_json::{Value, json};
+
+use crate::Case;
+
+/// In these the machine's devices and helpers take part.
+pub(crate) const CASES: &[Case] = &[
+    ("verity_changed_byte_is_an_error_and_not_data", verity),
+    (
+        "verity_of_more_layers_than_devices_is_checked_as_well",
+        verity_of_many,
+    ),
+    ("storage_deleted_bytes_go_back_to_the_host", discard),
+    ("volume_of_the_image_begins_with_its_content", image_volume),
+];
+
+pub(crate) const ABOVE: &[Case] = &[(
+    "volume_without_a_name_goes_with_its_container",
+    anonymous_volumes,
+)];
+
+/// Imports an image of busybox and these layers.
+fn import(world: &World, name: &str, layers: Vec<Vec<u8>>, extra: &Value) -> Result<()> {
+    let folder = world.path().join(name);
+    fs::create_dir(&folder)?;
+    let mut config = json!({ "Env": ["PATH=/bin"], "Cmd": ["sh"] });
+    if let (Some(config), Some(extra)) = (config.as_object_mut(), extra.as_object()) {
+        config.extend(extra.clone());
+    }
+    let all = [vec![layout::busybox_layer()?], layers].concat();
+    layout::write(&folder, name, &all, &config)?;
+    world
+        .sandboxctl(&["image", "import", "--name", name, &folder.to_string_lossy()])?
+        .expect_code(0)
+        .map(drop)
+}
+
+/// Changes one byte of what is `marker` in one of the store's layers.
+fn flip(world: &World, marker: &[u8]) -> Result<()> {
+    let layers = fs::read_dir(world.state_dir().join("images/layers"))?;
+    for layer in layers.flatten() {
+        let bytes = fs::read(layer.path())?;
+        let Some(at) = bytes.windows(marker.len()).position(|part| part == marker) else {
+            continue;
+        };
+        let file = fs::File::options().write(true).open(layer.path())?;
+        file.write_all_at(&[marker[0] ^ 1], u64::try_from(at)?)?;
+        file.sync_all()?;
+        return Ok(());
+    }
+    anyhow::bail!("no layer has {}", String::from_utf8_lossy(marker))
+}
+
+const MARKER: &str = "Marked-by-the-test";
+
+fn verity(world: &World) -> Result<()> {
+    let data = Layer::default()
+        .directory("data", 0o755)?
+        .file("data/marked", 0o644, MARKER.as_bytes())?
+        .file("data/whole", 0o644, b"whole\n")?
+        .finish()?;
+    import(world, "marked", vec![data], &json!({}))?;
+    let read = |options: &[&str]| -> Result<Finished> {
+        let script = "cat /data/whole; cat /data/marked";
+        let arguments = [&["run", "--rm"], options, &["marked", "sh", "-c", script]].concat();
+        world.sandboxctl(&arguments)
+    };
+    let whole = format!("whole\n{MARKER}");
+    read(&["--verity"])?.expect_code(0)?.expect_stdout(&whole)?;
+    flip(world, MARKER.as_bytes())?;
+    // The control: without it the changed byte is data.
+    let changed = whole.replace("Marked", "Larked");
+    read(&[])?.expect_code(0)?.expect_stdout(&changed)?;
+    let refused = read(&["--verity"])?.expect_code(1)?;
+    ensure!(
+        refused.stderr.contains("Input/output error") && !refused.text().contains("arked-by"),
+        "standard output {:?}, standard error {:?}",
+        refused.text(),
+        refused.stderr
+    );
+    Ok(())
+}
+
+fn verity_of_many(world: &World) -> Result<()> {
+    let layers = (0..20)
+        .map(|n| {
+            let content = format!("{MARKER} {n}\n");
+            Layer::default()
+                .file(&format!("file{n}"), 0o644, content.as_bytes())?
+                .finish()
+        })
+        .collect::<Result<_>>()?;
+    import(world, "many", layers, &json!({}))?;
+    flip(world, format!("{MARKER} 7\n").as_bytes())?;
+    // The other way of asking for it.
+    let config = world.path().join("verity.toml");
+    fs::write(&config, "layer_verity = true\nboot_timeout_s = 150\n")?;
+    let script = "cat file3 file11; cat file7 || echo refused";
+    let mut command =
+        world.sandboxctl_command(&["run", "--rm", "--workdir", "/", "many", "sh", "-c", script]);
+    command.env("SANDBOX_CONFIG", &config);
+    let finished = run(&mut command, b"", world.setup().limit)?;
+    finished
+        .expect_code(0)?
+        .expect_stdout(&format!("{MARKER} 3\n{MARKER} 11\nrefused\n"))
+        .map(drop)
+}
+
+/// Where the writable layer of the only container is.
+fn writable_layer(world: &World) -> Result<PathBuf> {
+    let folder = fs::read_dir(world.state_dir().join("containers"))?
+        .flatten()
+        .map(|entry| entry.path().join("rw.ext4"))
+        .find(|path| path.exists());
+    folder.context("there is a container with a writable layer")
+}
+
+fn allocated(path: &Path) -> Result<u64> {
+    Ok(fs::metadata(path)?.blocks() * 512)
+}
+
+fn discard(world: &World) -> Result<()> {
+    const WRITTEN: u64 = 100 << 20;
+    let script = "yes | head -c 104857600 >/file && sync && echo written; read line; rm /file; sync; echo deleted; cat";
+    let mut running = world.start(&["run", "--rm", "-i", "demo", "sh", "-c", script])?;
+    running.wait_for_line("written")?;
+    let file = writable_layer(world)?;
+    let before = allocated(&file)?;
+    ensure!(before > WRITTEN, "{before} bytes on the host");
+    running.write(b"\n")?;
+    running.wait_for_line("deleted")?;
+    wait_until(
+        "that the host has its space back",
+        world.setup().limit,
+        || {
+            allocated(&file)
+                .is_ok_and(|now| now < before - WRITTEN * 9 / 10)
+                .then_some(())
+        },
+    )?;
+    running.close_stdin();
+    running.finish()?.expect_code(0)?;
+    Ok(())
+}
+
+fn image_with_volume(world: &World, name: &str) -> Result<()> {
+    let data = Layer::default()
+        .directory("data", 0o750)?
+        .file("data/seed", 0o640, b"from the image\n")?
+        .directory("data/sub", 0o700)?
+        .symlink("data/sub/link", "../seed")?
+        .finish()?;
+    import(
+        world,
+        name,
+        vec![data],
+        &json!({ "Volumes": { "/data/": {} } }),
+    )
+}
+
+fn image_volume(world: &World) -> Result<()> {
+    image_with_volume(world, "seeded")?;
+    let script = "stat -c '%a %u' /data /data/seed /data/sub; cat /data/sub/link; echo new >/data/seed; cat /data/seed";
+    let first = "750 0\n640 0\n700 0\nfrom the image\nnew\n";
+    let second = first.replace("from the image", "new");
+    let say = |options: &[&str], expected: &str| -> Result<()> {
+        let arguments = [&["run", "--rm"], options, &["seeded", "sh", "-c", script]].concat();
+        world
+            .sandboxctl(&arguments)?
+            .expect_code(0)?
+            .expect_stdout(expected)
+            .map(drop)
+    };
+    // The root is read-only, what the image keeps data in is not.
+    say(&["--read-only"], first)?;
+    say(&["-v", "box:/data"], first)?;
+    say(&["-v", "box:/data"], &second)?;
+    // Neither copied where it is not to be, nor mounted where something else is.
+    let arguments = [
+        "run",
+        "--rm",
+        "-v",
+        "empty:/data:nocopy",
+        "seeded",
+        "ls",
+        "/data",
+    ];
+    world
+        .sandboxctl(&arguments)?
+        .expect_code(0)?
+        .expect_stdout("")?;
+    Ok(())
+}
+
+fn anonymous_volumes(world: &World) -> Result<()> {
+    image_with_volume(world, "seeded")?;
+    let said = |arguments: &[&str]| -> Result<String> {
+        Ok(world.sandboxctl(arguments)?.expect_code(0)?.text())
+    };
+    let volumes = || -> Result<Vec<String>> {
+        Ok(said(&["volume", "ls", "-q"])?
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    };
+    said(&["run", "--rm", "-v", "/extra", "seeded", "true"])?;
+    ensure!(volumes()?.is_empty(), "--rm left {:?}", volumes()?);
+    // Made, and listed as docker lists them.
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "kept",
+        "-v",
+        "/extra",
+        "-v",
+        "box:/box",
+        "--tmpfs",
+        "/tmp",
+        "seeded",
+        "true",
+    ])?;
+    let made = volumes()?;
+    ensure!(
+        made.len() == 3 && made.contains(&"box".to_owned()),
+        "{made:?}"
+    );
+    let shown = said(&[
+        "inspect",
+        "-f",
+        "{{range .Mounts}}{{.Type}} {{.Destination}} {{end}}",
+        "kept",
+    ])?;
+    ensure!(
+        shown == "volume /extra volume /box volume /data tmpfs /tmp \n",
+        "{shown:?}"
+    );
+    // What a container has is not pruned; without -v its volumes stay, and then they are.
+    said(&["volume", "prune", "-f"])?;
+    ensure!(volumes()? == made);
+    said(&["rm", "kept"])?;
+    ensure!(volumes()? == made, "rm without -v removed a volume");
+    said(&["volume", "prune", "-f"])?;
+    ensure!(volumes()? == ["box"], "{:?}", volumes()?);
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "gone",
+        "-v",
+        "/extra",
+        "-v",
+        "box:/box",
+        "seeded",
+        "true",
+    ])?;
+    ensure!(volumes()?.len() == 3);
+    said(&["rm", "-v", "gone"])?;
+    ensure!(volumes()? == ["box"], "{:?}", volumes()?);
+    // Something else is where the image would keep data.
+    said(&[
+        "create",
+        "--network",
+        "none",
+        "--name",
+        "other",
+        "--tmpfs",
+        "/data",
+        "seeded",
+        "true",
+    ])?;
+    ensure!(volumes()? == ["box"], "{:?}", volumes()?);
+    said(&["rm", "other"])?;
+    Ok(())
+}
