@@ -36,8 +36,8 @@ pub struct Interface {
 /// A network device for the machine.
 #[derive(Debug)]
 pub struct Nic {
-    /// The tap's queue.
-    pub queue: OwnedFd,
+    /// The tap's queues.
+    pub queues: Vec<OwnedFd>,
     /// The hardware address that the device has at first; the guest knows it by this.
     pub mac: MacAddress,
     /// The largest MTU that it may have.
@@ -70,13 +70,14 @@ struct Found {
 }
 
 impl Joined {
-    /// Makes a tap for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
+    /// Makes a tap with `queues` queues for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
     /// for one ([`Self::look_again`]). `record` is told before each change of what will have to be undone.
     ///
     /// # Errors
     /// [`NetworkError`]; what was done is undone.
     pub fn join<E>(
         namespace: Namespace,
+        queues: usize,
         mut record: impl FnMut(&JoinRecord) -> Result<(), E> + Send,
     ) -> Result<Self, JoinError<E>>
     where
@@ -92,7 +93,7 @@ impl Joined {
             namespace,
             nics: Vec::new(),
         };
-        match joined.join_all(&mut record) {
+        match joined.join_all(queues, &mut record) {
             Ok(()) => Ok(joined),
             Err(error) => {
                 // The first error says more than that of the clean-up, which `undo` does again.
@@ -104,6 +105,7 @@ impl Joined {
 
     fn join_all<E: Send>(
         &mut self,
+        queues: usize,
         record: &mut (impl FnMut(&JoinRecord) -> Result<(), E> + Send),
     ) -> Result<(), JoinError<E>> {
         let Self {
@@ -116,11 +118,11 @@ impl Joined {
             let mut netlink = Netlink::open()?;
             let found = look(&mut netlink)?;
             if found.is_empty() {
-                nics.push(reserve()?);
+                nics.push(reserve(queues)?);
                 return Ok(());
             }
             for Found { link, interface } in found {
-                let (queue, tap) = tap::make()?;
+                let (queues, tap) = tap::make(queues)?;
                 done.interfaces.push(link.name.clone());
                 if let Err(error) = record(done) {
                     refused = Some(error);
@@ -128,7 +130,7 @@ impl Joined {
                 }
                 connect(&mut netlink, &link, &tap, done)?;
                 nics.push(Nic {
-                    queue,
+                    queues,
                     mac: interface.mac,
                     max_mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
                     interface: Some(interface),
@@ -282,13 +284,13 @@ fn look(netlink: &mut Netlink) -> Result<Vec<Found>, NetworkError> {
 }
 
 /// A tap that is joined to nothing.
-fn reserve() -> Result<Nic, NetworkError> {
-    let (queue, tap) = tap::make()?;
+fn reserve(queues: usize) -> Result<Nic, NetworkError> {
+    let (queues, tap) = tap::make(queues)?;
     let mut bytes = [0; 6];
     getrandom(&mut bytes, GetRandomFlags::empty())
         .map_err(|errno| NetworkError::Random(errno.into()))?;
     Ok(Nic {
-        queue,
+        queues,
         mac: MacAddress::local(bytes),
         max_mtu: u16::MAX,
         interface: None,

@@ -36,10 +36,15 @@ impl SharedNetwork {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the namespace at `path`. What will have to be undone is on record in the sandbox's folder `dir` first.
-    pub(crate) fn join(&self, path: &Path, dir: &Path) -> Result<(), JoinError<CleanupError>> {
+    /// Joins the namespace at `path`, with `queues` queues for each of its interfaces. What will have to be undone is on record in the sandbox's folder `dir` first.
+    pub(crate) fn join(
+        &self,
+        path: &Path,
+        queues: usize,
+        dir: &Path,
+    ) -> Result<(), JoinError<CleanupError>> {
         let namespace = Namespace::open(path)?;
-        let joined = Joined::join(namespace, |record| Record::set_network(dir, record))?;
+        let joined = Joined::join(namespace, queues, |record| Record::set_network(dir, record))?;
         *self.lock() = Some(joined);
         Ok(())
     }

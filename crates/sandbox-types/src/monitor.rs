@@ -15,6 +15,9 @@ pub const CONFIG_FD: i32 = 3;
 /// Descriptor of the control socket.
 pub const CONTROL_FD: i32 = 4;
 
+/// The most queue pairs of a network device: more than vCPUs are of no use, and each has a thread.
+pub const MAX_QUEUE_PAIRS: usize = 8;
+
 /// A machine to build. Descriptor numbers are those of the monitor process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -57,8 +60,9 @@ pub struct BlockConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// A queue of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub fd: i32,
+    /// The queues of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and `IFF_MULTI_QUEUE` if they are several; at
+    /// most [`MAX_QUEUE_PAIRS`]. The device has a pair of queues for each.
+    pub fds: Vec<i32>,
     /// The hardware address that the device has at first.
     pub mac: MacAddress,
     /// The largest packet, without the Ethernet header, in bytes: at least 68.

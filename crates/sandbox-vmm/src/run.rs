@@ -193,9 +193,15 @@ fn machine_config(
         path: PathBuf::from(config.vsock.path),
     })?));
     for (index, net) in config.net.iter().enumerate() {
-        let fd = inherited.take(net.fd, "a tap")?;
-        let device = Tap::new(File::from(fd))
-            .and_then(|tap| Net::new(&format!("net{index}"), tap, net.mac, net.mtu))
+        let mut queues = Vec::with_capacity(net.fds.len());
+        for fd in &net.fds {
+            queues.push(File::from(inherited.take(*fd, "a queue of a tap")?));
+        }
+        let device = queues
+            .into_iter()
+            .map(Tap::new)
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|taps| Net::new(&format!("net{index}"), taps, net.mac, net.mtu))
             .map_err(|source| RunError::Net { index, source })?;
         devices.push(Box::new(device));
     }

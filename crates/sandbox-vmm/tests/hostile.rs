@@ -69,6 +69,11 @@ fn vsock_survives_the_corpus() {
     assert_eq!(replay("vsock", &[Kind::Vsock]), Ok(()));
 }
 
+#[test]
+fn net_survives_the_corpus() {
+    assert_eq!(replay("net", &[Kind::Net]), Ok(()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
@@ -86,5 +91,10 @@ proptest! {
     #[test]
     fn vsock_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
         prop_assert_eq!(survived(Kind::Vsock, &program), Ok(()));
+    }
+
+    #[test]
+    fn net_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Net, &program), Ok(()));
     }
 }

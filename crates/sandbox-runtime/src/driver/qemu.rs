@@ -94,7 +94,11 @@ impl HypervisorDriver for Qemu {
 
         let mut taps = Vec::new();
         for nic in request.nics {
-            taps.push((launch.pass(&nic.queue)?, nic));
+            let mut fds = Vec::with_capacity(nic.queues.len());
+            for queue in &nic.queues {
+                fds.push(launch.pass(queue)?);
+            }
+            taps.push((fds, nic));
         }
         let mut devices = Devices::new(&mut launch);
         let image = open("the guest image", &config.image_path()?, true)?;
@@ -118,8 +122,8 @@ impl HypervisorDriver for Qemu {
         helpers.push(process);
         let refused = plumbing("a connection to the vsock back end");
         devices.vhost_user("vsock", &path, refused, "vhost-user-vsock-device")?;
-        for (index, (fd, nic)) in taps.into_iter().enumerate() {
-            devices.net(&format!("net{index}"), fd, nic);
+        for (index, (fds, nic)) in taps.into_iter().enumerate() {
+            devices.net(&format!("net{index}"), &fds, nic);
         }
         // Entropy comes from the processor too (random.trust_cpu), so this one yields its place.
         if devices.has_room() {
@@ -234,12 +238,18 @@ impl<'a> Devices<'a> {
         Ok(())
     }
 
-    fn net(&mut self, id: &str, fd: RawFd, nic: &Nic) {
+    /// A network device with a queue pair for each of the descriptors.
+    fn net(&mut self, id: &str, fds: &[RawFd], nic: &Nic) {
+        let fds: Vec<String> = fds.iter().map(ToString::to_string).collect();
+        let (key, several) = match fds.len() {
+            1 => ("fd", "off"),
+            _ => ("fds", "on"),
+        };
         self.launch
             .arg("-netdev")
-            .arg(format!("tap,id={id},fd={fd},vhost=off"));
+            .arg(format!("tap,id={id},{key}={},vhost=off", fds.join(":")));
         self.device(&format!(
-            "virtio-net-device,netdev={id},mac={},host_mtu={}",
+            "virtio-net-device,netdev={id},mac={},host_mtu={},mq={several}",
             nic.mac, nic.max_mtu
         ));
     }

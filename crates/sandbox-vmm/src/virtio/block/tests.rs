@@ -313,6 +313,7 @@ fn device_serves_again_after_a_reset() {
                 interrupt: Interrupt::new(irq.try_clone().unwrap()),
                 features: 0,
                 thread: WorkerThread::spawn("vda", || {}).unwrap(),
+                more_threads: Vec::new(),
             })
             .unwrap();
         kick.write(1).unwrap();
