@@ -1,5 +1,6 @@
 //! Joining a pod's interfaces to taps, and undoing it.
 
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -47,12 +48,24 @@ pub struct Nic {
     tap: String,
 }
 
+/// What the network devices of a machine are to be like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NicOptions {
+    /// Queues of each tap; 1 or more.
+    pub queues: usize,
+    /// What each may receive, and what it may send, in a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
 /// What was done to a namespace, so that it can be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRecord {
     path: PathBuf,
     id: NamespaceId,
     interfaces: Vec<String>,
+    /// Whether what goes out through them is limited.
+    #[serde(default)]
+    limited: bool,
 }
 
 /// A pod's network, joined.
@@ -60,6 +73,7 @@ pub struct JoinRecord {
 pub struct Joined {
     namespace: Namespace,
     nics: Vec<Nic>,
+    options: NicOptions,
     record: JoinRecord,
 }
 
@@ -70,14 +84,14 @@ struct Found {
 }
 
 impl Joined {
-    /// Makes a tap with `queues` queues for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
+    /// Makes a tap for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
     /// for one ([`Self::look_again`]). `record` is told before each change of what will have to be undone.
     ///
     /// # Errors
     /// [`NetworkError`]; what was done is undone.
     pub fn join<E>(
         namespace: Namespace,
-        queues: usize,
+        options: NicOptions,
         mut record: impl FnMut(&JoinRecord) -> Result<(), E> + Send,
     ) -> Result<Self, JoinError<E>>
     where
@@ -89,11 +103,13 @@ impl Joined {
                 path: namespace.path().to_owned(),
                 id,
                 interfaces: Vec::new(),
+                limited: options.bytes_per_second.is_some(),
             },
+            options,
             namespace,
             nics: Vec::new(),
         };
-        match joined.join_all(queues, &mut record) {
+        match joined.join_all(&mut record) {
             Ok(()) => Ok(joined),
             Err(error) => {
                 // The first error says more than that of the clean-up, which `undo` does again.
@@ -105,12 +121,12 @@ impl Joined {
 
     fn join_all<E: Send>(
         &mut self,
-        queues: usize,
         record: &mut (impl FnMut(&JoinRecord) -> Result<(), E> + Send),
     ) -> Result<(), JoinError<E>> {
         let Self {
             namespace,
             nics,
+            options,
             record: done,
         } = self;
         let mut refused = None;
@@ -118,17 +134,17 @@ impl Joined {
             let mut netlink = Netlink::open()?;
             let found = look(&mut netlink)?;
             if found.is_empty() {
-                nics.push(reserve(queues)?);
+                nics.push(reserve(options.queues)?);
                 return Ok(());
             }
             for Found { link, interface } in found {
-                let (queues, tap) = tap::make(queues)?;
+                let (queues, tap) = tap::make(options.queues)?;
                 done.interfaces.push(link.name.clone());
                 if let Err(error) = record(done) {
                     refused = Some(error);
                     return Ok(());
                 }
-                connect(&mut netlink, &link, &tap, done)?;
+                connect(&mut netlink, &link, (&tap, options), done)?;
                 nics.push(Nic {
                     queues,
                     mac: interface.mac,
@@ -156,6 +172,7 @@ impl Joined {
         let Self {
             namespace,
             nics,
+            options,
             record: done,
         } = self;
         let [nic] = nics.as_mut_slice() else {
@@ -181,7 +198,7 @@ impl Joined {
                 refused = Some(error);
                 return Ok(false);
             }
-            connect(&mut netlink, &link, &nic.tap, done)?;
+            connect(&mut netlink, &link, (&nic.tap, options), done)?;
             nic.interface = Some(interface);
             Ok(true)
         });
@@ -302,7 +319,7 @@ fn reserve(queues: usize) -> Result<Nic, NetworkError> {
 fn connect(
     netlink: &mut Netlink,
     link: &Link,
-    tap: &str,
+    (tap, options): (&str, &NicOptions),
     record: &mut JoinRecord,
 ) -> Result<(), NetworkError> {
     let tap = find(netlink, tap)?;
@@ -322,6 +339,10 @@ fn connect(
     tc::add_ingress(netlink, &tap)?;
     tc::redirect(netlink, link, &tap)?;
     tc::redirect(netlink, &tap, link)?;
+    if let Some(rate) = options.bytes_per_second {
+        tc::limit(netlink, &tap, rate)?;
+        tc::limit(netlink, link, rate)?;
+    }
     Ok(())
 }
 
@@ -350,9 +371,14 @@ pub fn undo(record: &JoinRecord) -> Result<(), NetworkError> {
         let mut first = None;
         for link in netlink.links()? {
             // A tap goes with its last descriptor, and its filter with it.
-            if record.interfaces.contains(&link.name)
-                && let Err(error) = tc::remove_ingress(&mut netlink, &link)
-            {
+            if !record.interfaces.contains(&link.name) {
+                continue;
+            }
+            let mut steps = vec![tc::remove_ingress(&mut netlink, &link)];
+            if record.limited {
+                steps.push(tc::remove_limit(&mut netlink, &link));
+            }
+            for error in steps.into_iter().filter_map(Result::err) {
                 first.get_or_insert(error);
             }
         }

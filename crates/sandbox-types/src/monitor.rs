@@ -6,6 +6,8 @@
 //! [`MonitorEvent`]s to the control socket, one JSON object a line; when the socket reads end-of-file (the
 //! shim died, or wants it gone) it ends the guest and exits.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{GuestCid, MacAddress, MemMib, VcpuCount};
@@ -34,6 +36,8 @@ pub struct MonitorConfig {
     pub vcpus: VcpuCount,
     /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
     pub block: Vec<BlockConfig>,
+    /// What the block devices may do together.
+    pub disk_limits: DiskLimits,
     /// Network devices.
     pub net: Vec<NetConfig>,
     /// Shared directories, each served by a vhost-user back end.
@@ -54,6 +58,16 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
     pub serial: String,
+}
+
+/// How fast a sandbox's disks are served, all of them together; `None` is without limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Bytes read and written in a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Requests of any kind in a second.
+    pub operations_per_second: Option<NonZeroU64>,
 }
 
 /// A virtio network device (VirtIO 1.3, 5.1) over a tap.

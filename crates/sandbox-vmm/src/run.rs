@@ -25,6 +25,7 @@ use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
+use crate::virtio::block::pace::DiskPace;
 use crate::virtio::fs::{FsDevice, FsError};
 use crate::virtio::net::Net;
 use crate::virtio::net::error::NetError;
@@ -181,9 +182,10 @@ fn machine_config(
     config: MonitorConfig,
 ) -> Result<MachineConfig, RunError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let pace = DiskPace::new(&config.disk_limits);
     for (index, disk) in config.block.iter().enumerate() {
         let fd = inherited.take(disk.fd, "a disk")?;
-        devices.push(Box::new(block(index, disk, fd)?));
+        devices.push(Box::new(block(index, disk, fd, pace.clone())?));
     }
     devices.push(Box::new(Rng::new()));
     let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
@@ -232,7 +234,12 @@ fn machine_config(
     })
 }
 
-fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunError> {
+fn block(
+    index: usize,
+    disk: &BlockConfig,
+    fd: OwnedFd,
+    pace: Option<DiskPace>,
+) -> Result<Block, RunError> {
     // Linux's name of the disk: there are fewer than 26.
     let letter = u8::try_from(index)
         .ok()
@@ -244,6 +251,10 @@ fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunErro
         disk.read_only,
         &disk.serial,
     )
+    .and_then(|block| match pace {
+        Some(pace) => block.with_pace(pace),
+        None => Ok(block),
+    })
     .map_err(|source| RunError::Block {
         index,
         serial: disk.serial.clone(),

@@ -107,6 +107,7 @@ impl HypervisorDriver for Kvm {
             memory: plan.memory,
             vcpus: plan.vcpus,
             block,
+            disk_limits: config.disk_limits(),
             net,
             shares,
             vsock: VsockConfig {

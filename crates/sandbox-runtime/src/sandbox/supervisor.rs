@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox_network::Joined;
+use sandbox_network::{Joined, NicOptions};
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
 use sandbox_types::monitor::MAX_QUEUE_PAIRS;
@@ -241,8 +241,12 @@ impl Supervisor {
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
         };
         if let Some(path) = &self.plan.network {
-            let queues = usize::from(self.plan.vcpus.get()).min(MAX_QUEUE_PAIRS);
-            self.network.join(path, queues, &self.dir)?;
+            let options = NicOptions {
+                // One for each vCPU: more are of no use to it.
+                queues: usize::from(self.plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
+                bytes_per_second: self.plan.config.network_bytes_per_second,
+            };
+            self.network.join(path, options, &self.dir)?;
             self.loopback = match LoopbackService::start(path, &self.vsock) {
                 Ok(service) => Some(service),
                 Err(error) => {

@@ -172,6 +172,11 @@ pub const BLOCK: &[Rule] = &[
     allow!(SYS_pwritev, "requests that write"),
     allow!(SYS_fdatasync, "flushes"),
     allow!(SYS_fallocate, "discarded ranges become holes"),
+    allow!(
+        SYS_timerfd_settime,
+        "a disk that is limited waits until the next request may pass"
+    )
+    .rarely(),
 ];
 
 /// The thread of a pair of queues of a network device.

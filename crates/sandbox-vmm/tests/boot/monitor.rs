@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
     VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
@@ -119,6 +119,7 @@ impl Monitor {
             memory: MemMib::new(192)?,
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
+            disk_limits: DiskLimits::default(),
             net: Vec::new(),
             shares,
             vsock: VsockConfig {
