@@ -8,7 +8,7 @@ use sandbox_netlink::packet::tc::{
     TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
     TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
-use sandbox_netlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use sandbox_netlink::packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use sandbox_netlink::{Link, Netlink, NetlinkError};
 
 use crate::NetworkError;

@@ -565,7 +565,10 @@ mod tests {
         ] {
             for value in ["0", "-1", "\"much\""] {
                 let refused = load(&format!("{key} = {value}"));
-                assert!(matches!(refused, Err(ConfigError::Parse { .. })), "{key} = {value}");
+                assert!(
+                    matches!(refused, Err(ConfigError::Parse { .. })),
+                    "{key} = {value}"
+                );
             }
         }
         let config = load("disk_bytes_per_second = 1000\nnetwork_bytes_per_second = 5").unwrap();

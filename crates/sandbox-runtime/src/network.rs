@@ -44,7 +44,9 @@ impl SharedNetwork {
         dir: &Path,
     ) -> Result<(), JoinError<CleanupError>> {
         let namespace = Namespace::open(path)?;
-        let joined = Joined::join(namespace, options, |record| Record::set_network(dir, record))?;
+        let joined = Joined::join(namespace, options, |record| {
+            Record::set_network(dir, record)
+        })?;
         *self.lock() = Some(joined);
         Ok(())
     }

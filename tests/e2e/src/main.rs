@@ -18,6 +18,7 @@ mod jail;
 mod kills;
 mod lifecycle;
 mod network;
+mod network_devices;
 mod networks;
 mod observe;
 mod options;
@@ -56,6 +57,7 @@ const MACHINE: &[&[Case]] = &[
     lifecycle::CASES,
     options::CASES,
     network::CASES,
+    network_devices::CASES,
     containerd::CASES,
     pods::DEVICES,
     inside::CASES,

@@ -127,23 +127,15 @@ impl Net {
                 return Err(ActivateError::Lost);
             };
             let lane = Arc::clone(lane);
-            let mut task = NetTask::new(
-                Arc::clone(&self.pairs),
-                (pair, lane),
-                [rx, tx],
-                &activation,
-            );
+            let mut task =
+                NetTask::new(Arc::clone(&self.pairs), (pair, lane), [rx, tx], &activation);
             if pair == 0 {
                 task = task.with_link(Arc::clone(&self.link_up));
                 task.control = control.take();
                 // Every queue is watched by now.
                 self.set_pairs(1);
             }
-            workers.push(Worker::start(
-                thread,
-                task,
-                activation.interrupt.clone(),
-            )?);
+            workers.push(Worker::start(thread, task, activation.interrupt.clone())?);
         }
         Ok(())
     }

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent, ShareConfig,
-    VsockConfig, console_ring,
+    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent,
+    ShareConfig, VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 

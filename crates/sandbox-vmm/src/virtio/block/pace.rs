@@ -45,16 +45,13 @@ impl Bucket {
     #[must_use]
     pub fn wait_ns(&self, now_ns: u64) -> u64 {
         let burst = u64::try_from(BURST.as_nanos()).unwrap_or(u64::MAX);
-        self.paid_until
-            .saturating_sub(now_ns.saturating_add(burst))
+        self.paid_until.saturating_sub(now_ns.saturating_add(burst))
     }
 
     /// So much passed.
     pub fn charge(&mut self, now_ns: u64, amount: u64) {
         let rate = u128::from(self.rate.get());
-        let cost = u128::from(amount)
-            .saturating_mul(SECOND_NS)
-            .div_ceil(rate);
+        let cost = u128::from(amount).saturating_mul(SECOND_NS).div_ceil(rate);
         self.paid_until = self
             .paid_until
             .max(now_ns)

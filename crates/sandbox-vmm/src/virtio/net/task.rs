@@ -105,7 +105,10 @@ impl WorkerTask for NetTask {
             RX => self.rx.kick.read(),
             TX => self.tx.kick.read(),
             AGAIN => self.lane.wake.read(),
-            CONTROL => self.control.as_ref().map_or(Ok(0), |it| it.queue.kick.read()),
+            CONTROL => self
+                .control
+                .as_ref()
+                .map_or(Ok(0), |it| it.queue.kick.read()),
             _ => Ok(0),
         };
         let mut more = false;
@@ -190,9 +193,7 @@ impl NetTask {
                 0
             }
         };
-        queue
-            .add_used(memory, head, used)
-            .map_err(NetError::Ring)?;
+        queue.add_used(memory, head, used).map_err(NetError::Ring)?;
         if queue.needs_notification(memory).map_err(NetError::Ring)? {
             self.interrupt.signal_queue().map_err(NetError::Interrupt)?;
         }

@@ -95,8 +95,8 @@ impl<'a> Bench<'a> {
         };
         let link_up = Arc::new(AtomicBool::new(true));
         let queues = [active(&rx), active(&tx)];
-        let mut task = NetTask::new(pairs, (0, lane), queues, &activation)
-            .with_link(Arc::clone(&link_up));
+        let mut task =
+            NetTask::new(pairs, (0, lane), queues, &activation).with_link(Arc::clone(&link_up));
         task.control = Some(ControlQueue {
             queue: active(&control),
             usable,
