@@ -323,6 +323,13 @@ fn connect(
     record: &mut JoinRecord,
 ) -> Result<(), NetworkError> {
     let tap = find(netlink, tap)?;
+    // Before it is up: then it gets what is the kernel's default.
+    match options.bytes_per_second {
+        Some(rate) => tc::limit(netlink, &tap, rate)?,
+        // A kernel that refuses it has more to remember, and nothing else.
+        None if options.queues > 1 => drop(tc::without_queue(netlink, &tap)),
+        None => {}
+    }
     let change = LinkChange {
         mtu: Some(link.mtu),
         up: Some(true),
@@ -340,7 +347,6 @@ fn connect(
     tc::redirect(netlink, link, &tap)?;
     tc::redirect(netlink, &tap, link)?;
     if let Some(rate) = options.bytes_per_second {
-        tc::limit(netlink, &tap, rate)?;
         tc::limit(netlink, link, rate)?;
     }
     Ok(())

@@ -101,6 +101,17 @@ pub(crate) fn limit(
     }
 }
 
+/// Has frames go out through an interface without waiting in a queue of the kernel's: a tap keeps them anyway until they are
+/// read. By default the kernel makes a queue for each of the 256 that a tap may have if it may have several, 6 MiB altogether.
+pub(crate) fn without_queue(netlink: &mut Netlink, link: &Link) -> Result<(), NetlinkError> {
+    let mut message = root(link.index);
+    message.header.handle = TcHandle::UNSPEC;
+    message.attributes = vec![TcAttribute::Kind("noqueue".to_owned())];
+    let message = RouteNetlinkMessage::NewQueueDiscipline(message);
+    let what = format!("take the queue of {} away", link.name);
+    netlink.change(&what, message, NLM_F_CREATE | NLM_F_EXCL)
+}
+
 /// Takes our limit away. That there is none, or one of somebody else's, is no error.
 pub(crate) fn remove_limit(netlink: &mut Netlink, link: &Link) -> Result<(), NetlinkError> {
     let message = RouteNetlinkMessage::DelQueueDiscipline(root(link.index));
