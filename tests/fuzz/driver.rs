@@ -620,7 +620,8 @@ impl Bench {
         self.offer(NET_CONTROL, 0, 1);
         self.kick(NET_CONTROL);
         self.used(NET_CONTROL, 1)?;
-        if let [answer @ 1..] = self.bytes(DATA + 0x100) {
+        let [answer] = self.bytes(DATA + 0x100);
+        if answer != 0 {
             return Err(format!("two pairs are refused with {answer}"));
         }
         let length = FRAME as u32;
