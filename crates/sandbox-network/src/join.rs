@@ -1,5 +1,8 @@
 //! Joining a pod's interfaces to taps, and undoing it.
 
+#[cfg(test)]
+mod tests;
+
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
