@@ -7,20 +7,23 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
-use sandbox_types::{GuestCid, MemMib};
+use sandbox_types::{GuestCid, MacAddress, MemMib};
 use sandbox_vmm::bus::BusDevice as _;
 use sandbox_vmm::memory::is_writable;
 use sandbox_vmm::memory::window::{Window, WindowFile};
 use sandbox_vmm::virtio::block::Block;
 use sandbox_vmm::virtio::mmio::MmioTransport;
+use sandbox_vmm::virtio::net::Net;
+use sandbox_vmm::virtio::net::tap::Tap;
 use sandbox_vmm::virtio::pmem::Pmem;
 use sandbox_vmm::virtio::rng::Rng;
 use sandbox_vmm::virtio::{Interrupt, VirtioDevice, WorkerThread};
@@ -33,8 +36,8 @@ const MEMORY_BYTES: u64 = 1 << 20;
 const QUEUE_STRIDE: u64 = 0x4000;
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x2000;
-/// After the rings of three queues.
-const DATA: u64 = 0x1_0000;
+/// After the rings of five queues.
+const DATA: u64 = 0x1_8000;
 const QUEUE_SIZE: u16 = 128;
 /// The most operations of a program, and clients of the host's in it.
 const MAX_OPERATIONS: usize = 2000;
@@ -56,6 +59,14 @@ const HOST_CID: u64 = 2;
 const PORT: u32 = 52;
 const PACKET_HEADER: usize = 44;
 
+const NET_PAIRS: usize = 2;
+/// Behind the pairs' queues.
+const NET_CONTROL: u64 = 4;
+/// `VIRTIO_NET_F_CTRL_VQ` and `VIRTIO_NET_F_MQ`.
+const NET_FEATURES: u32 = 1 << 17 | 1 << 22;
+/// Header and frame.
+const FRAME: usize = 72;
+
 /// Which device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -69,6 +80,8 @@ pub(crate) enum Kind {
     Vsock,
     /// The persistent memory device.
     Pmem,
+    /// A network device with two queue pairs.
+    Net,
 }
 
 struct Operands<'a>(&'a [u8]);
@@ -139,6 +152,8 @@ struct Bench {
     irq: EventFd,
     disk: Option<File>,
     clients: Vec<UnixStream>,
+    /// In place of a tap, a network for each pair: our end, and a copy of the device's.
+    networks: Vec<(UnixDatagram, UnixDatagram)>,
     folder: tempfile::TempDir,
     queues: u64,
 }
@@ -181,6 +196,7 @@ impl Bench {
         let memory = memory()?;
         let folder = tempfile::tempdir().map_err(text)?;
         let mut disk = None;
+        let mut networks = Vec::new();
         let device: Box<dyn VirtioDevice> = match kind {
             Kind::Disk | Kind::ReadOnlyDisk => {
                 let mut file = tempfile::tempfile().map_err(text)?;
@@ -202,19 +218,40 @@ impl Bench {
                 Box::new(Vsock::new(config).map_err(text)?)
             }
             Kind::Pmem => Box::new(Pmem::new(window()?.range())),
+            Kind::Net => {
+                for _ in 0..NET_PAIRS {
+                    let (theirs, ours) = UnixDatagram::pair().map_err(text)?;
+                    ours.set_nonblocking(true).map_err(text)?;
+                    theirs.set_nonblocking(true).map_err(text)?;
+                    networks.push((ours, theirs));
+                }
+                let taps = networks.iter().map(|(_, theirs)| {
+                    let theirs = OwnedFd::from(theirs.try_clone()?);
+                    Ok(Tap::of_messages(theirs.into()))
+                });
+                let taps: std::io::Result<Vec<_>> = taps.collect();
+                let mac = MacAddress::local([1; 6]);
+                Box::new(Net::new("net", taps.map_err(text)?, mac, 1500).map_err(text)?)
+            }
         };
         let queues = device.queue_max_sizes().len() as u64;
         let irq = EventFd::new(EFD_NONBLOCK).map_err(text)?;
         let interrupt = Interrupt::new(irq.try_clone().map_err(text)?);
         let thread = WorkerThread::spawn("device", || {}).map_err(text)?;
+        let more = device.more_threads().into_iter();
+        let more: std::io::Result<Vec<_>> = more
+            .map(|(name, _)| WorkerThread::spawn(&name, || {}))
+            .collect();
         let transport = MmioTransport::new(device, memory.clone(), interrupt, thread);
+        let transport = transport.map_err(text)?;
         Ok(Self {
             kind,
-            transport: transport.map_err(text)?,
+            transport: transport.with_more_threads(more.map_err(text)?),
             memory,
             irq,
             disk,
             clients: Vec::new(),
+            networks,
             folder,
             queues,
         })
@@ -436,24 +473,53 @@ impl Bench {
                 self.descriptor(1, 1, (rest.address(), rest.word() % 0x1_0010), 0, 0);
                 self.offer(1, 0, 1);
                 self.kick(1);
-                self.receive_buffers(rest.byte().into());
+                self.receive_buffers(0, rest.byte().into());
+            }
+            Kind::Net => {
+                let what = rest.byte();
+                let pair = u64::from(what & 1) * 2;
+                match what >> 1 & 3 {
+                    0 => self.receive_buffers(pair, rest.byte().into()),
+                    1 => {
+                        let request: [u8; 6] = rest.take();
+                        let length = u32::from(rest.byte() % 7);
+                        self.put(at, &request);
+                        self.descriptor(NET_CONTROL, 0, (at, length), NEXT, 1);
+                        self.descriptor(NET_CONTROL, 1, (at + 0x80, 1), WRITE, 0);
+                        self.offer(NET_CONTROL, 0, 1);
+                        self.kick(NET_CONTROL);
+                    }
+                    _ => {
+                        let (first, second) = (rest.word() % 0x1_0010, rest.word() % 0x1_0010);
+                        self.descriptor(pair + 1, 0, (at, first), NEXT, 1);
+                        self.descriptor(pair + 1, 1, (rest.address(), second), 0, 0);
+                        self.offer(pair + 1, 0, 1);
+                        self.kick(pair + 1);
+                    }
+                }
             }
         }
     }
 
-    fn receive_buffers(&mut self, count: u16) {
+    fn receive_buffers(&mut self, queue: u64, count: u16) {
         for index in 0..count % QUEUE_SIZE {
             let at = DATA + 0x8000 + u64::from(index) * 0x200;
-            self.descriptor(0, index, (at, 0x200), WRITE, 0);
-            self.offer(0, index, 1);
+            self.descriptor(queue, index, (at, 0x200), WRITE, 0);
+            self.offer(queue, index, 1);
         }
-        self.kick(0);
+        self.kick(queue);
     }
 
     /// What clients on the host do meanwhile.
     fn host(&mut self, rest: &mut Operands<'_>) {
         let what = rest.byte();
         let bytes: [u8; 24] = rest.take();
+        if let Some((network, _)) = self.networks.get(usize::from(what) % NET_PAIRS) {
+            // What there is no room for is lost.
+            let length = usize::from(bytes[0]) << (bytes[1] % 9);
+            let _ = network.send(&bytes.repeat(length / bytes.len() + 1)[..length]);
+            return;
+        }
         match what % 4 {
             0 if self.kind == Kind::Vsock && self.clients.len() < MAX_CLIENTS => {
                 let client = UnixStream::connect(self.socket());
@@ -489,8 +555,18 @@ impl Bench {
         for queue in 0..self.queues {
             self.put(queue * QUEUE_STRIDE, &[0; QUEUE_STRIDE as usize]);
         }
+        let mut lost = [0];
+        for (ours, theirs) in &self.networks {
+            while ours.recv(&mut lost).is_ok() {}
+            while theirs.recv(&mut lost).is_ok() {}
+        }
         let _ = self.irq.read();
-        self.begin(4, 0);
+        let features = if self.kind == Kind::Net {
+            NET_FEATURES
+        } else {
+            0
+        };
+        self.begin(4, features);
         match self.get(register::STATUS) {
             RUNNING => Ok(()),
             status => Err(format!("brought up anew, its status is {status:#x}")),
@@ -601,9 +677,51 @@ impl Bench {
         }
     }
 
+    /// A driver uses both pairs, and frames pass on each both ways.
+    fn net_works(&mut self) -> Result<(), String> {
+        self.put(DATA, &[4, 0, NET_PAIRS as u8, 0]);
+        self.put(DATA + 0x100, &[0xff]);
+        self.descriptor(NET_CONTROL, 0, (DATA, 4), NEXT, 1);
+        self.descriptor(NET_CONTROL, 1, (DATA + 0x100, 1), WRITE, 0);
+        self.offer(NET_CONTROL, 0, 1);
+        self.kick(NET_CONTROL);
+        self.used(NET_CONTROL, 1)?;
+        let [answer] = self.bytes(DATA + 0x100);
+        if answer != 0 {
+            return Err(format!("two pairs are refused with {answer}"));
+        }
+        let length = FRAME as u32;
+        for pair in 0..NET_PAIRS {
+            let (rx, tx) = (2 * pair as u64, 2 * pair as u64 + 1);
+            let frame = [pair as u8; FRAME];
+            self.put(DATA + 0x1000, &frame);
+            self.descriptor(tx, 0, (DATA + 0x1000, length), 0, 0);
+            self.offer(tx, 0, 1);
+            self.kick(tx);
+            self.used(tx, 1)?;
+            let mut sent = [0; 2 * FRAME];
+            let network = self.networks[pair].0.try_clone().map_err(text)?;
+            let count = network.recv(&mut sent).map_err(text)?;
+            if sent[..count] != frame {
+                return Err(format!("pair {pair} sent {count} other bytes"));
+            }
+            self.descriptor(rx, 0, (DATA + 0x2000, 0x200), WRITE, 0);
+            self.offer(rx, 0, 1);
+            self.kick(rx);
+            network.send(&frame).map_err(text)?;
+            self.used(rx, 1)?;
+            let (count, received) = (self.used_length(rx, 0), self.bytes::<FRAME>(DATA + 0x2000));
+            // The header says in how many buffers it is.
+            if count != length || received[12..] != frame[12..] {
+                return Err(format!("pair {pair} received {count} other bytes"));
+            }
+        }
+        Ok(())
+    }
+
     /// A client of the host's connects to a port of the guest's, which accepts.
     fn vsock_works(&mut self) -> Result<(), String> {
-        self.receive_buffers(QUEUE_SIZE - 1);
+        self.receive_buffers(0, QUEUE_SIZE - 1);
         let mut client = UnixStream::connect(self.socket()).map_err(text)?;
         client.set_read_timeout(Some(PATIENCE)).map_err(text)?;
         let line = format!("CONNECT {PORT}\n");
@@ -710,5 +828,6 @@ pub(crate) fn check(kind: Kind, program: &[u8]) -> Result<(), String> {
         Kind::Entropy => bench.entropy_works(),
         Kind::Vsock => bench.vsock_works(),
         Kind::Pmem => bench.pmem_works(),
+        Kind::Net => bench.net_works(),
     }
 }

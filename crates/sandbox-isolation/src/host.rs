@@ -4,7 +4,7 @@ pub(crate) mod raw;
 pub(crate) mod speakers;
 
 use std::fs;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -49,10 +49,13 @@ impl Host {
         self.secret.clone()
     }
 
-    /// A process with this name, and with `secret` in its environment.
+    /// A process with this name, and with `secret` in its environment and at the end of its program.
     pub(crate) fn decoy(&self, name: &str, secret: &str) -> io::Result<Decoy> {
         let program = self.folder.join("host").join(name);
         fs::copy(&self.probe, &program)?;
+        let mut end = fs::OpenOptions::new().append(true).open(&program)?;
+        end.write_all(secret.as_bytes())?;
+        drop(end);
         let mut command = Command::new(&program);
         command
             .arg("serve")
@@ -170,6 +173,31 @@ pub(crate) fn first_line(path: impl AsRef<Path>) -> String {
 /// A number in a small file: the first.
 pub(crate) fn number(path: &str) -> Option<u64> {
     first_line(path).split_whitespace().next()?.parse().ok()
+}
+
+/// How many timers are set, in the whole kernel (`/proc/timer_list`).
+pub(crate) fn timers() -> Option<u64> {
+    let text = fs::read_to_string("/proc/timer_list").ok()?;
+    let set = text.lines().filter(|line| line.starts_with(" #")).count();
+    u64::try_from(set).ok()
+}
+
+/// How many keys root has that count against its quota (`/proc/key-users`: user, usage, keys, those that count, bytes).
+pub(crate) fn root_keys() -> Option<u64> {
+    let text = fs::read_to_string("/proc/key-users").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("0:"))?;
+    let counted = line.split_whitespace().nth(2)?;
+    counted.split('/').next()?.parse().ok()
+}
+
+/// How many packets the kernel took in, for whatever namespace (`/proc/net/softnet_stat`: a line of hexadecimal numbers for each
+/// processor, of which the first is that).
+pub(crate) fn packets() -> Option<u64> {
+    let text = fs::read_to_string("/proc/net/softnet_stat").ok()?;
+    let of = |line: &str| u64::from_str_radix(line.split_whitespace().next()?, 16).ok();
+    text.lines().map(of).sum()
 }
 
 /// How many processes are called so, and how much memory and how many threads they have together.

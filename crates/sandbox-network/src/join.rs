@@ -1,5 +1,9 @@
 //! Joining a pod's interfaces to taps, and undoing it.
 
+#[cfg(test)]
+mod tests;
+
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -36,8 +40,8 @@ pub struct Interface {
 /// A network device for the machine.
 #[derive(Debug)]
 pub struct Nic {
-    /// The tap's queue.
-    pub queue: OwnedFd,
+    /// The tap's queues.
+    pub queues: Vec<OwnedFd>,
     /// The hardware address that the device has at first; the guest knows it by this.
     pub mac: MacAddress,
     /// The largest MTU that it may have.
@@ -47,12 +51,24 @@ pub struct Nic {
     tap: String,
 }
 
+/// What the network devices of a machine are to be like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NicOptions {
+    /// Queues of each tap; 1 or more.
+    pub queues: usize,
+    /// What each may receive, and what it may send, in a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+}
+
 /// What was done to a namespace, so that it can be undone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JoinRecord {
     path: PathBuf,
     id: NamespaceId,
     interfaces: Vec<String>,
+    /// Whether what goes out through them is limited.
+    #[serde(default)]
+    limited: bool,
 }
 
 /// A pod's network, joined.
@@ -60,6 +76,7 @@ pub struct JoinRecord {
 pub struct Joined {
     namespace: Namespace,
     nics: Vec<Nic>,
+    options: NicOptions,
     record: JoinRecord,
 }
 
@@ -77,6 +94,7 @@ impl Joined {
     /// [`NetworkError`]; what was done is undone.
     pub fn join<E>(
         namespace: Namespace,
+        options: NicOptions,
         mut record: impl FnMut(&JoinRecord) -> Result<(), E> + Send,
     ) -> Result<Self, JoinError<E>>
     where
@@ -88,7 +106,9 @@ impl Joined {
                 path: namespace.path().to_owned(),
                 id,
                 interfaces: Vec::new(),
+                limited: options.bytes_per_second.is_some(),
             },
+            options,
             namespace,
             nics: Vec::new(),
         };
@@ -109,6 +129,7 @@ impl Joined {
         let Self {
             namespace,
             nics,
+            options,
             record: done,
         } = self;
         let mut refused = None;
@@ -116,19 +137,19 @@ impl Joined {
             let mut netlink = Netlink::open()?;
             let found = look(&mut netlink)?;
             if found.is_empty() {
-                nics.push(reserve()?);
+                nics.push(reserve(options.queues)?);
                 return Ok(());
             }
             for Found { link, interface } in found {
-                let (queue, tap) = tap::make()?;
+                let (queues, tap) = tap::make(options.queues)?;
                 done.interfaces.push(link.name.clone());
                 if let Err(error) = record(done) {
                     refused = Some(error);
                     return Ok(());
                 }
-                connect(&mut netlink, &link, &tap, done)?;
+                connect(&mut netlink, &link, (&tap, options), done)?;
                 nics.push(Nic {
-                    queue,
+                    queues,
                     mac: interface.mac,
                     max_mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX),
                     interface: Some(interface),
@@ -154,6 +175,7 @@ impl Joined {
         let Self {
             namespace,
             nics,
+            options,
             record: done,
         } = self;
         let [nic] = nics.as_mut_slice() else {
@@ -179,7 +201,7 @@ impl Joined {
                 refused = Some(error);
                 return Ok(false);
             }
-            connect(&mut netlink, &link, &nic.tap, done)?;
+            connect(&mut netlink, &link, (&nic.tap, options), done)?;
             nic.interface = Some(interface);
             Ok(true)
         });
@@ -282,13 +304,13 @@ fn look(netlink: &mut Netlink) -> Result<Vec<Found>, NetworkError> {
 }
 
 /// A tap that is joined to nothing.
-fn reserve() -> Result<Nic, NetworkError> {
-    let (queue, tap) = tap::make()?;
+fn reserve(queues: usize) -> Result<Nic, NetworkError> {
+    let (queues, tap) = tap::make(queues)?;
     let mut bytes = [0; 6];
     getrandom(&mut bytes, GetRandomFlags::empty())
         .map_err(|errno| NetworkError::Random(errno.into()))?;
     Ok(Nic {
-        queue,
+        queues,
         mac: MacAddress::local(bytes),
         max_mtu: u16::MAX,
         interface: None,
@@ -300,10 +322,17 @@ fn reserve() -> Result<Nic, NetworkError> {
 fn connect(
     netlink: &mut Netlink,
     link: &Link,
-    tap: &str,
+    (tap, options): (&str, &NicOptions),
     record: &mut JoinRecord,
 ) -> Result<(), NetworkError> {
     let tap = find(netlink, tap)?;
+    // Before it is up: then it gets what is the kernel's default.
+    match options.bytes_per_second {
+        Some(rate) => tc::limit(netlink, &tap, rate)?,
+        // A kernel that refuses it has more to remember, and nothing else.
+        None if options.queues > 1 => drop(tc::without_queue(netlink, &tap)),
+        None => {}
+    }
     let change = LinkChange {
         mtu: Some(link.mtu),
         up: Some(true),
@@ -320,6 +349,9 @@ fn connect(
     tc::add_ingress(netlink, &tap)?;
     tc::redirect(netlink, link, &tap)?;
     tc::redirect(netlink, &tap, link)?;
+    if let Some(rate) = options.bytes_per_second {
+        tc::limit(netlink, link, rate)?;
+    }
     Ok(())
 }
 
@@ -348,9 +380,14 @@ pub fn undo(record: &JoinRecord) -> Result<(), NetworkError> {
         let mut first = None;
         for link in netlink.links()? {
             // A tap goes with its last descriptor, and its filter with it.
-            if record.interfaces.contains(&link.name)
-                && let Err(error) = tc::remove_ingress(&mut netlink, &link)
-            {
+            if !record.interfaces.contains(&link.name) {
+                continue;
+            }
+            let mut steps = vec![tc::remove_ingress(&mut netlink, &link)];
+            if record.limited {
+                steps.push(tc::remove_limit(&mut netlink, &link));
+            }
+            for error in steps.into_iter().filter_map(Result::err) {
                 first.get_or_insert(error);
             }
         }

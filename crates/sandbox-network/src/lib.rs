@@ -11,7 +11,8 @@
 //! ```
 //!
 //! The namespace's own stack sees none of the frames any more. Redirecting is done by `u32` filters with the `mirred`
-//! action (tc-u32(8), tc-mirred(8)), which every kernel with traffic control has.
+//! action (tc-u32(8), tc-mirred(8)), which every kernel with traffic control has. Where the rate is limited, both ends of
+//! the way, `eth0` and the tap, have a token bucket filter (tc-tbf(8)) for what goes out through them.
 //!
 //! Nothing here knows of virtual machines. [`Joined`] is what a machine's start needs; what must be undone later, by
 //! another process when need be, is in a [`JoinRecord`].
@@ -27,7 +28,7 @@ mod tc;
 use std::io;
 use std::path::PathBuf;
 
-pub use join::{Interface, JoinError, JoinRecord, Joined, Nic, undo};
+pub use join::{Interface, JoinError, JoinRecord, Joined, Nic, NicOptions, undo};
 pub use loopback::Loopback;
 pub use namespace::Namespace;
 pub use sandbox_netlink::{Address, Neighbour, NetlinkError, Route};
@@ -87,6 +88,17 @@ pub enum NetworkError {
         /// Its name.
         name: String,
     },
+    /// The interface is shaped in another way.
+    #[error(
+        "interface {name} has a root queueing discipline already, so that it cannot be limited; remove that, or `network_bytes_per_second`"
+    )]
+    Shaped {
+        /// Its name.
+        name: String,
+    },
+    /// The interface cannot be limited.
+    #[error("an interface cannot be limited; has the kernel NET_SCH_TBF (the module sch_tbf)?")]
+    Limit(#[source] NetlinkError),
     /// More interfaces than a machine gets.
     #[error(
         "the network namespace has {count} interfaces; a sandbox takes {}",

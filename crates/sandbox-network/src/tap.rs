@@ -18,6 +18,8 @@ pub(crate) const PREFIX: &str = "sbtap";
 const SET_INTERFACE: rustix::ioctl::Opcode = opcode::write::<i32>(b'T', 202);
 /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
 const FLAGS: u16 = 0x0002 | 0x1000 | 0x4000;
+/// `IFF_MULTI_QUEUE`: a tap with it has more queues than it uses, which costs the kernel memory.
+const SEVERAL: u16 = 0x0100;
 
 /// `struct ifreq` (netdevice(7)), as far as `TUNSETIFF` goes.
 #[repr(C)]
@@ -28,9 +30,20 @@ struct Request {
     rest: [u8; 22],
 }
 
-/// Makes a tap in the calling thread's network namespace; it goes when the descriptor and its copies are closed.
+/// Makes a tap with `count` queues in the calling thread's network namespace; it goes when they and their copies are closed.
 /// Returns its name too.
-pub(crate) fn make() -> Result<(OwnedFd, String), NetworkError> {
+pub(crate) fn make(count: usize) -> Result<(Vec<OwnedFd>, String), NetworkError> {
+    let flags = if count > 1 { FLAGS | SEVERAL } else { FLAGS };
+    let (first, name) = open(NAME, flags)?;
+    let mut queues = vec![first];
+    for _ in 1..count {
+        queues.push(open(name.as_bytes(), flags)?.0);
+    }
+    Ok((queues, name))
+}
+
+/// Opens a queue of the tap called `name`, which is made if it is not there.
+fn open(name: &[u8], flags: u16) -> Result<(OwnedFd, String), NetworkError> {
     let failed = |action| move |source: io::Error| NetworkError::Tap { action, source };
     let file = File::options()
         .read(true)
@@ -39,10 +52,10 @@ pub(crate) fn make() -> Result<(OwnedFd, String), NetworkError> {
         .map_err(failed("open /dev/net/tun"))?;
     let mut request = Request {
         name: [0; 16],
-        flags: FLAGS,
+        flags,
         rest: [0; 22],
     };
-    for (to, from) in request.name.iter_mut().zip(NAME) {
+    for (to, from) in request.name.iter_mut().zip(name) {
         *to = *from;
     }
     // SAFETY: TUNSETIFF reads and writes an ifreq, as large and laid out as `Request`.

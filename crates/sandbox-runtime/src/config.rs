@@ -7,9 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use sandbox_types::monitor::DiskLimits;
 use sandbox_types::{MachineSizeError, MemMib, SandboxId, VcpuCount};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -192,6 +194,15 @@ pub struct Config {
     pub image_dax: bool,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
+    /// When set, all disks of a sandbox together read and write no more than this, in bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_per_second: Option<NonZeroU64>,
+    /// When set, they do no more requests than this in a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_operations_per_second: Option<NonZeroU64>,
+    /// When set, each network device of a sandbox sends no more than this, and receives no more, in bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_bytes_per_second: Option<NonZeroU64>,
     /// Where the folders of running sandboxes are.
     pub run_dir: PathBuf,
     /// Where the shim's task sockets are.
@@ -238,6 +249,9 @@ impl Default for Config {
             sandbox_memory_overhead_mib: None,
             image_dax: true,
             vcpus: 1,
+            disk_bytes_per_second: None,
+            disk_operations_per_second: None,
+            network_bytes_per_second: None,
             run_dir: PathBuf::from("/run/sandbox"),
             socket_dir: PathBuf::from("/run/containerd/s"),
             boot_timeout_s: 60,
@@ -340,6 +354,15 @@ impl Config {
     /// Outside the bounds of a machine.
     pub fn vcpu_count(&self) -> Result<VcpuCount, MachineSizeError> {
         VcpuCount::new(u64::from(self.vcpus))
+    }
+
+    /// How fast the disks are served.
+    #[must_use]
+    pub fn disk_limits(&self) -> DiskLimits {
+        DiskLimits {
+            bytes_per_second: self.disk_bytes_per_second,
+            operations_per_second: self.disk_operations_per_second,
+        }
     }
 
     /// `boot_timeout_s` as a duration.
@@ -537,6 +560,27 @@ mod tests {
             Err(ConfigError::Size { .. })
         ));
         assert!(matches!(load("vcpus = 0"), Err(ConfigError::Size { .. })));
+    }
+
+    #[test]
+    fn config_limit_of_nothing_is_refused_and_others_are_taken() {
+        for key in [
+            "disk_bytes_per_second",
+            "disk_operations_per_second",
+            "network_bytes_per_second",
+        ] {
+            for value in ["0", "-1", "\"much\""] {
+                let refused = load(&format!("{key} = {value}"));
+                assert!(
+                    matches!(refused, Err(ConfigError::Parse { .. })),
+                    "{key} = {value}"
+                );
+            }
+        }
+        let config = load("disk_bytes_per_second = 1000\nnetwork_bytes_per_second = 5").unwrap();
+        assert_eq!(config.disk_limits().bytes_per_second, NonZeroU64::new(1000));
+        assert_eq!(config.disk_limits().operations_per_second, None);
+        assert_eq!(config.network_bytes_per_second, NonZeroU64::new(5));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use sandbox_network::NetworkError;
-use sandbox_network::{Interface, JoinError, Joined, Namespace, Nic};
+use sandbox_network::{Interface, JoinError, Joined, Namespace, Nic, NicOptions};
 use sandbox_protocol::agent::{
     ConfigureNetworkRequest, NetworkAddress, NetworkInterface, NetworkNeighbour, NetworkRoute,
 };
@@ -36,10 +36,17 @@ impl SharedNetwork {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the namespace at `path`. What will have to be undone is on record in the sandbox's folder `dir` first.
-    pub(crate) fn join(&self, path: &Path, dir: &Path) -> Result<(), JoinError<CleanupError>> {
+    /// Joins the namespace at `path`, with such devices for its interfaces. What will have to be undone is on record in the sandbox's folder `dir` first.
+    pub(crate) fn join(
+        &self,
+        path: &Path,
+        options: NicOptions,
+        dir: &Path,
+    ) -> Result<(), JoinError<CleanupError>> {
         let namespace = Namespace::open(path)?;
-        let joined = Joined::join(namespace, |record| Record::set_network(dir, record))?;
+        let joined = Joined::join(namespace, options, |record| {
+            Record::set_network(dir, record)
+        })?;
         *self.lock() = Some(joined);
         Ok(())
     }

@@ -6,6 +6,8 @@
 //! [`MonitorEvent`]s to the control socket, one JSON object a line; when the socket reads end-of-file (the
 //! shim died, or wants it gone) it ends the guest and exits.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{GuestCid, MacAddress, MemMib, VcpuCount};
@@ -14,6 +16,9 @@ use crate::{GuestCid, MacAddress, MemMib, VcpuCount};
 pub const CONFIG_FD: i32 = 3;
 /// Descriptor of the control socket.
 pub const CONTROL_FD: i32 = 4;
+
+/// The most queue pairs of a network device: more than vCPUs are of no use, and each has a thread.
+pub const MAX_QUEUE_PAIRS: usize = 8;
 
 /// A machine to build. Descriptor numbers are those of the monitor process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,8 @@ pub struct MonitorConfig {
     pub block: Vec<BlockConfig>,
     /// A persistent memory device of files that are only read.
     pub pmem: Option<PmemConfig>,
+    /// What the block devices may do together.
+    pub disk_limits: DiskLimits,
     /// Network devices.
     pub net: Vec<NetConfig>,
     /// Shared directories, each served by a vhost-user back end.
@@ -86,12 +93,23 @@ pub struct PmemFileConfig {
     pub bytes: u64,
 }
 
+/// How fast a sandbox's disks are served, all of them together; `None` is without limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// Bytes read and written in a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Requests of any kind in a second.
+    pub operations_per_second: Option<NonZeroU64>,
+}
+
 /// A virtio network device (VirtIO 1.3, 5.1) over a tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// A queue of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub fd: i32,
+    /// The queues of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and `IFF_MULTI_QUEUE` if they are several; at
+    /// most [`MAX_QUEUE_PAIRS`]. The device has a pair of queues for each.
+    pub fds: Vec<i32>,
     /// The hardware address that the device has at first.
     pub mac: MacAddress,
     /// The largest packet, without the Ethernet header, in bytes: at least 68.

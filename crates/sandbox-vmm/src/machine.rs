@@ -331,10 +331,18 @@ fn virtio_devices(
         let irq = event()?;
         vm.register_irqfd(&irq, gsi)
             .map_err(refused("connect a device's interrupt"))?;
-        let (name, kind) = device.thread();
-        let thread = WorkerThread::spawn(&name, roll.admit(kind))
-            .map_err(|source| MachineError::Thread { name, source })?;
-        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq), thread)?;
+        let mut spawn = |(name, kind): (String, ThreadKind)| {
+            WorkerThread::spawn(&name, roll.admit(kind))
+                .map_err(|source| MachineError::Thread { name, source })
+        };
+        let thread = spawn(device.thread())?;
+        let more_threads = device
+            .more_threads()
+            .into_iter()
+            .map(spawn)
+            .collect::<Result<Vec<_>, _>>()?;
+        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq), thread)?
+            .with_more_threads(more_threads);
         for (index, kick) in (0_u32..).zip(transport.kicks()) {
             vm.register_ioevent(kick, &IoEventAddress::Mmio(start + QUEUE_NOTIFY), index)
                 .map_err(refused("connect a queue's notifications"))?;

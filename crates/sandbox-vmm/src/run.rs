@@ -27,6 +27,7 @@ use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
+use crate::virtio::block::pace::DiskPace;
 use crate::virtio::fs::{FsDevice, FsError};
 use crate::virtio::net::Net;
 use crate::virtio::net::error::NetError;
@@ -187,9 +188,10 @@ fn machine_config(
     config: MonitorConfig,
 ) -> Result<MachineConfig, RunError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let pace = DiskPace::new(&config.disk_limits);
     for (index, disk) in config.block.iter().enumerate() {
         let fd = inherited.take(disk.fd, "a disk")?;
-        devices.push(Box::new(block(index, disk, fd)?));
+        devices.push(Box::new(block(index, disk, fd, pace.clone())?));
     }
     let window = match &config.pmem {
         Some(pmem) => Some(window(inherited, config.memory, pmem)?),
@@ -206,9 +208,15 @@ fn machine_config(
         path: PathBuf::from(config.vsock.path),
     })?));
     for (index, net) in config.net.iter().enumerate() {
-        let fd = inherited.take(net.fd, "a tap")?;
-        let device = Tap::new(File::from(fd))
-            .and_then(|tap| Net::new(&format!("net{index}"), tap, net.mac, net.mtu))
+        let mut queues = Vec::with_capacity(net.fds.len());
+        for fd in &net.fds {
+            queues.push(File::from(inherited.take(*fd, "a queue of a tap")?));
+        }
+        let device = queues
+            .into_iter()
+            .map(Tap::new)
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|taps| Net::new(&format!("net{index}"), taps, net.mac, net.mtu))
             .map_err(|source| RunError::Net { index, source })?;
         devices.push(Box::new(device));
     }
@@ -256,7 +264,12 @@ fn window(
     Ok(Window::map(memory, pmem.bytes, files)?)
 }
 
-fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunError> {
+fn block(
+    index: usize,
+    disk: &BlockConfig,
+    fd: OwnedFd,
+    pace: Option<DiskPace>,
+) -> Result<Block, RunError> {
     // Linux's name of the disk: there are fewer than 26.
     let letter = u8::try_from(index)
         .ok()
@@ -268,6 +281,10 @@ fn block(index: usize, disk: &BlockConfig, fd: OwnedFd) -> Result<Block, RunErro
         disk.read_only,
         &disk.serial,
     )
+    .and_then(|block| match pace {
+        Some(pace) => block.with_pace(pace),
+        None => Ok(block),
+    })
     .map_err(|source| RunError::Block {
         index,
         serial: disk.serial.clone(),

@@ -53,6 +53,8 @@ pub struct Activation {
     pub features: u64,
     /// The device's thread, which waits.
     pub thread: WorkerThread,
+    /// Those of [`VirtioDevice::more_threads`], in that order, which wait too.
+    pub more_threads: Vec<WorkerThread>,
 }
 
 impl Activation {
@@ -112,6 +114,11 @@ pub trait VirtioDevice: Send {
 
     /// The name of its thread, and what that may do.
     fn thread(&self) -> (String, ThreadKind);
+
+    /// Further threads, of a device that serves several queues at once.
+    fn more_threads(&self) -> Vec<(String, ThreadKind)> {
+        Vec::new()
+    }
 
     /// The most entries of each queue, each a power of two; their number is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];

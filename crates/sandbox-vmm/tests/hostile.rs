@@ -74,6 +74,11 @@ fn pmem_survives_the_corpus() {
     assert_eq!(replay("pmem", &[Kind::Pmem]), Ok(()));
 }
 
+#[test]
+fn net_survives_the_corpus() {
+    assert_eq!(replay("net", &[Kind::Net]), Ok(()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(CASES))]
 
@@ -96,5 +101,10 @@ proptest! {
     #[test]
     fn vsock_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
         prop_assert_eq!(survived(Kind::Vsock, &program), Ok(()));
+    }
+
+    #[test]
+    fn net_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Net, &program), Ok(()));
     }
 }

@@ -19,6 +19,7 @@ mod kills;
 mod layers;
 mod lifecycle;
 mod network;
+mod network_devices;
 mod networks;
 mod observe;
 mod options;
@@ -60,6 +61,7 @@ const MACHINE: &[&[Case]] = &[
     lifecycle::CASES,
     options::CASES,
     network::CASES,
+    network_devices::CASES,
     containerd::CASES,
     pods::DEVICES,
     inside::CASES,

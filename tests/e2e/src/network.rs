@@ -37,10 +37,10 @@ pub(crate) const CASES: &[Case] = &[
 /// How much goes each way.
 const DATA_BYTES: usize = 3 << 20;
 /// How long the other side of a connection may take.
-const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
 /// Runs `ip`, or another program, and returns what it printed.
-fn run(words: &str) -> Result<String> {
+pub(crate) fn run(words: &str) -> Result<String> {
     let mut words = words.split_whitespace();
     let mut command = Command::new(words.next().context("a command has a name")?);
     let finished = process::run(command.args(words), b"", LIMIT)?.expect_code(0)?;
@@ -49,7 +49,7 @@ fn run(words: &str) -> Result<String> {
 
 /// Waits until what [`run`] prints has not `part` in it: a tap goes with the last process that has it open, and who is asked to
 /// end answers before.
-fn wait_without(words: &str, part: &str) -> Result<()> {
+pub(crate) fn wait_without(words: &str, part: &str) -> Result<()> {
     let mut last = String::new();
     process::wait_until(&format!("no {part:?} in {words:?}"), LIMIT, || {
         last = run(words).ok()?;
@@ -163,8 +163,13 @@ impl Net {
         spec
     }
 
+    /// The name of the pod's namespace.
+    pub(crate) fn pod(&self) -> &str {
+        &self.pod
+    }
+
     /// A server in the host's namespace.
-    fn listen(&self, address: &'static str) -> Result<TcpListener> {
+    pub(crate) fn listen(&self, address: &'static str) -> Result<TcpListener> {
         let namespace = File::open(format!("/run/netns/{}", self.host))?;
         let listen = move || -> Result<TcpListener> {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
@@ -194,7 +199,7 @@ impl Drop for Net {
 }
 
 /// Serves one connection.
-fn serve(
+pub(crate) fn serve(
     listener: TcpListener,
     work: impl FnOnce(TcpStream) -> Result<Vec<u8>> + Send + 'static,
 ) -> JoinHandle<Result<Vec<u8>>> {

@@ -156,7 +156,18 @@ impl Shim {
     /// # Errors
     /// When it cannot be started; with what it said.
     pub fn start(world: &World, id: &str, bundle: &Path) -> Result<Self> {
+        Self::start_with(world, id, bundle, "")
+    }
+
+    /// As [`Self::start`], with more lines in its configuration.
+    ///
+    /// # Errors
+    /// When it cannot be started; with what it said.
+    pub fn start_with(world: &World, id: &str, bundle: &Path, more: &str) -> Result<Self> {
         let mut command = start_command(world, id, bundle)?;
+        let config = world.path().join("shim.toml");
+        let text = std::fs::read_to_string(&config)?;
+        std::fs::write(&config, text + more)?;
         let started = process::run(&mut command, b"", world.setup().limit)?.expect_code(0)?;
         Self::connect(world, started.text().trim(), bundle)
     }

@@ -11,6 +11,8 @@ use crate::host;
 const BOMB: u64 = 256;
 /// Memory that the hog asks for, in MiB.
 const HOG_MIB: u64 = 192;
+/// What fits into `/dev/shm`, in MiB, in steps of the hog's.
+const TMPFS_MIB: u64 = 56;
 
 /// A case of this file.
 const EXHAUSTION: Case = Case {
@@ -59,6 +61,75 @@ pub(super) const ALL: &[Case] = &[
         expected: "stopped at the limit",
         profile: Profile::Limited,
         stage: |_| hog(true),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_tmpfs",
+        attempt: "fills 56 MiB of /dev/shm where 48 MiB of memory are allowed",
+        watch: "the size of the process, if it sees it",
+        expected: "stopped at the limit",
+        profile: Profile::Limited,
+        stage: |_| fill(json!({ "mib": TMPFS_MIB, "shared": true, "folder": "/dev/shm" })),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_timers",
+        attempt: "sets 1000 timers",
+        watch: "its own kernel's list of timers (timer_list)",
+        stage: |_| {
+            rises(
+                "timers",
+                host::timers,
+                ("timers", json!({ "count": 1000 })),
+                900,
+            )
+        },
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_keys",
+        attempt: "adds 100 keys to a keyring",
+        watch: "its own kernel's count of root's keys (key-users)",
+        profile: Profile::Granted,
+        control: Profile::Granted,
+        stage: |_| {
+            rises(
+                "root's keys",
+                host::root_keys,
+                ("keys", json!({ "count": 100 })),
+                90,
+            )
+        },
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_directory_entries",
+        attempt: "asks for 100 000 files that are not there, which the kernel remembers",
+        watch: "its own kernel's count of remembered names (dentry-state)",
+        stage: |_| {
+            let params = json!({ "count": 100_000, "name": host::token()? });
+            let path = "/proc/sys/fs/dentry-state";
+            rises(
+                "remembered names",
+                move || host::number(path),
+                ("lookups", params),
+                80_000,
+            )
+        },
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_packets",
+        attempt: "sends 50 000 datagrams to itself, as fast as it can",
+        watch: "its own kernel's count of packets that it took in (softnet_stat)",
+        stage: |_| {
+            rises(
+                "packets",
+                host::packets,
+                ("datagrams", json!({ "count": 50_000 })),
+                45_000,
+            )
+        },
         ..EXHAUSTION
     },
     Case {
@@ -124,9 +195,15 @@ fn many(
 }
 
 fn hog(shared: bool) -> Result<Scene, Obstacle> {
+    fill(json!({ "mib": HOG_MIB, "shared": shared }))
+}
+
+/// Reached when as much was used as `params` say.
+fn fill(mut params: Value) -> Result<Scene, Obstacle> {
     let name = host::token()?;
-    let params = json!({ "name": name, "mib": HOG_MIB, "shared": shared });
-    let judge = |seen: &Value, watched: &Value| {
+    let wanted = params["mib"].as_u64().unwrap_or(HOG_MIB);
+    params["name"] = name.clone().into();
+    let judge = move |seen: &Value, watched: &Value| {
         let used = seen["used_mib"].as_u64().unwrap_or(0);
         let said = format!(
             "used {used} MiB, then: {}; as the host sees it {} MiB",
@@ -134,7 +211,7 @@ fn hog(shared: bool) -> Result<Scene, Obstacle> {
             watched
         );
         // What the machine needs beside the limit is not the container's.
-        if used >= HOG_MIB {
+        if used >= wanted {
             Finding::Reached(said)
         } else {
             Finding::Blocked(said)
@@ -151,26 +228,33 @@ fn counted(
     count: u64,
     enough: u64,
 ) -> Result<Scene, Obstacle> {
-    let Some(before) = host::number(path) else {
-        return Err(Obstacle(format!("this host's kernel has no {path}")));
+    let params = json!({ "count": count });
+    rises(path, move || host::number(path), (attempt, params), enough)
+}
+
+/// Reached when what the host counts rises by `enough` while the probe makes the attempt.
+fn rises(
+    what: &'static str,
+    count: impl Fn() -> Option<u64> + 'static,
+    (attempt, params): (&'static str, Value),
+    enough: u64,
+) -> Result<Scene, Obstacle> {
+    let Some(before) = count() else {
+        return Err(Obstacle(format!(
+            "this host's kernel does not tell of {what}"
+        )));
     };
     let judge: Judge = Box::new(move |seen, watched| {
         let rise = watched.as_u64().unwrap_or(0);
-        let said = format!("{path} rose by {rise}: {}", super::brief(seen));
+        let said = format!("{what} rose by {rise}: {}", super::brief(seen));
         if rise >= enough {
             Finding::Reached(said)
         } else {
             Finding::Blocked(said)
         }
     });
-    Ok(
-        Scene::new(attempt, json!({ "count": count }), judge).watching(move |_| {
-            host::number(path)
-                .unwrap_or(before)
-                .saturating_sub(before)
-                .into()
-        }),
-    )
+    Ok(Scene::new(attempt, params, judge)
+        .watching(move |_| count().unwrap_or(before).saturating_sub(before).into()))
 }
 
 /// Reached when the root's file system is as large as the one that our containers are on.

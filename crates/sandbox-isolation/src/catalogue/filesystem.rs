@@ -223,6 +223,19 @@ pub(super) const ALL: &[Case] = &[
         ..FILESYSTEM
     },
     Case {
+        name: "filesystem_host_programs",
+        attempt: "opens the program of a process of the host's by /proc/PID/exe, as is done to replace a container runtime",
+        watch: "a process of its own, whose program ends in a secret",
+        expected: "the secret is not read",
+        stage: |stage| {
+            let (name, secret) = (host::token()?, host::token()?);
+            let decoy = stage.host.decoy(&name, &secret)?;
+            let judge = reads_secret("the program of a process of the host's", secret);
+            Ok(Scene::new("process_program", json!({ "name": name }), judge).keeping(decoy))
+        },
+        ..FILESYSTEM
+    },
+    Case {
         name: "filesystem_host_paths",
         attempt: "reads its list of mounts for paths of the host",
         watch: "the name of the folder that it shares",

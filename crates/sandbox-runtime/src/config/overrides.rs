@@ -11,11 +11,14 @@ use super::{Config, ConfigError};
 /// In front of the key.
 pub const ANNOTATION_PREFIX: &str = "dev.sandbox.config.";
 /// The keys that a configuration may let pods set.
-pub const OVERRIDABLE: [&str; 9] = [
+pub const OVERRIDABLE: [&str; 12] = [
     "hypervisor",
     "memory_mib",
     "memory_overhead_mib",
     "vcpus",
+    "disk_bytes_per_second",
+    "disk_operations_per_second",
+    "network_bytes_per_second",
     "boot_timeout_s",
     "kernel_arguments",
     "kernel",
@@ -127,6 +130,13 @@ impl Config {
             "memory_mib" => config.memory_mib = said.memory_mib,
             "memory_overhead_mib" => config.memory_overhead_mib = said.memory_overhead_mib,
             "vcpus" => config.vcpus = said.vcpus,
+            "disk_bytes_per_second" => config.disk_bytes_per_second = said.disk_bytes_per_second,
+            "disk_operations_per_second" => {
+                config.disk_operations_per_second = said.disk_operations_per_second;
+            }
+            "network_bytes_per_second" => {
+                config.network_bytes_per_second = said.network_bytes_per_second;
+            }
             "boot_timeout_s" => config.boot_timeout_s = said.boot_timeout_s,
             "kernel_arguments" => config.kernel_arguments = said.kernel_arguments,
             "kernel" => config.kernel = said.kernel,
@@ -183,6 +193,9 @@ mod tests {
         for (key, value) in [
             ("memory_mib", "much"),
             ("vcpus", "-1"),
+            ("disk_bytes_per_second", "0"),
+            ("disk_operations_per_second", "-1"),
+            ("network_bytes_per_second", "much"),
             ("hypervisor", "xen"),
             ("image_dax", "1"),
         ] {

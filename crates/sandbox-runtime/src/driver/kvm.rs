@@ -110,8 +110,12 @@ impl HypervisorDriver for Kvm {
         }
         let mut net = Vec::new();
         for nic in request.nics {
+            let mut fds = Vec::with_capacity(nic.queues.len());
+            for queue in &nic.queues {
+                fds.push(launch.pass(queue)?);
+            }
             net.push(NetConfig {
-                fd: launch.pass(&nic.queue)?,
+                fds,
                 mac: nic.mac,
                 mtu: nic.max_mtu,
             });
@@ -124,6 +128,7 @@ impl HypervisorDriver for Kvm {
             vcpus: plan.vcpus,
             block,
             pmem,
+            disk_limits: config.disk_limits(),
             net,
             shares,
             vsock: VsockConfig {

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use sandbox_network::Nic;
 use sandbox_types::GuestCid;
-use sandbox_types::monitor::{EXIT_PORT, POWER_OFF};
+use sandbox_types::monitor::{DiskLimits, EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
 
 use super::{
@@ -94,9 +94,13 @@ impl HypervisorDriver for Qemu {
 
         let mut taps = Vec::new();
         for nic in request.nics {
-            taps.push((launch.pass(&nic.queue)?, nic));
+            let mut fds = Vec::with_capacity(nic.queues.len());
+            for queue in &nic.queues {
+                fds.push(launch.pass(queue)?);
+            }
+            taps.push((fds, nic));
         }
-        let mut devices = Devices::new(&mut launch);
+        let mut devices = Devices::new(&mut launch, &config.disk_limits());
         let image = open("the guest image", &config.image_path()?, true)?;
         devices.block("root", &image, true, ROOT_SERIAL)?;
         for (index, device) in plan.block.iter().enumerate() {
@@ -118,8 +122,8 @@ impl HypervisorDriver for Qemu {
         helpers.push(process);
         let refused = plumbing("a connection to the vsock back end");
         devices.vhost_user("vsock", &path, refused, "vhost-user-vsock-device")?;
-        for (index, (fd, nic)) in taps.into_iter().enumerate() {
-            devices.net(&format!("net{index}"), fd, nic);
+        for (index, (fds, nic)) in taps.into_iter().enumerate() {
+            devices.net(&format!("net{index}"), &fds, nic);
         }
         // Entropy comes from the processor too (random.trust_cpu), so this one yields its place.
         if devices.has_room() {
@@ -191,13 +195,35 @@ fn start_vsock(
 struct Devices<'a> {
     launch: &'a mut Launch,
     free: usize,
+    /// Whether the disks are in the throttle group [`LIMITS`].
+    limited: bool,
 }
 
+/// The throttle group that all disks are in.
+const LIMITS: &str = "limits";
+/// QEMU takes no more (`THROTTLE_VALUE_MAX` in its `include/qemu/throttle.h`), which nothing reaches.
+const MOST_PER_SECOND: u64 = 1_000_000_000_000_000;
+
 impl<'a> Devices<'a> {
-    fn new(launch: &'a mut Launch) -> Self {
+    fn new(launch: &'a mut Launch, limits: &DiskLimits) -> Self {
+        let mut group = format!("throttle-group,id={LIMITS}");
+        for (key, limit) in [
+            ("x-bps-total", limits.bytes_per_second),
+            ("x-iops-total", limits.operations_per_second),
+        ] {
+            // After a rest it lets pass what otherwise does in a tenth of a second, as the monitor does.
+            if let Some(limit) = limit {
+                group.push_str(&format!(",{key}={}", limit.get().min(MOST_PER_SECOND)));
+            }
+        }
+        let limited = *limits != DiskLimits::default();
+        if limited {
+            launch.arg("-object").arg(group);
+        }
         Self {
             launch,
             free: TRANSPORTS,
+            limited,
         }
     }
 
@@ -223,23 +249,39 @@ impl<'a> Devices<'a> {
     ) -> Result<(), SpawnError> {
         let fd = self.launch.pass(file)?;
         let read_only = if read_only { "on" } else { "off" };
+        let raw = if self.limited {
+            format!("{node}-raw")
+        } else {
+            node.to_owned()
+        };
         self.launch
             .arg("-add-fd")
             .arg(format!("fd={fd},set={fd}"))
             .arg("-blockdev")
             .arg(format!(
-                "driver=raw,node-name={node},read-only={read_only},discard=unmap,file.driver=file,file.filename=/dev/fdset/{fd}"
+                "driver=raw,node-name={raw},read-only={read_only},discard=unmap,file.driver=file,file.filename=/dev/fdset/{fd}"
             ));
+        if self.limited {
+            self.launch.arg("-blockdev").arg(format!(
+                "driver=throttle,node-name={node},read-only={read_only},discard=unmap,throttle-group={LIMITS},file={raw}"
+            ));
+        }
         self.device(&format!("virtio-blk-device,drive={node},serial={serial}"));
         Ok(())
     }
 
-    fn net(&mut self, id: &str, fd: RawFd, nic: &Nic) {
+    /// A network device with a queue pair for each of the descriptors.
+    fn net(&mut self, id: &str, fds: &[RawFd], nic: &Nic) {
+        let fds: Vec<String> = fds.iter().map(ToString::to_string).collect();
+        let (key, several) = match fds.len() {
+            1 => ("fd", "off"),
+            _ => ("fds", "on"),
+        };
         self.launch
             .arg("-netdev")
-            .arg(format!("tap,id={id},fd={fd},vhost=off"));
+            .arg(format!("tap,id={id},{key}={},vhost=off", fds.join(":")));
         self.device(&format!(
-            "virtio-net-device,netdev={id},mac={},host_mtu={}",
+            "virtio-net-device,netdev={id},mac={},host_mtu={},mq={several}",
             nic.mac, nic.max_mtu
         ));
     }

@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandbox_network::Joined;
+use sandbox_network::{Joined, NicOptions};
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use sandbox_types::monitor::MAX_QUEUE_PAIRS;
 use sandbox_types::timeline::Phase;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -240,7 +241,12 @@ impl Supervisor {
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
         };
         if let Some(path) = &self.plan.network {
-            self.network.join(path, &self.dir)?;
+            let options = NicOptions {
+                // One for each vCPU: more are of no use to it.
+                queues: usize::from(self.plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
+                bytes_per_second: self.plan.config.network_bytes_per_second,
+            };
+            self.network.join(path, options, &self.dir)?;
             self.loopback = match LoopbackService::start(path, &self.vsock) {
                 Ok(service) => Some(service),
                 Err(error) => {

@@ -12,6 +12,8 @@ const KVM_RUN: Opcode = opcode::none(0xae, 0x80);
 const KVM_GET_REGS: Opcode = opcode::read::<kvm_bindings::kvm_regs>(0xae, 0x81);
 /// `TUNSETOFFLOAD` (Linux: `include/uapi/linux/if_tun.h`).
 const TUN_SET_OFFLOAD: Opcode = opcode::write::<u32>(b'T', 208);
+/// `TUNSETQUEUE`.
+const TUN_SET_QUEUE: Opcode = opcode::write::<i32>(b'T', 217);
 /// `FIONBIO` (Linux: `include/uapi/asm-generic/ioctls.h`).
 const FIONBIO: Opcode = 0x5421;
 
@@ -150,6 +152,12 @@ pub const VCPU: &[Rule] = &[
     )
     .rarely(),
     allow!(SYS_ioctl, "tell the tap what the driver can take").with(&[&[request(TUN_SET_OFFLOAD)]]),
+    allow!(
+        SYS_ioctl,
+        "attach and detach queues of the tap, where there are several"
+    )
+    .with(&[&[request(TUN_SET_QUEUE)]])
+    .rarely(),
     allow!(SYS_read, "forget notifications when a device is reset"),
     allow!(SYS_eventfd2, "the event that stops a device"),
     allow!(
@@ -169,10 +177,20 @@ pub const BLOCK: &[Rule] = &[
     allow!(SYS_pwritev, "requests that write"),
     allow!(SYS_fdatasync, "flushes"),
     allow!(SYS_fallocate, "discarded ranges become holes"),
+    allow!(
+        SYS_timerfd_settime,
+        "a disk that is limited waits until the next request may pass"
+    )
+    .rarely(),
 ];
 
-/// The thread of a network device.
-pub const NET: &[Rule] = &[];
+/// The thread of a pair of queues of a network device.
+pub const NET: &[Rule] = &[allow!(
+    SYS_ioctl,
+    "attach and detach queues of the tap, as the driver uses more or fewer"
+)
+.with(&[&[request(TUN_SET_QUEUE)]])
+.rarely()];
 
 /// The thread of the entropy device.
 pub const RNG: &[Rule] = &[allow!(SYS_getrandom, "bytes for the guest")];

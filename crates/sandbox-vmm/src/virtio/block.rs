@@ -1,16 +1,18 @@
 //! Block device over a raw file (VirtIO 1.3, 5.2).
 //!
 //! One queue and one thread, which does one request after the other. Writes are durable after a flush; there
-//! is no write-through mode. Members: the device; [`request`], the parser; [`disk`], the file; [`error`].
+//! is no write-through mode. Where the sandbox's disks are limited, requests stay in the ring until they may pass.
+//! Members: the device; [`request`], the parser; [`disk`], the file; [`pace`], the limits; [`error`].
 
 pub mod disk;
 pub mod error;
+pub mod pace;
 pub mod request;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -23,6 +25,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::disk::Disk;
 use self::error::BlockError;
+use self::pace::{DiskPace, Turnstile};
 use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
 use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
@@ -35,13 +38,16 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = 254;
 /// Sectors in one range of a discard or write-zeroes request: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// What the worker's descriptors are called.
+const KICK: u64 = 0;
+const TIMER: u64 = 1;
 /// Discard in units of a page.
 const DISCARD_ALIGNMENT: u32 = 8;
 
 #[derive(Debug)]
 enum State {
     /// The disk waits for a driver.
-    Idle(Disk),
+    Idle(Disk, Option<Turnstile>),
     /// The thread has it.
     Active(Worker<BlockTask>),
     /// The thread was lost with it.
@@ -67,9 +73,20 @@ impl Block {
         Ok(Self {
             read_only,
             config: config_space(disk.sectors()),
-            state: State::Idle(disk),
+            state: State::Idle(disk, None),
             name: name.to_owned(),
         })
+    }
+
+    /// Limits it, before a driver activates it, together with others of the same pace.
+    ///
+    /// # Errors
+    /// [`BlockError::Timer`].
+    pub fn with_pace(mut self, pace: DiskPace) -> Result<Self, BlockError> {
+        if let State::Idle(_, turnstile) = &mut self.state {
+            *turnstile = Some(Turnstile::new(pace)?);
+        }
+        Ok(self)
     }
 }
 
@@ -127,9 +144,10 @@ impl VirtioDevice for Block {
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [queue] = activation.take_queues()?;
         match std::mem::replace(&mut self.state, State::Broken) {
-            State::Idle(disk) => {
+            State::Idle(disk, turnstile) => {
                 let task = BlockTask {
                     disk,
+                    turnstile,
                     queue,
                     memory: activation.memory,
                     interrupt: activation.interrupt.clone(),
@@ -152,7 +170,7 @@ impl VirtioDevice for Block {
         self.state = match std::mem::replace(&mut self.state, State::Broken) {
             State::Active(worker) => worker
                 .stop()
-                .map_or(State::Broken, |task| State::Idle(task.disk)),
+                .map_or(State::Broken, |task| State::Idle(task.disk, task.turnstile)),
             other => other,
         };
     }
@@ -162,6 +180,7 @@ impl VirtioDevice for Block {
 #[derive(Debug)]
 struct BlockTask {
     disk: Disk,
+    turnstile: Option<Turnstile>,
     queue: ActiveQueue,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
@@ -171,18 +190,26 @@ impl WorkerTask for BlockTask {
     type Error = BlockError;
 
     fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
-        vec![(crate::fd::borrow(&self.queue.kick), 0)]
+        let kick = crate::fd::borrow(&self.queue.kick);
+        let timer = self.turnstile.as_ref().map(|it| (it.as_fd(), TIMER));
+        std::iter::once((kick, KICK)).chain(timer).collect()
     }
 
-    fn ready(&mut self, _number: u64) -> Result<(), BlockError> {
-        // Level-triggered: an empty counter only means that someone was faster.
-        let _ = self.queue.kick.read();
+    fn ready(&mut self, number: u64) -> Result<(), BlockError> {
+        match &self.turnstile {
+            Some(turnstile) if number == TIMER => turnstile.rewind(),
+            // Level-triggered: an empty counter only means that someone was faster.
+            _ => drop(self.queue.kick.read()),
+        }
         loop {
             let queue = &mut self.queue.queue;
             queue
                 .disable_notification(&self.memory)
                 .map_err(BlockError::Ring)?;
-            self.serve_available()?;
+            if !self.serve_available()? {
+                // The timer goes on with what is in the ring, so that no notification is needed.
+                return Ok(());
+            }
             let queue = &mut self.queue.queue;
             if !queue
                 .enable_notification(&self.memory)
@@ -195,13 +222,27 @@ impl WorkerTask for BlockTask {
 }
 
 impl BlockTask {
-    fn serve_available(&mut self) -> Result<(), BlockError> {
+    /// Serves what is in the ring, and says whether that is all: the rest has to wait.
+    fn serve_available(&mut self) -> Result<bool, BlockError> {
         let memory = &self.memory;
         let queue = &mut self.queue.queue;
-        while let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() {
+        loop {
+            if let Some(turnstile) = &self.turnstile
+                && !turnstile.admits()?
+            {
+                return Ok(false);
+            }
+            let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() else {
+                return Ok(true);
+            };
             let head = chain.head_index();
             let used = match Request::parse(chain, memory) {
-                Ok(request) => serve(&mut self.disk, memory, &request),
+                Ok(request) => {
+                    if let Some(turnstile) = &self.turnstile {
+                        turnstile.passed(request.operation.data_bytes());
+                    }
+                    serve(&mut self.disk, memory, &request)
+                }
                 Err(error) => {
                     log::guest(format_args!("block: {}", crate::error_chain(&error)));
                     0
@@ -216,7 +257,6 @@ impl BlockTask {
                     .map_err(BlockError::Interrupt)?;
             }
         }
-        Ok(())
     }
 }
 

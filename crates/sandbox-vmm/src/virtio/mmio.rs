@@ -96,6 +96,7 @@ pub struct MmioTransport {
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
     thread: WorkerThread,
+    more_threads: Vec<WorkerThread>,
     phase: Phase,
     device_features_sel: u32,
     driver_features_sel: u32,
@@ -131,6 +132,7 @@ impl MmioTransport {
             memory,
             interrupt,
             thread,
+            more_threads: Vec::new(),
             phase: Phase::Reset,
             device_features_sel: 0,
             driver_features_sel: 0,
@@ -139,6 +141,13 @@ impl MmioTransport {
             queues,
             kicks,
         })
+    }
+
+    /// Gives the device the threads that it asks for beside its first ([`VirtioDevice::more_threads`]).
+    #[must_use]
+    pub fn with_more_threads(mut self, threads: Vec<WorkerThread>) -> Self {
+        self.more_threads = threads;
+        self
     }
 
     /// The events of the queues, in order, to be raised by writes of their numbers to [`QUEUE_NOTIFY`].
@@ -287,6 +296,7 @@ impl MmioTransport {
                         interrupt: self.interrupt.clone(),
                         features: self.driver_features,
                         thread: self.thread.clone(),
+                        more_threads: self.more_threads.clone(),
                     })
                     .map_err(|error| crate::error_chain(&error))
             });

@@ -1,70 +1,61 @@
 //! Network device over a tap (VirtIO 1.3, 5.1).
 //!
-//! One pair of queues and one thread for both. Header and frame pass between the rings and the tap as they are: the host's
+//! A pair of queues for each queue of the tap, and a thread for each pair, so that vCPUs that send or receive at the same time
+//! do not wait for one copying thread. Header and frame pass between the rings and the tap as they are: the host's
 //! kernel is the one that checks headers and does checksums and segments. A frame is copied once on its way.
 //!
 //! ```text
 //! guest ── transmit chain ──> frame ──> tap        malformed: dropped, the chain is used
 //! guest <── receive chains ── frame <── tap        no chain: the frame waits, and the tap is not read
+//! guest ── control chain ──> how many pairs it uses: the tap's other queues are detached
 //! ```
 //!
-//! Members: the device; [`request`], the parser; [`tap`], the tap; [`error`]. No control queue: the host switches by
-//! interface and not by address, so there is nothing to filter.
+//! Members: the device; [`task`], a pair's thread; [`pairs`], the tap's queues; [`request`] and [`control`], the parsers;
+//! [`tap`], a queue of the tap; [`error`]. With one pair there is no control queue: the host switches by interface and
+//! not by address, so there is nothing to filter.
 
+pub mod control;
 pub mod error;
+mod pairs;
 pub mod request;
 pub mod tap;
+mod task;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sandbox_types::MacAddress;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
-    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+pub use sandbox_types::monitor::MAX_QUEUE_PAIRS as MAX_PAIRS;
 
 use self::error::NetError;
-use self::request::{
-    Buffer, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, copy_frame, set_num_buffers,
-};
+use self::pairs::Pairs;
 use self::tap::{OFFLOAD_CSUM, OFFLOAD_TSO4, OFFLOAD_TSO6, Tap};
-use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
+use self::task::{ControlQueue, NetTask, QUEUE_SIZE};
+use super::{ActivateError, Activation, ActiveQueue, VirtioDevice, Worker};
 use crate::log;
 use crate::seccomp::ThreadKind;
 
 /// The least MTU (5.1.4.1).
 pub const MIN_MTU: u16 = 68;
-/// Entries in each queue.
-const QUEUE_SIZE: u16 = 256;
-/// Frames that go one way before it is looked whether the other way, or the end, waits.
-const BURST: usize = 64;
-
-/// What the worker's descriptors are called.
-const RX: u64 = 0;
-const TX: u64 = 1;
-const TAP: u64 = 2;
-const AGAIN: u64 = 3;
 
 #[derive(Debug)]
 enum State {
     /// The tap waits for a driver.
-    Idle(Tap),
-    /// The thread has it.
-    Active(Worker<NetTask>),
-    /// The thread was lost with it.
+    Idle,
+    /// The threads have it.
+    Active(Vec<Worker<NetTask>>),
+    /// A thread was lost.
     Broken,
 }
 
@@ -74,25 +65,35 @@ pub struct Net {
     mac: MacAddress,
     mtu: u16,
     link_up: Arc<AtomicBool>,
+    pairs: Arc<Pairs>,
     state: State,
     name: String,
+    queue_sizes: Vec<u16>,
 }
 
 impl Net {
-    /// A device over `tap`. `name` is that of its thread.
+    /// A device over the queues of a tap. `name` is that of its first thread.
     ///
     /// # Errors
-    /// [`NetError::Mtu`].
-    pub fn new(name: &str, tap: Tap, mac: MacAddress, mtu: u16) -> Result<Self, NetError> {
+    /// [`NetError::Mtu`] or [`NetError::Queues`].
+    pub fn new(name: &str, queues: Vec<Tap>, mac: MacAddress, mtu: u16) -> Result<Self, NetError> {
         if mtu < MIN_MTU {
             return Err(NetError::Mtu { mtu });
         }
+        let count = queues.len();
+        let rings = match count {
+            1 => 2,
+            2..=MAX_PAIRS => count.saturating_mul(2).saturating_add(1),
+            _ => return Err(NetError::Queues { count }),
+        };
         Ok(Self {
             mac,
             mtu,
             link_up: Arc::new(AtomicBool::new(true)),
-            state: State::Idle(tap),
+            pairs: Arc::new(Pairs::new(queues)?),
+            state: State::Idle,
             name: name.to_owned(),
+            queue_sizes: vec![QUEUE_SIZE; rings],
         })
     }
 
@@ -104,9 +105,80 @@ impl Net {
             false => 0,
         };
         let [s0, s1] = status.to_le_bytes();
-        let [p0, p1] = 1_u16.to_le_bytes();
+        let [p0, p1] = u16::try_from(self.pairs.len()).unwrap_or(1).to_le_bytes();
         let [m0, m1] = self.mtu.to_le_bytes();
         [a, b, c, d, e, f, s0, s1, p0, p1, m0, m1]
+    }
+
+    /// Starts the threads of the pairs that the driver has set up. The first comes last, because it is the one that attaches and
+    /// detaches the others' queues as the driver asks.
+    fn start(
+        &self,
+        activation: Activation,
+        layout: Layout,
+        workers: &mut Vec<Worker<NetTask>>,
+    ) -> Result<(), ActivateError> {
+        let threads = std::iter::once(&activation.thread).chain(&activation.more_threads);
+        let usable = layout.pairs.len();
+        let mut control = layout.control.map(|queue| ControlQueue { queue, usable });
+        let pairs: Vec<_> = (0..).zip(threads).zip(layout.pairs).collect();
+        for ((pair, thread), [rx, tx]) in pairs.into_iter().rev() {
+            let Some(lane) = self.pairs.get(pair) else {
+                return Err(ActivateError::Lost);
+            };
+            let lane = Arc::clone(lane);
+            let mut task =
+                NetTask::new(Arc::clone(&self.pairs), (pair, lane), [rx, tx], &activation);
+            if pair == 0 {
+                task = task.with_link(Arc::clone(&self.link_up));
+                task.control = control.take();
+                // Every queue is watched by now.
+                self.set_pairs(1);
+            }
+            workers.push(Worker::start(thread, task, activation.interrupt.clone())?);
+        }
+        Ok(())
+    }
+
+    fn set_pairs(&self, count: usize) {
+        // A tap whose interface is gone does not take it, and then gives nothing either.
+        if let Err(error) = self.pairs.set(count) {
+            log::guest(format_args!(
+                "{}: cannot attach or detach the tap's queues: {error}",
+                self.name
+            ));
+        }
+    }
+}
+
+/// Which queue is what (5.1.2).
+#[derive(Debug)]
+struct Layout {
+    /// Receive and transmit queue of each pair that can be used.
+    pairs: Vec<[ActiveQueue; 2]>,
+    control: Option<ActiveQueue>,
+}
+
+impl Layout {
+    /// Of a device with `offered` pairs. Without `VIRTIO_NET_F_MQ` there is one, and the control queue comes right behind it.
+    fn of(activation: &mut Activation, offered: usize) -> Result<Self, ActivateError> {
+        let has = |bit: u32| activation.features & (1 << bit) != 0;
+        let (many, controlled) = (has(VIRTIO_NET_F_MQ), has(VIRTIO_NET_F_CTRL_VQ));
+        let mut queues = std::mem::take(&mut activation.queues).into_iter();
+        let mut first = || queues.next().flatten();
+        let rx = first().ok_or(ActivateError::QueueDisabled { index: 0 })?;
+        let tx = first().ok_or(ActivateError::QueueDisabled { index: 1 })?;
+        let mut pairs = vec![[rx, tx]];
+        let mut complete = true;
+        for _ in 1..if many { offered } else { 1 } {
+            // A driver may leave out pairs that it is not going to use.
+            match (queues.next().flatten(), queues.next().flatten()) {
+                (Some(rx), Some(tx)) if complete => pairs.push([rx, tx]),
+                _ => complete = false,
+            }
+        }
+        let control = queues.next().flatten().filter(|_| controlled);
+        Ok(Self { pairs, control })
     }
 }
 
@@ -136,11 +208,21 @@ impl VirtioDevice for Net {
         (self.name.clone(), ThreadKind::Net)
     }
 
+    fn more_threads(&self) -> Vec<(String, ThreadKind)> {
+        (1..self.pairs.len())
+            .map(|pair| (format!("{}.{pair}", self.name), ThreadKind::Net))
+            .collect()
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE; 2]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
+        let several: &[u32] = match self.pairs.len() {
+            1 => &[],
+            _ => &[VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ],
+        };
         [
             VIRTIO_RING_F_EVENT_IDX,
             VIRTIO_RING_F_INDIRECT_DESC,
@@ -155,7 +237,8 @@ impl VirtioDevice for Net {
             VIRTIO_NET_F_GUEST_TSO4,
             VIRTIO_NET_F_GUEST_TSO6,
         ]
-        .into_iter()
+        .iter()
+        .chain(several)
         .fold(0, |features, bit| features | 1 << bit)
     }
 
@@ -164,327 +247,37 @@ impl VirtioDevice for Net {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let [rx, tx] = activation.take_queues()?;
-        let host = |action| move |source| ActivateError::Host { action, source };
-        let again = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(host("make the network worker's event"))?;
-        let tap = match std::mem::replace(&mut self.state, State::Broken) {
-            State::Idle(tap) => tap,
-            other => {
-                self.state = other;
-                return Err(ActivateError::Lost);
-            }
-        };
+        if !matches!(self.state, State::Idle) {
+            return Err(ActivateError::Lost);
+        }
+        let layout = Layout::of(&mut activation, self.pairs.len())?;
         // A tap whose interface is gone does not take it, and then gives nothing either.
-        if let Err(error) = tap.set_offload(offload(activation.features)) {
+        if let Some(lane) = self.pairs.get(0)
+            && let Err(error) = lane.tap.set_offload(offload(activation.features))
+        {
             log::guest(format_args!("{}: cannot set offloads: {error}", self.name));
         }
-        let task = NetTask {
-            tap,
-            rx,
-            tx,
-            memory: activation.memory,
-            interrupt: activation.interrupt.clone(),
-            again,
-            mergeable: activation.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0,
-            held: VecDeque::new(),
-            received: Box::new([0; MAX_FRAME_BYTES]),
-            waiting: None,
-            sent: Box::new([0; MAX_FRAME_BYTES]),
-            link_up: Arc::clone(&self.link_up),
-        };
-        self.state = State::Active(Worker::start(
-            &activation.thread,
-            task,
-            activation.interrupt,
-        )?);
-        Ok(())
+        let mut workers = Vec::with_capacity(layout.pairs.len());
+        let started = self.start(activation, layout, &mut workers);
+        // Those that were started are stopped by the reset.
+        self.state = State::Active(workers);
+        started
     }
 
     fn reset(&mut self) {
-        self.state = match std::mem::replace(&mut self.state, State::Broken) {
-            State::Active(worker) => worker
-                .stop()
-                .map_or(State::Broken, |task| State::Idle(task.tap)),
-            other => other,
+        let workers = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Active(workers) => workers,
+            other => {
+                self.state = other;
+                return;
+            }
         };
+        let stopped: Vec<_> = workers.into_iter().map(Worker::stop).collect();
+        if stopped.iter().all(Option::is_some) {
+            self.state = State::Idle;
+            self.set_pairs(self.pairs.len());
+        }
     }
 }
 
-/// The thread's part.
-#[derive(Debug)]
-struct NetTask {
-    tap: Tap,
-    rx: ActiveQueue,
-    tx: ActiveQueue,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-    /// Set when a burst ended before there was nothing more to do.
-    again: EventFd,
-    /// Whether a frame may be in several buffers.
-    mergeable: bool,
-    /// Buffers that wait for a frame; never more than the queue has.
-    held: VecDeque<Buffer>,
-    received: Box<[u8; MAX_FRAME_BYTES]>,
-    /// The length of the frame in `received` that waits for buffers.
-    waiting: Option<usize>,
-    sent: Box<[u8; MAX_FRAME_BYTES]>,
-    link_up: Arc<AtomicBool>,
-}
-
-/// What became of a frame for the guest.
-#[derive(Debug, PartialEq, Eq)]
-enum Placed {
-    /// It is in the guest.
-    Done,
-    /// It can never be.
-    Dropped,
-    /// It has to wait for buffers.
-    Later,
-}
-
-impl WorkerTask for NetTask {
-    type Error = NetError;
-
-    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
-        vec![
-            (crate::fd::borrow(&self.rx.kick), RX),
-            (crate::fd::borrow(&self.tx.kick), TX),
-            (self.tap.as_fd(), TAP),
-            (crate::fd::borrow(&self.again), AGAIN),
-        ]
-    }
-
-    /// The tap stays readable while there is no buffer for what it has.
-    fn edge_triggered(&self, number: u64) -> bool {
-        number == TAP
-    }
-
-    fn ready(&mut self, number: u64) -> Result<(), NetError> {
-        // An empty counter only means that someone was faster.
-        let _ = match number {
-            RX => self.rx.kick.read(),
-            TX => self.tx.kick.read(),
-            AGAIN => self.again.read(),
-            _ => Ok(0),
-        };
-        let mut more = false;
-        if number != TX {
-            more |= self.receive()?;
-        }
-        if matches!(number, TX | AGAIN) {
-            more |= self.transmit()?;
-        }
-        if more {
-            self.again.write(1).map_err(NetError::Again)?;
-        }
-        Ok(())
-    }
-}
-
-impl NetTask {
-    /// Sends what the guest has, and says whether there may be more.
-    fn transmit(&mut self) -> Result<bool, NetError> {
-        let mut left = BURST;
-        loop {
-            let queue = &mut self.tx.queue;
-            queue
-                .disable_notification(&self.memory)
-                .map_err(NetError::Ring)?;
-            while left > 0 {
-                let queue = &mut self.tx.queue;
-                let Some(chain) = queue.iter(&self.memory).map_err(NetError::Ring)?.next() else {
-                    break;
-                };
-                left -= 1;
-                let head = chain.head_index();
-                match copy_frame(chain, &self.memory, &mut self.sent) {
-                    Ok(length) => {
-                        let frame = self.sent.get(..length).unwrap_or_default();
-                        // A frame that the host does not take is lost, as on any network.
-                        if let Err(error) = self.tap.write(frame) {
-                            log::guest(format_args!("net: a frame is lost: {error}"));
-                        }
-                    }
-                    Err(error) => log::guest(format_args!("net: {}", crate::error_chain(&error))),
-                }
-                let queue = &mut self.tx.queue;
-                queue
-                    .add_used(&self.memory, head, 0)
-                    .map_err(NetError::Ring)?;
-            }
-            let more = left == 0
-                || self
-                    .tx
-                    .queue
-                    .enable_notification(&self.memory)
-                    .map_err(NetError::Ring)?;
-            if left == 0 || !more {
-                if left < BURST {
-                    self.notify(TX)?;
-                }
-                return Ok(more);
-            }
-        }
-    }
-
-    /// Gives the guest what the tap has, and says whether there may be more.
-    fn receive(&mut self) -> Result<bool, NetError> {
-        let mut left = BURST;
-        let mut placed = false;
-        let more = loop {
-            let length = match self.waiting {
-                Some(length) => length,
-                None if left == 0 => break true,
-                None => {
-                    left -= 1;
-                    match self.next_frame() {
-                        Some(length) => length,
-                        None => break false,
-                    }
-                }
-            };
-            self.waiting = None;
-            match self.place(length)? {
-                Placed::Done => placed = true,
-                Placed::Dropped => log::guest(format_args!(
-                    "net: a frame of {length} bytes does not fit the receive buffers"
-                )),
-                Placed::Later => {
-                    self.waiting = Some(length);
-                    break false;
-                }
-            }
-        };
-        if placed {
-            self.notify(RX)?;
-        }
-        Ok(more)
-    }
-
-    /// Reads a frame from the tap.
-    fn next_frame(&mut self) -> Option<usize> {
-        loop {
-            match self.tap.read(self.received.as_mut_slice()) {
-                Ok(length) if length >= MIN_FRAME_BYTES => return Some(length),
-                // End of file, which a tap does not have.
-                Ok(0) => {}
-                Ok(_) => continue,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(_) => {}
-            }
-            // The interface was removed; it does not come back under this descriptor.
-            if self.link_up.swap(false, Ordering::AcqRel) {
-                log::guest(format_args!("net: the tap is gone; the link is down"));
-                if let Err(error) = self.interrupt.signal_config() {
-                    log::guest(format_args!("net: cannot interrupt the driver: {error}"));
-                }
-            }
-            return None;
-        }
-    }
-
-    /// Copies the frame of `length` bytes in `received` to the guest.
-    fn place(&mut self, length: usize) -> Result<Placed, NetError> {
-        let needed = u64::try_from(length).unwrap_or(u64::MAX);
-        let mut room: u64 = self.held.iter().map(Buffer::bytes).sum();
-        while self.held.is_empty() || (self.mergeable && room < needed) {
-            if self.held.len() >= usize::from(QUEUE_SIZE) {
-                return Ok(Placed::Dropped);
-            }
-            let Some(buffer) = self.next_buffer()? else {
-                return Ok(Placed::Later);
-            };
-            room = room.saturating_add(buffer.bytes());
-            self.held.push_back(buffer);
-        }
-        let count = if self.mergeable {
-            let mut sum = 0_u64;
-            let fits = |buffer: &Buffer| {
-                let before = sum;
-                sum = sum.saturating_add(buffer.bytes());
-                before < needed
-            };
-            self.held.iter().map(fits).take_while(|used| *used).count()
-        } else {
-            1
-        };
-        if !self.mergeable && self.held.front().is_some_and(|only| only.bytes() < needed) {
-            return Ok(Placed::Dropped);
-        }
-        set_num_buffers(
-            self.received.as_mut_slice(),
-            u16::try_from(count).unwrap_or(u16::MAX),
-        );
-        let mut rest = self.received.get(..length).unwrap_or_default();
-        let mut whole = true;
-        for buffer in self.held.drain(..count) {
-            // The driver gets every buffer back, one that it cannot be written to with nothing in it.
-            let used = match buffer.fill(&self.memory, rest) {
-                Ok(used) => used,
-                Err(error) => {
-                    whole = false;
-                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
-                    0
-                }
-            };
-            rest = rest.get(used..).unwrap_or_default();
-            self.rx
-                .queue
-                .add_used(
-                    &self.memory,
-                    buffer.head,
-                    u32::try_from(used).unwrap_or(u32::MAX),
-                )
-                .map_err(NetError::Ring)?;
-        }
-        debug_assert!(!whole || rest.is_empty());
-        Ok(Placed::Done)
-    }
-
-    /// Takes a buffer from the ring. What is none goes back; no more of that than the queue has in one go.
-    fn next_buffer(&mut self) -> Result<Option<Buffer>, NetError> {
-        for _ in 0..QUEUE_SIZE {
-            let queue = &mut self.rx.queue;
-            let Some(chain) = queue.iter(&self.memory).map_err(NetError::Ring)?.next() else {
-                if queue
-                    .enable_notification(&self.memory)
-                    .map_err(NetError::Ring)?
-                {
-                    continue;
-                }
-                return Ok(None);
-            };
-            let head = chain.head_index();
-            match Buffer::parse(chain) {
-                Ok(buffer) => return Ok(Some(buffer)),
-                Err(error) => {
-                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
-                    queue
-                        .add_used(&self.memory, head, 0)
-                        .map_err(NetError::Ring)?;
-                }
-            }
-        }
-        // Not now: another pass goes on.
-        self.again.write(1).map_err(NetError::Again)?;
-        Ok(None)
-    }
-
-    fn notify(&mut self, queue: u64) -> Result<(), NetError> {
-        let queue = match queue {
-            RX => &mut self.rx.queue,
-            _ => &mut self.tx.queue,
-        };
-        if queue
-            .needs_notification(&self.memory)
-            .map_err(NetError::Ring)?
-        {
-            self.interrupt.signal_queue().map_err(NetError::Interrupt)?;
-        }
-        Ok(())
-    }
-}
-
-const _: () = assert!(HEADER_BYTES < MIN_FRAME_BYTES);
+const _: () = assert!(request::HEADER_BYTES < request::MIN_FRAME_BYTES);

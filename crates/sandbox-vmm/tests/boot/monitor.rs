@@ -13,8 +13,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, PMEM_ALIGNMENT,
-    PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig, console_ring,
+    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent,
+    PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
+    console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 
@@ -143,6 +144,7 @@ impl Monitor {
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
             pmem,
+            disk_limits: DiskLimits::default(),
             net: Vec::new(),
             shares,
             vsock: VsockConfig {

@@ -34,6 +34,7 @@ const MODULES: &[&str] = &[
     "sch_ingress",
     "cls_u32",
     "act_mirred",
+    "sch_tbf",
     // What the CNI plugins ask of iptables.
     "nf_tables",
     "nft_compat",

@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::{Attempt, raw, text};
+use super::{Attempt, number, raw, text};
 use crate::look;
 
-pub(super) const ALL: &[Attempt] = &[("key_add", add), ("key_find", find)];
+pub(super) const ALL: &[Attempt] = &[("key_add", add), ("key_find", find), ("keys", many)];
 
 /// `KEY_SPEC_SESSION_KEYRING`, `KEY_SPEC_USER_KEYRING`, `KEY_SPEC_USER_SESSION_KEYRING`.
 const RINGS: [i64; 3] = [-3, -4, -5];
@@ -24,6 +24,22 @@ fn add(params: &Value) -> Value {
     let added = raw::add_key(text(params, "name"), text(params, "content"), USER_RING);
     let open = added.and_then(raw::open_key);
     json!({ "added": look::outcome(open) })
+}
+
+/// Adds `count` keys to a keyring of its own, which goes with it.
+fn many(params: &Value) -> Value {
+    let mut added = 0u64;
+    let mut end = Value::Null;
+    while added < number(params, "count").min(200) {
+        match raw::add_key(&format!("probe-{added}"), "x", PROCESS_RING) {
+            Ok(_) => added += 1,
+            Err(errno) => {
+                end = look::error(errno);
+                break;
+            }
+        }
+    }
+    json!({ "added": added, "end": end })
 }
 
 /// Looks for a key in every keyring that a process begins with, and in the kernel's list.

@@ -1,10 +1,12 @@
 //! Using up memory, and what is counted for the whole kernel.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::unistd::ForkResult;
 use serde_json::{Value, json};
 
@@ -16,9 +18,12 @@ pub(super) const ALL: &[Attempt] = &[
     ("descriptors", descriptors),
     ("terminals", terminals),
     ("asynchronous", asynchronous),
+    ("timers", timers),
+    ("lookups", lookups),
 ];
 
-/// Uses `mib` of memory in steps, in a process called `name`, which the kernel may kill; anonymous, or of a file in memory.
+/// Uses `mib` of memory in steps, in a process called `name`, which the kernel may kill; anonymous, or of a file in memory, which is
+/// in `folder` if that is given, and has no name there any more.
 fn memory_use(params: &Value) -> Value {
     let (reader, writer) = match nix::unistd::pipe() {
         Ok(ends) => ends,
@@ -57,9 +62,17 @@ fn memory_use(params: &Value) -> Value {
 fn use_up(params: &Value, mut tell: File) {
     const STEP: usize = 8;
     let shared = params["shared"].as_bool() == Some(true);
-    let mut file = memfd_create(c"probe", MFdFlags::empty())
-        .map(File::from)
-        .ok();
+    let mut file = match text(params, "folder") {
+        "" => memfd_create(c"probe", MFdFlags::empty())
+            .map(File::from)
+            .ok(),
+        folder => {
+            let path = format!("{folder}/{}", text(params, "name"));
+            let file = File::create(&path);
+            let _ = fs::remove_file(&path);
+            file.ok()
+        }
+    };
     let mut used = 0;
     let mut kept = Vec::new();
     while used < number(params, "mib") {
@@ -85,11 +98,47 @@ fn use_up(params: &Value, mut tell: File) {
     std::mem::forget((kept, file));
 }
 
-/// Opens files until there are `count`, or no more are given.
-fn descriptors(params: &Value) -> Value {
+/// Allows itself as many descriptors as it may.
+fn raise_descriptors() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// Sets `count` timers, which go off in an hour.
+fn timers(params: &Value) -> Value {
+    raise_descriptors();
+    let later = Expiration::OneShot(TimeSpec::new(3600, 0));
+    let mut set = Vec::new();
+    let mut end = Value::Null;
+    while (set.len() as u64) < number(params, "count").min(4000) {
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty())
+            .and_then(|timer| timer.set(later, TimerSetTimeFlags::empty()).map(|()| timer));
+        match timer {
+            Ok(timer) => set.push(timer),
+            Err(errno) => {
+                end = look::error(errno);
+                break;
+            }
+        }
+    }
+    let result = json!({ "set": set.len(), "end": end });
+    std::mem::forget(set);
+    result
+}
+
+/// Asks for `count` files of its root that are not there: the kernel keeps in memory that they are not.
+fn lookups(params: &Value) -> Value {
+    let name = text(params, "name");
+    let missing = (0..number(params, "count").min(200_000))
+        .filter(|index| fs::symlink_metadata(format!("/{name}-{index}")).is_err())
+        .count();
+    json!({ "missing": missing })
+}
+
+/// Opens files until there are `count`, or no more are given.
+fn descriptors(params: &Value) -> Value {
+    raise_descriptors();
     let mut open = Vec::new();
     let mut end = Value::Null;
     while (open.len() as u64) < number(params, "count").min(20_000) {

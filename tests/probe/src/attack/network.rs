@@ -29,6 +29,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("interfaces", interfaces),
     ("vsock", vsock),
     ("device_events", device_events),
+    ("datagrams", datagrams),
 ];
 
 /// How long who listens may take to answer. Where nobody does, the kernel says so at once.
@@ -40,6 +41,32 @@ fn address(params: &Value) -> Option<SocketAddr> {
         ip,
         u16::try_from(number(params, "port")).ok()?,
     ))
+}
+
+/// Sends `count` datagrams to a socket of its own on its loopback interface, which takes in as many as it has room for.
+fn datagrams(params: &Value) -> Value {
+    let mut sent = 0u64;
+    let mut end = Value::Null;
+    let sockets = UdpSocket::bind("127.0.0.1:0").and_then(|receiver| {
+        let sender = UdpSocket::bind("127.0.0.1:0")?;
+        sender.connect(receiver.local_addr()?)?;
+        Ok((sender, receiver))
+    });
+    match sockets {
+        Ok((sender, _receiver)) => {
+            while sent < number(params, "count").min(100_000) {
+                match sender.send(b"probe") {
+                    Ok(_) => sent += 1,
+                    Err(error) => {
+                        end = look::io_error(&error);
+                        break;
+                    }
+                }
+            }
+        }
+        Err(error) => end = look::io_error(&error),
+    }
+    json!({ "sent": sent, "end": end })
 }
 
 /// What a connection says first.

@@ -1,6 +1,7 @@
 //! Processes: seen, made, and acted on.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, Pid};
@@ -14,6 +15,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("process_named", named),
     ("process_kill", end),
     ("process_environment", environment),
+    ("process_program", program),
     ("process_trace", trace),
     ("fork", fork),
     ("threads", threads),
@@ -81,6 +83,31 @@ fn environment(params: &Value) -> Value {
         .map(|pid| look::text(format!("/proc/{pid}/environ")))
         .collect();
     json!({ "found": found.len(), "environments": read })
+}
+
+/// Reads the end of the programs of the processes called `name`, and opens them for writing, with nothing written: the way by
+/// which a container once replaced its runtime (CVE-2019-5736).
+fn program(params: &Value) -> Value {
+    const END_BYTES: i64 = 64;
+    let (found, _) = called(text(params, "name"));
+    let read: Vec<Value> = found
+        .iter()
+        .map(|pid| {
+            let path = format!("/proc/{pid}/exe");
+            let mut end = Vec::new();
+            let opened = File::open(&path).and_then(|mut file| {
+                file.seek(SeekFrom::End(-END_BYTES))?;
+                file.read_to_end(&mut end)
+            });
+            let written = File::options().write(true).open(&path);
+            json!({
+                "read": look::io_outcome(opened),
+                "end": String::from_utf8_lossy(&end),
+                "open_for_writing": look::io_outcome(written),
+            })
+        })
+        .collect();
+    json!({ "found": found.len(), "programs": read })
 }
 
 /// Becomes the tracer of the processes called `name`, which go on.

@@ -58,6 +58,9 @@ pub enum BlockError {
     /// The driver broke the ring; the device needs a reset.
     #[error("the driver broke the ring")]
     Ring(#[source] virtio_queue::Error),
+    /// There is no timer, or it cannot be set.
+    #[error("cannot wait until the disk's limit lets a request pass")]
+    Timer(#[source] io::Error),
     /// The driver cannot be interrupted.
     #[error("cannot interrupt the driver")]
     Interrupt(#[source] io::Error),

@@ -73,6 +73,21 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// How much is read or written; what only changes where the disk has holes is nothing.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            Self::In { data, .. } | Self::Out { data, .. } => total(data),
+            Self::Flush
+            | Self::GetId { .. }
+            | Self::Discard { .. }
+            | Self::WriteZeroes { .. }
+            | Self::Unsupported { .. } => 0,
+        }
+    }
+}
+
 /// A request with a place for its status.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {

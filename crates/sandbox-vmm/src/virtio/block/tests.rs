@@ -1,17 +1,18 @@
 //! A driver's requests, well-formed and not.
 
 use std::io::Write;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use sandbox_types::MemMib;
-use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
+use sandbox_types::monitor::{DiskLimits, PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
     VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
-use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
+use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -312,6 +313,7 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
         .unwrap();
     let mut task = BlockTask {
         disk: bench.disk,
+        turnstile: None,
         queue: ActiveQueue {
             queue,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
@@ -351,6 +353,7 @@ fn device_serves_again_after_a_reset() {
                 interrupt: Interrupt::new(irq.try_clone().unwrap()),
                 features: 0,
                 thread: WorkerThread::spawn("vda", || {}).unwrap(),
+                more_threads: Vec::new(),
             })
             .unwrap();
         kick.write(1).unwrap();
@@ -362,12 +365,78 @@ fn device_serves_again_after_a_reset() {
     }
 }
 
+/// A task with four reads of a sector in its ring, and the ring's used index.
+fn limited(bench: Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16) {
+    bench.header(VIRTIO_BLK_T_IN, 3);
+    let memory = bench.memory.clone();
+    let mock = MockSplitQueue::new(&memory, 16);
+    let flags = u16::try_from(VRING_DESC_F_NEXT).unwrap();
+    let write = u16::try_from(VRING_DESC_F_WRITE).unwrap();
+    let chains: Vec<RawDescriptor> = (0..4_u16)
+        .flat_map(|index| {
+            let of = |address, length, flags, next| {
+                RawDescriptor::from(Descriptor::new(address, length, flags, next))
+            };
+            [
+                of(HEADER, 16, flags, 3 * index + 1),
+                of(DATA, 512, flags | write, 3 * index + 2),
+                of(STATUS, 1, write, 0),
+            ]
+        })
+        .collect();
+    mock.build_multiple_desc_chains(&chains).unwrap();
+    let task = BlockTask {
+        disk: bench.disk,
+        turnstile: Some(Turnstile::new(DiskPace::new(limits).unwrap()).unwrap()),
+        queue: ActiveQueue {
+            queue: mock.create_queue().unwrap(),
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+        },
+        memory: memory.clone(),
+        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+    };
+    let index = GuestAddress(mock.used_addr().0 + 2);
+    (task, move || memory.read_obj(index).unwrap())
+}
+
+#[test]
+fn disk_that_is_limited_leaves_requests_in_the_ring() {
+    // What a request reads takes more than eight minutes.
+    let limits = DiskLimits {
+        bytes_per_second: NonZeroU64::new(1),
+        ..DiskLimits::default()
+    };
+    let (mut task, used) = limited(Bench::new(true), &limits);
+    for number in [KICK, KICK, TIMER] {
+        task.ready(number).unwrap();
+        assert_eq!(used(), 1);
+    }
+    assert_eq!(task.watched().len(), 2);
+}
+
+#[test]
+fn disk_that_is_limited_goes_on_when_its_timer_says_so() {
+    let limits = DiskLimits {
+        operations_per_second: NonZeroU64::new(20),
+        ..DiskLimits::default()
+    };
+    let (mut task, used) = limited(Bench::new(true), &limits);
+    task.ready(KICK).unwrap();
+    while used() < 4 {
+        wait_for(task.turnstile.as_ref().unwrap().as_fd());
+        task.ready(TIMER).unwrap();
+    }
+}
+
 fn wait_readable(event: &EventFd) {
+    wait_for(crate::fd::borrow(event));
+}
+
+fn wait_for(borrowed: BorrowedFd<'_>) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let limit = Timespec::try_from(Duration::from_secs(120)).unwrap();
-    let borrowed = crate::fd::borrow(event);
     let mut fds = [PollFd::new(&borrowed, PollFlags::IN)];
-    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "no interrupt");
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "nothing came");
 }
 
 proptest! {

@@ -34,6 +34,33 @@ pub enum NetError {
         /// How much.
         bytes: u64,
     },
+    /// The guest asks for what is no command, or none of those that it was offered.
+    #[error("{bytes} bytes of class {class} and command {command} are no control request")]
+    Command {
+        /// Its class.
+        class: u8,
+        /// Its command.
+        command: u8,
+        /// How long it is.
+        bytes: u64,
+    },
+    /// The guest wants to use pairs that it has not set up, or none.
+    #[error("{pairs} queue pairs are not among the {usable} that are set up")]
+    Pairs {
+        /// How many it wants.
+        pairs: u16,
+        /// How many there are.
+        usable: usize,
+    },
+    /// More queues than a device has, or none.
+    #[error(
+        "a network device has 1 to {} queues of its tap, not {count}",
+        super::MAX_PAIRS
+    )]
+    Queues {
+        /// How many there are.
+        count: usize,
+    },
     /// The data is not in guest memory.
     #[error("a receive buffer is not in guest memory")]
     Memory(#[source] vm_memory::GuestMemoryError),

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
 
@@ -21,11 +22,28 @@ pub const OFFLOAD_TSO6: u32 = 4;
 const SET_OFFLOAD: Opcode = opcode::write::<u32>(b'T', 208);
 const SET_HEADER_BYTES: Opcode = opcode::write::<i32>(b'T', 216);
 const SET_LITTLE_ENDIAN: Opcode = opcode::write::<i32>(b'T', 220);
+/// `TUNSETQUEUE`.
+const SET_QUEUE: Opcode = opcode::write::<i32>(b'T', 217);
+/// `IFF_ATTACH_QUEUE` and `IFF_DETACH_QUEUE`.
+const ATTACH: u16 = 0x0200;
+const DETACH: u16 = 0x0400;
+
+/// `struct ifreq` (netdevice(7)), as far as `TUNSETQUEUE` goes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct QueueRequest {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
 
 /// A queue of a tap.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
+    attached: AtomicBool,
+    /// Whether it is a tap: then there is something to be set.
+    is_tap: bool,
 }
 
 impl Tap {
@@ -34,7 +52,11 @@ impl Tap {
     /// # Errors
     /// [`NetError::Tap`] when it is none.
     pub fn new(file: File) -> Result<Self, NetError> {
-        let tap = Self { file };
+        let tap = Self {
+            file,
+            attached: AtomicBool::new(true),
+            is_tap: true,
+        };
         let failed = |action| {
             move |errno: rustix::io::Errno| NetError::Tap {
                 action,
@@ -54,10 +76,45 @@ impl Tap {
         Ok(tap)
     }
 
-    /// Any descriptor that keeps messages apart.
-    #[cfg(test)]
-    pub(super) fn of_messages(file: File) -> Self {
-        Self { file }
+    /// In place of a tap, for tests: any descriptor that does not block and keeps messages apart. What is set for it has no
+    /// effect.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn of_messages(file: File) -> Self {
+        Self {
+            file,
+            attached: AtomicBool::new(true),
+            is_tap: false,
+        }
+    }
+
+    /// Whether the kernel passes it frames. A new one is attached.
+    #[must_use]
+    pub fn is_attached(&self) -> bool {
+        self.attached.load(Ordering::Acquire)
+    }
+
+    /// Attaches the queue to its interface, or detaches it, which forgets the frames that it holds.
+    ///
+    /// # Errors
+    /// What the kernel says: the interface is gone, or has one queue.
+    pub fn attach(&self, attached: bool) -> io::Result<()> {
+        if self.is_attached() == attached {
+            return Ok(());
+        }
+        if self.is_tap {
+            let request = QueueRequest {
+                name: [0; 16],
+                flags: if attached { ATTACH } else { DETACH },
+                rest: [0; 22],
+            };
+            // SAFETY: TUNSETQUEUE reads an ifreq, as large and laid out as `QueueRequest`.
+            let setter = unsafe { Setter::<SET_QUEUE, QueueRequest>::new(request) };
+            // SAFETY: the setter's type belongs to its opcode.
+            unsafe { ioctl(&self.file, setter) }?;
+        }
+        self.attached.store(attached, Ordering::Release);
+        Ok(())
     }
 
     /// Says what frames that are read may need: a set of `OFFLOAD_…`.
@@ -65,6 +122,9 @@ impl Tap {
     /// # Errors
     /// What the kernel says.
     pub fn set_offload(&self, offload: u32) -> io::Result<()> {
+        if !self.is_tap {
+            return Ok(());
+        }
         let value = usize::try_from(offload).unwrap_or(0);
         // SAFETY: TUNSETOFFLOAD takes a number as its argument.
         let setter = unsafe { IntegerSetter::<SET_OFFLOAD>::new_usize(value) };

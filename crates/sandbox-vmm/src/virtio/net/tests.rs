@@ -1,377 +1,163 @@
-//! A driver's frames and buffers, well-formed and not. The tap is a socket that keeps messages apart.
+//! The device: what it offers, how its queues are laid out, and its threads. The tap is sockets that keep messages apart.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
 
-use proptest::prelude::*;
-use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{Queue, QueueT as _};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::virtio::{Interrupt, WorkerThread};
 
-const MEMORY_BYTES: usize = 0x80_0000;
-const RX_RING: u64 = 0;
-const TX_RING: u64 = 0x1_0000;
+const STRIDE: u64 = 0x1_0000;
 const DATA: u64 = 0x10_0000;
+const LIMIT: Duration = Duration::from_secs(60);
 
-fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap()
+fn bit(bit: u32) -> u64 {
+    1 << bit
 }
 
-fn descriptor(address: u64, length: u32, flags: u32, next: u16) -> RawDescriptor {
-    RawDescriptor::from(Descriptor::new(
-        address,
-        length,
-        u16::try_from(flags).unwrap(),
-        next,
-    ))
+fn device(pairs: usize) -> (Net, Vec<UnixDatagram>) {
+    let (taps, networks): (Vec<_>, Vec<_>) = (0..pairs)
+        .map(|_| {
+            let (ours, network) = UnixDatagram::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            network.set_read_timeout(Some(LIMIT)).unwrap();
+            (Tap::of_messages(OwnedFd::from(ours).into()), network)
+        })
+        .unzip();
+    let net = Net::new("net0", taps, MacAddress::local([1; 6]), 1500).unwrap();
+    (net, networks)
 }
 
-fn readable(address: u64, length: u32) -> RawDescriptor {
-    descriptor(address, length, 0, 0)
-}
-
-fn writable(address: u64, length: u32) -> RawDescriptor {
-    descriptor(address, length, VRING_DESC_F_WRITE, 0)
-}
-
-/// A device's thread, without the thread, and the network behind its tap.
-struct Bench<'a> {
-    rx: MockSplitQueue<'a, GuestMemoryMmap>,
-    tx: MockSplitQueue<'a, GuestMemoryMmap>,
-    task: NetTask,
-    network: UnixDatagram,
-}
-
-impl<'a> Bench<'a> {
-    fn new(memory: &'a GuestMemoryMmap, mergeable: bool) -> Self {
-        let (ours, network) = UnixDatagram::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        network.set_nonblocking(true).unwrap();
-        let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let rx = MockSplitQueue::create(memory, GuestAddress(RX_RING), 256);
-        let tx = MockSplitQueue::create(memory, GuestAddress(TX_RING), 256);
-        let active = |mock: &MockSplitQueue<'_, GuestMemoryMmap>| ActiveQueue {
-            queue: mock.create_queue::<Queue>().unwrap(),
-            kick: event(),
-        };
-        let task = NetTask {
-            tap: Tap::of_messages(OwnedFd::from(ours).into()),
-            rx: active(&rx),
-            tx: active(&tx),
-            memory: memory.clone(),
-            interrupt: Interrupt::new(event()),
-            again: event(),
-            mergeable,
-            held: VecDeque::new(),
-            received: Box::new([0; MAX_FRAME_BYTES]),
-            waiting: None,
-            sent: Box::new([0; MAX_FRAME_BYTES]),
-            link_up: Arc::new(AtomicBool::new(true)),
-        };
-        Self {
-            rx,
-            tx,
-            task,
-            network,
-        }
-    }
-
-    /// Offers descriptors, of which those chained carry `VRING_DESC_F_NEXT`, for sending.
-    fn send(&mut self, chains: &[RawDescriptor]) {
-        self.tx.build_multiple_desc_chains(chains).unwrap();
-        self.task.ready(TX).unwrap();
-    }
-
-    fn offer(&mut self, chains: &[RawDescriptor]) {
-        self.rx.build_multiple_desc_chains(chains).unwrap();
-        self.task.ready(RX).unwrap();
-    }
-
-    fn arrive(&mut self, frame: &[u8]) {
-        self.try_arrive(frame).unwrap();
-    }
-
-    fn try_arrive(&mut self, frame: &[u8]) -> Result<(), NetError> {
-        self.network.send(frame).unwrap();
-        self.task.ready(TAP)
-    }
-
-    fn on_the_network(&self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 0x2_0000];
-        let length = self.network.recv(&mut frame).ok()?;
-        frame.truncate(length);
-        Some(frame)
-    }
-
-    /// Head and length of each used element.
-    fn used(
-        mock: &MockSplitQueue<'_, GuestMemoryMmap>,
-        memory: &GuestMemoryMmap,
-    ) -> Vec<(u32, u32)> {
-        let base = mock.used_addr().0;
-        let count: u16 = memory.read_obj(GuestAddress(base + 2)).unwrap();
-        (0..u64::from(count))
-            .map(|at| {
-                let element = GuestAddress(base + 4 + 8 * at);
-                let length = GuestAddress(element.0 + 4);
-                (
-                    memory.read_obj(element).unwrap(),
-                    memory.read_obj(length).unwrap(),
-                )
-            })
-            .collect()
+fn activation(
+    memory: &GuestMemoryMmap,
+    device: &Net,
+    features: u64,
+    queues: Vec<Option<ActiveQueue>>,
+) -> Activation {
+    let thread = |(name, _): (String, ThreadKind)| WorkerThread::spawn(&name, || {}).unwrap();
+    Activation {
+        memory: memory.clone(),
+        queues,
+        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        features,
+        thread: thread(device.thread()),
+        more_threads: device.more_threads().into_iter().map(thread).collect(),
     }
 }
 
-fn frame(bytes: usize) -> Vec<u8> {
-    let pattern = (0..=250_u8).cycle().take(bytes - HEADER_BYTES);
-    [0; HEADER_BYTES].into_iter().chain(pattern).collect()
-}
-
-#[test]
-fn frame_is_sent_however_it_is_cut() {
-    let memory = memory();
-    let whole = frame(200);
-    for cuts in [&[200][..], &[12, 188], &[1, 11, 100, 88]] {
-        let mut bench = Bench::new(&memory, true);
-        memory.write_slice(&whole, GuestAddress(DATA)).unwrap();
-        let mut at = 0;
-        let chain: Vec<RawDescriptor> = cuts
-            .iter()
-            .enumerate()
-            .map(|(index, length)| {
-                let last = index + 1 == cuts.len();
-                let next = u16::try_from(index + 1).unwrap();
-                let flags = if last { 0 } else { VRING_DESC_F_NEXT };
-                let made = descriptor(DATA + at, *length, flags, next);
-                at += u64::from(*length);
-                made
-            })
-            .collect();
-        bench.send(&chain);
-        assert_eq!(bench.on_the_network().unwrap(), whole);
-        assert_eq!(Bench::used(&bench.tx, &memory), [(0, 0)]);
-    }
-}
-
-#[test]
-fn frames_of_impossible_length_are_dropped_and_their_chains_used() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    let most = u32::try_from(MAX_FRAME_BYTES).unwrap();
-    bench.send(&[
-        readable(DATA, 0),
-        readable(DATA, 25),
-        readable(DATA, most + 1),
-        readable(DATA, u32::MAX),
-        writable(DATA, 100),
-        readable(u64::MAX - 10, 100),
-        readable(DATA, 26),
-    ]);
-    assert_eq!(bench.on_the_network().unwrap().len(), 26);
-    assert_eq!(bench.on_the_network(), None);
-    let heads: Vec<u32> = Bench::used(&bench.tx, &memory)
-        .into_iter()
-        .map(|(head, _)| head)
-        .collect();
-    assert_eq!(heads, [0, 1, 2, 3, 4, 5, 6]);
-}
-
-#[test]
-fn chain_that_is_a_loop_ends() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    bench.send(&[
-        descriptor(DATA, 10, VRING_DESC_F_NEXT, 1),
-        descriptor(DATA, 10, VRING_DESC_F_NEXT, 0),
-        readable(DATA, 10),
-    ]);
-    // A chain is walked no further than the queue is long: 256 pieces of 10 bytes.
-    assert!(bench.on_the_network().is_none_or(|sent| sent.len() <= 2560));
-}
-
-#[test]
-fn largest_frame_passes_both_ways() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    let whole = frame(MAX_FRAME_BYTES);
-    memory.write_slice(&whole, GuestAddress(DATA)).unwrap();
-    bench.send(&[readable(DATA, u32::try_from(MAX_FRAME_BYTES).unwrap())]);
-    assert_eq!(bench.on_the_network().unwrap(), whole);
-
-    // 48 buffers of 1,536 bytes; 43 are needed.
-    let buffers: Vec<RawDescriptor> = (0..48)
-        .map(|index| writable(DATA + 0x10_0000 + index * 0x1000, 1536))
-        .collect();
-    bench.offer(&buffers);
-    bench.arrive(&whole);
-    let used = Bench::used(&bench.rx, &memory);
-    assert_eq!(used.len(), 43);
-    let mut received = Vec::new();
-    for (index, (head, length)) in (0_u64..).zip(&used) {
-        assert_eq!(u64::from(*head), index);
-        let mut part = vec![0; usize::try_from(*length).unwrap()];
-        let address = GuestAddress(DATA + 0x10_0000 + index * 0x1000);
-        memory.read_slice(&mut part, address).unwrap();
-        received.extend(part);
-    }
-    assert_eq!(received[10..12], 43_u16.to_le_bytes());
-    assert_eq!(received[12..], whole[12..]);
-}
-
-#[test]
-fn frame_waits_for_buffers_and_none_is_lost_or_reordered() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    bench.arrive(&frame(100));
-    bench.arrive(&frame(200));
-    assert!(Bench::used(&bench.rx, &memory).is_empty());
-    bench.offer(&[
-        writable(DATA, 60),
-        writable(DATA + 0x1000, 1536),
-        writable(DATA + 0x2000, 1536),
-    ]);
-    assert_eq!(
-        Bench::used(&bench.rx, &memory),
-        [(0, 60), (1, 40), (2, 200)]
-    );
-    let count: u16 = memory.read_obj(GuestAddress(DATA + 10)).unwrap();
-    assert_eq!(count, 2);
-}
-
-#[test]
-fn frame_that_does_not_fit_the_one_buffer_it_may_have_is_dropped() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, false);
-    bench.offer(&[writable(DATA, 100), writable(DATA + 0x1000, 1536)]);
-    bench.arrive(&frame(101));
-    assert!(Bench::used(&bench.rx, &memory).is_empty());
-    bench.arrive(&frame(100));
-    assert_eq!(Bench::used(&bench.rx, &memory), [(0, 100)]);
-    let count: u16 = memory.read_obj(GuestAddress(DATA + 10)).unwrap();
-    assert_eq!(count, 1);
-}
-
-#[test]
-fn buffers_that_are_none_go_back_empty() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    bench.offer(&[
-        readable(DATA, 1536),
-        writable(DATA, 0),
-        writable(u64::MAX - 10, 1536),
-        writable(DATA, 1536),
-    ]);
-    bench.arrive(&frame(100));
-    bench.arrive(&frame(100));
-    assert_eq!(
-        Bench::used(&bench.rx, &memory),
-        [(0, 0), (1, 0), (2, 0), (3, 100)]
-    );
-}
-
-#[test]
-fn tiny_buffers_cannot_keep_a_frame_for_ever() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    let buffers: Vec<RawDescriptor> = (0..255).map(|_| writable(DATA, 1)).collect();
-    bench.offer(&buffers);
-    bench.arrive(&frame(1000));
-    assert_eq!(bench.task.waiting, Some(1000));
-    // The ring's last buffer: more than the queue holds cannot come.
-    bench.rx.desc_table().store(255, writable(DATA, 1)).unwrap();
-    memory
-        .write_obj(255_u16, GuestAddress(bench.rx.avail_addr().0 + 4 + 2 * 255))
-        .unwrap();
-    memory
-        .write_obj(256_u16, GuestAddress(bench.rx.avail_addr().0 + 2))
-        .unwrap();
-    bench.task.ready(RX).unwrap();
-    assert_eq!(bench.task.waiting, None);
-    assert!(bench.task.held.len() <= usize::from(QUEUE_SIZE));
-}
-
-#[test]
-fn available_index_out_of_range_is_a_corrupt_ring() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    memory
-        .write_obj(1000_u16, GuestAddress(bench.tx.avail_addr().0 + 2))
-        .unwrap();
-    assert!(matches!(bench.task.ready(TX), Err(NetError::Ring(_))));
-}
-
-#[test]
-fn tap_that_is_gone_takes_the_link_down() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    let (read_only, _) = std::io::pipe().unwrap();
-    // A pipe whose writer is gone reads as ended.
-    bench.task.tap = Tap::of_messages(OwnedFd::from(read_only).into());
-    bench.task.ready(TAP).unwrap();
-    assert!(!bench.task.link_up.load(Ordering::Acquire));
+fn active(mock: &MockSplitQueue<'_, GuestMemoryMmap>) -> Option<ActiveQueue> {
+    Some(ActiveQueue {
+        queue: mock.create_queue::<Queue>().unwrap(),
+        kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+    })
 }
 
 #[test]
 fn offload_needs_checksums() {
-    let bit = |bit: u32| 1_u64 << bit;
     assert_eq!(offload(bit(VIRTIO_NET_F_GUEST_TSO4)), 0);
     let both = bit(VIRTIO_NET_F_GUEST_TSO4) | bit(VIRTIO_NET_F_GUEST_CSUM);
     assert_eq!(offload(both), OFFLOAD_CSUM | OFFLOAD_TSO4);
 }
 
 #[test]
-fn buffer_that_is_the_ring_itself_makes_a_corrupt_ring() {
-    let memory = memory();
-    let mut bench = Bench::new(&memory, true);
-    bench.offer(&[writable(bench.rx.avail_addr().0, 497)]);
-    let served = bench
-        .try_arrive(&frame(497))
-        .and_then(|()| bench.try_arrive(&frame(26)));
-    assert!(matches!(served, Err(NetError::Ring(_))), "{served:?}");
+fn device_offers_several_pairs_and_their_control_only_where_there_are() {
+    let several = bit(VIRTIO_NET_F_MQ) | bit(VIRTIO_NET_F_CTRL_VQ);
+    for (pairs, queues, offered) in [(1, 2, 0), (2, 5, several), (MAX_PAIRS, 17, several)] {
+        let (net, _networks) = device(pairs);
+        assert_eq!(net.queue_max_sizes().len(), queues);
+        assert_eq!(net.features() & several, offered);
+        assert_eq!(net.more_threads().len(), pairs - 1);
+        let mut count = [0; 2];
+        net.read_config(8, &mut count);
+        assert_eq!(usize::from(u16::from_le_bytes(count)), pairs);
+    }
+    for count in [0, MAX_PAIRS + 1] {
+        let taps = (0..count).map(|_| {
+            let (ours, _) = UnixDatagram::pair().unwrap();
+            Tap::of_messages(OwnedFd::from(ours).into())
+        });
+        let refused = Net::new("net0", taps.collect(), MacAddress::local([1; 6]), 1500);
+        assert!(matches!(refused, Err(NetError::Queues { count: found }) if found == count));
+    }
 }
 
-proptest! {
-    #[test]
-    fn any_chains_end_and_what_is_held_is_bounded(
-        chains in prop::collection::vec((any::<u64>(), any::<u32>(), 0_u32..4, 0_u16..32), 1..32),
-        mergeable in any::<bool>(),
-        lengths in prop::collection::vec(20_usize..3000, 0..8),
-    ) {
-        let memory = memory();
-        let mut bench = Bench::new(&memory, mergeable);
-        let descriptors: Vec<RawDescriptor> = chains
-            .iter()
-            .map(|(address, length, flags, next)| {
-                descriptor(address % 0x100_0000, length % 0x4000, *flags, *next)
-            })
+/// `None` where the driver left a queue disabled; the number of pairs, and the control queue's ring.
+fn layout(features: u64, enabled: [bool; 7]) -> Result<(usize, Option<u64>), ActivateError> {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+    let (net, _networks) = device(3);
+    let queues = (0_u64..).zip(enabled).map(|(index, enabled)| {
+        let mock = MockSplitQueue::create(&memory, GuestAddress(index * STRIDE), 256);
+        active(&mock).filter(|_| enabled)
+    });
+    let mut activation = activation(&memory, &net, features, queues.collect());
+    let layout = Layout::of(&mut activation, 3)?;
+    let control = layout.control.map(|it| it.queue.desc_table() / STRIDE);
+    Ok((layout.pairs.len(), control))
+}
+
+#[test]
+fn control_queue_is_behind_the_pairs_that_were_negotiated() {
+    let (mq, control) = (bit(VIRTIO_NET_F_MQ), bit(VIRTIO_NET_F_CTRL_VQ));
+    let all = [true; 7];
+    assert_eq!(layout(mq | control, all).unwrap(), (3, Some(6)));
+    assert_eq!(layout(control, all).unwrap(), (1, Some(2)));
+    assert_eq!(layout(mq, all).unwrap(), (3, None));
+    assert_eq!(layout(0, all).unwrap(), (1, None));
+    let without_second = [true, true, true, false, true, true, true];
+    assert_eq!(layout(mq | control, without_second).unwrap(), (1, Some(6)));
+    let without_third = [true, true, true, true, false, true, true];
+    assert_eq!(layout(mq | control, without_third).unwrap(), (2, Some(6)));
+    for index in [0, 1] {
+        let mut enabled = all;
+        enabled[index] = false;
+        let refused = layout(mq | control, enabled);
+        assert!(
+            matches!(refused, Err(ActivateError::QueueDisabled { index: at }) if at == index),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
+fn every_pair_has_a_thread_and_the_device_comes_up_again_after_a_reset() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+    let (mut net, networks) = device(2);
+    let features = net.features();
+    for round in 0..2_u8 {
+        let mocks: Vec<_> = (0..5)
+            .map(|index| MockSplitQueue::create(&memory, GuestAddress(index * STRIDE), 256))
             .collect();
-        for (index, descriptor) in (0_u16..).zip(&descriptors) {
-            bench.tx.desc_table().store(index, *descriptor).unwrap();
-            bench.rx.desc_table().store(index, *descriptor).unwrap();
+        let queues: Vec<_> = mocks.iter().map(active).collect();
+        let kicks: Vec<EventFd> = queues
+            .iter()
+            .map(|queue| queue.as_ref().unwrap().kick.try_clone().unwrap())
+            .collect();
+        let frame = [round; 100];
+        memory.write_slice(&frame, GuestAddress(DATA)).unwrap();
+        let send = RawDescriptor::from(Descriptor::new(DATA, 100, 0, 0));
+        let activation = activation(&memory, &net, features, queues);
+        net.activate(activation).unwrap();
+        assert!(!net.pairs.is_active(1));
+        for (pair, network) in networks.iter().enumerate() {
+            let tx = 2 * pair + 1;
+            mocks[tx].build_multiple_desc_chains(&[send]).unwrap();
+            kicks[tx].write(1).unwrap();
+            let mut came = [0; 200];
+            let length = network.recv(&mut came).unwrap();
+            assert_eq!(came[..length], frame);
         }
-        for mock in [&bench.tx, &bench.rx] {
-            let count = u16::try_from(descriptors.len()).unwrap();
-            for at in 0..count {
-                let slot = mock.avail_addr().0 + 4 + 2 * u64::from(at);
-                memory.write_obj(at, GuestAddress(slot)).unwrap();
-            }
-            memory.write_obj(count, GuestAddress(mock.avail_addr().0 + 2)).unwrap();
+        net.reset();
+        assert!(matches!(net.state, State::Idle));
+        for pair in 0..2 {
+            assert!(net.pairs.get(pair).unwrap().tap.is_attached());
         }
-        bench.task.ready(TX).unwrap();
-        for length in lengths {
-            // A driver may have frames written over its own ring.
-            let served = bench.try_arrive(&vec![1; length]);
-            prop_assert!(matches!(served, Ok(()) | Err(NetError::Ring(_))), "{served:?}");
-            if served.is_err() {
-                break;
-            }
-        }
-        prop_assert!(bench.task.held.len() <= descriptors.len());
+        memory.write_slice(&[0; 0x6_0000], GuestAddress(0)).unwrap();
     }
 }

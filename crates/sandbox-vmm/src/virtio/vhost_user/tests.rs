@@ -168,6 +168,7 @@ impl<'a> Driver<'a> {
             interrupt: self.interrupt.clone(),
             features: 1 << VIRTIO_F_VERSION_1,
             thread: WorkerThread::spawn("test", || {}).unwrap(),
+            more_threads: Vec::new(),
         }
     }
 

@@ -1,0 +1,425 @@
+//! What the thread of one pair of queues does.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use virtio_bindings::virtio_net::{VIRTIO_NET_ERR, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_OK};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
+
+use super::control::{Command, ControlRequest};
+use super::error::NetError;
+use super::pairs::{Lane, Pairs};
+use super::request::{Buffer, MAX_FRAME_BYTES, MIN_FRAME_BYTES, copy_frame, set_num_buffers};
+use crate::log;
+use crate::virtio::worker::WorkerTask;
+use crate::virtio::{Activation, ActiveQueue, Interrupt};
+
+/// Entries in each queue.
+pub(super) const QUEUE_SIZE: u16 = 256;
+/// Frames that go one way before it is looked whether the other way, or the end, waits.
+const BURST: usize = 64;
+
+/// What the worker's descriptors are called.
+const RX: u64 = 0;
+const TX: u64 = 1;
+const TAP: u64 = 2;
+/// Set when a burst ended before there was nothing more to do, and when the pair is used from now on.
+const AGAIN: u64 = 3;
+const CONTROL: u64 = 4;
+
+/// The thread's part.
+#[derive(Debug)]
+pub(super) struct NetTask {
+    pairs: Arc<Pairs>,
+    /// Which pair it serves.
+    pair: usize,
+    lane: Arc<Lane>,
+    rx: ActiveQueue,
+    tx: ActiveQueue,
+    memory: GuestMemoryMmap,
+    interrupt: Interrupt,
+    /// The control queue, of the first pair's thread.
+    pub(super) control: Option<ControlQueue>,
+    /// Whether a frame may be in several buffers.
+    mergeable: bool,
+    /// Buffers that wait for a frame; never more than the queue has.
+    held: VecDeque<Buffer>,
+    received: Box<[u8; MAX_FRAME_BYTES]>,
+    /// The length of the frame in `received` that waits for buffers.
+    waiting: Option<usize>,
+    sent: Box<[u8; MAX_FRAME_BYTES]>,
+    /// What is told when the tap is gone; the first pair's thread is the one that tells.
+    link_up: Option<Arc<AtomicBool>>,
+}
+
+/// The control queue.
+#[derive(Debug)]
+pub(super) struct ControlQueue {
+    pub(super) queue: ActiveQueue,
+    /// How many pairs the driver has set up.
+    pub(super) usable: usize,
+}
+
+/// What became of a frame for the guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Placed {
+    /// It is in the guest.
+    Done,
+    /// It can never be.
+    Dropped,
+    /// It has to wait for buffers.
+    Later,
+}
+
+impl WorkerTask for NetTask {
+    type Error = NetError;
+
+    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
+        let mut watched = vec![
+            (crate::fd::borrow(&self.rx.kick), RX),
+            (crate::fd::borrow(&self.tx.kick), TX),
+            (self.lane.tap.as_fd(), TAP),
+            (crate::fd::borrow(&self.lane.wake), AGAIN),
+        ];
+        if let Some(control) = &self.control {
+            watched.push((crate::fd::borrow(&control.queue.kick), CONTROL));
+        }
+        watched
+    }
+
+    /// The tap stays readable while there is no buffer for what it has.
+    fn edge_triggered(&self, number: u64) -> bool {
+        number == TAP
+    }
+
+    fn ready(&mut self, number: u64) -> Result<(), NetError> {
+        // An empty counter only means that someone was faster.
+        let _ = match number {
+            RX => self.rx.kick.read(),
+            TX => self.tx.kick.read(),
+            AGAIN => self.lane.wake.read(),
+            CONTROL => self
+                .control
+                .as_ref()
+                .map_or(Ok(0), |it| it.queue.kick.read()),
+            _ => Ok(0),
+        };
+        let mut more = false;
+        if matches!(number, CONTROL | AGAIN) {
+            more |= self.obey_driver()?;
+        }
+        if matches!(number, RX | TAP | AGAIN) {
+            more |= self.receive()?;
+        }
+        if matches!(number, TX | AGAIN) {
+            more |= self.transmit()?;
+        }
+        if more {
+            self.lane.wake.write(1).map_err(NetError::Again)?;
+        }
+        Ok(())
+    }
+}
+
+impl NetTask {
+    /// Serves a pair, with nothing yet for the driver to control and nobody to tell.
+    pub(super) fn new(
+        pairs: Arc<Pairs>,
+        (pair, lane): (usize, Arc<Lane>),
+        [rx, tx]: [ActiveQueue; 2],
+        activation: &Activation,
+    ) -> Self {
+        Self {
+            pairs,
+            pair,
+            lane,
+            rx,
+            tx,
+            memory: activation.memory.clone(),
+            interrupt: activation.interrupt.clone(),
+            control: None,
+            mergeable: activation.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0,
+            held: VecDeque::new(),
+            received: Box::new([0; MAX_FRAME_BYTES]),
+            waiting: None,
+            sent: Box::new([0; MAX_FRAME_BYTES]),
+            link_up: None,
+        }
+    }
+
+    /// Lets it tell that the tap is gone.
+    pub(super) fn with_link(mut self, link_up: Arc<AtomicBool>) -> Self {
+        self.link_up = Some(link_up);
+        self
+    }
+
+    /// Does what the driver asks for in the control queue, and says whether there may be more.
+    fn obey_driver(&mut self) -> Result<bool, NetError> {
+        let Some(control) = &mut self.control else {
+            return Ok(false);
+        };
+        let (memory, queue) = (&self.memory, &mut control.queue.queue);
+        // One request after the other, each of which the driver waits for.
+        queue.disable_notification(memory).map_err(NetError::Ring)?;
+        let Some(chain) = queue.iter(memory).map_err(NetError::Ring)?.next() else {
+            return queue.enable_notification(memory).map_err(NetError::Ring);
+        };
+        let head = chain.head_index();
+        let used = match ControlRequest::parse(chain, memory) {
+            Ok(request) => {
+                let done = request
+                    .command
+                    .and_then(|command| obey(&self.pairs, control.usable, &command));
+                let answer = match done {
+                    Ok(()) => VIRTIO_NET_OK,
+                    Err(error) => {
+                        log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                        VIRTIO_NET_ERR
+                    }
+                };
+                let answer = u8::try_from(answer).unwrap_or(1);
+                // A driver that gives no place for the answer gets none.
+                u32::from(memory.write_obj(answer, request.ack).is_ok())
+            }
+            Err(error) => {
+                log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                0
+            }
+        };
+        queue.add_used(memory, head, used).map_err(NetError::Ring)?;
+        if queue.needs_notification(memory).map_err(NetError::Ring)? {
+            self.interrupt.signal_queue().map_err(NetError::Interrupt)?;
+        }
+        Ok(true)
+    }
+
+    /// Sends what the guest has, and says whether there may be more.
+    fn transmit(&mut self) -> Result<bool, NetError> {
+        let mut left = BURST;
+        loop {
+            let queue = &mut self.tx.queue;
+            queue
+                .disable_notification(&self.memory)
+                .map_err(NetError::Ring)?;
+            while left > 0 {
+                let queue = &mut self.tx.queue;
+                let Some(chain) = queue.iter(&self.memory).map_err(NetError::Ring)?.next() else {
+                    break;
+                };
+                left -= 1;
+                let head = chain.head_index();
+                match copy_frame(chain, &self.memory, &mut self.sent) {
+                    Ok(length) => {
+                        let frame = self.sent.get(..length).unwrap_or_default();
+                        // A frame that the host does not take is lost, as on any network.
+                        if let Err(error) = self.lane.tap.write(frame) {
+                            log::guest(format_args!("net: a frame is lost: {error}"));
+                        }
+                    }
+                    Err(error) => log::guest(format_args!("net: {}", crate::error_chain(&error))),
+                }
+                let queue = &mut self.tx.queue;
+                queue
+                    .add_used(&self.memory, head, 0)
+                    .map_err(NetError::Ring)?;
+            }
+            let more = left == 0
+                || self
+                    .tx
+                    .queue
+                    .enable_notification(&self.memory)
+                    .map_err(NetError::Ring)?;
+            if left == 0 || !more {
+                if left < BURST {
+                    self.notify(TX)?;
+                }
+                return Ok(more);
+            }
+        }
+    }
+
+    /// Gives the guest what the tap has, and says whether there may be more.
+    fn receive(&mut self) -> Result<bool, NetError> {
+        let mut left = BURST;
+        let mut placed = false;
+        let more = loop {
+            let length = match self.waiting {
+                Some(length) => length,
+                None if left == 0 => break true,
+                None => {
+                    left -= 1;
+                    match self.next_frame() {
+                        Some(length) => length,
+                        None => break false,
+                    }
+                }
+            };
+            self.waiting = None;
+            match self.place(length)? {
+                Placed::Done => placed = true,
+                Placed::Dropped => log::guest(format_args!(
+                    "net: a frame of {length} bytes does not fit the receive buffers"
+                )),
+                Placed::Later => {
+                    self.waiting = Some(length);
+                    break false;
+                }
+            }
+        };
+        if placed {
+            self.notify(RX)?;
+        }
+        Ok(more)
+    }
+
+    /// Reads a frame from the tap.
+    fn next_frame(&mut self) -> Option<usize> {
+        if !self.pairs.is_active(self.pair) {
+            return None;
+        }
+        loop {
+            match self.lane.tap.read(self.received.as_mut_slice()) {
+                Ok(length) if length >= MIN_FRAME_BYTES => return Some(length),
+                // End of file, which a tap does not have.
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(_) => {}
+            }
+            // The interface was removed, and does not come back under this descriptor; or the queue was just detached.
+            let was_up = |link: &Arc<AtomicBool>| link.swap(false, Ordering::AcqRel);
+            if self.link_up.as_ref().is_some_and(was_up) {
+                log::guest(format_args!("net: the tap is gone; the link is down"));
+                if let Err(error) = self.interrupt.signal_config() {
+                    log::guest(format_args!("net: cannot interrupt the driver: {error}"));
+                }
+            }
+            return None;
+        }
+    }
+
+    /// Copies the frame of `length` bytes in `received` to the guest.
+    fn place(&mut self, length: usize) -> Result<Placed, NetError> {
+        let needed = u64::try_from(length).unwrap_or(u64::MAX);
+        let mut room: u64 = self.held.iter().map(Buffer::bytes).sum();
+        while self.held.is_empty() || (self.mergeable && room < needed) {
+            if self.held.len() >= usize::from(QUEUE_SIZE) {
+                return Ok(Placed::Dropped);
+            }
+            let Some(buffer) = self.next_buffer()? else {
+                return Ok(Placed::Later);
+            };
+            room = room.saturating_add(buffer.bytes());
+            self.held.push_back(buffer);
+        }
+        let count = if self.mergeable {
+            let mut sum = 0_u64;
+            let fits = |buffer: &Buffer| {
+                let before = sum;
+                sum = sum.saturating_add(buffer.bytes());
+                before < needed
+            };
+            self.held.iter().map(fits).take_while(|used| *used).count()
+        } else {
+            1
+        };
+        if !self.mergeable && self.held.front().is_some_and(|only| only.bytes() < needed) {
+            return Ok(Placed::Dropped);
+        }
+        set_num_buffers(
+            self.received.as_mut_slice(),
+            u16::try_from(count).unwrap_or(u16::MAX),
+        );
+        let mut rest = self.received.get(..length).unwrap_or_default();
+        let mut whole = true;
+        for buffer in self.held.drain(..count) {
+            // The driver gets every buffer back, one that it cannot be written to with nothing in it.
+            let used = match buffer.fill(&self.memory, rest) {
+                Ok(used) => used,
+                Err(error) => {
+                    whole = false;
+                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                    0
+                }
+            };
+            rest = rest.get(used..).unwrap_or_default();
+            self.rx
+                .queue
+                .add_used(
+                    &self.memory,
+                    buffer.head,
+                    u32::try_from(used).unwrap_or(u32::MAX),
+                )
+                .map_err(NetError::Ring)?;
+        }
+        debug_assert!(!whole || rest.is_empty());
+        Ok(Placed::Done)
+    }
+
+    /// Takes a buffer from the ring. What is none goes back; no more of that than the queue has in one go.
+    fn next_buffer(&mut self) -> Result<Option<Buffer>, NetError> {
+        for _ in 0..QUEUE_SIZE {
+            let queue = &mut self.rx.queue;
+            let Some(chain) = queue.iter(&self.memory).map_err(NetError::Ring)?.next() else {
+                if queue
+                    .enable_notification(&self.memory)
+                    .map_err(NetError::Ring)?
+                {
+                    continue;
+                }
+                return Ok(None);
+            };
+            let head = chain.head_index();
+            match Buffer::parse(chain) {
+                Ok(buffer) => return Ok(Some(buffer)),
+                Err(error) => {
+                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                    queue
+                        .add_used(&self.memory, head, 0)
+                        .map_err(NetError::Ring)?;
+                }
+            }
+        }
+        // Not now: another pass goes on.
+        self.lane.wake.write(1).map_err(NetError::Again)?;
+        Ok(None)
+    }
+
+    fn notify(&mut self, queue: u64) -> Result<(), NetError> {
+        let queue = match queue {
+            RX => &mut self.rx.queue,
+            _ => &mut self.tx.queue,
+        };
+        if queue
+            .needs_notification(&self.memory)
+            .map_err(NetError::Ring)?
+        {
+            self.interrupt.signal_queue().map_err(NetError::Interrupt)?;
+        }
+        Ok(())
+    }
+}
+
+/// Does a command of a driver that has set up `usable` pairs.
+fn obey(pairs: &Pairs, usable: usize, command: &Command) -> Result<(), NetError> {
+    let Command::SetPairs(count) = *command;
+    let wanted = usize::from(count);
+    if wanted == 0 || wanted > usable {
+        return Err(NetError::Pairs {
+            pairs: count,
+            usable,
+        });
+    }
+    pairs.set(wanted).map_err(|source| NetError::Tap {
+        action: "attach or detach a queue of",
+        source,
+    })
+}
