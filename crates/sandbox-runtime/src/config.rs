@@ -188,6 +188,8 @@ pub struct Config {
     /// When set, all that runs a sandbox may have this much more memory of the host's than its guest has, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_memory_overhead_mib: Option<u32>,
+    /// Whether pages that the guest frees go back to the host.
+    pub free_page_reporting: bool,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
     /// Where the folders of running sandboxes are.
@@ -232,6 +234,7 @@ impl Default for Config {
             memory_mib: 512,
             memory_overhead_mib: 96,
             sandbox_memory_overhead_mib: None,
+            free_page_reporting: true,
             vcpus: 1,
             run_dir: PathBuf::from("/run/sandbox"),
             socket_dir: PathBuf::from("/run/containerd/s"),
@@ -552,6 +555,7 @@ mod tests {
             jail_users: UserRange { first: 7, count: 9 },
             hypervisor: Hypervisor::Qemu,
             allow_emulation: true,
+            free_page_reporting: false,
             kernel: Some("/k".into()),
             timeline: Some("/t".into()),
             ..Config::default()

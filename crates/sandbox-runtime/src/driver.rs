@@ -50,10 +50,10 @@ impl Driver {
     #[must_use]
     pub fn device_slots(self) -> usize {
         match self {
-            // Interrupts 5 to 21; the guest image, vsock and the random number generator are always there.
-            Self::Kvm => 17 - 3,
+            // Interrupts 5 to 22; the guest image, vsock, the random number generator and the balloon have theirs.
+            Self::Kvm => 18 - 4,
             // microvm without ACPI has eight transports; the guest image and vsock are always there, the random
-            // number generator where there is room.
+            // number generator and the balloon where there is room.
             Self::Qemu => qemu::TRANSPORTS - 2,
         }
     }

@@ -23,6 +23,7 @@ use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine}
 use crate::memory::Sharing;
 use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
 use crate::virtio::fs::{FsDevice, FsError};
@@ -186,6 +187,9 @@ fn machine_config(
         devices.push(Box::new(block(index, disk, fd)?));
     }
     devices.push(Box::new(Rng::new()));
+    if config.free_page_reporting {
+        devices.push(Box::new(Balloon::new()));
+    }
     let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
     devices.push(Box::new(Vsock::new(MuxerConfig {
         guest_cid: config.vsock.cid,

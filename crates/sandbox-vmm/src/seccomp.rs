@@ -23,6 +23,8 @@ pub enum ThreadKind {
     Net,
     /// Serves the entropy device.
     Rng,
+    /// Serves the balloon device.
+    Balloon,
     /// Serves the vsock device.
     Vsock,
     /// Passes on what a vhost-user back end says.
@@ -31,12 +33,13 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Main,
         Self::Vcpu,
         Self::Block,
         Self::Net,
         Self::Rng,
+        Self::Balloon,
         Self::Vsock,
         Self::VhostUser,
     ];
@@ -50,6 +53,7 @@ impl ThreadKind {
             Self::Block => "disk",
             Self::Net => "network",
             Self::Rng => "entropy",
+            Self::Balloon => "balloon",
             Self::Vsock => "vsock",
             Self::VhostUser => "vhost-user",
         }
@@ -64,6 +68,7 @@ impl ThreadKind {
             Self::Block => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::BLOCK],
             Self::Net => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::NET],
             Self::Rng => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::RNG],
+            Self::Balloon => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::BALLOON],
             Self::Vsock => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::VSOCK],
             Self::VhostUser => &[rules::EVERY_THREAD, rules::EVERY_DEVICE],
         }

@@ -17,6 +17,7 @@ mod isolation;
 mod jail;
 mod kills;
 mod lifecycle;
+mod memory;
 mod network;
 mod networks;
 mod observe;
@@ -62,6 +63,7 @@ const MACHINE: &[&[Case]] = &[
     jail::CASES,
     kills::DRIVERS,
     control_group::CASES,
+    memory::CASES,
 ];
 
 /// The tests of what stands above every driver.
