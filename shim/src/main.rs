@@ -21,6 +21,7 @@ mod hooks;
 mod info;
 mod lifecycle;
 mod log;
+mod memory;
 mod pod;
 mod program;
 mod sandbox;
@@ -56,6 +57,7 @@ fn run() -> Result<(), ShimError> {
 }
 
 fn main() -> ExitCode {
+    memory::prepare();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

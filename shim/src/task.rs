@@ -21,6 +21,7 @@ use ttrpc::r#async::TtrpcContext;
 
 use crate::error::TaskError;
 use crate::events::timestamp;
+use crate::memory;
 use crate::pod::{Pod, ProcessKey};
 use crate::stats::METRICS_TYPE;
 
@@ -157,6 +158,7 @@ impl Task for TaskService {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
         let pod = Arc::clone(&self.pod);
         let pid = to_its_end(async move { pod.start(&key).await }).await?;
+        memory::settle();
         Ok(StartResponse {
             pid,
             ..Default::default()

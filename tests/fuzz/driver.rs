@@ -20,6 +20,7 @@ use sandbox_types::{GuestCid, MacAddress, MemMib};
 use sandbox_vmm::bus::BusDevice as _;
 use sandbox_vmm::memory::is_writable;
 use sandbox_vmm::memory::window::{Window, WindowFile};
+use sandbox_vmm::virtio::balloon::Balloon;
 use sandbox_vmm::virtio::block::Block;
 use sandbox_vmm::virtio::mmio::MmioTransport;
 use sandbox_vmm::virtio::net::Net;
@@ -58,6 +59,10 @@ const HOST_CID: u64 = 2;
 /// Of the guest's, to which the host connects in the end.
 const PORT: u32 = 52;
 const PACKET_HEADER: usize = 44;
+/// What the balloon gives up at least.
+const PAGE: u64 = 0x1000;
+/// The balloon's feature (5.5.3).
+const REPORTING: u32 = 1 << 5;
 
 const NET_PAIRS: usize = 2;
 /// Behind the pairs' queues.
@@ -76,6 +81,8 @@ pub(crate) enum Kind {
     ReadOnlyDisk,
     /// The entropy device.
     Entropy,
+    /// The balloon device.
+    Balloon,
     /// The vsock device.
     Vsock,
     /// The persistent memory device.
@@ -206,6 +213,7 @@ impl Bench {
                 Box::new(Block::new("disk", file, read_only, "serial").map_err(text)?)
             }
             Kind::Entropy => Box::new(Rng::new()),
+            Kind::Balloon => Box::new(Balloon::new()),
             Kind::Vsock => {
                 let path = folder.path().join("vsock");
                 let listener = UnixListener::bind(&path).map_err(text)?;
@@ -457,6 +465,27 @@ impl Bench {
                 self.offer(0, 0, 1);
                 self.kick(0);
             }
+            Kind::Balloon => {
+                let queue = [0, 1, 2, 4][usize::from(rest.byte() % 4)];
+                if queue < 2 {
+                    let numbers: [u8; 64] = rest.take();
+                    self.put(at, &numbers);
+                    self.descriptor(queue, 0, (at, rest.half().into()), 0, 0);
+                } else {
+                    let whole = rest.byte().is_multiple_of(2);
+                    for index in 0..3 {
+                        let (mut address, mut length) = (rest.address(), rest.word());
+                        if whole {
+                            address &= !(PAGE - 1);
+                            length &= !(PAGE as u32 - 1);
+                        }
+                        let flags = if index < 2 { NEXT | WRITE } else { WRITE };
+                        self.descriptor(queue, index, (address, length), flags, index + 1);
+                    }
+                }
+                self.offer(queue, 0, 1);
+                self.kick(queue);
+            }
             Kind::Vsock => {
                 let packet = Packet {
                     from: (GUEST_CID, rest.word() % 8),
@@ -561,10 +590,10 @@ impl Bench {
             while theirs.recv(&mut lost).is_ok() {}
         }
         let _ = self.irq.read();
-        let features = if self.kind == Kind::Net {
-            NET_FEATURES
-        } else {
-            0
+        let features = match self.kind {
+            Kind::Net => NET_FEATURES,
+            Kind::Balloon => REPORTING,
+            _ => 0,
         };
         self.begin(4, features);
         match self.get(register::STATUS) {
@@ -719,6 +748,40 @@ impl Bench {
         Ok(())
     }
 
+    /// Whether a page and the one behind it are full and empty as expected.
+    fn pages_are(&self, page: u64, expected: [u8; 2]) -> Result<(), String> {
+        let bytes: [[u8; PAGE as usize]; 2] = [self.bytes(page), self.bytes(page + PAGE)];
+        for (bytes, expected) in bytes.iter().zip(expected) {
+            if bytes.iter().any(|byte| *byte != expected) {
+                return Err(format!("a page is not full of {expected}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Of two pages that are full, the first is reported, then the second goes into the balloon, and comes out again.
+    fn balloon_works(&mut self) -> Result<(), String> {
+        // Behind the rings of five queues.
+        let page = 8 * QUEUE_STRIDE;
+        self.put(page, &[0x5a; 2 * PAGE as usize]);
+        self.descriptor(2, 0, (page, PAGE as u32), WRITE, 0);
+        self.offer(2, 0, 1);
+        self.kick(2);
+        self.used(2, 1)?;
+        self.pages_are(page, [0, 0x5a])?;
+        self.put(page, &[0xa5; PAGE as usize]);
+        let list = page + 2 * PAGE;
+        self.put(list, &((page + PAGE) as u32 >> 12).to_le_bytes());
+        for queue in [0, 1] {
+            self.descriptor(queue, 0, (list, 4), 0, 0);
+            self.offer(queue, 0, 1);
+            self.kick(queue);
+            self.used(queue, 1)?;
+            self.pages_are(page, [0xa5, 0])?;
+        }
+        Ok(())
+    }
+
     /// A client of the host's connects to a port of the guest's, which accepts.
     fn vsock_works(&mut self) -> Result<(), String> {
         self.receive_buffers(0, QUEUE_SIZE - 1);
@@ -826,6 +889,7 @@ pub(crate) fn check(kind: Kind, program: &[u8]) -> Result<(), String> {
     match kind {
         Kind::Disk | Kind::ReadOnlyDisk => bench.disk_works(),
         Kind::Entropy => bench.entropy_works(),
+        Kind::Balloon => bench.balloon_works(),
         Kind::Vsock => bench.vsock_works(),
         Kind::Pmem => bench.pmem_works(),
         Kind::Net => bench.net_works(),

@@ -192,6 +192,8 @@ pub struct Config {
     pub sandbox_memory_overhead_mib: Option<u32>,
     /// Whether a guest under `kvm` gets image layers as memory that it shares with the host and all other guests.
     pub image_dax: bool,
+    /// Whether pages that the guest frees go back to the host.
+    pub free_page_reporting: bool,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
     /// When set, all disks of a sandbox together read and write no more than this, in bytes a second.
@@ -248,6 +250,7 @@ impl Default for Config {
             memory_overhead_mib: 96,
             sandbox_memory_overhead_mib: None,
             image_dax: true,
+            free_page_reporting: true,
             vcpus: 1,
             disk_bytes_per_second: None,
             disk_operations_per_second: None,
@@ -602,6 +605,7 @@ mod tests {
             jail_users: UserRange { first: 7, count: 9 },
             hypervisor: Hypervisor::Qemu,
             allow_emulation: true,
+            free_page_reporting: false,
             kernel: Some("/k".into()),
             timeline: Some("/t".into()),
             ..Config::default()

@@ -46,6 +46,8 @@ pub struct MonitorConfig {
     pub shares: Vec<ShareConfig>,
     /// The vsock device.
     pub vsock: VsockConfig,
+    /// Offer a balloon device, through which pages that the guest frees go back to the host.
+    pub free_page_reporting: bool,
     /// A memory file that holds the guest's console, in the layout of [`console_ring`].
     pub console_fd: i32,
 }

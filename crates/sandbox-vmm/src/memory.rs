@@ -14,8 +14,8 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::MemMib;
 use vm_memory::{
-    Address as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
-    GuestMemoryRegion as _, GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
+    Address as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
 use self::window::{Window, WindowError};
@@ -128,6 +128,76 @@ pub fn is_writable(memory: &GuestMemoryMmap, address: GuestAddress, bytes: u32) 
         .all(|region| last < region.start_addr().0 || address > region.last_addr())
 }
 
+/// A page of the host's on x86-64.
+const PAGE_BYTES: u64 = 4096;
+
+/// Why a range is not made of pages of guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum RangeError {
+    /// It is empty, or begins or ends within a page.
+    #[error("{bytes:#x} bytes from {start:#x} are not whole pages")]
+    Pages {
+        /// Its first address.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+    /// A part of it is not RAM.
+    #[error("{bytes:#x} bytes from {start:#x} are not in guest memory")]
+    Outside {
+        /// Its first address.
+        start: u64,
+        /// Its length.
+        bytes: u64,
+    },
+}
+
+/// Whole pages of the host's that lie in one piece of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RamPages {
+    start: GuestAddress,
+    bytes: u64,
+}
+
+impl RamPages {
+    /// `bytes` from `start` on, if they are that in `memory`.
+    ///
+    /// # Errors
+    /// [`RangeError`].
+    pub fn new(
+        memory: &GuestMemoryMmap,
+        start: GuestAddress,
+        bytes: u64,
+    ) -> Result<Self, RangeError> {
+        let aligned = start.0.is_multiple_of(PAGE_BYTES) && bytes.is_multiple_of(PAGE_BYTES);
+        let Some(last) = bytes.checked_sub(1).filter(|_| aligned) else {
+            let start = start.0;
+            return Err(RangeError::Pages { start, bytes });
+        };
+        let end = start.0.checked_add(last).map(GuestAddress);
+        let region = memory.find_region(start).filter(|region| is_ram(region));
+        if end.is_none_or(|end| region.is_none_or(|region| region.last_addr() < end)) {
+            let start = start.0;
+            return Err(RangeError::Outside { start, bytes });
+        }
+        Ok(Self { start, bytes })
+    }
+}
+
+/// Gives pages back to the host. They read as zeroes until they are written to; the guest, the monitor and back ends may go on
+/// using them at any time.
+///
+/// # Errors
+/// What `madvise` says; they are kept then. Pages of another memory are refused.
+pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
+    let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+    let region = memory.find_region(pages.start).ok_or_else(outside)?;
+    let offset = region.to_region_addr(pages.start).ok_or_else(outside)?;
+    let offset = usize::try_from(offset.0).map_err(|_| outside())?;
+    let bytes = usize::try_from(pages.bytes).map_err(|_| outside())?;
+    mapping::discard(region, offset, bytes)
+}
+
 fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
     let host = |action| {
         move |source: rustix::io::Errno| MemoryError::Host {
@@ -144,9 +214,108 @@ fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    use vm_memory::Bytes;
 
     use super::*;
+
+    const PIECE: u64 = 2 << 20;
+
+    /// Fills three pieces from `start` on, gives the middle one back, says how much is held then, and looks at all.
+    fn discard_and_look(
+        memory: &GuestMemoryMmap,
+        start: u64,
+        held: impl Fn(&GuestMemoryMmap) -> u64,
+    ) -> u64 {
+        let pieces = [start, start + PIECE, start + 2 * PIECE].map(GuestAddress);
+        let full = vec![0x5a_u8; usize::try_from(PIECE).unwrap()];
+        for piece in pieces {
+            memory.write_slice(&full, piece).unwrap();
+        }
+        let middle = RamPages::new(memory, pieces[1], PIECE).unwrap();
+        discard(memory, middle).unwrap();
+        // Looking at shared pages brings them back.
+        let held = held(memory);
+        for (piece, expected) in pieces.into_iter().zip([0x5a, 0, 0x5a]) {
+            let mut now = full.clone();
+            memory.read_slice(&mut now, piece).unwrap();
+            assert!(now.iter().all(|byte| *byte == expected), "{piece:?}");
+        }
+        memory.write_obj(7_u32, pieces[1]).unwrap();
+        assert_eq!(memory.read_obj::<u32>(pieces[1]).unwrap(), 7);
+        held
+    }
+
+    /// How much of the first piece is there (proc_pid_smaps(5)).
+    fn resident_bytes(memory: &GuestMemoryMmap) -> u64 {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = memory.iter().next().unwrap().as_ptr() as usize;
+        let mut lines = smaps
+            .lines()
+            .skip_while(|line| !line.starts_with(&format!("{start:x}-")));
+        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
+        let number = line.split_whitespace().nth(1).unwrap();
+        number.parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn private_pages_that_are_discarded_are_zero_and_not_there() {
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None).unwrap();
+        assert_eq!(
+            discard_and_look(&memory, 8 << 20, resident_bytes),
+            2 * PIECE
+        );
+        let all = RamPages::new(&memory, GuestAddress(0), 64 << 20).unwrap();
+        discard(&memory, all).unwrap();
+        assert_eq!(resident_bytes(&memory), 0);
+    }
+
+    #[test]
+    fn shared_pages_that_are_discarded_are_zero_and_a_hole_in_the_file() {
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None).unwrap();
+        let held = |memory: &GuestMemoryMmap| {
+            let region = memory.iter().next().unwrap();
+            let file = region.file_offset().unwrap().file().metadata().unwrap();
+            file.blocks() * 512
+        };
+        // Below and above the hole, where the offset in the file is another.
+        let below = layout::HOLE_START - 3 * PIECE;
+        assert_eq!(discard_and_look(&memory, below, held), 2 * PIECE);
+        let all = RamPages::new(&memory, GuestAddress(0), layout::HOLE_START).unwrap();
+        discard(&memory, all).unwrap();
+        assert_eq!(held(&memory), 0);
+        let above = layout::HOLE_END + (8 << 20);
+        assert_eq!(discard_and_look(&memory, above, held), 2 * PIECE);
+    }
+
+    #[test]
+    fn ranges_that_are_no_pages_of_one_piece_of_memory_are_refused() {
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Private, None).unwrap();
+        let range = |start, bytes| RamPages::new(&memory, GuestAddress(start), bytes);
+        for (start, bytes) in [(0, 0), (1, 4096), (0, 4095), (2048, 4096), (4096, 1)] {
+            assert!(matches!(range(start, bytes), Err(RangeError::Pages { .. })));
+        }
+        let end = layout::HOLE_END + (4096 << 20) - layout::HOLE_START;
+        for (start, bytes) in [
+            (layout::HOLE_START, 4096),
+            (layout::HOLE_START - 4096, 8192),
+            (layout::HOLE_START - 4096, layout::HOLE_END),
+            (layout::HOLE_END - 4096, 8192),
+            (end, 4096),
+            (end - 4096, 8192),
+            (u64::MAX - 4095, 4096),
+            (4096, u64::MAX - 4095),
+            (0, u64::MAX - 4095),
+        ] {
+            assert!(matches!(
+                range(start, bytes),
+                Err(RangeError::Outside { .. })
+            ));
+        }
+        assert!(range(0, layout::HOLE_START).is_ok());
+        assert!(range(end - 4096, 4096).is_ok());
+    }
 
     #[test]
     fn private_memory_is_aligned_to_huge_pages() {

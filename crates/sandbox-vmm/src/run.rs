@@ -25,6 +25,7 @@ use crate::memory::Sharing;
 use crate::memory::window::{Window, WindowError, WindowFile};
 use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
 use crate::virtio::block::pace::DiskPace;
@@ -201,6 +202,9 @@ fn machine_config(
         devices.push(Box::new(Pmem::new(window.range())));
     }
     devices.push(Box::new(Rng::new()));
+    if config.free_page_reporting {
+        devices.push(Box::new(Balloon::new()));
+    }
     let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
     devices.push(Box::new(Vsock::new(MuxerConfig {
         guest_cid: config.vsock.cid,

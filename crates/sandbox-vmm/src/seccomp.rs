@@ -25,6 +25,8 @@ pub enum ThreadKind {
     Pmem,
     /// Serves the entropy device.
     Rng,
+    /// Serves the balloon device.
+    Balloon,
     /// Serves the vsock device.
     Vsock,
     /// Passes on what a vhost-user back end says.
@@ -40,6 +42,7 @@ impl ThreadKind {
         Self::Net,
         Self::Pmem,
         Self::Rng,
+        Self::Balloon,
         Self::Vsock,
         Self::VhostUser,
     ];
@@ -54,6 +57,7 @@ impl ThreadKind {
             Self::Net => "network",
             Self::Pmem => "pmem",
             Self::Rng => "entropy",
+            Self::Balloon => "balloon",
             Self::Vsock => "vsock",
             Self::VhostUser => "vhost-user",
         }
@@ -68,6 +72,7 @@ impl ThreadKind {
             Self::Block => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::BLOCK],
             Self::Net => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::NET],
             Self::Rng => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::RNG],
+            Self::Balloon => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::BALLOON],
             Self::Vsock => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::VSOCK],
             Self::Pmem | Self::VhostUser => &[rules::EVERY_THREAD, rules::EVERY_DEVICE],
         }

@@ -6,8 +6,9 @@
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`chain`], on which the parsers work; the transport
 //! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
-//! itself, the parser of its requests, and its error: [`block`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
+//! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod fs;

@@ -65,6 +65,11 @@ fn entropy_survives_the_corpus() {
 }
 
 #[test]
+fn balloon_survives_the_corpus() {
+    assert_eq!(replay("balloon", &[Kind::Balloon]), Ok(()));
+}
+
+#[test]
 fn vsock_survives_the_corpus() {
     assert_eq!(replay("vsock", &[Kind::Vsock]), Ok(()));
 }
@@ -96,6 +101,11 @@ proptest! {
     #[test]
     fn pmem_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
         prop_assert_eq!(survived(Kind::Pmem, &program), Ok(()));
+    }
+
+    #[test]
+    fn balloon_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Balloon, &program), Ok(()));
     }
 
     #[test]

@@ -63,6 +63,11 @@ const FORBIDDEN: &[Call] = &[
         [0, 0, CODE, 0, 0, 0],
     ),
     (
+        "memory that fails",
+        libc::SYS_madvise,
+        [0, 0, libc::MADV_HWPOISON as i64, 0, 0, 0],
+    ),
+    (
         "another virtual machine",
         libc::SYS_ioctl,
         [0, 0xae01, 0, 0, 0, 0],
@@ -156,6 +161,14 @@ const SPECIAL: &[(Call, &[ThreadKind])] = &[
         &[ThreadKind::Block],
     ),
     (
+        (
+            "holes in shared memory",
+            libc::SYS_madvise,
+            [0, 0, libc::MADV_REMOVE as i64, 0, 0, 0],
+        ),
+        &[ThreadKind::Balloon],
+    ),
+    (
         ("accept", libc::SYS_accept4, [-1, 0, 0, 0, 0, 0]),
         &[ThreadKind::Vsock],
     ),
@@ -180,6 +193,11 @@ const SPECIAL: &[(Call, &[ThreadKind])] = &[
 /// What every thread may do.
 const ALLOWED: &[Call] = &[
     ("memory", libc::SYS_mmap, [0, 4096, DATA, PRIVATE, -1, 0]),
+    (
+        "memory back",
+        libc::SYS_madvise,
+        [0, 0, libc::MADV_DONTNEED as i64, 0, 0, 0],
+    ),
     ("a write", libc::SYS_write, [-1, 0, 0, 0, 0, 0]),
     ("the identifier", libc::SYS_gettid, [0; 6]),
 ];

@@ -18,6 +18,7 @@ mod jail;
 mod kills;
 mod layers;
 mod lifecycle;
+mod memory;
 mod network;
 mod network_devices;
 mod networks;
@@ -69,6 +70,7 @@ const MACHINE: &[&[Case]] = &[
     kills::DRIVERS,
     control_group::CASES,
     storage::CASES,
+    memory::CASES,
 ];
 
 /// The tests of what stands above every driver.

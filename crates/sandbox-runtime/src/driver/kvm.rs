@@ -136,6 +136,7 @@ impl HypervisorDriver for Kvm {
                 listener_fd: launch.pass(request.vsock_listener)?,
                 path: request.ports_inside().display().to_string(),
             },
+            free_page_reporting: config.free_page_reporting,
             console_fd: launch.pass(&console)?,
         };
         let (ours, theirs) = UnixStream::pair().map_err(plumbing("the control socket"))?;

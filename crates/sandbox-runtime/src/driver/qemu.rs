@@ -129,6 +129,10 @@ impl HypervisorDriver for Qemu {
         if devices.has_room() {
             devices.device("virtio-rng-device");
         }
+        // Without it the guest keeps what it once had, which is all that is lost.
+        if config.free_page_reporting && devices.has_room() {
+            devices.device("virtio-balloon-device,free-page-reporting=on");
+        }
 
         let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
         launch.console(console.clone());

@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::ptr;
 
-use vm_memory::MmapRegion;
 use vm_memory::mmap::MmapRegionError;
+use vm_memory::{GuestRegionMmap, MmapRegion};
 
 /// A huge page of the first level.
 const HUGE_PAGE: usize = 2 << 20;
@@ -42,6 +42,27 @@ pub(super) fn anonymous(bytes: usize) -> Result<MmapRegion, MmapRegionError> {
 pub(super) fn advise_huge(region: &MmapRegion) {
     // SAFETY: the range is a mapping of ours; this advice does not change what is in it.
     unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
+}
+
+/// Gives the pages of a part of a region back to the host. They read as zeroes until something is written to them, for everyone who
+/// has mapped them.
+pub(super) fn discard(region: &GuestRegionMmap, offset: usize, bytes: usize) -> io::Result<()> {
+    let end = offset.checked_add(bytes);
+    if end.is_none_or(|end| end > region.size()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // Without a file the pages are this mapping's alone; a file keeps them until they are made a hole (madvise(2)).
+    let advice = match region.file_offset() {
+        None => libc::MADV_DONTNEED,
+        Some(_) => libc::MADV_REMOVE,
+    };
+    let start = region.as_ptr().wrapping_add(offset);
+    // SAFETY: the range lies in a mapping of guest memory, in which no Rust object lives and which is only ever copied from and
+    // to, so that what is in it may change at any time, as when the guest writes.
+    match unsafe { libc::madvise(start.cast(), bytes, advice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Gives back a part of a fresh mapping. Failure would only waste address space.

@@ -34,11 +34,19 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET)
     .unsigned_abs() as u64;
+/// `MADV_GUARD_INSTALL` and `MADV_GUARD_REMOVE` (Linux: `include/uapi/asm-generic/mman-common.h`, since 6.13).
+const GUARD_INSTALL: i32 = 102;
+const GUARD_REMOVE: i32 = 103;
 const ABORT: u32 = libc::SIGABRT.unsigned_abs();
 
 /// The second argument of `ioctl`, which the kernel takes as an `unsigned int`.
 const fn request(opcode: Opcode) -> Argument {
     Argument::Is(1, opcode)
+}
+
+/// The third argument of `madvise`, which the kernel takes as an `int`.
+const fn advice(advice: i32) -> Argument {
+    Argument::Is(2, advice.unsigned_abs())
 }
 
 /// What every thread may do.
@@ -63,6 +71,7 @@ pub const EVERY_THREAD: &[Rule] = &[
         SYS_madvise,
         "the allocator gives pages back; a stack of a thread that ends"
     )
+    .with(&[&[advice(libc::MADV_DONTNEED)], &[advice(libc::MADV_FREE)]])
     .rarely(),
     allow!(
         SYS_clock_gettime,
@@ -195,6 +204,13 @@ pub const NET: &[Rule] = &[allow!(
 /// The thread of the entropy device.
 pub const RNG: &[Rule] = &[allow!(SYS_getrandom, "bytes for the guest")];
 
+/// The thread of the balloon device.
+pub const BALLOON: &[Rule] = &[allow!(
+    SYS_madvise,
+    "pages that the guest does not use go back to the host"
+)
+.with(&[&[advice(libc::MADV_DONTNEED)], &[advice(libc::MADV_REMOVE)]])];
+
 /// The thread of the vsock device.
 pub const VSOCK: &[Rule] = &[
     allow!(SYS_accept4, "clients of the host"),
@@ -218,6 +234,12 @@ pub const BACKEND: &[Rule] = &[
         .with(&[&[Argument::without(2, EXEC)]]),
     allow!(SYS_munmap, "guest memory that QEMU replaces"),
     allow!(SYS_mprotect, "the guard pages of stacks").with(&[&[Argument::without(2, EXEC)]]),
+    allow!(
+        SYS_madvise,
+        "the same, where the kernel and the C library have guards without page tables"
+    )
+    .with(&[&[advice(GUARD_INSTALL)], &[advice(GUARD_REMOVE)]])
+    .rarely(),
     allow!(SYS_clone, "threads; never a process, and never a namespace").with(&[&[
         Argument::having(0, THREAD),
         Argument::without(0, NAMESPACES),

@@ -155,6 +155,7 @@ impl Monitor {
                     .context("the folder's name is no text")?
                     .to_owned(),
             },
+            free_page_reporting: true,
             console_fd: fds.add(console.try_clone()?)?,
         };
         let config = serde_json::to_vec(&config)?;
