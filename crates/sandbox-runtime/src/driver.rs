@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::config::ConfigError;
 use crate::console::Console;
 use crate::event::DeathCause;
 use crate::jail::{JailError, SandboxJail};
-use crate::process::{Process, ProcessEnd, SpawnError};
+use crate::process::{Launch, Process, ProcessEnd, SpawnError};
 use crate::sandbox::SandboxPlan;
 use crate::share::ShareMounts;
 use crate::timeline::Timeline;
@@ -136,6 +137,11 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) jail: Option<&'a SandboxJail>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) record: &'a mut Record,
+}
+
+/// Hands the queues of a network device over; their numbers.
+fn pass_queues(launch: &mut Launch, nic: &Nic) -> Result<Vec<RawFd>, SpawnError> {
+    nic.queues.iter().map(|queue| launch.pass(queue)).collect()
 }
 
 /// For `map_err`: what could not be set up between the shim and the machine.

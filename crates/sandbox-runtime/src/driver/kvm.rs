@@ -20,12 +20,13 @@ use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, plumbing, virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, pass_queues, plumbing,
+    virtiofsd,
 };
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
-use crate::rootfs::window::device_bytes;
+use crate::rootfs::window::{MappedLayer, device_bytes};
 use crate::share::TAG;
 use crate::timeline::Timeline;
 
@@ -92,30 +93,12 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
-        let mut pmem = None;
-        if !plan.layers.is_empty() {
-            let mut files = Vec::with_capacity(plan.layers.len());
-            for layer in &plan.layers {
-                files.push(PmemFileConfig {
-                    fd: launch.pass(open("the image layer", &layer.path, true)?)?,
-                    offset: layer.offset,
-                    bytes: layer.bytes,
-                });
-                self.layers.push(layer.path.clone());
-            }
-            pmem = Some(PmemConfig {
-                files,
-                bytes: device_bytes(&plan.layers),
-            });
-        }
+        self.layers = plan.layers.iter().map(|one| one.path.clone()).collect();
+        let pmem = persistent_memory(&mut launch, &plan.layers)?;
         let mut net = Vec::new();
         for nic in request.nics {
-            let mut fds = Vec::with_capacity(nic.queues.len());
-            for queue in &nic.queues {
-                fds.push(launch.pass(queue)?);
-            }
             net.push(NetConfig {
-                fds,
+                fds: pass_queues(&mut launch, nic)?,
                 mac: nic.mac,
                 mtu: nic.max_mtu,
             });
@@ -168,6 +151,28 @@ impl HypervisorDriver for Kvm {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         cause(&report, end, || process.last_words(), console, &self.layers)
     }
+}
+
+/// The device of the image layers that the guest gets as memory, if there are any.
+fn persistent_memory(
+    launch: &mut Launch,
+    layers: &[MappedLayer],
+) -> Result<Option<PmemConfig>, DriverError> {
+    if layers.is_empty() {
+        return Ok(None);
+    }
+    let mut files = Vec::with_capacity(layers.len());
+    for layer in layers {
+        files.push(PmemFileConfig {
+            fd: launch.pass(open("the image layer", &layer.path, true)?)?,
+            offset: layer.offset,
+            bytes: layer.bytes,
+        });
+    }
+    Ok(Some(PmemConfig {
+        files,
+        bytes: device_bytes(layers),
+    }))
 }
 
 fn config_file(config: &MonitorConfig) -> std::io::Result<OwnedFd> {

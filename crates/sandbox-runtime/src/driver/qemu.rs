@@ -17,7 +17,8 @@ use sandbox_types::monitor::{DiskLimits, EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, plumbing, virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, pass_queues, plumbing,
+    virtiofsd,
 };
 use crate::console::Console;
 use crate::event::DeathCause;
@@ -94,11 +95,7 @@ impl HypervisorDriver for Qemu {
 
         let mut taps = Vec::new();
         for nic in request.nics {
-            let mut fds = Vec::with_capacity(nic.queues.len());
-            for queue in &nic.queues {
-                fds.push(launch.pass(queue)?);
-            }
-            taps.push((fds, nic));
+            taps.push((pass_queues(&mut launch, nic)?, nic));
         }
         let mut devices = Devices::new(&mut launch, &config.disk_limits());
         let image = open("the guest image", &config.image_path()?, true)?;

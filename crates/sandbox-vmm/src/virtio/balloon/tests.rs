@@ -100,7 +100,7 @@ fn serve_one(memory: &GuestMemoryMmap, purpose: Purpose, chain: &[RawDescriptor]
 fn empty(memory: &GuestMemoryMmap) -> Vec<u64> {
     let mut empty = Vec::new();
     for number in 0..(MEMORY - DATA) / PAGE_BYTES {
-        let mut page = [0; PAGE_BYTES as usize];
+        let mut page = [0; 4096];
         let start = GuestAddress(DATA + number * PAGE_BYTES);
         memory.read_slice(&mut page, start).unwrap();
         match page {
