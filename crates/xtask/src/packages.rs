@@ -32,6 +32,7 @@ const TEST: &[&str] = &[
     "containerd",
     "containernetworking-plugins",
     "cpio",
+    "debootstrap",
     "docker-registry",
     "git",
     "iproute2",
@@ -163,6 +164,11 @@ fn install(packages: &[&str], from: Option<&str>) -> Result<()> {
     }
     arguments.extend(missing);
     apt_get(&arguments)
+}
+
+/// The mirror from which this machine has its own release.
+pub(crate) fn mirror() -> Option<String> {
+    configured_mirror(&release())
 }
 
 fn install_emulator() -> Result<()> {

@@ -60,12 +60,18 @@ impl HostNet {
         .with_context(|| format!("there is {last}"))
     }
 
+    /// The path that holds it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.name)
+    }
+
     /// A command that runs in it what `plain` runs; the environment is for the caller to set.
     #[must_use]
     pub fn command(&self, plain: &Command) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net=/run/netns/{}", self.name))
+            .arg(format!("--net={}", self.path()))
             .arg(plain.get_program())
             .args(plain.get_args());
         command
@@ -79,7 +85,7 @@ impl HostNet {
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let namespace = File::open(self.path())?;
         let within = move || {
             setns(namespace, CloneFlags::CLONE_NEWNET)?;
             work()
