@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use protobuf::{EnumOrUnknown, MessageField};
 use sandbox_harness::World;
-use sandbox_harness::containerd::{Containerd, DEMO_IMAGE, Newer, RUNTIME, Sandboxer};
+use sandbox_harness::containerd::{Containerd, Newer, RUNTIME, Sandboxer};
 use sandbox_harness::cri::api::{DNSConfig, LinuxContainerResources, NamespaceMode};
 use sandbox_harness::cri::{Cri, Pod};
 use sandbox_harness::layout::{self, Layer};
@@ -289,7 +289,8 @@ fn podsandbox(world: &World) -> Result<()> {
     let second = fixture.run(&pod, "second", &["sh", "-c", "echo up; sleep 12345"])?;
     for id in [&first, &second, &pod.id] {
         let spoken = bootstrap(world, "k8s.io", id)?;
-        ensure!(spoken["version"] == 3, "{spoken}");
+        // What this class, which is for containerd 1.x too, does not say.
+        ensure!(spoken["version"] == 2, "{spoken}");
     }
     world.process(world.setup().driver.monitor())?;
     logged(world, &pod, "second", "up\n")?;

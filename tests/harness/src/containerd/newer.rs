@@ -77,7 +77,7 @@ impl Containerd {
         let folder = world.path().join("containerd");
         let networks = super::write_networks(&folder, newer.net.is_some())?;
         // As an operator does it: the drop-in, and the configuration where it says that it is.
-        let drop_in = folder.join("sandbox.toml");
+        let drop_in = folder.join("runtime-class.toml");
         let name = match newer.sandboxer {
             Sandboxer::Podsandbox => "sandbox.toml",
             Sandboxer::Shim => "sandbox-2.toml",
