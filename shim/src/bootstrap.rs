@@ -3,8 +3,8 @@
 //! | caller | standard input | answer |
 //! | --- | --- | --- |
 //! | containerd 2.3 and later | `BootstrapParams` | `BootstrapResult` |
-//! | containerd 2.0 to 2.2 (`MAX_SHIM_VERSION` is 3 or more) | the runtime's options | JSON |
-//! | containerd 1.x, CRI-O, Docker, `sandboxctl` | the runtime's options, or nothing | the address |
+//! | containerd 2.0 to 2.2, told to set `MAX_SHIM_VERSION` to 3 (`deploy/containerd/sandbox-2.toml`) | the runtime's options | JSON |
+//! | containerd 2.0 to 2.2 otherwise (it says 2, as 1.7 does), containerd 1.x, CRI-O, Docker, `sandboxctl` | the runtime's options, or nothing | the address |
 //!
 //! Runtime options are `runtimeoptions.v1.Options` in a `google.protobuf.Any`. Of them `config_path` is taken: the
 //! configuration file of every pod of that runtime class.

@@ -20,6 +20,7 @@ use crate::pod::sandbox::PhaseError;
 use crate::program::ProgramError;
 use crate::spec::SpecError;
 use crate::spec::binds::BindError;
+use crate::spec::pod_config::PodConfigError;
 use crate::stdio::StdioError;
 
 /// An error and all its causes, in one line (console lines of a dead guest follow on lines of their own).
@@ -126,6 +127,12 @@ pub(crate) enum TaskError {
     /// The bundle takes no note of the hooks that are to run in the end.
     #[error("cannot note the poststop hooks in the bundle")]
     NoteHooks(#[source] io::Error),
+    /// What the sandbox service was told of the pod cannot be understood.
+    #[error(transparent)]
+    PodConfig(#[from] PodConfigError),
+    /// The files of the pod's containers cannot be written.
+    #[error("cannot write the files of the pod's containers in the sandbox's bundle")]
+    PodFiles(#[source] io::Error),
     /// A container of a pod that is not here.
     #[error("pod {pod} has no sandbox that runs here; its sandbox container comes first")]
     NoPod {
@@ -198,6 +205,7 @@ impl TaskError {
             Self::Id(_)
             | Self::Spec(_)
             | Self::Bind(_)
+            | Self::PodConfig(_)
             | Self::Override(_)
             | Self::Program(_)
             | Self::Rootfs(_)
@@ -224,6 +232,7 @@ impl TaskError {
             | Self::Agent(_)
             | Self::Stream(_)
             | Self::NoteHooks(_)
+            | Self::PodFiles(_)
             | Self::Died { .. } => Code::INTERNAL,
         }
     }

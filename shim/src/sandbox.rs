@@ -19,6 +19,8 @@ use ttrpc::r#async::TtrpcContext;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::pod::Pod;
+use crate::pod::sandbox::Wanted;
+use crate::spec::pod_config::PodConfig;
 use crate::stats::METRICS_TYPE;
 use crate::task::{any, to_its_end};
 
@@ -48,11 +50,13 @@ impl Sandbox for SandboxService {
         request: CreateSandboxRequest,
     ) -> ttrpc::Result<CreateSandboxResponse> {
         self.check(&request.sandbox_id)?;
-        self.pod.create_sandbox(
-            PathBuf::from(request.bundle_path),
-            request.annotations,
-            request.netns_path,
-        )?;
+        let config = PodConfig::of_options(request.options.as_ref()).map_err(TaskError::from)?;
+        self.pod.create_sandbox(Wanted {
+            bundle: PathBuf::from(request.bundle_path),
+            annotations: request.annotations,
+            network: request.netns_path,
+            config,
+        })?;
         Ok(CreateSandboxResponse::default())
     }
 

@@ -191,6 +191,11 @@ pub enum MountProblem {
     /// An option that is not supported.
     #[error("option {0:?} is not supported")]
     UnsupportedOption(String),
+    /// An overlay in the guest over a folder of the host's.
+    #[error(
+        "option {0:?} names a folder of the host's beside images; give the EROFS snapshotter a `default_size`, so that the writable layer is an image too"
+    )]
+    HostDirectory(String),
     /// The source must be an absolute path.
     #[error("its source must be an absolute path")]
     RelativeSource,
@@ -482,6 +487,8 @@ impl Step<'_> {
                 step.mkdir.push(parse_directory(directory)?);
             } else if option.starts_with(CONTAINERD_OPTION) || option.starts_with("device=") {
                 return Err(MountProblem::UnsupportedOption(option).into());
+            } else if kind.fstype == "overlay" && names_host_directory(&option) {
+                return Err(MountProblem::HostDirectory(option).into());
             } else if !is_image || !matches!(option.as_str(), "loop" | "ro" | "rw") {
                 step.options.push(option);
             }
@@ -493,6 +500,18 @@ impl Step<'_> {
         });
         Ok(())
     }
+}
+
+/// Whether an option of an overlay in the guest names a folder that is none of what was mounted for it.
+fn names_host_directory(option: &str) -> bool {
+    let Some((name, folders)) = option.split_once('=') else {
+        return false;
+    };
+    let in_guest = |folder: &str| {
+        let below = folder.strip_prefix(GUEST_RUN_DIR);
+        below.is_some_and(|rest| rest.starts_with('/'))
+    };
+    matches!(name, "lowerdir" | "upperdir" | "workdir") && !folders.split(':').all(in_guest)
 }
 
 /// `PATH[:MODE[:UID:GID]]`, mode in octal and 0700 by default.

@@ -12,6 +12,7 @@ mod shell;
 mod structure;
 mod testhost;
 mod tests;
+mod userland;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -42,6 +43,8 @@ enum Task {
     Build,
     /// Make the demo image, an OCI layout, in `target/demo`.
     Demo,
+    /// Make the newer user land of the tests, a Debian testing with newer engines, in `target/userland`.
+    Userland,
     /// Set up, build, and run a container in a micro-VM.
     Run,
     /// Set up, build, and run every test that can run here.
@@ -141,6 +144,7 @@ fn main() -> Result<ExitCode> {
         Task::Guest => guest::build()?,
         Task::Build => build()?,
         Task::Demo => println!("{}", demo::build()?.display()),
+        Task::Userland => println!("{}", userland::build()?.display()),
         Task::Run => run_demo()?,
         Task::Test { only } => return tests::run(only.as_deref()),
         Task::Bench(arguments) => bench::run(&arguments)?,

@@ -33,6 +33,7 @@ const TEST: &[&str] = &[
     "containernetworking-plugins",
     "cpio",
     "cryptsetup-bin",
+    "debootstrap",
     "docker-registry",
     "git",
     "gnupg",
@@ -170,6 +171,11 @@ fn install(packages: &[&str], from: Option<&str>) -> Result<()> {
     }
     arguments.extend(missing);
     apt_get(&arguments)
+}
+
+/// The mirror from which this machine has its own release.
+pub(crate) fn mirror() -> Option<String> {
+    configured_mirror(&release())
 }
 
 fn install_emulator() -> Result<()> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{binaries, demo, guest, packages, project_root, shell, testhost};
+use crate::{binaries, demo, guest, packages, project_root, shell, testhost, userland};
 use report::Report;
 
 /// Test programs that boot guests under KVM: they run again in the test host.
@@ -87,6 +87,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     crate::build()?;
     let demo = demo::build()?;
     let probe = guest::probe()?;
+    userland::build()?;
     let suites = suites(workspace_suites()?, &demo, &probe);
 
     let mut report = Report::default();

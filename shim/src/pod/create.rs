@@ -19,8 +19,9 @@ use crate::error::{TaskError, chain};
 use crate::hooks::{Hooks, When, due};
 use crate::program;
 use crate::spec::BundleSpec;
-use crate::spec::binds::Binds;
+use crate::spec::binds::{Binds, SHM};
 use crate::spec::check::Namespaces;
+use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
 use crate::stdio::{OpenStdio, StdioPaths};
 
@@ -41,6 +42,8 @@ struct Draft<'a> {
     id: &'a ContainerId,
     bundle: &'a Path,
     request: &'a CreateTaskRequest,
+    /// The bundle of its sandbox, where that was made through the sandbox service.
+    sandbox: Option<&'a Path>,
 }
 
 /// What a container is made of.
@@ -62,6 +65,10 @@ struct Parts {
     open: OpenStdio,
     hooks: Hooks,
 }
+
+/// The shared memory of a pod whose engine leaves it to us, in bytes: what containerd gives the others.
+const SHM_BYTES: u64 = 64 << 20;
+const SHM_OPTIONS: &[&str] = &["rbind", "nosuid", "nodev", "noexec"];
 
 /// Where the shared memory is that a container of a pod has, or shares with others.
 fn shm_path(owner: &ContainerId) -> String {
@@ -109,6 +116,10 @@ impl Draft<'_> {
         shm: Option<&str>,
     ) -> Result<GuestParts, TaskError> {
         let mut share = SharePlan::new(self.id);
+        // The one that holds the namespaces needs none.
+        if let Some(bundle) = self.sandbox.filter(|bundle| *bundle != self.bundle) {
+            pod_config::mount_files(&mut spec.value, bundle);
+        }
         let binds = Binds {
             container: self.id,
             bundle: self.bundle,
@@ -116,7 +127,13 @@ impl Draft<'_> {
             devices,
             shm,
         };
-        let resolved = binds.resolve(&mut spec.value)?;
+        let mut resolved = binds.resolve(&mut spec.value)?;
+        if let (Some(shm), true) = (shm, self.sandbox.is_some())
+            && !has_mount(&spec.value, SHM)
+        {
+            add_mount(&mut spec.value, SHM, Path::new(shm), SHM_OPTIONS);
+            resolved.shm_bytes = Some(SHM_BYTES);
+        }
         let rootfs = plan_rootfs(
             self.id,
             &self.request.rootfs,
@@ -207,6 +224,7 @@ impl Pod {
             id,
             bundle: Path::new(&request.bundle),
             request,
+            sandbox: Some(Path::new(&request.bundle)),
         };
         self.make_first(draft, spec, &Role::Sandbox).await?;
         Ok(())
@@ -220,10 +238,12 @@ impl Pod {
         let bundle = PathBuf::from(&request.bundle);
         let spec = BundleSpec::read(&bundle)?;
         let role = spec.role()?;
+        let of_service = self.sandbox_bundle();
         let draft = Draft {
             id,
             bundle: &bundle,
             request,
+            sandbox: of_service.as_deref(),
         };
         let is_first = self.state().sandbox.is_none();
         let made = match (&role, is_first) {

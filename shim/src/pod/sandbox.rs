@@ -26,13 +26,25 @@ use super::{Pod, ProcessKey};
 use crate::delete::KILLED;
 use crate::error::TaskError;
 use crate::lifecycle::Exit;
+use crate::spec::pod_config::PodConfig;
 use crate::spec::{BundleSpec, SpecError};
+
+/// What the service is told of a sandbox that is to be made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// Its bundle.
+    pub(crate) bundle: PathBuf,
+    /// Its annotations.
+    pub(crate) annotations: HashMap<String, String>,
+    /// The path of its network namespace; none when it is empty.
+    pub(crate) network: String,
+    /// The pod that it is for, when the caller is the CRI plugin.
+    pub(crate) config: Option<PodConfig>,
+}
 
 /// What the service was told, and where the sandbox is in its life.
 pub(super) struct Api {
-    bundle: PathBuf,
-    annotations: HashMap<String, String>,
-    network: String,
+    wanted: Wanted,
     created_at: SystemTime,
     phase: Phase,
     pid: u32,
@@ -81,12 +93,13 @@ fn wrong(action: &'static str, phase: Option<Phase>) -> TaskError {
     PhaseError { action, state }.into()
 }
 
-/// The specification of the container that holds the namespaces.
-fn holder_spec(
-    annotations: &HashMap<String, String>,
-    network: &str,
-) -> Result<BundleSpec, serde_json::Error> {
-    let mut annotations = annotations.clone();
+/// The specification of the container that holds the namespaces, in the sandbox `id`.
+fn holder_spec(id: &str, wanted: &Wanted) -> Result<BundleSpec, serde_json::Error> {
+    let mut annotations = wanted.annotations.clone();
+    let network = wanted.network.as_str();
+    if let Some(config) = &wanted.config {
+        annotations.extend(config.annotations());
+    }
     annotations.insert(PROGRAM_ANNOTATION.to_owned(), PROGRAM_PAUSE.to_owned());
     let mut value = json!({
         "ociVersion": "1.0.2",
@@ -111,31 +124,31 @@ fn holder_spec(
     {
         namespaces.push(json!({"type": "network", "path": network}));
     }
+    if let Some(config) = &wanted.config {
+        config.apply(id, &mut value);
+    }
     let spec: Spec = serde_json::from_value(value.clone())?;
     Ok(BundleSpec { value, spec })
 }
 
 impl Pod {
-    /// Takes note of a sandbox that is to be made, in the network namespace at the path `network` (none when it is empty).
+    /// Takes note of a sandbox that is to be made.
     ///
     /// # Errors
-    /// [`TaskError::AlreadyExists`] when there is one.
-    pub(crate) fn create_sandbox(
-        &self,
-        bundle: PathBuf,
-        annotations: HashMap<String, String>,
-        network: String,
-    ) -> Result<(), TaskError> {
+    /// [`TaskError::AlreadyExists`] when there is one; [`TaskError::PodFiles`].
+    pub(crate) fn create_sandbox(&self, wanted: Wanted) -> Result<(), TaskError> {
         let mut state = self.state();
         if state.api.is_some() || !state.containers.is_empty() || !state.creating.is_empty() {
             return Err(TaskError::AlreadyExists {
                 what: format!("sandbox {}", self.id),
             });
         }
+        if let Some(config) = &wanted.config {
+            let written = config.write_files(&wanted.bundle);
+            written.map_err(TaskError::PodFiles)?;
+        }
         state.api = Some(Api {
-            bundle,
-            annotations,
-            network,
+            wanted,
             created_at: SystemTime::now(),
             phase: Phase::Created,
             pid: 0,
@@ -154,8 +167,8 @@ impl Pod {
             match &mut state.api {
                 Some(api) if api.phase == Phase::Created => {
                     api.phase = Phase::Starting;
-                    let spec = holder_spec(&api.annotations, &api.network);
-                    (api.bundle.clone(), spec, api.created_at)
+                    let spec = holder_spec(self.id.as_str(), &api.wanted);
+                    (api.wanted.bundle.clone(), spec, api.created_at)
                 }
                 other => {
                     return Err(wrong("start", other.as_ref().map(|api| api.phase)));
@@ -211,6 +224,13 @@ impl Pod {
             exec: None,
         };
         self.start(&key).await
+    }
+
+    /// The sandbox's bundle, where it was made through the service: there its engine leaves to us what it gives the containers of
+    /// other pods.
+    pub(super) fn sandbox_bundle(&self) -> Option<PathBuf> {
+        let state = self.state();
+        state.api.as_ref().map(|api| api.wanted.bundle.clone())
     }
 
     /// Ends the machine and everything in it. Once more is no error.
@@ -328,7 +348,7 @@ mod tests {
     }
 
     fn create(pod: &Pod) -> Result<(), TaskError> {
-        pod.create_sandbox("/bundle".into(), HashMap::new(), String::new())
+        pod.create_sandbox(Wanted::default())
     }
 
     #[tokio::test]
@@ -384,11 +404,16 @@ mod tests {
 
     #[test]
     fn holder_runs_the_agents_pause() {
-        let spec = holder_spec(&HashMap::new(), "/run/netns/a").unwrap();
+        let mut wanted = Wanted {
+            network: "/run/netns/a".to_owned(),
+            ..Default::default()
+        };
+        let spec = holder_spec("p1", &wanted).unwrap();
         let program = crate::program::of_container(spec.spec.annotations().as_ref());
         assert!(program.is_ok());
         assert_eq!(spec.network_namespace(), Some("/run/netns/a".as_ref()));
-        let spec = holder_spec(&HashMap::new(), "").unwrap();
+        wanted.network.clear();
+        let spec = holder_spec("p1", &wanted).unwrap();
         assert_eq!(spec.network_namespace(), None);
     }
 }

@@ -134,7 +134,7 @@ pub(crate) struct Resolved {
 }
 
 /// Where shared memory is in a container (shm_overview(7)).
-const SHM: &str = "/dev/shm";
+pub(crate) const SHM: &str = "/dev/shm";
 /// `statfs.f_type` of a tmpfs (statfs(2)).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 

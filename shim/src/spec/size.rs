@@ -19,11 +19,11 @@ const DEFAULT_PERIOD: u64 = 100_000;
 const MAX_CPU: u32 = 8191;
 
 /// The sum of the containers' memory limits, in bytes (containerd `internal/cri/annotations`, as all of these).
-const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+pub(super) const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 /// The sum of their CPU quotas, in microseconds of each period.
-const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+pub(super) const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 /// The period, in microseconds.
-const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+pub(super) const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
 /// An annotation that is no number.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,6 +16,7 @@ pub mod registry;
 pub mod shim;
 pub mod task;
 pub mod terminal;
+pub mod userland;
 pub mod world;
 
 pub use limit::within;

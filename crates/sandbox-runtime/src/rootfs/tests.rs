@@ -209,6 +209,25 @@ fn rootfs_mount_that_cannot_be_planned_is_named() {
 }
 
 #[test]
+fn rootfs_of_images_below_a_folder_of_the_hosts_is_refused() {
+    // What the EROFS snapshotter of containerd 2.2 hands over by default.
+    let erofs = || mount("erofs", "/l/0.erofs", &["ro", "loop"]);
+    for option in [
+        "upperdir=/s/1/fs",
+        "workdir=/s/1/work",
+        "lowerdir={{ mount 0 }}:/s/2/fs",
+    ] {
+        let overlay = mount("format/mkdir/overlay", "overlay", &[option, "index=off"]);
+        let (index, refused) = problem(&[erofs(), overlay]);
+        assert!(
+            index == 1 && matches!(refused, MountProblem::HostDirectory(_)),
+            "{refused:?}"
+        );
+        assert!(refused.to_string().contains("default_size"), "{refused}");
+    }
+}
+
+#[test]
 fn directory_outside_the_containers_place_is_refused() {
     for text in [
         "/etc/x",
