@@ -6,6 +6,7 @@
 //! there, and the services that the shim offers to its callers.
 
 mod containerd;
+mod containerd2;
 mod containerd_task;
 mod control_group;
 mod deploy;
@@ -74,6 +75,7 @@ const ABOVE: &[&[Case]] = &[
     networks::CASES,
     isolation::CASES,
     containerd_task::CASES,
+    containerd2::CASES,
     pods::CASES,
     pod_streams::CASES,
     shim_contract::CASES,

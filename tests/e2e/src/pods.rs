@@ -41,9 +41,10 @@ const SERVICE: &[&str] = &[
 /// How long what changes on one side may take to be seen on the other: virtiofsd's guests keep names for a second.
 const SEEN_WITHIN: Duration = Duration::from_secs(120);
 
-struct Fixture {
-    cri: Cri,
-    containerd: Containerd,
+/// A containerd with its CRI plugin.
+pub(crate) struct Fixture {
+    pub(crate) cri: Cri,
+    pub(crate) containerd: Containerd,
 }
 
 impl Fixture {
@@ -57,23 +58,23 @@ impl Fixture {
         Ok(Self { cri, containerd })
     }
 
-    fn pod(&self, world: &World, name: &str) -> Result<Pod> {
+    pub(crate) fn pod(&self, world: &World, name: &str) -> Result<Pod> {
         self.cri
             .run_pod(name, &world.path().join("logs"), |_| {})
             .with_context(|| self.containerd.log())
     }
 
-    fn service(&self, pod: &Pod, name: &str) -> Result<String> {
+    pub(crate) fn service(&self, pod: &Pod, name: &str) -> Result<String> {
         self.run(pod, name, SERVICE)
     }
 
-    fn run(&self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
+    pub(crate) fn run(&self, pod: &Pod, name: &str, command: &[&str]) -> Result<String> {
         self.cri
             .run_container(pod, name, DEMO_IMAGE, command, |_| {})
             .with_context(|| self.containerd.log())
     }
 
-    fn end(&self, pod: &Pod) -> Result<()> {
+    pub(crate) fn end(&self, pod: &Pod) -> Result<()> {
         self.cri
             .stop_pod(pod)
             .and_then(|()| self.cri.remove_pod(pod))
@@ -89,7 +90,7 @@ fn running(cri: &Cri, id: &str) -> Result<()> {
 }
 
 /// containerd writes the log in its own time.
-fn logged(world: &World, pod: &Pod, container: &str, text: &str) -> Result<()> {
+pub(crate) fn logged(world: &World, pod: &Pod, container: &str, text: &str) -> Result<()> {
     wait_until("the log", world.setup().limit, || {
         (pod.log(container) == text).then_some(())
     })
@@ -97,7 +98,10 @@ fn logged(world: &World, pod: &Pod, container: &str, text: &str) -> Result<()> {
 }
 
 fn shared(world: &World) -> Result<()> {
-    let fixture = Fixture::start(world)?;
+    shared_in(world, &Fixture::start(world)?)
+}
+
+pub(crate) fn shared_in(world: &World, fixture: &Fixture) -> Result<()> {
     let cri = &fixture.cri;
     let pod = fixture.pod(world, "one")?;
     let first = fixture.service(&pod, "first")?;
@@ -371,7 +375,10 @@ const SERVER: &[&str] = &[
 
 fn network(world: &World) -> Result<()> {
     let net = HostNet::new()?;
-    let fixture = Fixture::start_with_network(world, &net)?;
+    network_in(world, &Fixture::start_with_network(world, &net)?, &net)
+}
+
+pub(crate) fn network_in(world: &World, fixture: &Fixture, net: &HostNet) -> Result<()> {
     let cri = &fixture.cri;
     let logs = world.path().join("logs");
     let run_pod = |name: &str| {
@@ -434,7 +441,10 @@ fn network(world: &World) -> Result<()> {
 }
 
 fn restarted(world: &World) -> Result<()> {
-    let mut fixture = Fixture::start(world)?;
+    restarted_in(world, &mut Fixture::start(world)?)
+}
+
+pub(crate) fn restarted_in(world: &World, fixture: &mut Fixture) -> Result<()> {
     let pod = fixture.pod(world, "lasting")?;
     let first = fixture.service(&pod, "first")?;
     let second = fixture.run(
@@ -482,7 +492,10 @@ fn restarted(world: &World) -> Result<()> {
 }
 
 fn shim_killed(world: &World) -> Result<()> {
-    let fixture = Fixture::start(world)?;
+    shim_killed_in(world, &Fixture::start(world)?)
+}
+
+pub(crate) fn shim_killed_in(world: &World, fixture: &Fixture) -> Result<()> {
     let cri = &fixture.cri;
     let pod = fixture.pod(world, "killed")?;
     let first = fixture.service(&pod, "first")?;

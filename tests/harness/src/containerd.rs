@@ -15,7 +15,12 @@ use crate::cri::{self, Cri};
 use crate::layout;
 use crate::netns::HostNet;
 use crate::process::{self, Finished, Running, wait_until};
+use crate::userland::Userland;
 use crate::world::World;
+
+mod newer;
+
+pub use newer::{Newer, Sandboxer};
 
 /// The runtime's name in containerd; it finds the shim's program by it.
 pub const RUNTIME: &str = "io.containerd.sandbox.v2";
@@ -56,6 +61,25 @@ pub struct Containerd {
     socket: PathBuf,
     log: PathBuf,
     limit: Duration,
+    land: Option<Userland>,
+}
+
+/// Where containerd runs, if not simply on this machine.
+#[derive(Default)]
+struct Place<'a> {
+    land: Option<Userland>,
+    net: Option<&'a HostNet>,
+}
+
+/// Makes the folder of networks in containerd's folder, with a bridge in it if pods are to have one.
+fn write_networks(folder: &Path, has_bridge: bool) -> Result<PathBuf> {
+    let networks = folder.join("cni");
+    fs::create_dir_all(&networks)?;
+    if has_bridge {
+        let text = bridge(&networks.join("leases")).to_string();
+        fs::write(networks.join("10-test.conflist"), text)?;
+    }
+    Ok(networks)
 }
 
 impl Containerd {
@@ -66,8 +90,9 @@ impl Containerd {
     pub fn start(world: &World) -> Result<Self> {
         Self::start_configured(
             world,
+            "version = 2\n",
             "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
-            None,
+            Place::default(),
         )
     }
 
@@ -79,15 +104,11 @@ impl Containerd {
     /// As [`Self::start`].
     pub fn start_with_cri(world: &World, net: Option<&HostNet>) -> Result<(Self, Cri)> {
         let folder = world.path().join("containerd");
-        let networks = folder.join("cni");
-        fs::create_dir_all(&networks)?;
-        if net.is_some() {
-            let text = bridge(&networks.join("leases")).to_string();
-            fs::write(networks.join("10-test.conflist"), text)?;
-        }
+        let networks = write_networks(&folder, net.is_some())?;
         let plugin = "plugins.\"io.containerd.grpc.v1.cri\"";
         let containerd = Self::start_configured(
             world,
+            "version = 2\n",
             &format!(
                 "[{plugin}]\nsandbox_image = {PAUSE_IMAGE:?}\nstream_server_port = \"0\"\n\
                  netns_mounts_under_state_dir = true\n\
@@ -96,21 +117,26 @@ impl Containerd {
                  [{plugin}.containerd.runtimes.{handler}]\nruntime_type = {RUNTIME:?}\n",
                 handler = cri::HANDLER,
             ),
-            net,
+            Place { land: None, net },
         )?;
+        let cri = containerd.import_images_of_pods(world)?;
+        Ok((containerd, cri))
+    }
+
+    /// Imports what pods need, and waits until the CRI plugin knows it.
+    fn import_images_of_pods(&self, world: &World) -> Result<Cri> {
         let pause = world.path().join("pause");
         fs::create_dir(&pause)?;
         let config = json!({"Entrypoint": ["/bin/tail", "-f", "/dev/null"]});
         layout::write(&pause, "pause", &[layout::busybox_layer()?], &config)?;
-        containerd.import(world, &["--namespace", "k8s.io"], &pause, PAUSE_IMAGE)?;
+        self.import(world, &["--namespace", "k8s.io"], &pause, PAUSE_IMAGE)?;
         let demo = fs::canonicalize(&world.setup().demo)?;
-        containerd.import(world, &["--namespace", "k8s.io"], &demo, DEMO_IMAGE)?;
-        let cri = containerd.cri()?;
+        self.import(world, &["--namespace", "k8s.io"], &demo, DEMO_IMAGE)?;
+        let cri = self.cri()?;
         for image in [PAUSE_IMAGE, DEMO_IMAGE] {
-            cri.wait_for_image(image)
-                .with_context(|| containerd.log())?;
+            cri.wait_for_image(image).with_context(|| self.log())?;
         }
-        Ok((containerd, cri))
+        Ok(cri)
     }
 
     /// Connects to the CRI plugin.
@@ -121,7 +147,12 @@ impl Containerd {
         Cri::connect(&self.socket, self.limit)
     }
 
-    fn start_configured(world: &World, plugins: &str, net: Option<&HostNet>) -> Result<Self> {
+    fn start_configured(
+        world: &World,
+        version: &str,
+        plugins: &str,
+        place: Place<'_>,
+    ) -> Result<Self> {
         let folder = world.path().join("containerd");
         fs::create_dir_all(&folder)?;
         let socket = folder.join("c.sock");
@@ -129,7 +160,7 @@ impl Containerd {
         fs::write(
             &config,
             format!(
-                "version = 2\nroot = {root:?}\nstate = {state:?}\n{plugins}\
+                "{version}root = {root:?}\nstate = {state:?}\n{plugins}\
                  [grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n",
                 root = folder.join("root"),
                 state = folder.join("state"),
@@ -143,9 +174,10 @@ impl Containerd {
         ))?;
         let log = folder.join("log");
         let plain = Command::new("containerd");
-        let mut command = match net {
-            Some(net) => net.command(&plain),
-            None => plain,
+        let mut command = match (&place.land, place.net) {
+            (Some(land), net) => land.command(&plain, net),
+            (None, Some(net)) => net.command(&plain),
+            (None, None) => plain,
         };
         world.adopt(&mut command);
         command
@@ -162,6 +194,7 @@ impl Containerd {
             socket,
             log,
             limit: world.setup().limit,
+            land: place.land,
         };
         containerd.wait_until_up()?;
         Ok(containerd)
@@ -236,7 +269,7 @@ impl Containerd {
     pub fn ctr_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(&self.socket).args(arguments);
-        command
+        self.in_its_land(command)
     }
 
     /// Runs `ctr` to its end.
@@ -265,8 +298,11 @@ impl Containerd {
         Ok(DEMO_IMAGE)
     }
 
-    /// Imports the layout in `folder` under this name.
-    fn import(&self, world: &World, options: &[&str], folder: &Path, name: &str) -> Result<()> {
+    /// Imports the layout in `folder` under this name, with these options of `ctr`'s own.
+    ///
+    /// # Errors
+    /// With what the tools said.
+    pub fn import(&self, world: &World, options: &[&str], folder: &Path, name: &str) -> Result<()> {
         let archive = world.path().join("image.tar");
         let status = Command::new("tar")
             .arg("--create")

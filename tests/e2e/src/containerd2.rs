@@ -1,0 +1,370 @@
+//! The shim under containerd 2, of the newer user land: task service of version 3, the sandbox service under its CRI plugin, its
+//! EROFS snapshotter.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use protobuf::{EnumOrUnknown, MessageField};
+use sandbox_harness::World;
+use sandbox_harness::containerd::{Containerd, DEMO_IMAGE, Newer, RUNTIME, Sandboxer};
+use sandbox_harness::cri::api::{DNSConfig, LinuxContainerResources, NamespaceMode};
+use sandbox_harness::cri::{Cri, Pod};
+use sandbox_harness::layout::{self, Layer};
+use sandbox_harness::netns::HostNet;
+use serde_json::{Value, json};
+
+use crate::Case;
+use crate::pods::{self, Fixture, logged};
+
+pub(crate) const CASES: &[Case] = &[
+    ("containerd2_ctr_runs_execs_and_kills", ctr),
+    ("containerd2_reads_what_the_shim_is", info),
+    ("containerd2_pod_of_the_sandbox_service_shares", shared),
+    (
+        "containerd2_pod_of_the_sandbox_service_is_as_configured",
+        configured,
+    ),
+    (
+        "containerd2_pod_of_the_sandbox_service_has_cnis_network",
+        network,
+    ),
+    (
+        "containerd2_pod_of_the_sandbox_service_outlives_it",
+        restarted,
+    ),
+    (
+        "containerd2_pod_whose_shim_is_killed_is_cleaned_up",
+        shim_killed,
+    ),
+    ("containerd2_pod_with_a_sandbox_container", podsandbox),
+    ("containerd2_erofs_snapshotter_makes_roots", erofs),
+];
+
+fn start(world: &World, newer: Newer<'_>) -> Result<Fixture> {
+    let (containerd, cri) = Containerd::start_newer_with_cri(world, newer)?;
+    Ok(Fixture { cri, containerd })
+}
+
+/// What containerd keeps of how it speaks to the shim of a container.
+fn bootstrap(world: &World, namespace: &str, id: &str) -> Result<Value> {
+    let state = world
+        .path()
+        .join("containerd/state/io.containerd.runtime.v2.task");
+    let path = state.join(namespace).join(id).join("bootstrap.json");
+    let text = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+fn ctr(world: &World) -> Result<()> {
+    let containerd = Containerd::start_newer(world, Newer::default())?;
+    let version = containerd.ctr(&["version"])?.expect_code(0)?.text();
+    ensure!(version.contains("2."), "{version}");
+    let image = containerd.import_demo(world)?;
+    let script = "uname -r; read line; echo \"$line\"; exit 7";
+    let mut once = containerd.start_ctr(&[
+        "run",
+        "--rm",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c1",
+        "sh",
+        "-c",
+        script,
+    ])?;
+    once.wait_for_line("6.12.")
+        .with_context(|| containerd.log())?;
+    once.write(b"through containerd\n")?;
+    once.wait_for_line("through containerd")?;
+    once.finish()?.expect_code(7)?;
+
+    let service = "echo up; while :; do sleep 1; done";
+    let mut running = containerd.start_ctr(&[
+        "run",
+        "--runtime",
+        RUNTIME,
+        image,
+        "c2",
+        "sh",
+        "-c",
+        service,
+    ])?;
+    running
+        .wait_for_line("up")
+        .with_context(|| containerd.log())?;
+    let spoken = bootstrap(world, "default", "c2")?;
+    ensure!(
+        spoken["version"] == 3 && spoken["protocol"] == "ttrpc",
+        "{spoken}"
+    );
+    let exec = |name: &str, script: &str| {
+        containerd.ctr(&["task", "exec", "--exec-id", name, "c2", "sh", "-c", script])
+    };
+    exec("e1", "echo from exec; exit 9")?
+        .expect_code(9)?
+        .expect_stdout("from exec\n")?;
+    let listed = containerd
+        .ctr(&["task", "ps", "c2"])?
+        .expect_code(0)?
+        .text();
+    ensure!(listed.lines().count() >= 2, "{listed}");
+    containerd.ctr(&["task", "metrics", "c2"])?.expect_code(0)?;
+    containerd
+        .ctr(&["task", "kill", "--signal", "SIGKILL", "c2"])?
+        .expect_code(0)?;
+    running.finish()?.expect_code(137)?;
+    containerd.ctr(&["task", "rm", "c2"])?;
+    containerd.ctr(&["container", "rm", "c2"])?.expect_code(0)?;
+    containerd.finish()
+}
+
+fn info(world: &World) -> Result<()> {
+    let containerd = Containerd::start_newer(world, Newer::default())?;
+    let text = containerd
+        .ctr(&["plugins", "inspect-runtime", "--runtime", RUNTIME])?
+        .expect_code(0)?
+        .text();
+    let info: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    ensure!(
+        info["Name"] == RUNTIME && info["Version"]["Version"] == env!("CARGO_PKG_VERSION"),
+        "{text}"
+    );
+    let mounts = info["Annotations"]["containerd.io/runtime-allow-mounts"].as_str();
+    ensure!(
+        mounts.is_some_and(|mounts| mounts.contains("erofs")),
+        "{text}"
+    );
+    // The class that deploy/ has for containerd 2 is taken as it is.
+    let config = world.path().join("containerd/config.toml");
+    let dump = containerd.read(&[
+        "containerd",
+        "--config",
+        &config.to_string_lossy(),
+        "config",
+        "dump",
+    ])?;
+    ensure!(dump.contains("sandboxer = 'shim'"), "{dump}");
+    containerd.finish()
+}
+
+fn shared(world: &World) -> Result<()> {
+    let fixture = start(world, Newer::default())?;
+    pods::shared_in(world, &fixture)?;
+    // The pod was one of the sandbox service: no container of containerd's holds its namespaces.
+    let images =
+        fixture
+            .containerd
+            .ctr(&["--namespace", "k8s.io", "container", "ls", "--quiet"])?;
+    images.expect_code(0)?.expect_stdout("")?;
+    fixture.containerd.finish()
+}
+
+/// A group for the pod that nobody else uses.
+fn cgroup_parent() -> String {
+    format!("/sandbox-test-{}-pod2", std::process::id())
+}
+
+fn configured_pod(cri: &Cri, logs: &Path) -> Result<Pod> {
+    cri.run_pod("configured", logs, |config| {
+        config.hostname = "web-0".to_owned();
+        config.dns_config = MessageField::some(DNSConfig {
+            servers: vec!["10.96.0.10".to_owned()],
+            searches: vec!["test.svc".to_owned(), "svc".to_owned()],
+            options: vec!["ndots:5".to_owned()],
+            ..Default::default()
+        });
+        let linux = config.linux.mut_or_insert_default();
+        linux.cgroup_parent = cgroup_parent();
+        linux
+            .sysctls
+            .insert("kernel.shm_rmid_forced".to_owned(), "1".to_owned());
+        linux.resources = MessageField::some(LinuxContainerResources {
+            cpu_period: 100_000,
+            cpu_quota: 150_000,
+            memory_limit_in_bytes: 200 << 20,
+            ..Default::default()
+        });
+        // A network namespace of its own, for which CNI has nothing.
+        let context = linux.security_context.mut_or_insert_default();
+        let options = context.namespace_options.mut_or_insert_default();
+        options.network = EnumOrUnknown::new(NamespaceMode::POD);
+    })
+}
+
+fn configured(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let newer = Newer {
+        net: Some(&net),
+        ..Newer::default()
+    };
+    let fixture = start(world, newer)?;
+    let cri = &fixture.cri;
+    let pod = configured_pod(cri, &world.path().join("logs"))
+        .with_context(|| fixture.containerd.log())?;
+    let id = fixture.service(&pod, "first")?;
+    let expect = |command: &[&str], wanted: &str| -> Result<()> {
+        let said = cri.exec(&id, command)?;
+        ensure!(said == wanted, "{command:?}: {said:?}");
+        Ok(())
+    };
+    // Its name, its names and its files are those that containerd gives with a sandbox container.
+    expect(&["hostname"], "web-0\n")?;
+    expect(&["cat", "/etc/hostname"], "web-0\n")?;
+    expect(
+        &["cat", "/etc/resolv.conf"],
+        "search test.svc svc\nnameserver 10.96.0.10\noptions ndots:5\n",
+    )?;
+    expect(&["grep", "-c", "localhost", "/etc/hosts"], "2\n")?;
+    expect(
+        &[
+            "sh",
+            "-c",
+            "echo 10.1.2.3 db >> /etc/hosts && tail -n 1 /etc/hosts",
+        ],
+        "10.1.2.3 db\n",
+    )?;
+    // So are its sysctls, and shared memory.
+    expect(&["cat", "/proc/sys/kernel/shm_rmid_forced"], "1\n")?;
+    expect(
+        &["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"],
+        "0\n",
+    )?;
+    expect(
+        &["sh", "-c", "df -k /dev/shm | awk 'NR == 2 { print $2 }'"],
+        "65536\n",
+    )?;
+    // Its machine has the size of its limits.
+    expect(&["grep", "-c", "^processor", "/proc/cpuinfo"], "2\n")?;
+    let total = cri.exec(&id, &["sh", "-c", "grep MemTotal /proc/meminfo"])?;
+    let kib: u64 = total
+        .split_whitespace()
+        .nth(1)
+        .context("MemTotal has no number")?
+        .parse()?;
+    ensure!((200 << 10..(200 + 96) << 10).contains(&kib), "{total}");
+    // On the host it is in its group.
+    let monitor = world.process(world.setup().driver.monitor())?.pid;
+    let group = format!("{}/{}", cgroup_parent(), pod.id);
+    let groups = fs::read_to_string(format!("/proc/{monitor}/cgroup"))?;
+    ensure!(
+        groups.lines().any(|line| line.ends_with(&group)),
+        "{groups}"
+    );
+    fixture.end(&pod)?;
+    fixture.containerd.finish()
+}
+
+fn network(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let newer = Newer {
+        net: Some(&net),
+        ..Newer::default()
+    };
+    let fixture = start(world, newer)?;
+    pods::network_in(world, &fixture, &net)?;
+    fixture.containerd.finish()
+}
+
+fn restarted(world: &World) -> Result<()> {
+    let mut fixture = start(world, Newer::default())?;
+    pods::restarted_in(world, &mut fixture)?;
+    fixture.containerd.finish()
+}
+
+fn shim_killed(world: &World) -> Result<()> {
+    let fixture = start(world, Newer::default())?;
+    pods::shim_killed_in(world, &fixture)?;
+    fixture.containerd.finish()
+}
+
+fn podsandbox(world: &World) -> Result<()> {
+    let newer = Newer {
+        sandboxer: Sandboxer::Podsandbox,
+        ..Newer::default()
+    };
+    let fixture = start(world, newer)?;
+    let pod = fixture.pod(world, "classic")?;
+    let first = fixture.service(&pod, "first")?;
+    let second = fixture.run(&pod, "second", &["sh", "-c", "echo up; sleep 12345"])?;
+    for id in [&first, &second, &pod.id] {
+        let spoken = bootstrap(world, "k8s.io", id)?;
+        ensure!(spoken["version"] == 3, "{spoken}");
+    }
+    world.process(world.setup().driver.monitor())?;
+    logged(world, &pod, "second", "up\n")?;
+    let answer = fixture.cri.exec(&first, &["echo", "well"])?;
+    ensure!(answer == "well\n", "{answer}");
+    fixture.end(&pod)?;
+    fixture.containerd.finish()
+}
+
+/// An image of three layers, of which the last one changes and removes what is in the one below.
+fn layered(folder: &Path) -> Result<()> {
+    fs::create_dir(folder)?;
+    let base = layout::busybox_layer()?;
+    let lower = Layer::default()
+        .directory("data", 0o755)?
+        .file("data/kept", 0o644, b"kept")?
+        .file("data/changed", 0o644, b"before")?
+        .file("data/removed", 0o644, b"gone")?
+        .finish()?;
+    let upper = Layer::default()
+        .directory("data", 0o755)?
+        .file("data/changed", 0o600, b"after")?
+        .file("data/.wh.removed", 0o644, b"")?
+        .finish()?;
+    let config = json!({ "Env": ["PATH=/bin"] });
+    layout::write(folder, "layered", &[base, lower, upper], &config)
+}
+
+fn erofs(world: &World) -> Result<()> {
+    let newer = Newer {
+        snapshotter: "erofs",
+        ..Newer::default()
+    };
+    let fixture = start(world, newer)?;
+    let containerd = &fixture.containerd;
+    let folder = world.path().join("layered");
+    layered(&folder)?;
+    let name = "docker.io/library/layered:latest";
+    containerd.import(world, &["--namespace", "k8s.io"], &folder, name)?;
+    fixture
+        .cri
+        .wait_for_image(name)
+        .with_context(|| containerd.log())?;
+
+    let pod = fixture.pod(world, "layers")?;
+    let script = "cat /data/kept /data/changed; ls /data; echo new > /data/kept; cat /data/kept; echo up; sleep 12345";
+    let command = ["sh", "-c", script];
+    let run = |container: &str| {
+        fixture
+            .cri
+            .run_container(&pod, container, name, &command, |_| {})
+            .with_context(|| containerd.log())
+    };
+    let (first, second) = (run("first")?, run("second")?);
+    // The layers are images of EROFS: the snapshotter's, mounted on the host, or left to the shim.
+    let mounts = containerd.ctr(&[
+        "--namespace",
+        "k8s.io",
+        "snapshot",
+        "--snapshotter",
+        "erofs",
+        "mounts",
+        "/x",
+        &first,
+    ])?;
+    let mounts = mounts.expect_code(0)?.text();
+    ensure!(
+        mounts.contains("io.containerd.snapshotter.v1.erofs"),
+        "{mounts}"
+    );
+    for container in ["first", "second"] {
+        logged(world, &pod, container, "keptafterchanged\nkept\nnew\nup\n")?;
+    }
+    let upper = fixture.cri.exec(&second, &["cat", "/data/kept"])?;
+    ensure!(upper == "new\n", "{upper}");
+    fixture.end(&pod)?;
+    fixture.containerd.finish()
+}
