@@ -319,6 +319,7 @@ mod tests {
     use super::*;
     use crate::events::Publisher;
     use sandbox_runtime::Config;
+    use sandbox_runtime::network::PodNetwork;
     use sandbox_types::SandboxId;
 
     fn pod() -> Arc<Pod> {
@@ -387,8 +388,8 @@ mod tests {
         let spec = holder_spec(&HashMap::new(), "/run/netns/a").unwrap();
         let program = crate::program::of_container(spec.spec.annotations().as_ref());
         assert!(program.is_ok());
-        assert_eq!(spec.network_namespace(), Some("/run/netns/a".as_ref()));
+        assert_eq!(spec.network(), Some(PodNetwork::At("/run/netns/a".into())));
         let spec = holder_spec(&HashMap::new(), "").unwrap();
-        assert_eq!(spec.network_namespace(), None);
+        assert_eq!(spec.network(), None);
     }
 }
