@@ -28,6 +28,7 @@ mod process;
 mod process_list;
 mod programs;
 mod reaper;
+mod resolver;
 mod serve;
 mod service;
 mod spec;

@@ -18,6 +18,13 @@ pub(crate) enum NetworkError {
     /// There is no such device.
     #[error("interface {name:?}: the machine has no network device {mac}")]
     NoDevice { name: String, mac: MacAddress },
+    /// A device cannot be taken away.
+    #[error("the network device {mac} is not needed, and cannot be taken away")]
+    Remove {
+        mac: MacAddress,
+        #[source]
+        source: std::io::Error,
+    },
     /// The kernel refused.
     #[error("interface {name:?}")]
     Kernel {
@@ -152,6 +159,28 @@ impl Wanted {
     }
 }
 
+/// Where sysfs has the network devices, and the driver of the machine's (Documentation/ABI/testing/sysfs-bus-pci, whose
+/// `unbind` every bus has).
+const DEVICES: &str = "/sys/class/net";
+const UNBIND: &str = "/sys/bus/virtio/drivers/virtio_net/unbind";
+
+/// Takes a device away that is not needed. That there is none is no error.
+fn remove(links: &[Link], mac: MacAddress) -> Result<(), NetworkError> {
+    let Some(link) = links
+        .iter()
+        .find(|link| link.mac == Some(mac) && !link.is_loopback)
+    else {
+        return Ok(());
+    };
+    let device = std::fs::read_link(format!("{DEVICES}/{}/device", link.name));
+    device
+        .and_then(|device| {
+            let name = device.file_name().unwrap_or_default();
+            std::fs::write(UNBIND, name.as_encoded_bytes())
+        })
+        .map_err(|source| NetworkError::Remove { mac, source })
+}
+
 /// Makes the devices what the request says.
 pub(crate) fn configure(request: &ConfigureNetworkRequest) -> Result<(), NetworkError> {
     let wanted: Vec<Wanted> = request
@@ -165,6 +194,13 @@ pub(crate) fn configure(request: &ConfigureNetworkRequest) -> Result<(), Network
     };
     let mut netlink = Netlink::open().map_err(kernel("*"))?;
     let links = netlink.links().map_err(kernel("*"))?;
+    for mac in &request.unused_devices {
+        let mac = MacAddress::from_slice(mac).ok_or(NetworkError::Invalid {
+            name: "*".to_owned(),
+            what: "the hardware address of an unused device",
+        })?;
+        remove(&links, mac)?;
+    }
     let mut devices = Vec::new();
     for interface in &wanted {
         let link = interface.find(&links).ok_or(NetworkError::NoDevice {

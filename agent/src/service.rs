@@ -95,7 +95,7 @@ impl Agent for AgentService {
             let code = match &error {
                 NetworkError::Invalid { .. } => Code::INVALID_ARGUMENT,
                 NetworkError::NoDevice { .. } => Code::NOT_FOUND,
-                NetworkError::Kernel { .. } => Code::INTERNAL,
+                NetworkError::Kernel { .. } | NetworkError::Remove { .. } => Code::INTERNAL,
             };
             ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
         })?;

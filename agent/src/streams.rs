@@ -1,4 +1,5 @@
-//! The stream port: each connection names a stream of a process, or a port of the loopback interface, and becomes it.
+//! The stream port: each connection names a stream of a process, a port of the loopback interface, or the resolver on the
+//! host, and becomes it.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,6 +12,7 @@ use sandbox_types::ContainerId;
 use tokio::net::TcpStream;
 
 use crate::containers::{ContainerError, Containers};
+use crate::resolver::{Resolver, ResolverError};
 use crate::service::exec_id;
 use crate::stdio::Connection;
 
@@ -28,6 +30,8 @@ enum StreamError {
     Closed(#[from] crate::stdio::StdinClosed),
     #[error("the stream's kind {number} is not known")]
     Kind { number: i32 },
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
     #[error("{number} is no port")]
     Port { number: u32 },
     #[error("cannot connect to {address}")]
@@ -61,6 +65,15 @@ async fn run(
     open: &StreamOpen,
     containers: &Containers,
 ) -> Result<(), FrameError> {
+    if open.kind.enum_value() == Ok(StreamKind::STREAM_KIND_RESOLVER) {
+        return match Resolver::open().await {
+            Ok(resolver) => {
+                write_frame(&mut connection, &StreamOpened::new()).await?;
+                resolver.serve(connection).await
+            }
+            Err(error) => refuse(connection, &error.into()).await,
+        };
+    }
     if open.kind.enum_value() == Ok(StreamKind::STREAM_KIND_LOOPBACK) {
         return match connect(open).await {
             Ok(mut peer) => {
@@ -131,7 +144,12 @@ fn find(open: &StreamOpen, containers: &Containers) -> Result<Stream, StreamErro
         Ok(StreamKind::STREAM_KIND_STDIN) => streams.stdin.clone().map(Stream::Input),
         Ok(StreamKind::STREAM_KIND_STDOUT) => streams.stdout.clone().map(Stream::Output),
         Ok(StreamKind::STREAM_KIND_STDERR) => streams.stderr.clone().map(Stream::Output),
-        Ok(StreamKind::STREAM_KIND_UNSPECIFIED | StreamKind::STREAM_KIND_LOOPBACK) | Err(_) => {
+        Ok(
+            StreamKind::STREAM_KIND_UNSPECIFIED
+            | StreamKind::STREAM_KIND_LOOPBACK
+            | StreamKind::STREAM_KIND_RESOLVER,
+        )
+        | Err(_) => {
             return Err(StreamError::Kind { number });
         }
     };

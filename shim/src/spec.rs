@@ -11,9 +11,11 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use sandbox_protocol::extensions::COPY_OPTION;
 use sandbox_runtime::Config;
 use sandbox_runtime::cgroup::{CgroupPath, CgroupPathError};
+use sandbox_runtime::network::PodNetwork;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
 
@@ -24,6 +26,9 @@ use update::UpdateError;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
 const MAX_SPEC_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Where a container is told of the servers that its names come from (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Why a specification cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -190,11 +195,39 @@ impl BundleSpec {
         ))
     }
 
-    /// The path of the network namespace that the caller made for the pod.
-    pub(crate) fn network_namespace(&self) -> Option<&Path> {
+    /// The root on the host, where no mounts say what it is (OCI runtime spec, "Root": relative to the bundle).
+    pub(crate) fn root(&self, bundle: &Path) -> PathBuf {
+        let root = self.spec.root().as_ref().map(|root| root.path().as_path());
+        bundle.join(root.unwrap_or(Path::new("rootfs")))
+    }
+
+    /// The network namespace on the host: the one that the caller made for the pod, or one that it wants to fill.
+    pub(crate) fn network(&self) -> Option<PodNetwork> {
         let namespaces = self.spec.linux().as_ref()?.namespaces().as_ref()?;
         let of_kind = |namespace: &&LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
-        namespaces.iter().find(of_kind)?.path().as_deref()
+        match namespaces.iter().find(of_kind)?.path() {
+            Some(path) if !path.as_os_str().is_empty() => Some(PodNetwork::At(path.clone())),
+            _ => self.is_filled_late().then_some(PodNetwork::New),
+        }
+    }
+
+    /// Whether the caller looks for the new network namespace of the container's process, to put a network into it. None says
+    /// so: nerdctl does it in a hook; Docker between create and start, and gives the container the host's file with the
+    /// servers that its names come from. `ctr` has neither, and the container no network.
+    fn is_filled_late(&self) -> bool {
+        let hooks = self.spec.hooks().as_ref();
+        let has_hooks = hooks.is_some_and(|hooks| {
+            let lists = [hooks.prestart(), hooks.create_runtime()];
+            lists.into_iter().flatten().any(|list| !list.is_empty())
+        });
+        let mounts = self.spec.mounts().iter().flatten();
+        let is_resolv_conf = |mount: &Mount| {
+            let options = mount.options().iter().flatten();
+            mount.destination() == Path::new(RESOLV_CONF)
+                && mount.typ().as_deref() == Some("bind")
+                && !options.into_iter().any(|option| option == COPY_OPTION)
+        };
+        has_hooks || mounts.into_iter().any(is_resolv_conf)
     }
 
     /// Where the pod's control group on the host is to be, when that is said.
@@ -279,6 +312,55 @@ mod tests {
         let path = of(r#"{"cgroupsPath":"/default/c1"}"#).unwrap().unwrap();
         assert_eq!(path.to_string(), "/default/c1");
         assert!(of(r#"{"cgroupsPath":"/../c1"}"#).is_err());
+    }
+
+    fn with(more: &str) -> BundleSpec {
+        let json = format!(
+            r#"{{"ociVersion":"1.0.2",{more},"process":{{"args":["a"],"cwd":"/","user":{{"uid":0,"gid":0}}}}}}"#
+        );
+        bundle(&json).unwrap()
+    }
+
+    #[test]
+    fn network_namespace_is_the_callers_or_a_new_one_for_who_fills_it() {
+        let new = r#""linux":{"namespaces":[{"type":"network"}]}"#;
+        let resolv_conf = |options: &str| {
+            format!(
+                r#"{new},"mounts":[{{"destination":"/etc/resolv.conf","type":"bind","source":"/f","options":[{options}]}}]"#
+            )
+        };
+        let network = |more: &str| with(more).network();
+        assert_eq!(
+            network(r#""linux":{"namespaces":[{"type":"mount"}]}"#),
+            None
+        );
+        assert_eq!(
+            network(r#""linux":{"namespaces":[{"type":"network","path":"/run/netns/a"}]}"#),
+            Some(PodNetwork::At("/run/netns/a".into()))
+        );
+        assert_eq!(network(new), None);
+        assert_eq!(network(&resolv_conf(r#""rbind""#)), Some(PodNetwork::New));
+        assert_eq!(network(&resolv_conf(r#""x-sandbox.copy""#)), None);
+        for (kind, wanted) in [
+            ("createRuntime", Some(PodNetwork::New)),
+            ("prestart", Some(PodNetwork::New)),
+            ("poststop", None),
+        ] {
+            let hooks = format!(r#"{new},"hooks":{{"{kind}":[{{"path":"/bin/true"}}]}}"#);
+            assert_eq!(network(&hooks), wanted, "{kind}");
+        }
+    }
+
+    #[test]
+    fn root_is_where_the_specification_says() {
+        let root =
+            |text: &str| with(&format!(r#""root":{{"path":"{text}"}}"#)).root(Path::new("/b"));
+        assert_eq!(root("rootfs"), Path::new("/b/rootfs"));
+        assert_eq!(root("/srv/merged"), Path::new("/srv/merged"));
+        assert_eq!(
+            with(r#""hostname":"a""#).root(Path::new("/b")),
+            Path::new("/b/rootfs")
+        );
     }
 
     #[test]

@@ -184,13 +184,15 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
-        let processes = self
-            .pod
-            .list(&container)
-            .await?
-            .into_iter()
-            .map(process_info)
-            .collect::<Result<_, _>>()?;
+        let processes = self.pod.list(&container).await?.into_iter();
+        let processes = match self.pod.is_known_by_process()? {
+            // `docker top` gives the numbers to the host's ps, where those of the guest's are somebody else's.
+            true => vec![ProcessInfo {
+                pid: self.pod.pid(),
+                ..Default::default()
+            }],
+            false => processes.map(process_info).collect::<Result<_, _>>()?,
+        };
         Ok(PidsResponse {
             processes,
             ..Default::default()

@@ -104,7 +104,8 @@ pub(crate) fn process(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> J
 /// [`JailError`]; the process is then half way, and is to end.
 pub fn enter(config: &JailConfig, parent: OwnedFd) -> Result<Landlock, JailError> {
     limits::set(&config.limits)?;
-    namespaces::unshare(config.root.is_some())?;
+    let all = config.root.is_some();
+    namespaces::unshare(all, all && !config.keeps_network)?;
     if let Some(root) = &config.root {
         root::enter(root)?;
     }

@@ -10,17 +10,21 @@ use crate::enter::process;
 /// The host's name is not for the jail.
 const HOST_NAME: &[u8] = b"sandbox";
 
-/// Leaves the namespaces of System V objects and message queues, of the host's name and of control groups and, with
-/// `all`, of mounts and of the network too.
+/// Leaves the namespaces of System V objects and message queues, of the host's name and of control groups and, as is asked
+/// for, of mounts and of the network too.
 ///
 /// # Errors
 /// [`JailError::Namespaces`].
-pub fn unshare(all: bool) -> Result<(), JailError> {
+pub fn unshare(mounts: bool, network: bool) -> Result<(), JailError> {
     let mut flags =
         CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWCGROUP;
     let mut names = "ipc, uts, cgroup";
-    if all {
-        flags |= CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET;
+    if mounts {
+        flags |= CloneFlags::CLONE_NEWNS;
+        names = "ipc, uts, cgroup, mount";
+    }
+    if network {
+        flags |= CloneFlags::CLONE_NEWNET;
         names = "ipc, uts, cgroup, mount, network";
     }
     nix::sched::unshare(flags).map_err(|errno| JailError::Namespaces {

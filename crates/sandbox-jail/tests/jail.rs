@@ -238,6 +238,7 @@ fn jail(place: &Path, folders: &[(&Path, JailAccess)]) -> JailConfig {
         }),
         capabilities: 0,
         limits: limits(),
+        keeps_network: false,
         parent_fd: -1,
         keep_fds: Vec::new(),
     }

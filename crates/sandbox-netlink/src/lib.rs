@@ -1,5 +1,5 @@
 //! Interfaces, addresses, routes and neighbours, over rtnetlink(7): what both sides of the boundary need, the shim in the
-//! pod's network namespace and the agent in the guest.
+//! pod's network namespace and the agent in the guest. And a redirection of ports ([`Redirect`]), over nfnetlink.
 //!
 //! Synchronous: each call is a few microseconds of the kernel's, and a [`Netlink`] belongs to the namespace of the thread
 //! that opened it, for ever.
@@ -7,6 +7,7 @@
 mod address;
 mod link;
 mod neighbour;
+mod redirect;
 mod route;
 
 use std::io;
@@ -22,6 +23,7 @@ pub use link::{Link, LinkChange};
 pub use neighbour::Neighbour;
 pub use netlink_packet_core as packet_core;
 pub use netlink_packet_route as packet;
+pub use redirect::Redirect;
 pub use route::Route;
 
 /// Why something could not be found out or changed.

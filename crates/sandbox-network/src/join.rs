@@ -221,6 +221,18 @@ impl Joined {
         &self.nics
     }
 
+    /// The namespace.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Whether nothing is in the namespace yet, so that the one device waits for it.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        matches!(self.nics.as_slice(), [nic] if nic.interface.is_none())
+    }
+
     /// Undoes everything.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ pub mod cni;
 mod join;
 mod loopback;
 mod namespace;
+mod resolver;
 mod tap;
 mod tc;
 
@@ -31,6 +32,7 @@ use std::path::PathBuf;
 pub use join::{Interface, JoinError, JoinRecord, Joined, Nic, NicOptions, undo};
 pub use loopback::Loopback;
 pub use namespace::Namespace;
+pub use resolver::{RESOLVER, RESOLVER_PORT};
 pub use sandbox_netlink::{Address, Neighbour, NetlinkError, Route};
 
 /// Why a pod's network cannot be joined or left.
@@ -113,6 +115,22 @@ pub enum NetworkError {
     Loopback {
         /// What was tried.
         action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What listens in it cannot be found out.
+    #[error("cannot read what listens in the network namespace")]
+    Sockets {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A program in it cannot be spoken to.
+    #[error("cannot speak to {to} in the network namespace")]
+    Socket {
+        /// Whom.
+        to: std::net::SocketAddr,
         /// Why.
         #[source]
         source: io::Error,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -69,31 +69,36 @@ impl Namespace {
             source,
         };
         File::create_new(path).map_err(failed)?;
-        let work = || -> Result<(), NetworkError> {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-            let mut netlink = Netlink::open()?;
-            let up = LinkChange {
-                up: Some(true),
-                ..LinkChange::default()
-            };
-            for link in netlink.links()?.iter().filter(|link| link.is_loopback) {
-                netlink.change_link(link.index, &up)?;
-            }
+        let made = on_a_thread(failed, || {
+            begin_empty(failed)?;
             mount_bind(OURS, path).map_err(|errno| failed(errno.into()))
-        };
-        let made = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("netns".to_owned())
-                .spawn_scoped(scope, work)
-                .map_err(failed)?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(failed(io::Error::other("the thread in it panicked"))))
         });
         if made.is_err() {
             let _ = std::fs::remove_file(path);
         }
         made
+    }
+
+    /// Makes an empty namespace whose loopback interface is up. It has no name: it ends with the last descriptor of it and
+    /// the last process in it. Its path is that of this process's descriptor.
+    ///
+    /// # Errors
+    /// [`NetworkError::Make`].
+    pub fn make_unnamed() -> Result<Self, NetworkError> {
+        let failed = |source: io::Error| NetworkError::Make {
+            action: "make",
+            path: PathBuf::from(OURS),
+            source,
+        };
+        let file = on_a_thread(failed, || {
+            begin_empty(failed)?;
+            File::open(OURS).map_err(failed)
+        })?;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        Ok(Self {
+            path: path.into(),
+            file,
+        })
     }
 
     /// Removes what [`Self::make`] made; that it is gone is no error.
@@ -155,19 +160,25 @@ impl Namespace {
             path: self.path.clone(),
             source,
         };
-        let within = || {
+        on_a_thread(failed, || {
             move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
                 .map_err(|errno| failed(errno.into()))?;
             work()
-        };
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("netns".to_owned())
-                .spawn_scoped(scope, within)
-                .map_err(failed)?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(failed(io::Error::other("the thread in it panicked"))))
+        })
+    }
+
+    /// One more descriptor of the same namespace.
+    ///
+    /// # Errors
+    /// [`NetworkError::Open`].
+    pub fn try_clone(&self) -> Result<Self, NetworkError> {
+        let file = self.file.try_clone().map_err(|source| NetworkError::Open {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path: self.path.clone(),
+            file,
         })
     }
 }
@@ -176,6 +187,36 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Does something on a thread of its own, which may leave its namespace.
+fn on_a_thread<T: Send>(
+    failed: impl Fn(io::Error) -> NetworkError + Copy,
+    work: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("netns".to_owned())
+            .spawn_scoped(scope, work)
+            .map_err(failed)?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(failed(io::Error::other("the thread in it panicked"))))
+    })
+}
+
+/// Puts the calling thread into a new namespace whose loopback interface is up.
+fn begin_empty(failed: impl Fn(io::Error) -> NetworkError) -> Result<(), NetworkError> {
+    unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
+    let mut netlink = Netlink::open()?;
+    let up = LinkChange {
+        up: Some(true),
+        ..LinkChange::default()
+    };
+    for link in netlink.links()?.iter().filter(|link| link.is_loopback) {
+        netlink.change_link(link.index, &up)?;
+    }
+    Ok(())
 }
 
 fn id(file: &File) -> io::Result<NamespaceId> {
@@ -199,5 +240,18 @@ mod tests {
         assert!(matches!(error, NetworkError::NotANamespace { .. }));
         let error = Namespace::open(Path::new("/nonexistent")).unwrap_err();
         assert!(matches!(error, NetworkError::Open { .. }));
+    }
+
+    #[test]
+    fn unnamed_namespace_is_another_one_and_is_found_by_its_path() {
+        let unnamed = Namespace::make_unnamed().unwrap();
+        assert!(!unnamed.is_ours().unwrap());
+        let found = Namespace::open(unnamed.path()).unwrap();
+        assert_eq!(found.id().unwrap(), unnamed.id().unwrap());
+        let links = unnamed.enter(|| Ok(Netlink::open()?.links()?)).unwrap();
+        assert!(links.len() == 1 && links[0].is_loopback, "{links:?}");
+        let path = unnamed.path().to_owned();
+        drop((unnamed, found));
+        assert!(Namespace::open(&path).is_err());
     }
 }

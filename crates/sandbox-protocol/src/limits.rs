@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// The largest framed message (events, stream headers), in bytes.
 pub const MAX_FRAME_BYTES: usize = 64 * 1024;
+/// The largest question to, or answer of, the resolver on the host, in bytes: it travels in a frame.
+pub const MAX_RESOLVER_MESSAGE_BYTES: usize = 60 * 1024;
+/// How many questions to it may be without an answer at the same time; more are not answered.
+pub const MAX_RESOLVER_QUERIES: usize = 256;
 /// The largest ttrpc message that the host accepts from an agent, in bytes (ttrpc's own limit is 4 MiB).
 pub const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
 /// How long the host waits for an answer to a control call that does no work worth mentioning.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::FutureExt;
-use sandbox_network::Nic;
+use sandbox_network::{Namespace, Nic};
 
 use crate::cleanup::{CleanupError, Record};
 use crate::config::ConfigError;
@@ -129,6 +129,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) share: Option<&'a ShareMounts>,
     /// The network devices.
     pub(crate) nics: &'a [Nic],
+    /// The network namespace in which the process that runs the guest is to be, if not in one of its jail's own.
+    pub(crate) namespace: Option<&'a Namespace>,
     /// The vsock device's socket, listening.
     pub(crate) vsock_listener: &'a UnixListener,
     /// The prefix of the sockets of the guest's ports.
@@ -166,6 +168,14 @@ impl MachineRequest<'_> {
             Some(jail) => jail.inside(self.ports),
             None => self.ports.to_owned(),
         }
+    }
+
+    /// Has the process that runs the guest begin in the network namespace that is its own, if there is one.
+    fn place(&self, launch: &mut Launch) -> Result<(), DriverError> {
+        if let Some(namespace) = self.namespace {
+            launch.begin_in_network(namespace)?;
+        }
+        Ok(())
     }
 
     /// A listening socket for a helper's vhost-user device.

@@ -217,6 +217,7 @@ impl SandboxJail {
                 processes: Some(PROCESSES),
                 file_bytes,
             },
+            keeps_network: false,
             parent_fd: -1,
             keep_fds: Vec::new(),
         }
@@ -233,6 +234,7 @@ impl SandboxJail {
                 processes: None,
                 file_bytes: None,
             },
+            keeps_network: false,
             parent_fd: -1,
             keep_fds: Vec::new(),
         }

@@ -26,6 +26,7 @@ pub mod jail;
 mod loopback;
 pub mod network;
 pub mod process;
+mod resolver;
 pub mod rootfs;
 pub mod sandbox;
 pub mod share;

@@ -29,12 +29,12 @@ pub(crate) struct LoopbackService {
 }
 
 impl LoopbackService {
-    /// Serves the loopback interface of the network namespace at `path` by the guest behind `vsock`.
+    /// Serves the loopback interface of a network namespace by the guest behind `vsock`.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub(crate) fn start(path: &Path, vsock: &Path) -> Result<Self, NetworkError> {
-        let Loopback { listeners, link } = Loopback::take(&Namespace::open(path)?)?;
+    pub(crate) fn start(namespace: &Namespace, vsock: &Path) -> Result<Self, NetworkError> {
+        let Loopback { listeners, link } = Loopback::take(namespace)?;
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut tasks = JoinSet::new();
         for listener in listeners {

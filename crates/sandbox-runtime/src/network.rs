@@ -1,7 +1,7 @@
 //! The pod's network, between the namespace on the host and the agent in the guest.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use sandbox_network::NetworkError;
@@ -12,17 +12,39 @@ use sandbox_protocol::agent::{
 
 use crate::cleanup::{CleanupError, Record};
 
-/// How many network devices a machine needs for the namespace at `path`; none when that is the caller's own, which is
-/// not the pod's to take.
-///
-/// # Errors
-/// [`NetworkError`].
-pub fn devices(path: &Path) -> Result<usize, NetworkError> {
-    let namespace = Namespace::open(path)?;
-    if namespace.is_ours()? {
-        return Ok(0);
+/// The network namespace of a pod on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// Its caller has made it, at this path.
+    At(PathBuf),
+    /// One is to be made. The process that runs the guest is in it, by which the caller finds it, to fill it before the
+    /// container is started.
+    New,
+}
+
+impl PodNetwork {
+    /// How many network devices a machine needs for it; none when it is the caller's own, which is not the pod's to take.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub fn devices(&self) -> Result<usize, NetworkError> {
+        let Self::At(path) = self else {
+            // For what will come.
+            return Ok(1);
+        };
+        let namespace = Namespace::open(path)?;
+        if namespace.is_ours()? {
+            return Ok(0);
+        }
+        namespace.devices()
     }
-    namespace.devices()
+
+    fn open(&self) -> Result<Namespace, NetworkError> {
+        match self {
+            Self::At(path) => Namespace::open(path),
+            Self::New => Namespace::make_unnamed(),
+        }
+    }
 }
 
 /// The joined network of a sandbox, if it has one; shared by its handle and its supervisor.
@@ -36,14 +58,15 @@ impl SharedNetwork {
         self.joined.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Joins the namespace at `path`, with such devices for its interfaces. What will have to be undone is on record in the sandbox's folder `dir` first.
+    /// Joins a pod's namespace, with such devices for its interfaces. What will have to be undone is on record in the sandbox's
+    /// folder `dir` first.
     pub(crate) fn join(
         &self,
-        path: &Path,
+        network: &PodNetwork,
         options: NicOptions,
         dir: &Path,
     ) -> Result<(), JoinError<CleanupError>> {
-        let namespace = Namespace::open(path)?;
+        let namespace = network.open()?;
         let joined = Joined::join(namespace, options, |record| {
             Record::set_network(dir, record)
         })?;
@@ -56,18 +79,42 @@ impl SharedNetwork {
         self.lock().as_ref().and_then(configuration)
     }
 
-    /// As [`Self::configuration`], when something has appeared in a namespace that was empty.
+    /// As [`Self::configuration`], when something has appeared in a namespace that was empty. When nothing has in one that
+    /// was `made` for the sandbox, the device that waited for it is not needed.
     pub(crate) fn look_again(
         &self,
         dir: &Path,
+        made: bool,
     ) -> Result<Option<ConfigureNetworkRequest>, JoinError<CleanupError>> {
         let mut network = self.lock();
         let Some(joined) = network.as_mut() else {
             return Ok(None);
         };
+        if !joined.waits() {
+            return Ok(None);
+        }
         let changed = joined.look_again(|record| Record::set_network(dir, record))?;
-        Ok(if changed { configuration(joined) } else { None })
+        Ok(match (changed, made) {
+            (true, _) => configuration(joined),
+            (false, true) => Some(ConfigureNetworkRequest {
+                unused_devices: joined.nics().iter().map(device).collect(),
+                ..Default::default()
+            }),
+            (false, false) => None,
+        })
     }
+
+    /// One more descriptor of the namespace, if there is one.
+    pub(crate) fn namespace(&self) -> Result<Option<Namespace>, NetworkError> {
+        let network = self.lock();
+        let joined = network.as_ref();
+        joined.map(|it| it.namespace().try_clone()).transpose()
+    }
+}
+
+/// By what the guest knows a device.
+fn device(nic: &Nic) -> Vec<u8> {
+    nic.mac.bytes().to_vec()
 }
 
 fn configuration(joined: &Joined) -> Option<ConfigureNetworkRequest> {
@@ -84,7 +131,7 @@ fn configuration(joined: &Joined) -> Option<ConfigureNetworkRequest> {
 
 fn interface(nic: &Nic, interface: &Interface) -> NetworkInterface {
     NetworkInterface {
-        device_mac: nic.mac.bytes().to_vec(),
+        device_mac: device(nic),
         name: interface.name.clone(),
         mac: interface.mac.bytes().to_vec(),
         mtu: interface.mtu,

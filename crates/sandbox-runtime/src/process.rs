@@ -153,6 +153,7 @@ pub(crate) struct Launch {
     mappings: Vec<FdMapping>,
     console: Option<Console>,
     jailing: Option<Jailing>,
+    network: Option<OwnedFd>,
 }
 
 impl Launch {
@@ -164,6 +165,7 @@ impl Launch {
             mappings: Vec::new(),
             console: None,
             jailing: None,
+            network: None,
         }
     }
 
@@ -251,6 +253,20 @@ impl Launch {
         ])
     }
 
+    /// Has it begin in a network namespace, in which its jail leaves it.
+    pub(crate) fn begin_in_network(&mut self, namespace: impl AsFd) -> Result<(), SpawnError> {
+        // Not one of the low numbers, which are replaced in the child before it is used.
+        let copy = rustix::io::fcntl_dupfd_cloexec(namespace, FIRST_PASSED_FD);
+        self.network = Some(copy.map_err(|errno| SpawnError::Descriptors {
+            name: self.name,
+            source: errno.into(),
+        })?);
+        if let Some(jailing) = &mut self.jailing {
+            jailing.config.keeps_network = true;
+        }
+        Ok(())
+    }
+
     /// Keeps the tail of its standard output as the guest's console.
     pub(crate) fn console(&mut self, console: Console) -> &mut Self {
         self.console = Some(console);
@@ -293,6 +309,9 @@ impl Launch {
             command.env_clear();
         }
         die_with_parent(&mut command, parent);
+        if let Some(network) = self.network {
+            enter_network(&mut command, network);
+        }
         let mut command = tokio::process::Command::from(command);
         command.kill_on_drop(true);
         let namespace = match is_jailed {
@@ -380,6 +399,13 @@ fn die_with_parent(command: &mut std::process::Command, parent: OwnedFd) {
         Ok(())
     };
     // SAFETY: the hook makes two system calls and allocates nothing, so it may run between fork and exec.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// Has the child begin in a network namespace.
+fn enter_network(command: &mut std::process::Command, namespace: OwnedFd) {
+    let hook = move || Ok(setns(&namespace, CloneFlags::CLONE_NEWNET)?);
+    // SAFETY: the hook makes one system call and allocates nothing, so it may run between fork and exec.
     unsafe { command.pre_exec(hook) };
 }
 

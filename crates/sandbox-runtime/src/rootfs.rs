@@ -11,7 +11,7 @@
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
 //! | `overlay` or `bind` of host directories, alone | an entry of the shared folder ([`crate::share`]) |
-//! | none | `<bundle>/rootfs`, as an entry of the shared folder |
+//! | none | the root of the specification, as an entry of the shared folder |
 //!
 //! Mount `n` is at `/run/sandbox/containers/<id>/mounts/<n>` in the guest, the last one at
 //! `/run/sandbox/containers/<id>/rootfs`; a root that is shared is where the shared folder is mounted.
@@ -222,7 +222,7 @@ fn container_dir(container: &ContainerId) -> String {
     format!("{GUEST_RUN_DIR}/containers/{container}")
 }
 
-/// Plans the root of `container` from `mounts`. What it needs of the host's folders is added to `share`, whose step the
+/// Plans the root of `container` from `mounts`; without any, it is the folder `root` of the host. What it needs of the host's folders is added to `share`, whose step the
 /// agent must carry out first.
 ///
 /// # Errors
@@ -232,7 +232,7 @@ pub fn plan_rootfs(
     mounts: &[Mount],
     next_device: &mut DeviceAllocator,
     share: &mut SharePlan,
-    bundle: &Path,
+    root: &Path,
 ) -> Result<RootfsPlan, RootfsError> {
     if mounts.len() > MAX_MOUNTS {
         return Err(RootfsError::TooManyMounts {
@@ -249,7 +249,7 @@ pub fn plan_rootfs(
     match mounts {
         [] => {
             let source = SharedSource::Path {
-                path: bundle.join("rootfs"),
+                path: root.to_owned(),
                 recursive: true,
                 follows_host: false,
             };

@@ -24,7 +24,8 @@ use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
 use crate::jail::JailError;
-use crate::network::SharedNetwork;
+use crate::network::{PodNetwork, SharedNetwork};
+use crate::resolver::ResolverService;
 use crate::rootfs::window::MappedLayer;
 use crate::share::{ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
@@ -73,7 +74,7 @@ pub struct SandboxPlan {
     /// What the guest sees of the host's file system.
     pub shared: Vec<SharedEntry>,
     /// The pod's network namespace; without one it has no network.
-    pub network: Option<PathBuf>,
+    pub network: Option<PodNetwork>,
     /// Where its control group on the host is to be; without a place it has none of its own.
     pub cgroup: Option<CgroupPath>,
     /// More may be shared later ([`Sandbox::share`]), even if nothing is at first.
@@ -186,6 +187,10 @@ pub struct Sandbox {
     vsock: PathBuf,
     dir: PathBuf,
     network: SharedNetwork,
+    /// The pod's network namespace was made for it.
+    makes_network: bool,
+    /// Asked for at each start of a container until there is one.
+    resolver: tokio::sync::Mutex<Option<ResolverService>>,
     timeline: Arc<Timeline>,
     stop: watch::Sender<bool>,
     outcome: watch::Receiver<Outcome>,
@@ -215,6 +220,7 @@ impl Sandbox {
         let (stop, stop_receiver) = watch::channel(false);
         let (outcome, outcome_receiver) = watch::channel(None);
         let network = SharedNetwork::default();
+        let makes_network = plan.network == Some(PodNetwork::New);
         let supervisor = Supervisor {
             plan,
             driver,
@@ -252,6 +258,8 @@ impl Sandbox {
             vsock,
             dir,
             network,
+            makes_network,
+            resolver: tokio::sync::Mutex::default(),
             timeline,
             stop,
             outcome: outcome_receiver,
@@ -266,15 +274,43 @@ impl Sandbox {
     }
 
     /// Looks again at a network namespace in which nothing was when the machine was started, and gives the guest what is
-    /// there now. For callers that fill it late.
+    /// there now, the resolver of Docker's engine too. For callers that fill it late.
     ///
     /// # Errors
-    /// [`SandboxError::Network`] or [`SandboxError::Agent`].
+    /// [`SandboxError::Network`] or [`SandboxError::Agent`]. A resolver that cannot be had is logged.
     pub async fn look_at_network_again(&self) -> Result<(), SandboxError> {
-        if let Some(request) = self.network.look_again(&self.dir)? {
+        if let Some(request) = self.network.look_again(&self.dir, self.makes_network)? {
             self.agent.configure_network(&request).await?;
         }
+        let mut resolver = self.resolver.lock().await;
+        if resolver.is_none() {
+            *resolver = self.offer_resolver().await;
+        }
         Ok(())
+    }
+
+    async fn offer_resolver(&self) -> Option<ResolverService> {
+        let found = self.network.namespace().and_then(|namespace| {
+            let Some(namespace) = namespace else {
+                return Ok(None);
+            };
+            Ok(namespace.has_resolver()?.then_some(namespace))
+        });
+        let offered = match found {
+            Ok(None) => return None,
+            Ok(Some(namespace)) => ResolverService::start(namespace, &self.vsock)
+                .await
+                .map_err(SandboxError::from),
+            Err(error) => Err(SandboxError::Network(error.into())),
+        };
+        match offered {
+            Ok(service) => Some(service),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the engine's resolver cannot be asked from the pod");
+                None
+            }
+        }
     }
 
     /// Which driver runs it.
@@ -331,6 +367,13 @@ impl Sandbox {
     #[must_use]
     pub fn monitor_pid(&self) -> u32 {
         self.monitor_pid
+    }
+
+    /// Whether its network namespace was made for it ([`PodNetwork::New`]), so that its caller looks for things of the
+    /// container by the number of its process on the host.
+    #[must_use]
+    pub fn makes_network(&self) -> bool {
+        self.makes_network
     }
 
     /// The last lines of the guest's console, made printable.

@@ -144,6 +144,15 @@ pub(crate) async fn open_loopback(
     ask_for(vsock, &open).await
 }
 
+/// Opens the stream of the resolver that is on the host.
+pub(crate) async fn open_resolver(vsock: &Path) -> Result<UnixStream, StreamError> {
+    let open = StreamOpen {
+        kind: StreamKind::STREAM_KIND_RESOLVER.into(),
+        ..Default::default()
+    };
+    ask_for(vsock, &open).await
+}
+
 /// Opens what `open` names, and waits for the agent's word.
 async fn ask_for(vsock: &Path, open: &StreamOpen) -> Result<UnixStream, StreamError> {
     let mut stream = connect(vsock, STREAM_PORT).await?;

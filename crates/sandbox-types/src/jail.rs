@@ -16,6 +16,8 @@ pub struct JailConfig {
     /// The root that it gets, with namespaces of its own for mounts and network, and Landlock. Without one it keeps
     /// its root, for programs that make a root of their own.
     pub root: Option<JailRoot>,
+    /// It has begun in a network namespace that is for it, and stays there.
+    pub keeps_network: bool,
     /// The capabilities that it may still have, a bit each (capabilities(7)). A process with a [`Self::user`] has none
     /// of its own; for another they are the most that it can ever have.
     pub capabilities: u64,

@@ -10,7 +10,7 @@ use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Std
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{BlockDevice, Sandbox, SandboxPlan, host, network};
+use sandbox_runtime::{BlockDevice, Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
@@ -139,7 +139,7 @@ impl Draft<'_> {
             &self.request.rootfs,
             devices,
             &mut share,
-            self.bundle,
+            &spec.root(self.bundle),
         )?;
         Ok(GuestParts {
             // Everything else may be on what is shared.
@@ -297,11 +297,11 @@ impl Pod {
         }
         let (memory, vcpus) = spec.machine(role, &config)?;
         let mut devices = DeviceAllocator::new(driver).with_window(&config, memory);
-        let network = match spec.network_namespace() {
-            Some(path) => {
-                let count = network::devices(path)?;
+        let network = match spec.network() {
+            Some(network) => {
+                let count = network.devices()?;
                 devices.take_network(count)?;
-                (count > 0).then(|| path.to_owned())
+                (count > 0).then_some(network)
             }
             None => None,
         };

@@ -369,6 +369,14 @@ impl Pod {
         }
     }
 
+    /// Whether the container's caller looks for things of it by the numbers of processes on the host.
+    ///
+    /// # Errors
+    /// [`TaskError`] when there is no machine.
+    pub(crate) fn is_known_by_process(&self) -> Result<bool, TaskError> {
+        Ok(self.sandbox()?.makes_network())
+    }
+
     /// What a container uses and may use.
     ///
     /// # Errors

@@ -339,6 +339,7 @@ mod tests {
     use super::*;
     use crate::events::Publisher;
     use sandbox_runtime::Config;
+    use sandbox_runtime::network::PodNetwork;
     use sandbox_types::SandboxId;
 
     fn pod() -> Arc<Pod> {
@@ -411,9 +412,9 @@ mod tests {
         let spec = holder_spec("p1", &wanted).unwrap();
         let program = crate::program::of_container(spec.spec.annotations().as_ref());
         assert!(program.is_ok());
-        assert_eq!(spec.network_namespace(), Some("/run/netns/a".as_ref()));
+        assert_eq!(spec.network(), Some(PodNetwork::At("/run/netns/a".into())));
         wanted.network.clear();
         let spec = holder_spec("p1", &wanted).unwrap();
-        assert_eq!(spec.network_namespace(), None);
+        assert_eq!(spec.network(), None);
     }
 }

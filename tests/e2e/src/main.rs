@@ -10,6 +10,7 @@ mod containerd2;
 mod containerd_task;
 mod control_group;
 mod deploy;
+mod docker;
 mod failures;
 mod images;
 mod images_registry;
@@ -87,6 +88,7 @@ const ABOVE: &[&[Case]] = &[
     isolation::CASES,
     containerd_task::CASES,
     containerd2::CASES,
+    docker::CASES,
     pods::CASES,
     pod_streams::CASES,
     shim_contract::CASES,

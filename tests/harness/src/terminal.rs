@@ -29,7 +29,14 @@ impl Terminal {
     /// # Errors
     /// When tmux is not there.
     pub fn open(world: &World, columns: u16, rows: u16, arguments: &[&str]) -> Result<Self> {
-        let command = world.sandboxctl_command(arguments);
+        Self::run(world, columns, rows, &world.sandboxctl_command(arguments))
+    }
+
+    /// Opens a terminal as [`Self::open`], for another program.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn run(world: &World, columns: u16, rows: u16, command: &Command) -> Result<Self> {
         let words: Vec<String> = std::iter::once(command.get_program())
             .chain(command.get_args())
             .map(|word| quote(&word.to_string_lossy()))

@@ -116,6 +116,17 @@ impl World {
         &self.setup
     }
 
+    /// The folder `deploy` of the checkout that the programs were built in.
+    ///
+    /// # Errors
+    /// When they are somewhere else.
+    pub fn deploy(&self) -> Result<PathBuf> {
+        let root = self.setup.binaries.ancestors().nth(2);
+        Ok(root
+            .context("programs are in target/release")?
+            .join("deploy"))
+    }
+
     /// The world's own folder, for files of the test.
     #[must_use]
     pub fn path(&self) -> &Path {

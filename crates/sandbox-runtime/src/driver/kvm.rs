@@ -67,6 +67,7 @@ impl HypervisorDriver for Kvm {
         if let Some(jail) = request.jail {
             launch.jail(jail.monitor(), request.dir)?;
         }
+        request.place(&mut launch)?;
         let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
         let mut helpers = Vec::new();
         let mut shares = Vec::new();

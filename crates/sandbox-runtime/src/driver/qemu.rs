@@ -55,6 +55,7 @@ impl HypervisorDriver for Qemu {
         if let Some(jail) = jail {
             launch.jail_by(&config.monitor_path()?, jail, request.dir)?;
         }
+        request.place(&mut launch)?;
         let memory = plan.memory.get();
         launch
             // The local interrupt controller's timer is calibrated against the PIT, there being no other clock.

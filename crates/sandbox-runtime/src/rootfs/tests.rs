@@ -23,7 +23,7 @@ fn shared_on(
         mounts,
         &mut DeviceAllocator::new(driver),
         &mut share,
-        Path::new("/bundle"),
+        Path::new("/bundle/rootfs"),
     )?;
     Ok((plan, share.into_entries()))
 }
@@ -158,7 +158,7 @@ fn rootfs_bind_read_only_is_shared_read_only() {
 }
 
 #[test]
-fn rootfs_without_mounts_is_the_bundles_folder() {
+fn rootfs_without_mounts_is_the_specifications() {
     let (_, entries) = shared(&[]);
     assert!(
         matches!(&entries[0].source, SharedSource::Path { path, .. } if path == Path::new("/bundle/rootfs"))

@@ -29,7 +29,7 @@ use crate::driver::{Driver, Machine, MachineRequest, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
 use crate::jail::SandboxJail;
 use crate::loopback::LoopbackService;
-use crate::network::SharedNetwork;
+use crate::network::{PodNetwork, SharedNetwork};
 use crate::share::ShareMounts;
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
 use crate::vsock;
@@ -240,21 +240,14 @@ impl Supervisor {
             [] if !self.plan.shares_later => None,
             entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
         };
-        if let Some(path) = &self.plan.network {
+        if let Some(network) = &self.plan.network {
             let options = NicOptions {
                 // One for each vCPU: more are of no use to it.
                 queues: usize::from(self.plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
                 bytes_per_second: self.plan.config.network_bytes_per_second,
             };
-            self.network.join(path, options, &self.dir)?;
-            self.loopback = match LoopbackService::start(path, &self.vsock) {
-                Ok(service) => Some(service),
-                Err(error) => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(error, "ports of the pod cannot be forwarded");
-                    None
-                }
-            };
+            self.network.join(network, options, &self.dir)?;
+            self.loopback = self.forward_loopback();
         }
         let ports = vsock::ports(&self.dir);
         let events_path = vsock::event_socket(&ports);
@@ -274,6 +267,10 @@ impl Supervisor {
         let network = self.network.lock();
         let request = MachineRequest {
             nics: network.as_ref().map_or(&[], Joined::nics),
+            namespace: match self.plan.network {
+                Some(PodNetwork::New) => network.as_ref().map(Joined::namespace),
+                _ => None,
+            },
             plan: &self.plan,
             dir: &self.dir,
             share: self.shares.as_ref(),
@@ -285,6 +282,19 @@ impl Supervisor {
         };
         self.machine = Some(Machine::start(self.driver, request)?);
         Ok(events)
+    }
+
+    /// Leads connections on the host to the pod's loopback interface, where that is possible.
+    fn forward_loopback(&self) -> Option<LoopbackService> {
+        let network = self.network.lock();
+        match LoopbackService::start(network.as_ref()?.namespace(), &self.vsock) {
+            Ok(service) => Some(service),
+            Err(error) => {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "ports of the pod cannot be forwarded");
+                None
+            }
+        }
     }
 
     /// Waits for the end of a running sandbox; says what it died of, or nothing if it was stopped.

@@ -188,7 +188,7 @@ impl Fixture {
             mounts,
             &mut devices,
             &mut share,
-            &self.path("bundle"),
+            &self.path("bundle").join("rootfs"),
         )?;
         plan.guest_mounts.splice(0..0, share.guest_mount());
         Ok(Root {

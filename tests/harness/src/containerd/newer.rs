@@ -133,6 +133,19 @@ impl Containerd {
         }
     }
 
+    /// Its user land.
+    ///
+    /// # Errors
+    /// When it is the host's.
+    pub(crate) fn land(&self) -> Result<&Userland> {
+        self.land.as_ref().context("this containerd is the host's")
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// A command of this containerd's user land.
     pub(super) fn in_its_land(&self, plain: Command) -> Command {
         match &self.land {
