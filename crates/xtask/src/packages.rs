@@ -40,6 +40,7 @@ const TEST: &[&str] = &[
     "procps",
     "runc",
     "skopeo",
+    "strace",
     "tmux",
     "umoci",
 ];
