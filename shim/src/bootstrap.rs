@@ -100,7 +100,15 @@ impl Bootstrap {
         Self::parse(&input, flags, max_version.as_deref())
     }
 
-    fn parse(input: &[u8], flags: &Flags, max_version: Option<&str>) -> Result<Self, ShimError> {
+    /// What `input` says, when the caller can speak to the task service up to `max_version`.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub(crate) fn parse(
+        input: &[u8],
+        flags: &Flags,
+        max_version: Option<&str>,
+    ) -> Result<Self, ShimError> {
         // Both kinds begin with two strings or one, so only what they say tells them apart; containerd's own shims
         // do it this way.
         let params = BootstrapParams::parse_from_bytes(input)

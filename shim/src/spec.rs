@@ -2,6 +2,7 @@
 
 pub(crate) mod binds;
 pub(crate) mod check;
+mod objects;
 pub(crate) mod pod_config;
 pub(crate) mod role;
 mod size;
@@ -59,6 +60,14 @@ pub(crate) enum SpecError {
         #[source]
         source: serde_json::Error,
     },
+    /// An object is written as an array.
+    #[error("{what} is not valid at `{field}`: it is an array, and has to be an object")]
+    NotObject {
+        /// The file, or the exec's process.
+        what: String,
+        /// The path of the field.
+        field: String,
+    },
     /// It has no process to run.
     #[error("{} has no `process.args`: there is nothing to run", path.display())]
     NoProcess {
@@ -86,6 +95,22 @@ pub(crate) enum SpecError {
     /// No machine is that big or small.
     #[error("the limits in `linux.resources` cannot size a machine")]
     Size(#[from] MachineSizeError),
+}
+
+/// The document, and what it says.
+fn parse_object<T>(bytes: &[u8], what: &str) -> Result<(T, Value), SpecError>
+where
+    T: serde::de::DeserializeOwned + serde::Serialize,
+{
+    let read: T = parse(bytes, what)?;
+    let document: Value = parse(bytes, what)?;
+    match objects::misplaced(&read, &document) {
+        None => Ok((read, document)),
+        Some(field) => Err(SpecError::NotObject {
+            what: what.to_owned(),
+            field,
+        }),
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, SpecError> {
@@ -131,17 +156,26 @@ impl BundleSpec {
     /// [`SpecError`] names the file and the field.
     pub(crate) fn read(bundle: &Path) -> Result<Self, SpecError> {
         let path = bundle.join("config.json");
-        let json = read_bounded(&path)?;
-        let spec: Spec = parse(&json, &path.display().to_string())?;
+        Self::from_json(read_bounded(&path)?, &path)
+    }
+
+    /// A specification that was read from `path`.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub(crate) fn from_json(json: Vec<u8>, path: &Path) -> Result<Self, SpecError> {
+        let name = path.display().to_string();
+        let (spec, value): (Spec, Value) = parse_object(&json, &name)?;
         let has_arguments = spec
             .process()
             .as_ref()
             .and_then(|process| process.args().as_ref())
             .is_some_and(|arguments| !arguments.is_empty());
         if !has_arguments {
-            return Err(SpecError::NoProcess { path });
+            return Err(SpecError::NoProcess {
+                path: path.to_owned(),
+            });
         }
-        let value = parse(&json, &path.display().to_string())?;
         Ok(Self { value, spec })
     }
 
@@ -263,8 +297,7 @@ impl BundleSpec {
 /// [`SpecError::Malformed`] names the field.
 pub(crate) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, SpecError> {
     let what = "the exec's process";
-    let _: Process = parse(json, what)?;
-    let mut process: Value = parse(json, what)?;
+    let (_, mut process): (Process, Value) = parse_object(json, what)?;
     check::drop_default_profile(&mut process);
     process["terminal"] = terminal.into();
     serde_json::to_vec(&process).map_err(|source| SpecError::Malformed {
@@ -296,6 +329,19 @@ mod tests {
             .err()
             .unwrap();
         assert!(matches!(error, SpecError::NoProcess { .. }), "{error}");
+    }
+
+    #[test]
+    fn array_for_an_object_is_refused_with_the_field() {
+        let error = bundle(
+            r#"{"ociVersion":"1.0.2","root":{"path":"r"},"mounts":[["/d","bind","/etc",["bind"],null,null]],
+            "process":{"args":["a"],"cwd":"/","user":{"uid":0,"gid":0}}}"#,
+        )
+        .err()
+        .unwrap();
+        assert!(error.to_string().contains("`mounts[0]`"), "{error}");
+        let process = br#"[false,null,{"uid":0,"gid":0},["sh"],null,null,"/"]"#;
+        assert!(exec_process(process, true).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod oci;
 mod platform;
 mod pull;
 
+use std::cell::Cell;
 use std::path::Path;
 
 use oci_spec::image::ImageConfiguration;
@@ -235,6 +236,43 @@ impl Store {
             names: naming.names,
             new_layers: installed.iter().filter(|layer| layer.new).count(),
         })
+    }
+}
+
+/// What [`find_among`] came to.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Search {
+    /// How often a document was asked for.
+    pub read: usize,
+    /// The number of layers.
+    pub layers: Result<usize, ImportError>,
+}
+
+/// Finds the image in these documents, of which the first is its index or its manifest, as a pull does up to where layers are
+/// read: for tests that try any documents.
+#[doc(hidden)]
+#[must_use]
+pub fn find_among(documents: &[Vec<u8>], begins_with_index: bool) -> Search {
+    struct Memory<'a>(&'a [Vec<u8>], Cell<usize>);
+    impl Blobs for Memory<'_> {
+        fn small(&self, _: Part, digest: Digest) -> Result<Option<Vec<u8>>, ImportError> {
+            self.1.set(self.1.get() + 1);
+            let found = self.0.iter().find(|bytes| Digest::of(bytes) == digest);
+            Ok(found.cloned())
+        }
+    }
+    let source = Memory(documents, Cell::new(0));
+    let first = documents.first().map_or(&[][..], Vec::as_slice);
+    let media_type = match begins_with_index {
+        true => oci::INDEXES[0],
+        false => oci::MANIFESTS[0],
+    };
+    let found = pull::descriptor(media_type, Digest::of(first), first.len())
+        .and_then(|descriptor| oci::find_at(&source, &descriptor, &Platform::host()));
+    Search {
+        read: source.1.get(),
+        layers: found.map(|found| found.layers.len()),
     }
 }
 

@@ -483,6 +483,8 @@ async fn bounded<T>(
 }
 
 #[cfg(test)]
+mod silent;
+#[cfg(test)]
 mod tests {
     use super::*;
 

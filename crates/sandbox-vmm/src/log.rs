@@ -1,6 +1,7 @@
 //! Messages that the guest can cause, on standard error, at a bounded rate.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,25 @@ pub fn guest(message: fmt::Arguments<'_>) {
     let mut limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
     match limit.admit(Instant::now()) {
         None => {}
-        Some(0) => eprintln!("sandbox-vmm: {message}"),
-        Some(dropped) => eprintln!("sandbox-vmm: {message} ({dropped} messages before it dropped)"),
+        Some(0) => line(format_args!("{message}")),
+        Some(dropped) => line(format_args!(
+            "{message} ({dropped} messages before it dropped)"
+        )),
     }
+}
+
+/// Says how many messages were not written since the last one that was. To be called when no more come.
+pub fn close() {
+    let mut limit = LIMIT.lock().unwrap_or_else(PoisonError::into_inner);
+    match std::mem::take(&mut limit.dropped) {
+        0 => {}
+        dropped => line(format_args!("{dropped} more messages dropped")),
+    }
+}
+
+/// Unlike `eprintln!`, goes on when nobody reads.
+fn line(message: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "sandbox-vmm: {message}");
 }
 
 #[cfg(test)]

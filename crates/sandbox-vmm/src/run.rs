@@ -20,6 +20,7 @@ use crate::control::{ConfigError, Control, read_config};
 use crate::devices::{ConsoleError, ConsoleRing};
 use crate::fd::{FdError, Inherited};
 use crate::jail::{EnterError, JailArguments};
+use crate::log;
 use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
 use crate::memory::Sharing;
 use crate::memory::window::{Window, WindowError, WindowFile};
@@ -134,7 +135,9 @@ pub fn run(arguments: &[OsString], process_ns: u64) -> u8 {
             return EXIT_FAILED;
         }
     };
-    match run_machine(arguments, &mut inherited, &mut control, process_ns) {
+    let end = run_machine(arguments, &mut inherited, &mut control, process_ns);
+    log::close();
+    match end {
         Ok(Some(reason)) => {
             let code = reason.exit_code();
             control.tell(&MonitorEvent::Exited { reason });

@@ -6,14 +6,15 @@ mod guest;
 mod host;
 #[path = "boot/monitor.rs"]
 mod monitor;
+#[path = "boot/virtiofsd.rs"]
+mod virtiofsd;
 
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use monitor::{Disk, Ended, Guest, Monitor};
 use sandbox_types::monitor::{GuestExit, MonitorEvent};
@@ -115,6 +116,7 @@ fn guest<'a>(kernel: &'a Path, arguments: &str) -> Result<Guest<'a>> {
         }],
         memory: Vec::new(),
         shares: Vec::new(),
+        taps: Vec::new(),
         vcpus: 1,
         arguments: arguments.to_owned(),
     })
@@ -294,47 +296,10 @@ fn flood(kernel: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A virtiofsd that ends with its connection, and in any case with this.
-struct Virtiofsd(Child);
-
-impl Drop for Virtiofsd {
-    fn drop(&mut self) {
-        // Both fail when it has ended, as it should have.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn serve(program: &Path, dir: &Path) -> Result<(Virtiofsd, UnixStream)> {
-    use command_fds::{CommandFdExt, FdMapping};
-    let socket = tempfile::tempdir()?;
-    let path = socket.path().join("s");
-    let listener = std::os::unix::net::UnixListener::bind(&path)?;
-    let mut command = Command::new(program);
-    command
-        .args([
-            "--fd",
-            "3",
-            "--sandbox",
-            "none",
-            "--cache",
-            "auto",
-            "--shared-dir",
-        ])
-        .arg(dir)
-        .stderr(Stdio::null())
-        .fd_mappings(vec![FdMapping {
-            parent_fd: listener.into(),
-            child_fd: 3,
-        }])?;
-    let server = Virtiofsd(command.spawn().context("cannot start virtiofsd")?);
-    Ok((server, UnixStream::connect(&path)?))
-}
-
 fn share(kernel: &Path, virtiofsd: &Path) -> Result<()> {
     let dir = tempfile::tempdir()?;
     fs::write(dir.path().join("from-host"), "hello from the host\n")?;
-    let (_server, socket) = serve(virtiofsd, dir.path())?;
+    let (_server, socket) = virtiofsd::serve(virtiofsd, dir.path())?;
     let mut guest = guest(kernel, "reboot=k scenario=share")?;
     guest.shares.push(("data".to_owned(), socket));
     let ended = Monitor::start(guest)?.wait()?;
@@ -367,6 +332,7 @@ fn bad_kernel() -> Result<()> {
         disks: Vec::new(),
         memory: Vec::new(),
         shares: Vec::new(),
+        taps: Vec::new(),
         vcpus: 1,
         arguments: String::new(),
     };

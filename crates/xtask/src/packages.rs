@@ -45,6 +45,7 @@ const TEST: &[&str] = &[
     "procps",
     "runc",
     "skopeo",
+    "strace",
     "tmux",
     "umoci",
     "xfsprogs",

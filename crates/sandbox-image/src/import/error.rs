@@ -142,6 +142,12 @@ pub enum ImportError {
         /// The bound.
         limit: usize,
     },
+    /// The index leads to more than is read for one image.
+    #[error("the image's indexes lead to more than {limit} manifests and indexes")]
+    TooManyManifests {
+        /// The bound.
+        limit: usize,
+    },
     /// The manifest and the configuration disagree.
     #[error("the image is corrupt: its manifest has {layers} layers, its configuration {diff_ids}")]
     LayerCount {

@@ -12,7 +12,7 @@ use super::{Blobs, Choice, Found, LayerBlob};
 use crate::digest::Digest;
 use crate::reference::Reference;
 
-const INDEXES: [&str; 2] = [
+pub(super) const INDEXES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
@@ -39,6 +39,18 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const ATTESTATION: &str = "vnd.docker.reference.type";
 /// How deep indexes may be nested; two are usual.
 const MAX_NESTING: usize = 4;
+/// How many manifests and indexes are read for one image. An index may name another one any number of times, and so on: without
+/// this a few small files would be work for years.
+pub(super) const MAX_READ: usize = 256;
+
+/// The way from an index to a manifest, so far.
+#[derive(Default)]
+struct Search {
+    /// The platforms of what was passed over.
+    offered: Vec<String>,
+    /// Manifests and indexes that were read.
+    read: usize,
+}
 
 /// A verified manifest.
 struct Manifest {
@@ -69,7 +81,10 @@ pub(super) fn find(
     let mut found: BTreeMap<Digest, (Manifest, Vec<String>)> = BTreeMap::new();
     let mut offered = Vec::new();
     for descriptor in candidates {
-        if let Some(manifest) = resolve(files, descriptor, choice.platform, 0, &mut offered)? {
+        let mut search = Search::default();
+        let manifest = resolve(files, descriptor, choice.platform, 0, &mut search)?;
+        offered.append(&mut search.offered);
+        if let Some(manifest) = manifest {
             let entry = found
                 .entry(manifest.digest)
                 .or_insert((manifest, Vec::new()));
@@ -103,10 +118,10 @@ pub(super) fn find_at(
     descriptor: &Descriptor,
     platform: &Platform,
 ) -> Result<Found, ImportError> {
-    let mut offered = Vec::new();
-    match resolve(source, descriptor, platform, 0, &mut offered)? {
+    let mut search = Search::default();
+    match resolve(source, descriptor, platform, 0, &mut search)? {
         Some(manifest) => describe(source, manifest, Vec::new(), platform),
-        None => Err(platform.none(offered)),
+        None => Err(platform.none(search.offered)),
     }
 }
 
@@ -159,13 +174,13 @@ fn describe(
     })
 }
 
-/// The manifest for this platform that a descriptor leads to; `None`, and what there is in `offered`, if it leads to none.
+/// The manifest for this platform that a descriptor leads to; `None`, and what there is in `search`, if it leads to none.
 fn resolve(
     source: &dyn Blobs,
     descriptor: &Descriptor,
     platform: &Platform,
     depth: usize,
-    offered: &mut Vec<String>,
+    search: &mut Search,
 ) -> Result<Option<Manifest>, ImportError> {
     if depth > MAX_NESTING {
         return Err(ImportError::Nesting { limit: MAX_NESTING });
@@ -173,8 +188,14 @@ fn resolve(
     if let Some(described) = descriptor.platform()
         && !platform.fits(described)
     {
-        offered.push(platform::shown(described.os(), described.architecture()));
+        search
+            .offered
+            .push(platform::shown(described.os(), described.architecture()));
         return Ok(None);
+    }
+    search.read += 1;
+    if search.read > MAX_READ {
+        return Err(ImportError::TooManyManifests { limit: MAX_READ });
     }
     let media_type = descriptor.media_type().to_string();
     if MANIFESTS.contains(&media_type.as_str()) {
@@ -202,7 +223,7 @@ fn resolve(
         None => Some("~".to_owned()),
     });
     for child in children {
-        if let Some(manifest) = resolve(source, child, platform, depth + 1, offered)? {
+        if let Some(manifest) = resolve(source, child, platform, depth + 1, search)? {
             return Ok(Some(manifest));
         }
     }

@@ -15,7 +15,7 @@ use super::{Blobs, LayerBlob, Naming, oci};
 use crate::digest::Digest;
 use crate::image::PulledImage;
 use crate::reference::Reference;
-use crate::registry::{Client, ManifestBytes, Progress, RegistryError, Repository, Wanted};
+use crate::registry::{Client, Progress, RegistryError, Repository, Wanted};
 use crate::store::Store;
 
 /// How many layers are worked on at a time.
@@ -110,7 +110,7 @@ impl Store {
             let tag = reference.tag_or_default().unwrap_or_default();
             let top = repository.manifest(tag, reference.digest(), pull.progress)?;
             let digest = top.digest;
-            let descriptor = descriptor(&top)?;
+            let descriptor = descriptor(&top.media_type, digest, top.bytes.len())?;
             let remote = Remote {
                 store: self,
                 repository: &repository,
@@ -147,15 +147,19 @@ impl Store {
 }
 
 /// How an index would describe what the registry gave.
-fn descriptor(manifest: &ManifestBytes) -> Result<Descriptor, ImportError> {
+pub(super) fn descriptor(
+    media_type: &str,
+    digest: Digest,
+    bytes: usize,
+) -> Result<Descriptor, ImportError> {
     let described = serde_json::json!({
-        "mediaType": manifest.media_type,
-        "digest": manifest.digest,
-        "size": manifest.bytes.len(),
+        "mediaType": media_type,
+        "digest": digest,
+        "size": bytes,
     });
     serde_json::from_value(described).map_err(|source| ImportError::Malformed {
         part: Part::Manifest,
-        name: manifest.digest.to_string(),
+        name: digest.to_string(),
         source,
     })
 }

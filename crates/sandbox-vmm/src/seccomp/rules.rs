@@ -135,12 +135,7 @@ pub const EVERY_DEVICE: &[Rule] = &[
 
 /// The main thread.
 pub const MAIN: &[Rule] = &[
-    allow!(SYS_poll, "wait for the guest's end, and for the runtime's"),
-    allow!(
-        SYS_ppoll,
-        "the same, on an architecture or by a library without poll"
-    )
-    .rarely(),
+    allow!(SYS_ppoll, "wait for the guest's end, and for the runtime's"),
     allow!(SYS_read, "see that the runtime is gone").rarely(),
     allow!(SYS_recvfrom, "the same").rarely(),
     allow!(SYS_sendto, "tell the runtime what happens").rarely(),

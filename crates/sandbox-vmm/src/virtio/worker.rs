@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{ActivateError, Interrupt};
+use crate::log;
 
 /// `epoll` data of the stop event; tasks number theirs from 0.
 const STOP: u64 = u64::MAX;
@@ -166,13 +167,14 @@ fn serve<T: WorkerTask>(name: &str, mut task: T, set: impl AsFd, interrupt: &Int
                 return task;
             }
             if let Err(error) = task.ready(number) {
-                eprintln!("sandbox-vmm: {name}: {}", crate::error_chain(&error));
+                // A driver can cause this as often as it resets the device.
+                log::guest(format_args!("{name}: {}", crate::error_chain(&error)));
                 // From here on only the stop event is waited for.
                 for (fd, _) in task.watched() {
                     let _ = epoll::delete(&set, fd);
                 }
                 if let Err(error) = interrupt.needs_reset() {
-                    eprintln!("sandbox-vmm: {name}: cannot interrupt the driver: {error}");
+                    log::guest(format_args!("{name}: cannot interrupt the driver: {error}"));
                 }
                 break;
             }

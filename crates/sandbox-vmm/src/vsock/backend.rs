@@ -31,6 +31,7 @@ use super::protocol::{FEATURES, RX_QUEUE, TX_QUEUE};
 use super::service::serve;
 use crate::fd::{FdError, Inherited};
 use crate::jail::{EnterError, JailArguments};
+use crate::log;
 use crate::virtio::copy_config;
 
 /// Queues that QEMU hands over: receive and transmit.
@@ -104,7 +105,9 @@ impl From<vhost_user_backend::Error> for BackendError {
 /// `--vhost-fd` is a listening Unix socket for the master, `--listener-fd` that of the vsock device.
 #[must_use]
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    match Arguments::parse(arguments).and_then(run) {
+    let served = Arguments::parse(arguments).and_then(run);
+    log::close();
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("sandbox-vmm vsock-backend: {}", crate::error_chain(&error));
@@ -314,7 +317,8 @@ impl VhostUserBackendMut for Backend {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
                 Err(error @ VsockError::CorruptRing { .. }) => {
-                    eprintln!("sandbox-vmm vsock-backend: {}", crate::error_chain(&error));
+                    // A driver can cause this as often as it resets the device.
+                    log::guest(format_args!("vsock: {}", crate::error_chain(&error)));
                     self.broken = true;
                     self.muxer.reset();
                 }

@@ -118,6 +118,8 @@ pub(crate) struct Actions {
     pub(crate) shutdown_read: bool,
     /// The connection is over.
     pub(crate) close: bool,
+    /// The guest broke the protocol.
+    pub(crate) violation: bool,
 }
 
 /// One stream.
@@ -313,6 +315,7 @@ impl Connection {
     /// The guest broke the protocol: nothing it sent is worth delivering.
     fn abort(&mut self, actions: &mut Actions) {
         self.phase = Phase::Resetting;
+        actions.violation = true;
         self.drop_buffered(actions);
     }
 

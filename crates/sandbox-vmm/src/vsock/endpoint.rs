@@ -10,6 +10,7 @@ use super::connection::{Actions, Connection, Event, GuestPacket, Outgoing, Phase
 use super::handshake;
 use super::packet::{RxPacket, TxPacket};
 use super::protocol::{Header, Op, VIRTIO_VSOCK_TYPE_STREAM};
+use crate::log;
 
 /// How long the guest may take to answer a `REQUEST` that is in its ring. Generous: an emulated guest on a
 /// busy machine is slow, and each one costs no more than a slot.
@@ -240,6 +241,12 @@ impl Endpoint {
     /// Tells the connection and does to the socket what it asks; `greet` and `deliver` are the caller's.
     fn handle(&mut self, event: Event) -> Actions {
         let actions = self.connection.handle(event);
+        if actions.violation {
+            let Ports { host, guest } = self.ports;
+            log::guest(format_args!(
+                "vsock: the guest broke the protocol on its connection from port {guest} to {host}, which is reset"
+            ));
+        }
         if actions.discard {
             self.backlog.clear();
         }

@@ -27,7 +27,7 @@ pub enum VsockError {
         source: io::Error,
     },
     /// The driver broke a ring; the device needs a reset (VirtIO 1.3, 2.1.2).
-    #[error("vsock: the driver broke the {queue} ring")]
+    #[error("the driver broke the {queue} ring")]
     CorruptRing {
         /// `rx` or `tx`.
         queue: &'static str,

@@ -1,4 +1,8 @@
 //! A running monitor, as its parent sees it.
+#![allow(
+    dead_code,
+    reason = "included by several test programs, of which each uses a part"
+)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
@@ -14,8 +18,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent,
-    PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
-    console_ring,
+    NetConfig, PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig,
+    VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 
@@ -35,6 +39,8 @@ pub(crate) struct Guest<'a> {
     /// What is in the persistent memory, each of at most [`PMEM_ALIGNMENT`] bytes and at a multiple of it.
     pub(crate) memory: Vec<PathBuf>,
     pub(crate) shares: Vec<(String, UnixStream)>,
+    /// Open queues of taps.
+    pub(crate) taps: Vec<File>,
     pub(crate) vcpus: u64,
     /// Appended to the command line.
     pub(crate) arguments: String,
@@ -46,11 +52,34 @@ pub(crate) struct Disk {
     pub(crate) serial: &'static str,
 }
 
+/// Where a machine runs.
+pub(crate) struct Place {
+    /// The vsock device's sockets are `vsock.sock` and `vsock.sock_PORT` in it.
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) memory: MemMib,
+    /// What the monitor says; without it, this program's standard error.
+    pub(crate) log: Option<File>,
+    /// A file for all system calls of the monitor, which then runs under strace.
+    pub(crate) trace: Option<PathBuf>,
+}
+
+impl Place {
+    fn usual() -> Result<Self> {
+        Ok(Self {
+            dir: tempfile::tempdir()?,
+            memory: MemMib::new(192)?,
+            log: None,
+            trace: None,
+        })
+    }
+}
+
 /// A monitor process.
 pub(crate) struct Monitor {
     child: Child,
     control: Option<BufReader<UnixStream>>,
     console: File,
+    peak_kib: i64,
     _dir: tempfile::TempDir,
 }
 
@@ -59,6 +88,8 @@ pub(crate) struct Ended {
     pub(crate) events: Vec<MonitorEvent>,
     pub(crate) code: Option<i32>,
     pub(crate) console: String,
+    /// The most memory that the process had at a time, what the guest touched of its own included.
+    pub(crate) peak_kib: i64,
 }
 
 struct Descriptors(Vec<FdMapping>);
@@ -101,7 +132,11 @@ fn persistent_memory(paths: &[PathBuf], fds: &mut Descriptors) -> Result<Option<
 impl Monitor {
     /// Starts a monitor for `guest`.
     pub(crate) fn start(guest: Guest<'_>) -> Result<Self> {
-        let dir = tempfile::tempdir()?;
+        Self::start_at(Place::usual()?, guest)
+    }
+
+    /// The same at a place.
+    pub(crate) fn start_at(place: Place, guest: Guest<'_>) -> Result<Self> {
         let mut fds = Descriptors(Vec::new());
         let console = console_file()?;
         let kvm = fs::OpenOptions::new()
@@ -135,17 +170,28 @@ impl Monitor {
                 })
             })
             .collect::<Result<_>>()?;
-        let vsock = dir.path().join("vsock.sock");
+        let net = guest
+            .taps
+            .into_iter()
+            .map(|tap| {
+                Ok(NetConfig {
+                    fds: vec![fds.add(tap)?],
+                    mac: "02:00:00:00:00:01".parse()?,
+                    mtu: 1500,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let vsock = place.dir.path().join("vsock.sock");
         let config = MonitorConfig {
             kvm_fd: fds.add(kvm)?,
             kernel_fd: fds.add(File::open(guest.kernel).context("cannot open the kernel")?)?,
             command_line: format!("{COMMAND_LINE} {}", guest.arguments),
-            memory: MemMib::new(192)?,
+            memory: place.memory,
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
             pmem,
             disk_limits: DiskLimits::default(),
-            net: Vec::new(),
+            net,
             shares,
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,
@@ -159,7 +205,7 @@ impl Monitor {
             console_fd: fds.add(console.try_clone()?)?,
         };
         let config = serde_json::to_vec(&config)?;
-        Self::spawn(&config, fds, console, dir)
+        Self::spawn(&config, fds, console, place)
     }
 
     /// Starts a monitor with `config` for its configuration and nothing else.
@@ -168,16 +214,11 @@ impl Monitor {
             config,
             Descriptors(Vec::new()),
             console_file()?,
-            tempfile::tempdir()?,
+            Place::usual()?,
         )
     }
 
-    fn spawn(
-        config: &[u8],
-        mut fds: Descriptors,
-        console: File,
-        dir: tempfile::TempDir,
-    ) -> Result<Self> {
+    fn spawn(config: &[u8], mut fds: Descriptors, console: File, place: Place) -> Result<Self> {
         let (control, theirs) = UnixStream::pair()?;
         control.set_read_timeout(Some(DEADLINE))?;
         let mut file = File::from(memfd_create("config", MemfdFlags::CLOEXEC)?);
@@ -185,8 +226,21 @@ impl Monitor {
         file.seek(SeekFrom::Start(0))?;
         fds.at(CONFIG_FD, file);
         fds.at(CONTROL_FD, theirs);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-vmm"));
+        let program = env!("CARGO_BIN_EXE_sandbox-vmm");
+        let mut command = match &place.trace {
+            None => Command::new(program),
+            Some(file) => {
+                // Numbers as they are, with the name of the thread before each call.
+                let mut command = Command::new("strace");
+                command.args(["-f", "-Y", "-X", "raw", "-s", "0", "-o"]);
+                command.arg(file).args(["--", program]);
+                command
+            }
+        };
         command.arg("run").fd_mappings(fds.0)?;
+        if let Some(log) = place.log {
+            command.stderr(log);
+        }
         let child = command.spawn().context("cannot start the monitor")?;
         // The command holds the other end of the socket, whose end we wait for.
         drop(command);
@@ -194,7 +248,8 @@ impl Monitor {
             child,
             control: Some(BufReader::new(control)),
             console,
-            _dir: dir,
+            peak_kib: 0,
+            _dir: place.dir,
         })
     }
 
@@ -230,6 +285,7 @@ impl Monitor {
             events,
             code,
             console: self.console()?,
+            peak_kib: self.peak_kib,
         })
     }
 
@@ -248,6 +304,7 @@ impl Monitor {
         if rustix::event::poll(&mut fds, Some(&limit))? == 0 {
             bail!("the monitor did not exit");
         }
+        self.peak_kib = peak_kib(self.child.id())?;
         Ok(self.child.wait()?.code())
     }
 
@@ -319,4 +376,28 @@ fn console_file() -> Result<File> {
     let file = memfd_create("console", MemfdFlags::CLOEXEC)?;
     ftruncate(&file, u64::try_from(console_ring::FILE_BYTES)?)?;
     Ok(file.into())
+}
+
+/// The most memory that a process had that has ended and was not waited for yet. At least what its parent had when it started it.
+#[expect(
+    unsafe_code,
+    reason = "only the kernel's own waitid tells the usage of a process without reaping it"
+)]
+fn peak_kib(process: u32) -> Result<i64> {
+    // SAFETY: all zeroes is a value of both.
+    let (mut info, mut usage): (libc::siginfo_t, libc::rusage) = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: both live until the call has returned.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_waitid,
+            libc::P_PID,
+            process,
+            &raw mut info,
+            options,
+            &raw mut usage,
+        )
+    };
+    ensure!(done == 0, std::io::Error::last_os_error());
+    Ok(usage.ru_maxrss)
 }

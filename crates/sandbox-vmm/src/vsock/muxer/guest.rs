@@ -10,6 +10,7 @@ use super::super::error::VsockError;
 use super::super::packet::{RxPacket, TxPacket};
 use super::super::protocol::{Header, Op, VIRTIO_VSOCK_TYPE_STREAM, VMADDR_CID_HOST};
 use super::{MAX_CONNECTIONS, MAX_REFUSALS, Muxer, Progress};
+use crate::log;
 
 /// Packets moved in one call, each direction.
 const PACKETS: usize = 256;
@@ -32,7 +33,7 @@ impl Muxer {
             let head = chain.head_index();
             match TxPacket::parse(mem, chain) {
                 Ok(packet) => self.guest_packet(&packet),
-                Err(_) => self.refused.malformed = self.refused.malformed.saturating_add(1),
+                Err(error) => self.malformed(format_args!("a packet is none: {error}")),
             }
             // VirtIO 1.3, 2.7.8.2: nothing was written to the buffer.
             queue
@@ -48,8 +49,8 @@ impl Muxer {
         let header = &packet.header;
         if header.src_cid != self.guest_cid {
             // 5.10.6.4.1: only the guest's own identifier may be its source.
-            self.refused.malformed = self.refused.malformed.saturating_add(1);
-            return;
+            let source = header.src_cid;
+            return self.malformed(format_args!("a packet is from machine {source}"));
         }
         if header.dst_cid != VMADDR_CID_HOST || header.socket_type != VIRTIO_VSOCK_TYPE_STREAM {
             return self.refuse(header);
@@ -64,13 +65,28 @@ impl Muxer {
             }
             self.review(id);
         } else if header.op != Op::Request
-            || self.endpoints.len() >= MAX_CONNECTIONS
+            || !self.has_room()
             || self
                 .connect(ports, header.buf_alloc, header.fwd_cnt)
                 .is_err()
         {
             self.refuse(header);
         }
+    }
+
+    fn has_room(&self) -> bool {
+        let has_room = self.endpoints.len() < MAX_CONNECTIONS;
+        if !has_room {
+            log::guest(format_args!(
+                "vsock: a connection over {MAX_CONNECTIONS} is refused"
+            ));
+        }
+        has_room
+    }
+
+    fn malformed(&mut self, what: std::fmt::Arguments<'_>) {
+        self.refused.malformed = self.refused.malformed.saturating_add(1);
+        log::guest(format_args!("vsock: {what}"));
     }
 
     /// Answers a packet of no connection with `RST` (5.10.6.4.1), unless it is one itself.
@@ -83,6 +99,9 @@ impl Muxer {
             self.refusals.push_back(header.refusal());
         } else {
             self.refused.answers = self.refused.answers.saturating_add(1);
+            log::guest(format_args!(
+                "vsock: an answer is dropped: {MAX_REFUSALS} wait for receive buffers"
+            ));
         }
     }
 
@@ -123,8 +142,8 @@ impl Muxer {
                         return Ok(progress);
                     }
                 },
-                Err(_) => {
-                    self.refused.malformed = self.refused.malformed.saturating_add(1);
+                Err(error) => {
+                    self.malformed(format_args!("a receive buffer is none: {error}"));
                     0
                 }
             };
