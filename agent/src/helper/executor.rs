@@ -346,11 +346,12 @@ fn find_program(process: &Process) -> Result<PathBuf, Refusal> {
         },
         None if name.contains('/') => Refusal {
             kind: FailureKind::ProgramNotFound,
-            message: format!("cannot execute {name}: no such file in the container"),
+            // Docker tells these failures by such words (exit code 127).
+            message: format!("cannot execute {name}: no such file or directory in the container"),
         },
         None => Refusal {
             kind: FailureKind::ProgramNotFound,
-            message: format!("cannot execute {name:?}: not found in PATH ({path})"),
+            message: format!("cannot execute {name:?}: executable file not found in PATH ({path})"),
         },
     })
 }

@@ -54,8 +54,8 @@ pub enum TemplateError {
     TooLong,
 }
 
-/// The longest option after filling in: a page is what mount(2) takes.
-pub const MAX_EXPANDED_BYTES: usize = 4096;
+/// The longest option after filling in. The agent hands layers over one by one (fsconfig(2)), so that a page is no limit.
+pub const MAX_EXPANDED_BYTES: usize = 64 << 10;
 
 /// Fills in `text`.
 ///

@@ -35,9 +35,20 @@ pub struct Newer<'a> {
 impl Default for Newer<'_> {
     fn default() -> Self {
         Self {
-            sandboxer: Sandboxer::Shim,
+            sandboxer: Sandboxer::Podsandbox,
             snapshotter: "overlayfs",
             net: None,
+        }
+    }
+}
+
+impl Newer<'_> {
+    /// With the runtime class whose pods are the shim's sandboxes.
+    #[must_use]
+    pub fn of_the_shim() -> Self {
+        Self {
+            sandboxer: Sandboxer::Shim,
+            ..Self::default()
         }
     }
 }
