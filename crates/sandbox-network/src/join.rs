@@ -147,7 +147,10 @@ impl Joined {
                     refused = Some(error);
                     return Ok(());
                 }
-                connect(&mut netlink, &link, (&tap, options), done)?;
+                if let Err(error) = connect(&mut netlink, &link, (&tap, options), done) {
+                    refused = forget(&link, done, record);
+                    return Err(error);
+                }
                 nics.push(Nic {
                     queues,
                     mac: interface.mac,
@@ -201,7 +204,10 @@ impl Joined {
                 refused = Some(error);
                 return Ok(false);
             }
-            connect(&mut netlink, &link, (&nic.tap, options), done)?;
+            if let Err(error) = connect(&mut netlink, &link, (&nic.tap, options), done) {
+                refused = forget(&link, done, &mut record);
+                return Err(error);
+            }
             nic.interface = Some(interface);
             Ok(true)
         });
@@ -365,6 +371,18 @@ fn connect(
         tc::limit(netlink, link, rate)?;
     }
     Ok(())
+}
+
+/// Tells `record` of an interface that [`connect`] found to be joined by another: on record, it would be undone in that one's place.
+fn forget<E>(
+    link: &Link,
+    done: &JoinRecord,
+    record: &mut impl FnMut(&JoinRecord) -> Result<(), E>,
+) -> Option<E> {
+    if done.interfaces.contains(&link.name) {
+        return None;
+    }
+    record(done).err()
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<Link, NetworkError> {

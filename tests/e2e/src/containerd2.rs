@@ -251,5 +251,17 @@ fn erofs(world: &World) -> Result<()> {
     let upper = fixture.cri.exec(&second, &["cat", "/data/kept"])?;
     ensure!(upper == "new\n", "{upper}");
     fixture.end(&pod)?;
+    // containerd leaves a layer mounted until it is removed.
+    for namespace in ["k8s.io", "default"] {
+        let list = ["--namespace", namespace, "image", "ls", "--quiet"];
+        let names = containerd.ctr(&list)?.expect_code(0)?.text();
+        let names: Vec<&str> = names.lines().collect();
+        if !names.is_empty() {
+            let remove = ["--namespace", namespace, "image", "rm", "--sync"];
+            containerd
+                .ctr(&[&remove[..], &names].concat())?
+                .expect_code(0)?;
+        }
+    }
     fixture.containerd.finish()
 }

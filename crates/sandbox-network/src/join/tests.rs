@@ -115,6 +115,24 @@ fn interface_that_is_shaped_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn interface_that_another_has_joined_stays_joined_whatever_is_undone() {
+    let own = Own::make("twice");
+    let first = own.join(options(1, 0)).unwrap();
+    let mut last = None;
+    let namespace = Namespace::open(&own.path).unwrap();
+    let refused = Joined::join(namespace, options(1, 0), |record| {
+        last = Some(record.clone());
+        Ok::<_, Infallible>(())
+    });
+    assert!(refused.is_err());
+    // What a clean-up in another process has.
+    undo(&last.unwrap()).unwrap();
+    assert!(own.tc("eth0").contains("ingress"), "{}", own.tc("eth0"));
+    first.leave().unwrap();
+    assert!(!own.tc("eth0").contains("ingress"));
+}
+
+#[test]
 fn tap_has_as_many_queues_as_are_asked_for_and_none_of_the_kernels() {
     let own = Own::make("queues");
     let joined = own.join(options(3, 0)).unwrap();
