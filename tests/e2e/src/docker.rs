@@ -263,17 +263,29 @@ fn web(name: &str) -> String {
 const QUESTION: &str =
     r"\000\025\022\064\001\000\000\001\000\000\000\000\000\000\003web\000\000\001\000\001";
 
+/// Asks for a name until the answer is there: by UDP a question may be lost, and who asks asks again.
+fn answers(docker: &Docker<'_>, container: &str, command: &str, wanted: &str) -> Result<()> {
+    let mut last = String::new();
+    wait_until(command, docker.limit(), || {
+        last = match exec(docker, container, command) {
+            Ok(said) => said,
+            Err(error) => format!("{error:#}"),
+        };
+        last.contains(wanted).then_some(())
+    })
+    .with_context(|| format!("{command:?} says {last}"))
+}
+
 /// What two containers of one network know of each other.
 fn neighbours(docker: &Docker<'_>, net: &HostNet, address: &str) -> Result<()> {
     // By address, by name and by alias.
     let fetch = |host: &str| exec(docker, "c2", &format!("wget -q -O - http://{host}/who"));
     ensure!(fetch(address)? == "I am c1\n");
     for name in ["c1", "web"] {
-        let said = exec(docker, "c2", &format!("nslookup {name} 127.0.0.11"))?;
-        ensure!(said.contains(&format!("Address: {address}")), "{said}");
+        let command = format!("nslookup {name} 127.0.0.11");
+        answers(docker, "c2", &command, &format!("Address: {address}"))?;
     }
-    let said = exec(docker, "c1", "nslookup c2")?;
-    ensure!(said.contains("Name:\tc2"), "{said}");
+    answers(docker, "c1", "nslookup c2", "Name:\tc2")?;
     let unknown = docker.docker(&["exec", "c2", "nslookup", "nobody.invalid."])?;
     ensure!(unknown.code != 0, "{}", unknown.text());
     // By TCP too: the answer has the same number, and says that it is one.

@@ -33,6 +33,7 @@ pub struct Docker<'a> {
     socket: PathBuf,
     log: PathBuf,
     limit: Duration,
+    was_killed: bool,
 }
 
 impl<'a> Docker<'a> {
@@ -81,6 +82,7 @@ impl<'a> Docker<'a> {
             socket,
             log,
             limit: world.setup().limit,
+            was_killed: false,
         };
         docker.wait_until_up()?;
         let archive = folder.join("demo.tar");
@@ -109,6 +111,7 @@ impl<'a> Docker<'a> {
     pub fn kill_and_restart(&mut self) -> Result<()> {
         let _ = self.child.kill();
         self.child.wait()?;
+        self.was_killed = true;
         self.child = self.command.spawn().context("cannot start dockerd")?;
         self.wait_until_up()
     }
@@ -174,7 +177,13 @@ impl<'a> Docker<'a> {
     pub fn finish(mut self) -> Result<()> {
         self.stop();
         self.containerd.stop();
-        self.containerd.land()?.expect_no_mount_left()
+        let land = self.containerd.land()?;
+        if self.was_killed {
+            // Of its own folder on itself, which the engine that came after does not know to be its.
+            let data = self.socket.with_file_name("data");
+            land.read(&["umount", &data.to_string_lossy()])?;
+        }
+        land.expect_no_mount_left()
     }
 
     fn stop(&mut self) {
