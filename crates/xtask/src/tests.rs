@@ -18,7 +18,7 @@ use crate::{binaries, demo, guest, packages, project_root, shell, testhost, user
 use report::Report;
 
 /// Test programs that boot guests under KVM: they run again in the test host.
-const NEED_KVM: &[&str] = &["boot", "calls", "hostile_guest", "kvm"];
+const NEED_KVM: &[&str] = &["boot", "kvm"];
 
 /// The agent's test program, and what the names of its tests begin with that need version 2 of cgroups.
 const AGENT_SUITE: &str = "agent/guest";
