@@ -11,19 +11,16 @@ pub mod request;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::BorrowedFd;
-
 use virtio_bindings::virtio_ids::VIRTIO_ID_PMEM;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::error::PmemError;
 use self::request::Request;
-use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker, copy_config};
+use super::answering::{AnsweringTask, Answers};
+use super::{ActivateError, Activation, VirtioDevice, Worker, copy_config};
 use crate::bus::BusRange;
-use crate::log;
 use crate::seccomp::ThreadKind;
 
 /// Entries in the queue.
@@ -34,7 +31,7 @@ const CONFIG_BYTES: usize = 16;
 #[derive(Debug)]
 enum State {
     Idle,
-    Active(Worker<PmemTask>),
+    Active(Worker<AnsweringTask<Flushes>>),
 }
 
 /// The persistent memory device.
@@ -82,7 +79,8 @@ impl VirtioDevice for Pmem {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [queue] = activation.take_queues()?;
-        let task = PmemTask {
+        let task = AnsweringTask {
+            answers: Flushes,
             queue,
             memory: activation.memory,
             interrupt: activation.interrupt.clone(),
@@ -102,61 +100,20 @@ impl VirtioDevice for Pmem {
     }
 }
 
-/// The thread's part.
+/// Has nothing to flush.
 #[derive(Debug)]
-struct PmemTask {
-    queue: ActiveQueue,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-}
+struct Flushes;
 
-impl WorkerTask for PmemTask {
-    type Error = PmemError;
+impl Answers for Flushes {
+    const DEVICE: &'static str = "pmem";
+    type Refusal = PmemError;
 
-    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
-        vec![(crate::fd::borrow(&self.queue.kick), 0)]
-    }
-
-    fn ready(&mut self, _number: u64) -> Result<(), PmemError> {
-        // Level-triggered: an empty counter only means that someone was faster.
-        let _ = self.queue.kick.read();
-        loop {
-            self.serve_available()?;
-            let queue = &mut self.queue.queue;
-            if !queue
-                .enable_notification(&self.memory)
-                .map_err(PmemError::Ring)?
-            {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl PmemTask {
-    fn serve_available(&mut self) -> Result<(), PmemError> {
-        let memory = &self.memory;
-        let queue = &mut self.queue.queue;
-        while let Some(chain) = queue.iter(memory).map_err(PmemError::Ring)?.next() {
-            let head = chain.head_index();
-            let answered = Request::parse(chain, memory).and_then(|request| request.answer(memory));
-            let used = match answered {
-                Ok(written) => written,
-                Err(error) => {
-                    log::guest(format_args!("pmem: {}", crate::error_chain(&error)));
-                    0
-                }
-            };
-            queue
-                .add_used(memory, head, used)
-                .map_err(PmemError::Ring)?;
-            if queue.needs_notification(memory).map_err(PmemError::Ring)? {
-                self.interrupt
-                    .signal_queue()
-                    .map_err(PmemError::Interrupt)?;
-            }
-        }
-        Ok(())
+    fn answer(
+        &mut self,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<u32, PmemError> {
+        Request::parse(chain, memory)?.answer(memory)
     }
 }
 

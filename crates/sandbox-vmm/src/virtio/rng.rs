@@ -7,19 +7,16 @@ pub mod request;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::BorrowedFd;
-
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{QueueOwnedT, QueueT};
+use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::error::RngError;
 use self::request::Request;
-use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
-use crate::log;
+use super::answering::{AnsweringTask, Answers};
+use super::{ActivateError, Activation, VirtioDevice, Worker};
 use crate::seccomp::ThreadKind;
 
 /// Entries in the queue.
@@ -28,7 +25,7 @@ const QUEUE_SIZE: u16 = 64;
 #[derive(Debug)]
 enum State {
     Idle,
-    Active(Worker<RngTask>),
+    Active(Worker<AnsweringTask<HostEntropy>>),
 }
 
 /// The entropy device.
@@ -72,7 +69,8 @@ impl VirtioDevice for Rng {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [queue] = activation.take_queues()?;
-        let task = RngTask {
+        let task = AnsweringTask {
+            answers: HostEntropy,
             queue,
             memory: activation.memory,
             interrupt: activation.interrupt.clone(),
@@ -92,56 +90,20 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// The thread's part.
+/// Fills buffers.
 #[derive(Debug)]
-struct RngTask {
-    queue: ActiveQueue,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-}
+struct HostEntropy;
 
-impl WorkerTask for RngTask {
-    type Error = RngError;
+impl Answers for HostEntropy {
+    const DEVICE: &'static str = "rng";
+    type Refusal = RngError;
 
-    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
-        vec![(crate::fd::borrow(&self.queue.kick), 0)]
-    }
-
-    fn ready(&mut self, _number: u64) -> Result<(), RngError> {
-        // Level-triggered: an empty counter only means that someone was faster.
-        let _ = self.queue.kick.read();
-        loop {
-            self.serve_available()?;
-            let queue = &mut self.queue.queue;
-            if !queue
-                .enable_notification(&self.memory)
-                .map_err(RngError::Ring)?
-            {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl RngTask {
-    fn serve_available(&mut self) -> Result<(), RngError> {
-        let memory = &self.memory;
-        let queue = &mut self.queue.queue;
-        while let Some(chain) = queue.iter(memory).map_err(RngError::Ring)?.next() {
-            let head = chain.head_index();
-            let used = match Request::parse(chain).and_then(|request| fill(memory, &request)) {
-                Ok(written) => written,
-                Err(error) => {
-                    log::guest(format_args!("rng: {}", crate::error_chain(&error)));
-                    0
-                }
-            };
-            queue.add_used(memory, head, used).map_err(RngError::Ring)?;
-            if queue.needs_notification(memory).map_err(RngError::Ring)? {
-                self.interrupt.signal_queue().map_err(RngError::Interrupt)?;
-            }
-        }
-        Ok(())
+    fn answer(
+        &mut self,
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+    ) -> Result<u32, RngError> {
+        fill(memory, &Request::parse(chain)?)
     }
 }
 

@@ -16,6 +16,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::*;
 use crate::memory::window::{Window, WindowFile};
 use crate::memory::{Sharing, create};
+use crate::virtio::worker::WorkerTask as _;
+use crate::virtio::{ActiveQueue, Interrupt};
 
 const REQUEST: u64 = 0x10_0000;
 const RESPONSE: u64 = 0x10_1000;
@@ -50,7 +52,8 @@ fn serve_in(window: &Window, kind: u32, chain: &[RawDescriptor]) -> (u32, u32) {
     mock.build_desc_chain(chain).unwrap();
     let queue: Queue = mock.create_queue().unwrap();
     let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut task = PmemTask {
+    let mut task = AnsweringTask {
+        answers: Flushes,
         queue: ActiveQueue {
             queue,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::virtio::chain::ChainError;
 
-/// Why a request is not done, or the device cannot go on.
+/// Why a request is not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RngError {
     /// The chain is no request for entropy.
@@ -16,10 +16,4 @@ pub enum RngError {
     /// The host has no random bytes.
     #[error("getrandom")]
     Host(#[source] io::Error),
-    /// The driver broke the ring; the device needs a reset.
-    #[error("the driver broke the ring")]
-    Ring(#[source] virtio_queue::Error),
-    /// The driver cannot be interrupted.
-    #[error("cannot interrupt the driver")]
-    Interrupt(#[source] io::Error),
 }

@@ -10,6 +10,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::MAX_REQUEST_BYTES;
 use super::*;
+use crate::virtio::worker::WorkerTask as _;
+use crate::virtio::{ActiveQueue, Interrupt};
 
 const DATA: u64 = 0x10_0000;
 
@@ -32,7 +34,8 @@ fn serve(memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
     mock.build_desc_chain(chain).unwrap();
     let queue: Queue = mock.create_queue().unwrap();
     let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut task = RngTask {
+    let mut task = AnsweringTask {
+        answers: HostEntropy,
         queue: ActiveQueue {
             queue,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
