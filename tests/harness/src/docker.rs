@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 
 use crate::containerd::{Containerd, Newer};
 use crate::netns::HostNet;
-use crate::process::{self, Finished, Running, wait_until};
+use crate::process::{self, Finished, wait_until};
 use crate::world::World;
 
 /// The runtime's name in `deploy/docker/daemon.json`.
@@ -150,14 +150,6 @@ impl<'a> Docker<'a> {
     /// When it does not end in time.
     pub fn docker(&self, arguments: &[&str]) -> Result<Finished> {
         process::run(&mut self.command(arguments)?, b"", self.limit)
-    }
-
-    /// Starts `docker`.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn start_docker(&self, arguments: &[&str]) -> Result<Running> {
-        Running::start(&mut self.command(arguments)?, self.limit)
     }
 
     /// Runs `docker` to its end, which must be a good one; returns what it printed.
