@@ -21,7 +21,7 @@ pub(crate) struct BenchArgs {
     /// The driver to measure [default: kvm where KVM runs kernels, else qemu]
     #[arg(long, value_enum)]
     driver: Option<Driver>,
-    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage, network
+    /// Only these parts; in a report of the same host that is there, they take the place of those that it has
     #[arg(long = "only", value_name = "PART")]
     only: Vec<String>,
     /// How often each subject is measured
@@ -30,7 +30,7 @@ pub(crate) struct BenchArgs {
     /// How many are started at once, in turn
     #[arg(long, value_name = "N,…", default_value = "1,5,10")]
     at_once: String,
-    /// The folder for the table, JSON and pictures [default: docs/benchmarks]
+    /// The folder for the table, JSON and pictures [default: docs/benchmarks/<driver>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -77,23 +77,28 @@ pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
     }
     let out = match &arguments.out {
         Some(folder) => std::path::absolute(folder)?,
-        None => project_root().join("docs/benchmarks"),
+        None => project_root().join("docs/benchmarks").join(driver.name()),
     };
-    if driver == Driver::Kvm && !kvm {
+    let measured = if driver == Driver::Kvm && !kvm {
         shell::step("KVM runs no kernels here: measuring in the test host");
-        return in_testhost(&program, &options, &out);
+        in_testhost(&program, &options)?
+    } else {
+        let folder = project_root().join("target/bench-report");
+        let mut command = Command::new(&program);
+        command.args(&options).arg("--out").arg(&folder);
+        shell::run(command.current_dir(project_root()))?;
+        folder.join("results.json")
+    };
+    let mut write = Command::new(&program);
+    let known = out.join("results.json");
+    if !arguments.only.is_empty() && known.exists() {
+        write.arg("--from").arg(known);
     }
-    shell::run(
-        Command::new(&program)
-            .args(&options)
-            .arg("--out")
-            .arg(&out)
-            .current_dir(project_root()),
-    )
+    shell::run(write.arg("--from").arg(&measured).arg("--out").arg(&out))
 }
 
-/// Nothing that is written in the test host stays: the report comes back as a line, and is written here.
-fn in_testhost(program: &Path, options: &[String], out: &Path) -> Result<()> {
+/// Nothing that is written in the test host stays: the report comes back as a line, in the file that is returned.
+fn in_testhost(program: &Path, options: &[String]) -> Result<PathBuf> {
     // A program of its own, so that the test host's clean-up does not depend on ours.
     let mut child = Command::new(std::env::current_exe()?)
         .args(["testhost", "--timeout"])
@@ -108,7 +113,7 @@ fn in_testhost(program: &Path, options: &[String], out: &Path) -> Result<()> {
         .spawn()
         .context("cannot start the test host")?;
     let stdout = child.stdout.take().context("its output is piped")?;
-    let path = project_root().join("target/bench-report");
+    let path = project_root().join("target/bench-output");
     let mut file = fs::File::create(&path)?;
     for line in BufReader::new(stdout).split(b'\n') {
         file.write_all(&line?)?;
@@ -118,11 +123,5 @@ fn in_testhost(program: &Path, options: &[String], out: &Path) -> Result<()> {
     if !status.success() {
         bail!("measuring in the test host failed: {status}");
     }
-    shell::run(
-        Command::new(program)
-            .arg("--from")
-            .arg(&path)
-            .arg("--out")
-            .arg(out),
-    )
+    Ok(path)
 }

@@ -7,7 +7,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -437,6 +437,7 @@ impl About {
     fn board(&self, labels: Vec<String>) -> Board {
         Board::new(Part {
             name: self.name.to_owned(),
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             title: self.title.to_owned(),
             about: self.about.to_owned(),
             subjects: labels

@@ -16,7 +16,7 @@ mod subject;
 mod timed;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -48,9 +48,10 @@ struct Options {
     /// The folder for `results.md`, `results.json` and pictures; `-`: one line of JSON on standard output
     #[arg(long)]
     out: PathBuf,
-    /// Write the report that is in this file, or behind its mark in one, and measure nothing
+    /// Write the report that is in this file, or behind its mark in one, and measure nothing; can be given several
+    /// times, and of a part that several have, the last file's is taken
     #[arg(long, conflicts_with_all = ["driver", "probe"])]
-    from: Option<PathBuf>,
+    from: Vec<PathBuf>,
     /// Only this part; can be given several times
     #[arg(long = "only", value_name = "PART", value_parser = part_names())]
     only: Vec<String>,
@@ -78,8 +79,10 @@ fn part_names() -> clap::builder::PossibleValuesParser {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let report = match &options.from {
-        Some(file) => read(file)?,
+    let report = match options.from.split_first() {
+        Some((first, rest)) => rest
+            .iter()
+            .try_fold(read(first)?, |report, file| report.joined(read(file)?))?,
         None => measure(&options)?,
     };
     if options.out == Path::new("-") {
@@ -130,7 +133,6 @@ fn measure_with(
     probe: &Path,
     image: &Path,
 ) -> Result<Report> {
-    let date = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let before = leaks::machine();
     fixture::write_image(image, probe)?;
     let binaries = match &options.binaries {
@@ -160,7 +162,6 @@ fn measure_with(
         parts.push(part(&lab));
     }
     let report = Report {
-        date,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: host.clone(),
         driver: driver.name().to_owned(),

@@ -7,17 +7,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
+use crate::parts;
 use crate::stats::Summary;
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
-    /// When it began (RFC 3339).
-    pub(crate) date: String,
     /// The version of this project that was measured.
     pub(crate) version: String,
     /// Where.
@@ -35,6 +34,8 @@ pub(crate) struct Report {
 pub(crate) struct Part {
     /// What `--only` takes.
     pub(crate) name: String,
+    /// When its measuring began (RFC 3339).
+    pub(crate) date: String,
     /// What it is called above its table.
     pub(crate) title: String,
     /// How it was measured, in a few sentences.
@@ -211,6 +212,35 @@ pub(crate) fn shown(value: f64) -> String {
 }
 
 impl Report {
+    /// The parts of both, in their usual order; of one that both have, the later's.
+    ///
+    /// # Errors
+    /// When they are not of the same host, driver and version, and so cannot be compared.
+    pub(crate) fn joined(mut self, later: Self) -> Result<Self> {
+        let of = |report: &Self| {
+            let storage = &report.storage;
+            (
+                report.version.clone(),
+                report.host.clone(),
+                report.driver.clone(),
+                storage.clone(),
+            )
+        };
+        ensure!(
+            of(&self) == of(&later),
+            "the report that is there is of another host, driver or version: write to another folder, or measure every part"
+        );
+        self.parts
+            .retain(|part| later.parts.iter().all(|other| other.name != part.name));
+        self.parts.extend(later.parts);
+        let place = |part: &Part| {
+            let mut names = parts::ALL.iter().map(|(name, _)| *name);
+            names.position(|name| name == part.name)
+        };
+        self.parts.sort_by_key(place);
+        Ok(self)
+    }
+
     /// As markdown.
     pub(crate) fn markdown(&self) -> String {
         table::markdown(self)
@@ -252,6 +282,7 @@ pub(crate) mod tests {
         };
         let mut board = Board::new(Part {
             name: "start".to_owned(),
+            date: "2026-01-02T03:04:05Z".to_owned(),
             title: "Start".to_owned(),
             about: "From the command to its output.".to_owned(),
             subjects: vec![subject("runc"), subject("sandbox"), subject("a <b> | c")],
@@ -276,7 +307,6 @@ pub(crate) mod tests {
 
     pub(crate) fn report() -> Report {
         Report {
-            date: "2026-01-02T03:04:05Z".to_owned(),
             version: "0.1.0".to_owned(),
             host: Host {
                 kernel: "6.12.0".to_owned(),
@@ -317,6 +347,36 @@ pub(crate) mod tests {
     fn numbers_have_three_digits() {
         let texts = [1234.5, 99.96, 12.34, 9.999, 1.234, 0.0456].map(shown);
         assert_eq!(texts, ["1234", "100", "12.3", "10.0", "1.23", "0.046"]);
+    }
+
+    #[test]
+    fn joined_reports_have_each_part_once_the_later_one() {
+        let named = |name: &str, date: &str| {
+            let mut one = report();
+            one.parts[0].name = name.to_owned();
+            one.parts[0].date = date.to_owned();
+            one
+        };
+        let both = named("memory", "first")
+            .joined(named("start", "first"))
+            .unwrap();
+        let all = both.joined(named("memory", "second")).unwrap();
+        let parts: Vec<_> = all
+            .parts
+            .iter()
+            .map(|part| (part.name.as_str(), part.date.as_str()))
+            .collect();
+        assert_eq!(parts, [("start", "first"), ("memory", "second")]);
+    }
+
+    #[test]
+    fn reports_of_two_hosts_are_not_joined() {
+        let mut other = report();
+        other.host.cpu = "Another".to_owned();
+        assert!(report().joined(other).is_err());
+        let mut other = report();
+        other.driver = "qemu".to_owned();
+        assert!(report().joined(other).is_err());
     }
 
     #[test]

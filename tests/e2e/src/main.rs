@@ -38,7 +38,8 @@ mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -141,8 +142,12 @@ fn options(arguments: &mut Vec<String>) -> Result<(Setup, Vec<Case>)> {
     Ok((setup, cases))
 }
 
-fn trial(setup: &Setup, (name, case): Case) -> Trial {
+/// How long each test took that ran.
+type Times = Arc<Mutex<Vec<(Duration, &'static str)>>>;
+
+fn trial(setup: &Setup, times: &Times, (name, case): Case) -> Trial {
     let setup = setup.clone();
+    let times = Arc::clone(times);
     Trial::ignorable_test(name, move || {
         if isolation::CASES.iter().any(|(one, _)| *one == name)
             && let Some(reason) = isolation::obstacle(&setup)
@@ -159,22 +164,42 @@ fn trial(setup: &Setup, (name, case): Case) -> Trial {
                 case(&world).and_then(|()| world.finish())
             })
         };
-        attempt()
+        let start = Instant::now();
+        let outcome = attempt();
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.push((start.elapsed(), name));
+        outcome
             .map(|()| Completion::Completed)
             .map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
+/// Tells what takes the suite's time. Tests run side by side: the times add up to more than the suite's.
+fn print_slowest(times: &Times) {
+    let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+    times.sort_unstable();
+    let sum: Duration = times.iter().map(|(time, _)| *time).sum();
+    println!("slowest of {:.0} s:", sum.as_secs_f64());
+    for (time, name) in times.iter().rev().take(15) {
+        println!("{:7.1} s  {name}", time.as_secs_f64());
+    }
+}
+
 fn main() -> Result<ExitCode> {
     let mut arguments: Vec<String> = std::env::args().collect();
     let (setup, cases) = options(&mut arguments)?;
-    let trials = cases.into_iter().map(|case| trial(&setup, case)).collect();
+    let times = Times::default();
+    let trials = cases
+        .into_iter()
+        .map(|case| trial(&setup, &times, case))
+        .collect();
     let mut arguments = Arguments::from_iter(arguments);
     // Two processors, and every test boots machines.
     arguments.test_threads.get_or_insert(2);
     // Tests run side by side, so what the machine has only once is compared around all of them.
     let before = leaks::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    print_slowest(&times);
     let added = before.left();
     ensure!(
         added.is_empty(),

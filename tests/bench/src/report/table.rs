@@ -20,11 +20,10 @@ pub(super) fn markdown(report: &Report) -> String {
     let host = &report.host;
     let mut text = format!(
         "# Measurements\n\n\
-         Written by `cargo xtask bench`; [README.md](README.md) says how to read it.\n\n\
+         Written by `cargo xtask bench`; `docs/benchmarks/README.md` says how to read it.\n\n\
          | | |\n| --- | --- |\n\
-         | date | {} |\n| version | {} |\n| host | {} |\n| processor | {}, {} of them |\n| memory | {} MiB |\n\
+         | version | {} |\n| host | {} |\n| processor | {}, {} of them |\n| memory | {} MiB |\n\
          | kernel | {} |\n| driver | {} |\n| files on | {} |\n",
-        report.date,
         cell(&report.version),
         host.kind.label(),
         cell(&host.cpu),
@@ -45,7 +44,8 @@ pub(super) fn markdown(report: &Report) -> String {
 }
 
 fn write_part(text: &mut String, part: &Part) {
-    let _ = write!(text, "\n## {}\n\n{}\n", part.title, part.about);
+    let (title, about, date) = (&part.title, &part.about, &part.date);
+    let _ = write!(text, "\n## {title}\n\n{about} Measured at {date}.\n");
     if part.rows.is_empty() {
         text.push_str("\nNothing of this was measured.\n");
     } else {
