@@ -20,6 +20,7 @@ use crate::pod::sandbox::PhaseError;
 use crate::program::ProgramError;
 use crate::spec::SpecError;
 use crate::spec::binds::BindError;
+use crate::spec::disks::DiskError;
 use crate::spec::pod_config::PodConfigError;
 use crate::stdio::StdioError;
 
@@ -154,6 +155,9 @@ pub(crate) enum TaskError {
     /// A bind mount of the specification cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A disk cannot be had.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A program of the agent's that it does not have.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -205,6 +209,7 @@ impl TaskError {
             Self::Id(_)
             | Self::Spec(_)
             | Self::Bind(_)
+            | Self::Disk(_)
             | Self::PodConfig(_)
             | Self::Override(_)
             | Self::Program(_)

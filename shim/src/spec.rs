@@ -2,6 +2,7 @@
 
 pub(crate) mod binds;
 pub(crate) mod check;
+pub(crate) mod disks;
 mod objects;
 pub(crate) mod pod_config;
 pub(crate) mod role;

@@ -21,6 +21,7 @@ use crate::hooks::Hooks;
 use crate::program;
 use crate::spec::binds::Binds;
 use crate::spec::check::Namespaces;
+use crate::spec::disks;
 use crate::spec::{BundleSpec, exec_process, update};
 
 /// As `config.json` of a container on its own.
@@ -74,7 +75,11 @@ fn share(spec: &mut BundleSpec) -> Result<bool, String> {
         devices: &mut DeviceAllocator::new(Driver::Kvm),
         shm: None,
     };
-    Ok(binds.resolve(&mut spec.value).is_ok())
+    if binds.resolve(&mut spec.value).is_err() {
+        return Ok(false);
+    }
+    let mut devices = DeviceAllocator::new(Driver::Kvm);
+    Ok(disks::resolve(&mut spec.value, &container, &mut devices).is_ok())
 }
 
 /// Looks at a specification as the agent gets it.

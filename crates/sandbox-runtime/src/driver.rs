@@ -7,12 +7,15 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::FutureExt;
+use rustix::fs::{FlockOperation, OFlags};
+use rustix::io::Errno;
 use sandbox_network::{Namespace, Nic};
 
 use crate::cleanup::{CleanupError, Record};
@@ -21,7 +24,7 @@ use crate::console::Console;
 use crate::event::DeathCause;
 use crate::jail::{JailError, SandboxJail};
 use crate::process::{Launch, Process, ProcessEnd, SpawnError};
-use crate::sandbox::SandboxPlan;
+use crate::sandbox::{BlockDevice, SandboxPlan};
 use crate::share::ShareMounts;
 use crate::timeline::Timeline;
 
@@ -97,6 +100,18 @@ pub enum DriverError {
         #[source]
         source: io::Error,
     },
+    /// What is to be a disk is something else.
+    #[error("{} is neither an image file nor a block device", path.display())]
+    NoDisk {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Another sandbox, or program of the host's, has it.
+    #[error("the disk {} is in use: who writes to a disk must be the only one who has it; end the other user, or give both the disk read-only", path.display())]
+    DiskInUse {
+        /// Where.
+        path: PathBuf,
+    },
     /// A socket or memory file between the processes could not be made.
     #[error("cannot make {what}")]
     Plumbing {
@@ -118,6 +133,37 @@ fn open(what: &'static str, path: &Path, read_only: bool) -> Result<File, Driver
             path: path.to_owned(),
             source,
         })
+}
+
+/// Opens a disk. What one machine writes to no other has: the lock lasts as long as anyone who was handed the descriptor (flock(2)).
+fn open_disk(device: &BlockDevice) -> Result<File, DriverError> {
+    let path = &device.path;
+    let refused = |source| DriverError::Open {
+        what: "the disk image",
+        path: path.clone(),
+        source,
+    };
+    // Nobody is waited for at the other end of a fifo.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!device.read_only)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(refused)?;
+    let kind = file.metadata().map(|metadata| metadata.file_type());
+    let is_disk = kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device());
+    if !is_disk {
+        return Err(DriverError::NoDisk { path: path.clone() });
+    }
+    let lock = match device.read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match rustix::fs::flock(&file, lock) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(DriverError::DiskInUse { path: path.clone() }),
+        Err(errno) => Err(refused(errno.into())),
+    }
 }
 
 /// What a driver starts a machine from.

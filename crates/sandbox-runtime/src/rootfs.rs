@@ -59,6 +59,7 @@ pub struct DeviceAllocator {
     has_share: bool,
     driver: Driver,
     window: Option<LayerWindow>,
+    is_running: bool,
 }
 
 impl DeviceAllocator {
@@ -70,6 +71,7 @@ impl DeviceAllocator {
             has_share: false,
             driver,
             window: None,
+            is_running: false,
         }
     }
 
@@ -81,6 +83,7 @@ impl DeviceAllocator {
             has_share: true,
             driver,
             window: None,
+            is_running: true,
         }
     }
 
@@ -132,8 +135,17 @@ impl DeviceAllocator {
         self.driver.device_slots().saturating_sub(self.taken)
     }
 
-    /// The number of the next device.
-    fn take(&mut self) -> Result<usize, RootfsError> {
+    /// Whether the machine runs already, and so gets no more devices.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.is_running
+    }
+
+    /// Takes a device, and returns its number.
+    ///
+    /// # Errors
+    /// [`RootfsError::TooManyDevices`].
+    pub fn take(&mut self) -> Result<usize, RootfsError> {
         let limit = self.driver.device_slots();
         if self.taken >= limit {
             return Err(RootfsError::TooManyDevices {

@@ -106,6 +106,12 @@ pub(crate) enum SpecError {
         path: PathBuf,
         source: std::io::Error,
     },
+    /// A disk with nothing on it that the guest could mount.
+    #[error(
+        "{} has neither an ext4 nor an EROFS file system; make one (`mkfs.ext4 FILE`), or say which it has with fstype=",
+        path.display()
+    )]
+    NoFileSystem { path: PathBuf },
     /// Swap without memory.
     #[error("--memory-swap says how much memory and swap there is together; give --memory as well")]
     SwapAlone,

@@ -21,6 +21,7 @@ use crate::program;
 use crate::spec::BundleSpec;
 use crate::spec::binds::{Binds, SHM};
 use crate::spec::check::Namespaces;
+use crate::spec::disks;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
 use crate::stdio::{OpenStdio, StdioPaths};
@@ -128,6 +129,8 @@ impl Draft<'_> {
             shm,
         };
         let mut resolved = binds.resolve(&mut spec.value)?;
+        // After the binds of the host's: each disk becomes one of the guest's.
+        let disks = disks::resolve(&mut spec.value, self.id, devices)?;
         if let (Some(shm), true) = (shm, self.sandbox.is_some())
             && !has_mount(&spec.value, SHM)
         {
@@ -147,10 +150,11 @@ impl Draft<'_> {
                 .guest_mount()
                 .into_iter()
                 .chain(rootfs.guest_mounts)
+                .chain(disks.guest_mounts)
                 .collect(),
             root_path: rootfs.root_path,
             files: resolved.files,
-            block: rootfs.block,
+            block: [rootfs.block, disks.block].concat(),
             layers: rootfs.layers,
             shared: share.into_entries(),
             shm_bytes: resolved.shm_bytes,

@@ -16,11 +16,12 @@ use sandbox_harness::containerd::{Containerd, RUNTIME};
 use sandbox_harness::{Driver, Setup, World, process};
 use serde_json::json;
 
+use crate::fixture;
 use crate::host::Host;
+use crate::order::{self, Turn};
 use crate::report::{Board, Measured, Part, Value};
 use crate::subject::{Runtime, Subject, Way};
 use crate::timed::Timed;
-use crate::{fixture, order};
 pub(crate) use task::{Root, Task};
 
 /// The image's name in this runtime's store, as the harness imports it.
@@ -376,6 +377,29 @@ impl Lab {
         runs: usize,
         mut turn: impl FnMut(usize) -> Result<Vec<Value>>,
     ) -> Part {
+        let turns = order::alternate(subjects.len(), runs);
+        self.measure_in(about, subjects, turns, &mut turn)
+    }
+
+    /// As [`Self::measure`], of what a run before it does not change: nobody warms up.
+    pub(crate) fn measure_at_once(
+        &self,
+        about: &About,
+        subjects: &[Subject],
+        runs: usize,
+        mut turn: impl FnMut(usize) -> Result<Vec<Value>>,
+    ) -> Part {
+        let turns = order::alternate(subjects.len(), runs).filter(|turn| turn.run.is_some());
+        self.measure_in(about, subjects, turns, &mut turn)
+    }
+
+    fn measure_in(
+        &self,
+        about: &About,
+        subjects: &[Subject],
+        turns: impl Iterator<Item = Turn>,
+        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
+    ) -> Part {
         let labels = subjects
             .iter()
             .map(|one| one.label(self.driver()))
@@ -384,7 +408,7 @@ impl Lab {
             .iter()
             .map(|subject| self.obstacle(*subject))
             .collect();
-        self.measure_labelled(about, labels, &obstacles, runs, &mut turn)
+        self.measure_turns(about, labels, &obstacles, turns, turn)
     }
 
     /// As [`Self::measure`], of subjects that have names of their own.
@@ -396,6 +420,18 @@ impl Lab {
         runs: usize,
         turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
     ) -> Part {
+        let turns = order::alternate(labels.len(), runs);
+        self.measure_turns(about, labels, obstacles, turns, turn)
+    }
+
+    fn measure_turns(
+        &self,
+        about: &About,
+        labels: Vec<String>,
+        obstacles: &[Option<String>],
+        turns: impl Iterator<Item = Turn>,
+        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
+    ) -> Part {
         let names = labels.clone();
         let mut board = about.board(labels);
         for (subject, obstacle) in obstacles.iter().enumerate() {
@@ -404,7 +440,7 @@ impl Lab {
             }
         }
         let mut failures = vec![0; names.len()];
-        for next in order::alternate(names.len(), runs) {
+        for next in turns {
             let subject = next.subject;
             if obstacles[subject].is_some() || failures[subject] >= PATIENCE {
                 continue;

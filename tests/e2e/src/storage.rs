@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use sandbox_harness::layout::{self, Layer};
@@ -22,6 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("storage_deleted_bytes_go_back_to_the_host", discard),
     ("volume_of_the_image_begins_with_its_content", image_volume),
+    ("disk_of_the_host_is_mounted_and_is_one_writers_alone", disk),
 ];
 
 pub(crate) const ABOVE: &[Case] = &[(
@@ -62,6 +64,55 @@ fn flip(world: &World, marker: &[u8]) -> Result<()> {
 }
 
 const MARKER: &str = "Marked-by-the-test";
+
+fn disk(world: &World) -> Result<()> {
+    let image = world.path().join("disk.img");
+    fs::File::create(&image)?.set_len(16 << 20)?;
+    let path = image.to_string_lossy();
+    let made = Command::new("mkfs.ext4").args(["-q", &path]).status()?;
+    ensure!(made.success(), "mkfs.ext4: {made}");
+    let with = |fields: &str| format!("type=block,source={path},target=/data{fields}");
+    let run = |fields: &str, script: &str| -> Result<Finished> {
+        let mount = with(fields);
+        world.sandboxctl(&["run", "--rm", "--mount", &mount, "demo", "sh", "-c", script])
+    };
+    let script = "grep ' /data ' /proc/mounts | cut -d' ' -f3; echo kept >/data/file; sync";
+    run("", script)?.expect_code(0)?.expect_stdout("ext4\n")?;
+    // The machine is gone, and what was written is on the disk, of which nobody writes through a read-only mount.
+    let before = fs::read(&image)?;
+    let script = "cat /data/file; echo more >/data/file";
+    run(",readonly", script)?
+        .expect_code(1)?
+        .expect_stdout("kept\n")?
+        .expect_stderr(&["Read-only file system"])?;
+    ensure!(
+        fs::read(&image)? == before,
+        "a read-only disk was written to"
+    );
+
+    let script = "echo up; read -r go";
+    let mount = with("");
+    let mut client = world.start(&[
+        "run", "-i", "--rm", "--mount", &mount, "demo", "sh", "-c", script,
+    ])?;
+    client.wait_for_line("up")?;
+    for fields in ["", ",readonly"] {
+        run(fields, "true")?
+            .expect_code(125)?
+            .expect_stderr(&["disk.img is in use", "the only one who has it"])?;
+    }
+    client.write(b"go\n")?;
+    client.finish()?.expect_code(0)?;
+    run("", "cat /data/file")?
+        .expect_code(0)?
+        .expect_stdout("kept\n")?;
+
+    fs::write(&image, vec![0; 4096])?;
+    run("", "true")?
+        .expect_code(125)?
+        .expect_stderr(&["neither an ext4 nor an EROFS file system"])?;
+    Ok(())
+}
 
 fn verity(world: &World) -> Result<()> {
     let data = Layer::default()

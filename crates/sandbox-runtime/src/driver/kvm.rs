@@ -20,8 +20,8 @@ use sandbox_types::timeline::Phase;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, pass_queues, plumbing,
-    virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, open_disk,
+    pass_queues, plumbing, virtiofsd,
 };
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
@@ -89,7 +89,7 @@ impl HypervisorDriver for Kvm {
         }];
         for device in &plan.block {
             block.push(BlockConfig {
-                fd: launch.pass(open("the disk image", &device.path, device.read_only)?)?,
+                fd: launch.pass(open_disk(device)?)?,
                 read_only: device.read_only,
                 serial: device.serial.clone(),
             });

@@ -17,8 +17,8 @@ use sandbox_types::monitor::{DiskLimits, EXIT_PORT, POWER_OFF};
 use sandbox_types::timeline::Phase;
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, pass_queues, plumbing,
-    virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, open_disk,
+    pass_queues, plumbing, virtiofsd,
 };
 use crate::console::Console;
 use crate::event::DeathCause;
@@ -102,7 +102,7 @@ impl HypervisorDriver for Qemu {
         let image = open("the guest image", &config.image_path()?, true)?;
         devices.block("root", &image, true, ROOT_SERIAL)?;
         for (index, device) in plan.block.iter().enumerate() {
-            let disk = open("the disk image", &device.path, device.read_only)?;
+            let disk = open_disk(device)?;
             devices.block(
                 &format!("disk{index}"),
                 &disk,

@@ -75,7 +75,7 @@ pub(crate) struct ContainerOptions {
     /// Make a file or folder of this host visible in the container
     #[arg(short, long, value_name = "HOST-PATH:PATH[:ro]", value_parser = mounts::volume, help_heading = "File systems")]
     pub(crate) volume: Vec<Bind>,
-    /// Mount a file or folder of this host (type=bind) or a file system in memory (type=tmpfs)
+    /// Mount a file or folder of this host (type=bind), a volume (type=volume), the file system of a disk image or block device (type=block) or one in memory (type=tmpfs)
     #[arg(long, value_name = "type=TYPE,…", value_parser = mounts::mount, help_heading = "File systems")]
     pub(crate) mount: Vec<Mount>,
     /// Mount a file system in memory

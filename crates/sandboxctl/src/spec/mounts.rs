@@ -2,17 +2,21 @@
 //! options ask for.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::Mount;
+use rustix::fs::OFlags;
 use sandbox_protocol::extensions::FILL_OPTION;
 
 use super::{Request, SpecError, defaults, files};
 use crate::cli::ContainerOptions;
-use crate::values::mounts::{self, Bind, MountError, Source, Submounts, Tmpfs};
+use crate::values::mounts::{
+    self, Bind, Block, DiskFileSystem, MountError, Source, Submounts, Tmpfs,
+};
 use crate::values::namespaces::Ipc;
 use crate::volume::Volumes;
 
@@ -43,6 +47,9 @@ fn asked(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
     for bind in binds(options) {
         found.push(bind_mount(bind, request.volumes)?);
     }
+    for disk in disks(options) {
+        found.push(disk_mount(disk)?);
+    }
     for tmpfs in tmpfs(options) {
         let words: Vec<&str> = tmpfs.options.iter().map(String::as_str).collect();
         found.push(defaults::mount(&tmpfs.target, "tmpfs", "tmpfs", &words)?);
@@ -66,6 +73,7 @@ pub(crate) fn add_image_volumes(
     for path in image.volumes().iter().flatten() {
         let place = mounts::target(path).map_err(SpecError::ImageVolume)?;
         let taken = binds(options).any(|bind| bind.target == place)
+            || disks(options).any(|disk| disk.target == place)
             || tmpfs(options).any(|tmpfs| tmpfs.target == place);
         if !taken {
             let bind = Bind::anonymous(&place).map_err(SpecError::Mount)?;
@@ -79,7 +87,7 @@ pub(crate) fn add_image_volumes(
 pub(crate) fn binds(options: &ContainerOptions) -> impl Iterator<Item = &Bind> {
     let long = options.mount.iter().filter_map(|mount| match mount {
         mounts::Mount::Bind(bind) => Some(bind),
-        mounts::Mount::Tmpfs(_) => None,
+        mounts::Mount::Tmpfs(_) | mounts::Mount::Block(_) => None,
     });
     options.volume.iter().chain(long)
 }
@@ -88,9 +96,67 @@ pub(crate) fn binds(options: &ContainerOptions) -> impl Iterator<Item = &Bind> {
 pub(crate) fn tmpfs(options: &ContainerOptions) -> impl Iterator<Item = &Tmpfs> {
     let long = options.mount.iter().filter_map(|mount| match mount {
         mounts::Mount::Tmpfs(tmpfs) => Some(tmpfs),
-        mounts::Mount::Bind(_) => None,
+        mounts::Mount::Bind(_) | mounts::Mount::Block(_) => None,
     });
     options.tmpfs.iter().chain(long)
+}
+
+/// The disks of `--mount`.
+fn disks(options: &ContainerOptions) -> impl Iterator<Item = &Block> {
+    options.mount.iter().filter_map(|mount| match mount {
+        mounts::Mount::Block(block) => Some(block),
+        mounts::Mount::Bind(_) | mounts::Mount::Tmpfs(_) => None,
+    })
+}
+
+fn disk_mount(disk: &Block) -> Result<Mount, SpecError> {
+    let source = disk
+        .source
+        .to_str()
+        .ok_or_else(|| MountError::Source {
+            path: disk.source.display().to_string(),
+        })
+        .map_err(SpecError::Mount)?;
+    let fstype = match disk.fstype {
+        Some(fstype) => fstype,
+        None => file_system_of(&disk.source)?,
+    };
+    let access = if disk.read_only { "ro" } else { "rw" };
+    let options = [access, "rprivate"];
+    Ok(defaults::mount(
+        &disk.target,
+        fstype.name(),
+        source,
+        &options,
+    )?)
+}
+
+/// What is on a disk, by its superblock.
+fn file_system_of(disk: &Path) -> Result<DiskFileSystem, SpecError> {
+    let cannot_read = |source| SpecError::BindSource {
+        path: disk.to_owned(),
+        source,
+    };
+    // Nobody is waited for at the other end of a fifo.
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(disk)
+        .map_err(cannot_read)?;
+    for known in DiskFileSystem::all() {
+        let (at, magic) = known.magic();
+        let mut found = vec![0; magic.len()];
+        match file.read_exact_at(&mut found, at) {
+            Ok(()) if found == magic => return Ok(known),
+            // A smaller file, or something that has no places.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(error) => return Err(cannot_read(error)),
+        }
+    }
+    Err(SpecError::NoFileSystem {
+        path: disk.to_owned(),
+    })
 }
 
 fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {

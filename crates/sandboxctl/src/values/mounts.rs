@@ -34,7 +34,7 @@ pub(crate) enum MountError {
     #[error("{path:?} is not an absolute path of this host")]
     Source { path: String },
     /// A type of `--mount` that is not known.
-    #[error("{kind:?} is not a type of mount; there are bind, tmpfs and volume")]
+    #[error("{kind:?} is not a type of mount; there are bind, block, tmpfs and volume")]
     Type { kind: String },
     /// A field of `--mount` that is not known.
     #[error("{field:?} is not a field of a {kind} mount; there are {known}")]
@@ -174,10 +174,54 @@ pub(crate) struct Tmpfs {
     pub(crate) options: Vec<String>,
 }
 
+/// The file system of a disk: an image file or a block device of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) source: PathBuf,
+    pub(crate) target: String,
+    pub(crate) read_only: bool,
+    /// The file system's type; without one it is looked for.
+    pub(crate) fstype: Option<DiskFileSystem>,
+}
+
+/// What the guest's kernel can mount from a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskFileSystem {
+    Ext4,
+    Erofs,
+}
+
+impl DiskFileSystem {
+    const ALL: [Self; 2] = [Self::Ext4, Self::Erofs];
+
+    /// As mount(8) calls it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Erofs => "erofs",
+        }
+    }
+
+    /// Where on the disk, in bytes, it can be told by which bytes (`EXT4_SUPER_MAGIC` in the superblock at 1024, kernel
+    /// `Documentation/filesystems/ext4/super.rst`; `EROFS_SUPER_MAGIC_V1`, kernel `fs/erofs/erofs_fs.h`).
+    pub(crate) fn magic(self) -> (u64, &'static [u8]) {
+        match self {
+            Self::Ext4 => (1024 + 0x38, &[0x53, 0xef]),
+            Self::Erofs => (1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter()
+    }
+}
+
 /// What `--mount` may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mount {
     Bind(Bind),
+    Block(Block),
     Tmpfs(Tmpfs),
 }
 
@@ -295,10 +339,11 @@ fn tmpfs_options<'a>(given: impl Iterator<Item = &'a str>) -> Vec<String> {
 
 const BIND_FIELDS: &str =
     "source, target, readonly, bind-propagation, bind-recursive and bind-nonrecursive";
+const BLOCK_FIELDS: &str = "source, target, readonly and fstype (ext4 or erofs)";
 const VOLUME_FIELDS: &str = "source, target, readonly, volume-driver and volume-nocopy";
 const TMPFS_FIELDS: &str = "target, readonly, tmpfs-size and tmpfs-mode";
 
-/// `type=bind|tmpfs|volume,FIELD[=VALUE],…`, as a line of CSV (docker `opts.MountOpt`).
+/// `type=bind|block|tmpfs|volume,FIELD[=VALUE],…`, as a line of CSV (docker `opts.MountOpt`).
 pub(crate) fn mount(value: &str) -> Result<Mount, MountError> {
     let fields = csv(value)?;
     let fields: Vec<(String, Option<&str>)> = fields
@@ -316,6 +361,7 @@ pub(crate) fn mount(value: &str) -> Result<Mount, MountError> {
         .unwrap_or("volume");
     match kind {
         "bind" => bind_mount(&fields).map(Mount::Bind),
+        "block" => block_mount(&fields).map(Mount::Block),
         "tmpfs" => tmpfs_mount(&fields).map(Mount::Tmpfs),
         "volume" => volume_mount(&fields).map(Mount::Bind),
         other => Err(MountError::Type {
@@ -391,6 +437,41 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
         submounts,
         make_source: false,
         fills: false,
+    })
+}
+
+fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
+    let (mut source, mut to, mut read_only, mut fstype) = (None, None, false, None);
+    for field in fields {
+        let (key, value) = field;
+        match (key.as_str(), *value) {
+            ("type" | "consistency", _) => {}
+            ("source" | "src", Some(path)) if !path.is_empty() => source = Some(host_path(path)?),
+            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
+            ("readonly" | "ro", _) => read_only = flag(field)?,
+            ("fstype", value) => {
+                let known = DiskFileSystem::all().find(|known| value == Some(known.name()));
+                fstype = Some(known.ok_or_else(|| bad_value(key, value))?);
+            }
+            ("source" | "src", value) => return Err(bad_value(key, value)),
+            _ => {
+                return Err(MountError::Field {
+                    field: key.clone(),
+                    kind: "block",
+                    known: BLOCK_FIELDS,
+                });
+            }
+        }
+    }
+    let missing = |field| MountError::Missing {
+        kind: "block",
+        field,
+    };
+    Ok(Block {
+        source: source.ok_or_else(|| missing("source"))?,
+        target: to.ok_or_else(|| missing("target"))?,
+        read_only,
+        fstype,
     })
 }
 
@@ -540,6 +621,18 @@ mod tests {
     }
 
     #[test]
+    fn mount_is_the_file_system_of_a_disk() {
+        let Mount::Block(block) =
+            mount("type=block,src=/srv/d.img,dst=/d,ro,fstype=erofs").unwrap()
+        else {
+            panic!("no disk");
+        };
+        assert_eq!(block.source, Path::new("/srv/d.img"));
+        assert_eq!((block.target.as_str(), block.read_only), ("/d", true));
+        assert_eq!(block.fstype, Some(DiskFileSystem::Erofs));
+    }
+
+    #[test]
     fn mount_is_a_bind_or_a_tmpfs() {
         let Mount::Bind(bind) =
             mount("type=bind,source=/srv/a,target=/a,readonly,bind-recursive=disabled").unwrap()
@@ -610,7 +703,19 @@ mod tests {
                 "not a value",
             ),
             ("type=volume,source=a,target=/a,volume-opt=x", "not a field"),
-            ("type=npipe,target=/a", "there are bind, tmpfs and volume"),
+            (
+                "type=npipe,target=/a",
+                "there are bind, block, tmpfs and volume",
+            ),
+            ("type=block,target=/a", "needs source"),
+            (
+                "type=block,source=/a,target=/a,fstype=xfs",
+                "\"xfs\" is not a value of fstype",
+            ),
+            (
+                "type=block,source=/a,target=/a,size=1",
+                "fstype (ext4 or erofs)",
+            ),
             ("type=bind,target=/a", "needs source"),
             ("type=bind,source=/a", "needs target"),
             ("type=bind,source=/a,target=/a,fast", "not a field"),

@@ -26,18 +26,18 @@ const MAX_RUNS: usize = 3;
 pub(super) fn measure(lab: &Lab) -> Part {
     // By a command line, runc has its caller's folder as it is.
     let subjects = [ENGINES[0], COMMANDS[1], ENGINES[1]];
-    lab.measure(&ABOUT, &subjects, lab.runs().min(MAX_RUNS), |subject| {
+    lab.measure_at_once(&ABOUT, &subjects, lab.runs().min(MAX_RUNS), |subject| {
         let subject = subjects[subject];
         let folder = lab.world().path();
         // Unpacks the image where that is left to the first container.
         lab.run(subject, &lab.name(), &["true"])?.end()?;
         let before = allocated(folder)?;
         let script = "echo up; read line; yes | head -c 1048576 >/root/written; sync; echo written; exec cat";
-        let mut runs = (0..COUNT)
-            .map(|_| lab.run(subject, &lab.name(), &["sh", "-c", script]))
-            .collect::<Result<Vec<_>>>()?;
-        for run in &mut runs {
+        let mut runs = Vec::new();
+        for _ in 0..COUNT {
+            let mut run = lab.run(subject, &lab.name(), &["sh", "-c", script])?;
             run.line()?;
+            runs.push(run);
         }
         let empty = allocated(folder)?;
         for run in &mut runs {

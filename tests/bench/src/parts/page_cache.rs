@@ -30,16 +30,10 @@ const LARGE: &str = "large";
 pub(super) fn measure(lab: &Lab) -> Part {
     let prepared = prepare(lab).map_err(|error| format!("{error:#}"));
     let counts = counts();
-    lab.measure(&ABOUT, &COMMANDS, lab.runs().min(MAX_RUNS), |subject| {
-        let given = match &prepared {
-            Ok(given) => given,
-            Err(why) => anyhow::bail!("the large image cannot be made: {why}"),
-        };
-        let mut values = Vec::new();
-        for count in &counts {
-            values.extend(read_by(lab, COMMANDS[subject], given, *count)?);
-        }
-        Ok(values)
+    let runs = lab.runs().min(MAX_RUNS);
+    lab.measure_at_once(&ABOUT, &COMMANDS, runs, |subject| match &prepared {
+        Ok(given) => read_by(lab, COMMANDS[subject], given, &counts),
+        Err(why) => anyhow::bail!("the large image cannot be made: {why}"),
     })
 }
 
@@ -115,29 +109,33 @@ fn mebibytes(now: u64, before: u64) -> f64 {
     f64::from(u32::try_from(now.saturating_sub(before)).unwrap_or(u32::MAX)) / 1024.0
 }
 
-fn read_by(lab: &Lab, subject: Subject, given: &Given<'_>, count: usize) -> Result<Vec<Value>> {
+/// Starts one container after the other, and looks whenever there are as many as one of `counts`.
+fn read_by(lab: &Lab, subject: Subject, given: &Given<'_>, counts: &[usize]) -> Result<Vec<Value>> {
     drop_caches()?;
     let before = Meminfo::read()?;
     let script = "cat /large/* >/dev/null && echo read; exec cat";
-    let mut runs = (0..count)
-        .map(|_| lab.run_given(subject, &lab.name(), given, &["sh", "-c", script]))
-        .collect::<Result<Vec<_>>>()?;
-    for run in &mut runs {
+    let mut values = Vec::new();
+    let mut runs = Vec::new();
+    for count in 1..=counts.iter().copied().max().unwrap_or(0) {
+        let mut run = lab.run_given(subject, &lab.name(), given, &["sh", "-c", script])?;
         let (line, _) = run.line()?;
         ensure!(line == "read", "{line:?} came");
+        runs.push(run);
+        if counts.contains(&count) {
+            let now = Meminfo::read()?;
+            let mut row = |what: &str, now, before| {
+                let what = format!("{count} have read all: {what}");
+                let amount = mebibytes(now, before);
+                values.push(Value::new(what, Unit::Mebibytes, amount));
+            };
+            row("memory", now.used_kib, before.used_kib);
+            row("page cache", now.cached_kib, before.cached_kib);
+        }
     }
-    let now = Meminfo::read()?;
     for run in &mut runs {
         run.end()?;
     }
-    let row = |what: &str, now, before| {
-        let what = format!("{count} have read all: {what}");
-        Value::new(what, Unit::Mebibytes, mebibytes(now, before))
-    };
-    Ok(vec![
-        row("memory", now.used_kib, before.used_kib),
-        row("page cache", now.cached_kib, before.cached_kib),
-    ])
+    Ok(values)
 }
 
 #[cfg(test)]
