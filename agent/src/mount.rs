@@ -1,6 +1,7 @@
 //! Building a container's file system: the host's [`Mount`] steps, carried out with the kernel's new mount API
 //! (fsopen(2) and friends), whose option list has no length limit as a whole.
 
+mod loop_device;
 mod options;
 mod pmem;
 mod verity;
@@ -19,6 +20,7 @@ use rustix::mount::{
 };
 use sandbox_protocol::agent::{Directory, Mount, mount::Source};
 
+use self::loop_device::{Access, LoopError};
 use self::options::{MountOptions, lower_directories};
 use self::pmem::{Partition, PmemError};
 pub(crate) use self::verity::VerityError;
@@ -64,6 +66,17 @@ pub(crate) enum MountError {
     /// What is read cannot be held to its hash tree.
     #[error(transparent)]
     Verity(#[from] VerityError),
+    /// A file with a file system cannot be a block device.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+    /// The file that is to be one cannot be opened.
+    #[error("cannot open the image {path}")]
+    Image {
+        /// Where.
+        path: String,
+        #[source]
+        source: io::Error,
+    },
     /// `/sys/block` could not be read.
     #[error("cannot list the block devices")]
     Devices(#[source] io::Error),
@@ -121,12 +134,20 @@ impl Mounted {
         let source = verified
             .as_ref()
             .map_or(source, |device| device.path.clone());
+        let options = MountOptions::parse(&step.options);
+        // A file, unlike EROFS, ext4 does not take for a device. Only until it is mounted, again.
+        let looped = match &step.source {
+            Some(Source::Literal(path)) if step.fstype == "ext4" => {
+                Some(block_device_of_file(path, options.read_only)?)
+            }
+            _ => None,
+        };
+        let source = looped.as_ref().map_or(source, |(path, _)| path.clone());
         let target = target.as_path();
         fs::create_dir_all(target).map_err(|source| MountError::Directory {
             path: target.to_owned(),
             source,
         })?;
-        let options = MountOptions::parse(&step.options);
         let attempt = Attempt {
             from: &source,
             fstype: if options.bind { "bind" } else { &step.fstype },
@@ -305,6 +326,24 @@ fn make_directory(directory: &Directory) -> Result<(), MountError> {
     // The mode given to mkdir goes through the umask.
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
     chown(path, Some(directory.uid), Some(directory.gid)).map_err(failed)
+}
+
+/// A block device of an image file, and what keeps it.
+fn block_device_of_file(path: &str, read_only: bool) -> Result<(String, fs::File), MountError> {
+    let access = if read_only {
+        Access::ReadOnly
+    } else {
+        Access::Writable
+    };
+    let image = fs::File::options()
+        .read(true)
+        .write(!read_only)
+        .open(path)
+        .map_err(|source| MountError::Image {
+            path: path.to_owned(),
+            source,
+        })?;
+    Ok(loop_device::attach(&image, path, access)?)
 }
 
 /// `/dev` node of the block device whose serial number is `serial`.

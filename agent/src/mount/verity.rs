@@ -13,17 +13,19 @@
 //! removal (kernel `Documentation/admin-guide/device-mapper/dm-init.rst` and `include/uapi/linux/dm-ioctl.h`).
 #![expect(
     unsafe_code,
-    reason = "the ioctls of the device mapper and of loop devices have no safe wrapper"
+    reason = "the ioctls of the device mapper have no safe wrapper"
 )]
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 use sandbox_protocol::agent::Verity;
+
+use super::loop_device::{self, Access, LoopError};
 
 /// Bytes of a block of data and of hashes.
 const BLOCK_BYTES: u64 = 4096;
@@ -32,8 +34,6 @@ const SECTOR_BYTES: u64 = 512;
 const SUPERBLOCK_BYTES: usize = 512;
 /// The longest salt.
 const MAX_SALT_BYTES: usize = 256;
-/// How often another may take the loop device that was found free.
-const LOOP_ATTEMPTS: usize = 16;
 
 /// Why data cannot be held to its hash tree.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,9 @@ pub(crate) enum VerityError {
         /// What is wrong.
         field: &'static str,
     },
+    /// A file cannot be a device.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
     /// A system call.
     #[error("cannot {action} {device}")]
     System {
@@ -170,7 +173,7 @@ pub(super) fn open(source: &str, verity: &Verity) -> Result<Verified, VerityErro
     let (device, _held) = if kind.is_block_device() {
         (source.to_owned(), None)
     } else {
-        let (path, held) = attach_loop(&file, source)?;
+        let (path, held) = loop_device::attach(&file, source, Access::ReadOnly)?;
         (path, Some(held))
     };
     let hash_start = verity.hash_offset / BLOCK_BYTES + 1;
@@ -315,92 +318,6 @@ impl DmMessage {
             -1 => Err(io::Error::last_os_error()),
             _ => Ok(()),
         }
-    }
-}
-
-// Kernel `include/uapi/linux/loop.h`.
-const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
-const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
-const LO_FLAGS_READ_ONLY: u32 = 1;
-const LO_FLAGS_AUTOCLEAR: u32 = 4;
-
-/// `struct loop_config`, with `struct loop_info64` in it.
-#[repr(C)]
-struct LoopConfig {
-    fd: u32,
-    block_size: u32,
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    offset: u64,
-    sizelimit: u64,
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
-    encrypt_key: [u8; 32],
-    init: [u64; 2],
-    reserved: [u64; 8],
-}
-
-const _: () = assert!(size_of::<LoopConfig>() == 304);
-
-/// A read-only block device of the file; it goes when `held`, and what has been made of it, does.
-fn attach_loop(file: &File, source: &str) -> Result<(String, File), VerityError> {
-    const CONTROL: &str = "/dev/loop-control";
-    let control = File::options().read(true).write(true).open(CONTROL);
-    let control = control.map_err(failed("open", CONTROL))?;
-    let fd = u32::try_from(file.as_raw_fd()).unwrap_or(u32::MAX);
-    let mut attempt = 0;
-    loop {
-        let number = ioctl_number(control.as_raw_fd())
-            .map_err(failed("find a free loop device for", source))?;
-        let path = format!("/dev/loop{number}");
-        let device = File::open(&path).map_err(failed("open", &path))?;
-        match configure_loop(&device, fd) {
-            Ok(()) => return Ok((path, device)),
-            // Somebody else was faster.
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && attempt < LOOP_ATTEMPTS => {
-                attempt += 1
-            }
-            Err(error) => return Err(failed("make a block device of", source)(error)),
-        }
-    }
-}
-
-fn ioctl_number(control: RawFd) -> io::Result<libc::c_int> {
-    // SAFETY: the call takes no argument and touches no memory of ours.
-    match unsafe { libc::ioctl(control, LOOP_CTL_GET_FREE) } {
-        -1 => Err(io::Error::last_os_error()),
-        number => Ok(number),
-    }
-}
-
-fn configure_loop(device: &File, fd: u32) -> io::Result<()> {
-    let config = LoopConfig {
-        fd,
-        block_size: 4096,
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: 0,
-        sizelimit: 0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags: LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR,
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-        reserved: [0; 8],
-    };
-    // SAFETY: the call reads a `struct loop_config`, whose layout and size this has.
-    match unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `erofs`, `ext4` of an image file | a block device, mounted in the guest by its serial number |
 //! | `erofs` of a file, where layers are mapped into the guest ([`window`]) | a part of the guest's persistent memory device |
 //! | `erofs`, when there are more of them than room for devices | a file in the shared folder, mounted in the guest from there |
+//! | `ext4`, when the machine is running and gets no more devices | a file in the shared folder, of which the guest makes a loop device |
 //! | `dmverity/erofs` | the same, with what is read held to a hash tree by the guest |
 //! | `format/…`, `mkdir/…` in front of a type | options filled in here ([`template`]), directories made in the guest |
 //! | `tmpfs`, `overlay` over earlier mounts | a mount in the guest |
@@ -429,18 +430,24 @@ impl Step<'_> {
         };
         let mut source = None;
         let mut is_image = true;
-        match (kind.fstype, self.layers) {
-            ("erofs", _) if self.mapped.is_some() => {
+        let read_only = kind.fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+        let as_file = match kind.fstype {
+            "erofs" => matches!(self.layers, Layers::Files),
+            // The guest makes a device of it, which a running machine cannot be given.
+            _ => next_device.is_running(),
+        };
+        match kind.fstype {
+            "erofs" if self.mapped.is_some() => {
                 if let Some(layer) = self.mapped {
                     step.set_pmem(layer.guest_range());
                     step.options.extend(["ro", "dax=always"].map(str::to_owned));
                     plan.layers.push(layer);
                 }
             }
-            ("erofs" | "ext4", _) if !Path::new(&mount.source).is_absolute() => {
+            "erofs" | "ext4" if !Path::new(&mount.source).is_absolute() => {
                 return Err(MountProblem::RelativeSource.into());
             }
-            ("erofs", Layers::Files) => {
+            "erofs" | "ext4" if as_file => {
                 // The number of mounts before it is a name that no other has.
                 let index = earlier.len();
                 let source = SharedSource::Path {
@@ -453,16 +460,16 @@ impl Step<'_> {
                         &format!("layers/{index}"),
                         format!("rootfs[{index}]"),
                         source,
-                        true,
+                        read_only,
                         next_device,
                     )
                     .map_err(StepError::Devices)?;
                 step.set_literal(path);
-                step.options.push("ro".to_owned());
+                if read_only {
+                    step.options.push("ro".to_owned());
+                }
             }
-            ("erofs" | "ext4", _) => {
-                let read_only =
-                    kind.fstype == "erofs" || mount.options.iter().any(|option| option == "ro");
+            "erofs" | "ext4" => {
                 let serial = format!("disk{}", next_device.take().map_err(StepError::Devices)?);
                 step.set_block_serial(serial.clone());
                 if read_only {
@@ -475,13 +482,13 @@ impl Step<'_> {
                 });
             }
             // An overlay that names nothing of the guest names directories of the host.
-            ("overlay", _) if !kind.format => return Err(MountProblem::HostMountNotAlone.into()),
-            ("tmpfs" | "overlay", _) => {
+            "overlay" if !kind.format => return Err(MountProblem::HostMountNotAlone.into()),
+            "tmpfs" | "overlay" => {
                 source = Some(fill_in(&mount.source)?);
                 is_image = false;
                 step.set_literal(kind.fstype.to_owned());
             }
-            ("bind" | "rbind", _) => return Err(MountProblem::HostMountNotAlone.into()),
+            "bind" | "rbind" => return Err(MountProblem::HostMountNotAlone.into()),
             _ => return Err(MountProblem::UnknownType(mount.type_.clone()).into()),
         }
         if kind.verity {

@@ -10,19 +10,24 @@ use sandbox_harness::{World, process};
 
 use crate::Case;
 
+/// In these the driver, its devices or its helpers take part.
 pub(crate) const CASES: &[Case] = &[
     ("failure_guest_panic_is_named_with_the_console", guest_panic),
     ("failure_killed_monitor_is_named", killed_monitor),
     ("failure_killed_shim_is_named", killed_shim),
     ("failure_agent_that_never_announces_is_named", dead_agent),
-    ("failure_unknown_image_says_how_to_get_one", unknown_image),
     ("failure_missing_kernel_names_the_path", missing_kernel),
     ("failure_file_that_is_no_kernel_is_refused", no_kernel),
+    ("failure_memory_too_small_is_refused", too_small),
+];
+
+/// In these what is above every driver.
+pub(crate) const ABOVE: &[Case] = &[
+    ("failure_unknown_image_says_how_to_get_one", unknown_image),
     (
         "failure_no_kernel_built_says_how_to_build_it",
         no_kernel_built,
     ),
-    ("failure_memory_too_small_is_refused", too_small),
     ("failure_not_root_is_said", not_root),
     ("failure_name_in_use_is_said", name_in_use),
     (

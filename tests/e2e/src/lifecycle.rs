@@ -6,11 +6,16 @@ use serde_json::Value;
 
 use crate::Case;
 
+/// In these the driver, its devices or its helpers take part.
 pub(crate) const CASES: &[Case] = &[
     ("lifecycle_many_at_once", many),
+    ("lifecycle_check_lists_requirements", check),
+];
+
+/// In these what is above every driver.
+pub(crate) const ABOVE: &[Case] = &[
     ("lifecycle_ps_kill_rm", ps_kill_rm),
     ("lifecycle_rm_refuses_a_running_container", rm_refuses),
-    ("lifecycle_check_lists_requirements", check),
 ];
 
 fn many(world: &World) -> Result<()> {

@@ -60,10 +60,8 @@ const MACHINE: &[&[Case]] = &[
     run::CASES,
     layers::CASES,
     stdio::CASES,
-    tty::CASES,
     failures::CASES,
     lifecycle::CASES,
-    options::CASES,
     network::CASES,
     network_devices::CASES,
     containerd::CASES,
@@ -78,6 +76,11 @@ const MACHINE: &[&[Case]] = &[
 
 /// The tests of what stands above every driver.
 const ABOVE: &[&[Case]] = &[
+    run::ABOVE,
+    tty::CASES,
+    failures::ABOVE,
+    lifecycle::ABOVE,
+    options::CASES,
     deploy::CASES,
     images::CASES,
     images_registry::CASES,

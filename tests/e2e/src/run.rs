@@ -5,22 +5,11 @@ use sandbox_harness::{Driver, World};
 
 use crate::Case;
 
+/// In these the driver, its devices or its helpers take part.
 pub(crate) const CASES: &[Case] = &[
     ("run_prints_what_the_container_prints", prints),
     ("run_is_behind_another_kernel", other_kernel),
-    ("run_command_is_pid_1_of_its_own_namespace", pid_1),
     ("run_exit_code_is_the_containers", exit_code),
-    ("run_killed_by_signal_exits_128_plus_signal", exit_signal),
-    (
-        "run_missing_program_exits_127_and_names_it",
-        missing_program,
-    ),
-    (
-        "run_file_not_executable_exits_126_and_names_it",
-        not_executable,
-    ),
-    ("run_environment_and_working_directory_are_set", environment),
-    ("run_default_command_comes_from_the_image", default_command),
     (
         "run_memory_limit_is_in_the_cgroup_and_sizes_the_machine",
         memory,
@@ -33,6 +22,22 @@ pub(crate) const CASES: &[Case] = &[
     ("run_timings_are_in_order", timings),
     ("run_auto_says_when_it_emulates", auto_driver),
     ("run_container_cannot_open_host_vsock", no_vsock),
+];
+
+/// In these what is above every driver.
+pub(crate) const ABOVE: &[Case] = &[
+    ("run_command_is_pid_1_of_its_own_namespace", pid_1),
+    ("run_killed_by_signal_exits_128_plus_signal", exit_signal),
+    (
+        "run_missing_program_exits_127_and_names_it",
+        missing_program,
+    ),
+    (
+        "run_file_not_executable_exits_126_and_names_it",
+        not_executable,
+    ),
+    ("run_environment_and_working_directory_are_set", environment),
+    ("run_default_command_comes_from_the_image", default_command),
 ];
 
 fn prints(world: &World) -> Result<()> {

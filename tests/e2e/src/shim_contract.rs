@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
-use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, DeleteResponse};
+use containerd_shim_protos::api::{self, ConnectRequest, ConnectResponse, DeleteResponse};
 use containerd_shim_protos::sandbox_api as sandbox;
 use containerd_shim_protos::sandbox_sync::SandboxClient;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
@@ -183,6 +184,63 @@ fn create_sandbox(client: &SandboxClient, folder: &Path) -> Result<()> {
     )
 }
 
+/// A later container on an image of a layer and a writable one, as containerd 2.2's EROFS snapshotter hands them over. It has ended.
+fn later_on_images(world: &World, pid: u32) -> Result<Shim> {
+    let folder = member(world, "m2", POD, pid)?;
+    let config = folder.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&fs::read(&config)?)?;
+    let script = "echo written >/file; sync; cat /file; grep -c ' / overlay ' /proc/mounts";
+    spec["process"] = bundle::process(&["sh", "-c", script]);
+    fs::write(&config, serde_json::to_vec(&spec)?)?;
+    let mut layers = fs::read_dir(world.state_dir().join("images/layers"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<PathBuf>>>()?;
+    layers.retain(|path| path.extension().is_some_and(|end| end == "erofs"));
+    let writable = world.path().join("m2.ext4");
+    fs::File::create(&writable)?.set_len(8 << 20)?;
+    let made = Command::new("mkfs.ext4")
+        .arg("-q")
+        .arg(&writable)
+        .status()?;
+    ensure!(made.success(), "mkfs.ext4: {made}");
+    let mount = |kind: &str, source: &str, options: &[String]| api::Mount {
+        type_: kind.to_owned(),
+        source: source.to_owned(),
+        options: options.to_vec(),
+        ..Default::default()
+    };
+    let count = layers.len();
+    let mut root: Vec<api::Mount> = layers
+        .iter()
+        .map(|layer| mount("erofs", &layer.to_string_lossy(), &["ro".to_owned()]))
+        .collect();
+    root.push(mount(
+        "ext4",
+        &writable.to_string_lossy(),
+        &["rw".to_owned()],
+    ));
+    let upper = format!("{{{{ mount {count} }}}}");
+    let options = [
+        format!("X-containerd.mkdir.path={upper}/upper:0755"),
+        format!("X-containerd.mkdir.path={upper}/work:0755"),
+        format!("workdir={upper}/work"),
+        format!("upperdir={upper}/upper"),
+        format!("lowerdir={{{{ overlay {} 0 }}}}", count - 1),
+    ];
+    root.push(mount("format/mkdir/overlay", "overlay", &options));
+    let shim = Shim::start(world, "m2", &folder)?;
+    let mut output = shim.create_on("m2", false, root)?;
+    shim.start_process("m2", "")?;
+    ensure!(output.line()? == "written" && output.line()? == "1");
+    ensure!(shim.wait("m2", "")? == 0);
+    let image = fs::read(&writable)?;
+    ensure!(
+        image.windows(8).any(|bytes| bytes == b"written\n"),
+        "what was written and synced is not in the image"
+    );
+    Ok(shim)
+}
+
 fn service(world: &World) -> Result<()> {
     let folder = world.path().join(POD);
     fs::create_dir(&folder)?;
@@ -247,6 +305,8 @@ fn service(world: &World) -> Result<()> {
         "{metrics:?}"
     );
 
+    let second = later_on_images(world, started.pid)?;
+
     let stop = sandbox::StopSandboxRequest {
         sandbox_id: id(),
         ..Default::default()
@@ -272,6 +332,7 @@ fn service(world: &World) -> Result<()> {
         Code::FAILED_PRECONDITION,
     )?;
     container.delete("m1", "")?;
+    second.delete("m2", "")?;
     client.shutdown_sandbox(
         context(),
         &sandbox::ShutdownSandboxRequest {

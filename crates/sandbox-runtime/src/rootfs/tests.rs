@@ -270,6 +270,24 @@ fn rootfs_with_more_layers_than_devices_fit_has_them_as_files_in_one_share() {
     }
 }
 
+#[test]
+fn writable_image_of_a_later_container_is_a_file_in_the_share() {
+    let mounts = with_overlay(vec![mount("erofs", "/l", &["ro", "loop"])]);
+    let container = ContainerId::new("c1").unwrap();
+    let mut share = SharePlan::new(&container);
+    let mut running = DeviceAllocator::of_running(Driver::Kvm);
+    let bundle = Path::new("/bundle");
+    let plan = plan_rootfs(&container, &mounts, &mut running, &mut share, bundle).unwrap();
+    assert!(plan.block.is_empty());
+    let step = &plan.guest_mounts[1];
+    assert_eq!(step.fstype, "ext4");
+    assert_eq!(step.literal(), format!("{DIR}/shared/c1/layers/1"));
+    assert!(step.options.is_empty());
+    let entries = share.into_entries();
+    let access: Vec<bool> = entries.iter().map(|entry| entry.read_only).collect();
+    assert_eq!(access, [true, false]);
+}
+
 /// A layer's file of that size, and its path.
 fn layer_file(bytes: u64) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
