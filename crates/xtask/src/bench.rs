@@ -21,14 +21,14 @@ pub(crate) struct BenchArgs {
     /// The driver to measure [default: kvm where KVM runs kernels, else qemu]
     #[arg(long, value_enum)]
     driver: Option<Driver>,
-    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage, network
+    /// Only these parts: start, task, exec, at-once, stdio, boot, memory, compute, storage, files, page-cache, disk, network, counts
     #[arg(long = "only", value_name = "PART")]
     only: Vec<String>,
     /// How often each subject is measured
     #[arg(long, default_value_t = 10)]
     runs: u16,
     /// How many are started at once, in turn
-    #[arg(long, value_name = "N,…", default_value = "1,5,10")]
+    #[arg(long, value_name = "N,…", default_value = "1,5,10,20")]
     at_once: String,
     /// The folder for the table, JSON and pictures [default: docs/benchmarks]
     #[arg(long, value_name = "DIR")]
