@@ -157,6 +157,10 @@ const SPECIAL: &[(Call, &[ThreadKind])] = &[
         &[ThreadKind::Block],
     ),
     (
+        ("read of a disk", libc::SYS_preadv2, [-1, 0, 0, 0, 0, 0]),
+        &[ThreadKind::Block],
+    ),
+    (
         ("holes", libc::SYS_fallocate, [-1, 0, 0, 0, 0, 0]),
         &[ThreadKind::Block],
     ),

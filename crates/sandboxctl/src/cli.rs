@@ -168,13 +168,13 @@ pub(crate) enum HypervisorChoice {
 /// `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Only this part: start, task, exec, at-once, stdio, memory, compute, storage, network; may be given more than once
+    /// Only this part: start, task, exec, at-once, stdio, boot, memory, compute, storage, files, page-cache, disk, network, counts; may be given more than once
     #[arg(long, value_name = "PART")]
     pub(crate) only: Vec<String>,
     /// How often each subject is measured, after a run to warm up
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) runs: u16,
-    /// How many are started at once, in turn [default: 1,5,10]
+    /// How many are started at once, in turn [default: 1,5,10,20]
     #[arg(long, value_name = "N,…")]
     pub(crate) at_once: Option<String>,
     /// The folder for the tables, the values and the pictures

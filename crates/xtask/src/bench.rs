@@ -28,7 +28,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value_t = 10)]
     runs: u16,
     /// How many are started at once, in turn
-    #[arg(long, value_name = "N,…", default_value = "1,5,10")]
+    #[arg(long, value_name = "N,…", default_value = "1,5,10,20")]
     at_once: String,
     /// The folder for the table, JSON and pictures [default: docs/benchmarks/<driver>]
     #[arg(long, value_name = "DIR")]

@@ -22,7 +22,7 @@ use crate::order::{self, Turn};
 use crate::report::{Board, Measured, Part, Value};
 use crate::subject::{Runtime, Subject, Way};
 use crate::timed::Timed;
-pub(crate) use task::{Root, Task};
+pub(crate) use task::{Root, SCRIPT, Task};
 
 /// The image's name in this runtime's store, as the harness imports it.
 const IMAGE: &str = "demo";
@@ -104,6 +104,22 @@ impl Lab {
 
     pub(crate) fn world(&self) -> &World {
         &self.world
+    }
+
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// A file that is built, or installed, beside the programs.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(crate) fn artifact(&self, name: &str) -> Result<PathBuf> {
+        let binaries = &self.world.setup().binaries;
+        let places =
+            ["../artifacts", "../lib/sandbox"].map(|folder| binaries.join(folder).join(name));
+        let found = places.into_iter().find(|path| path.exists());
+        found.with_context(|| format!("no {name} beside {}", binaries.display()))
     }
 
     pub(crate) fn driver(&self) -> Driver {

@@ -4,6 +4,8 @@
 //! `docs/spec.md` says what was promised. What cannot be measured on a host is in the report with the reason, and never
 //! with a number.
 
+mod exits;
+mod family;
 mod fixture;
 mod host;
 mod lab;
@@ -12,6 +14,7 @@ mod parts;
 mod report;
 mod smaps;
 mod stats;
+mod strace;
 mod subject;
 mod timed;
 
@@ -59,7 +62,7 @@ struct Options {
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
     /// How many are started at once, in turn
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 5, 10])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 5, 10, 20])]
     at_once: Vec<usize>,
 }
 
@@ -198,7 +201,7 @@ mod tests {
             ];
             Options::try_parse_from(all.iter().chain(arguments))
         };
-        assert_eq!(parse(&[]).unwrap().at_once, [1, 5, 10]);
+        assert_eq!(parse(&[]).unwrap().at_once, [1, 5, 10, 20]);
         for (name, _) in parts::ALL {
             assert!(parse(&["--only", name]).is_ok());
         }

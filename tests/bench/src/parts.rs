@@ -1,7 +1,9 @@
 //! What is measured: one module for each part.
 
 mod at_once;
+mod boot;
 mod compute;
+mod counts;
 mod disk;
 mod exec;
 mod files;
@@ -26,6 +28,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("task", task::measure),
     ("exec", exec::measure),
     ("at-once", at_once::measure),
+    ("boot", boot::measure),
     ("stdio", stdio::measure),
     ("memory", memory::measure),
     ("compute", compute::measure),
@@ -34,6 +37,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("page-cache", page_cache::measure),
     ("disk", disk::measure),
     ("network", network::measure),
+    ("counts", counts::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.

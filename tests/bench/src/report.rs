@@ -86,10 +86,15 @@ pub(crate) enum Unit {
     Microseconds,
     #[serde(rename = "ns")]
     Nanoseconds,
+    #[serde(rename = "KiB")]
+    Kibibytes,
     #[serde(rename = "MiB")]
     Mebibytes,
     #[serde(rename = "MiB/s")]
     MebibytesPerSecond,
+    /// None: so many of them.
+    #[serde(rename = "")]
+    Count,
 }
 
 impl Unit {
@@ -99,8 +104,10 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Microseconds => "µs",
             Self::Nanoseconds => "ns",
+            Self::Kibibytes => "KiB",
             Self::Mebibytes => "MiB",
             Self::MebibytesPerSecond => "MiB/s",
+            Self::Count => "",
         }
     }
 }
@@ -131,6 +138,11 @@ impl Value {
             unit,
             value,
         }
+    }
+
+    /// So many of something.
+    pub(crate) fn count(what: impl Into<String>, count: u64) -> Self {
+        Self::new(what, Unit::Count, number(count))
     }
 
     /// How long something took.
@@ -200,12 +212,18 @@ impl Board {
     }
 }
 
+/// As a number with a fraction; one that it cannot hold exactly is larger than anything that is counted here.
+pub(crate) fn number(count: u64) -> f64 {
+    u32::try_from(count).map_or(f64::INFINITY, f64::from)
+}
+
 /// A number with three digits that say something.
 pub(crate) fn shown(value: f64) -> String {
     let decimals = match value.abs() {
         size if size >= 99.95 => 0,
         size if size >= 9.995 => 1,
         size if size >= 0.9995 => 2,
+        0.0 => 0,
         _ => 3,
     };
     format!("{value:.decimals$}")
@@ -345,8 +363,8 @@ pub(crate) mod tests {
 
     #[test]
     fn numbers_have_three_digits() {
-        let texts = [1234.5, 99.96, 12.34, 9.999, 1.234, 0.0456].map(shown);
-        assert_eq!(texts, ["1234", "100", "12.3", "10.0", "1.23", "0.046"]);
+        let texts = [1234.5, 99.96, 12.34, 9.999, 1.234, 0.0456, 0.0].map(shown);
+        assert_eq!(texts, ["1234", "100", "12.3", "10.0", "1.23", "0.046", "0"]);
     }
 
     #[test]

@@ -81,7 +81,8 @@ impl Subject {
     }
 }
 
-fn is_installed(program: &str) -> bool {
+/// Whether there is such a program.
+pub(crate) fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).is_file())
 }

@@ -38,12 +38,16 @@ pub(crate) fn wait_for_end(process: &OwnedFd, limit: Duration) -> Result<()> {
 }
 
 /// Kills a process at a deadline, unless it is dropped before.
-struct Deadline {
+pub(crate) struct Deadline {
     _off: Sender<()>,
 }
 
 impl Deadline {
-    fn set(pid: u32, limit: Duration) -> Result<Self> {
+    /// For this process.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn set(pid: u32, limit: Duration) -> Result<Self> {
         let process = handle(pid)?;
         let (off, dropped) = channel::<()>();
         std::thread::spawn(move || {

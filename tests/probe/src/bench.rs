@@ -12,7 +12,9 @@ mod files;
 mod memory;
 pub(crate) mod network;
 
+use std::fs::File;
 use std::hint::black_box;
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use nix::sys::wait::waitpid;
@@ -52,6 +54,28 @@ fn measure(name: &str, value: Option<&str>) -> Result<Value, String> {
             ));
         }
     })
+}
+
+/// Writes a byte to an I/O port, as the first process of a machine without anything else (mem(4): `/dev/port`). Returns only
+/// when that does not end the machine.
+///
+/// # Errors
+/// When there is no such device.
+pub(crate) fn end(port: &str, value: &str) -> Result<(), String> {
+    let number = |text: &str| {
+        text.parse::<u16>()
+            .map_err(|error| format!("{text:?}: {error}"))
+    };
+    let (port, value) = (number(port)?, number(value)?);
+    let value = u8::try_from(value).map_err(|error| format!("{value}: {error}"))?;
+    let written = File::options()
+        .write(true)
+        .open("/dev/port")
+        .and_then(|device| device.write_all_at(&[value], port.into()));
+    match written {
+        Ok(()) => Err("the machine goes on".to_owned()),
+        Err(error) => Err(format!("cannot write to /dev/port: {error}")),
+    }
 }
 
 /// Calls `batch`, which does so many of something, until [`SPAN`] is over; nanoseconds for one.

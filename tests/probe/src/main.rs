@@ -5,6 +5,8 @@
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
 //! sandbox-probe bench NAME[=VALUE]…            measures each, and prints {name: how fast it was}
 //! sandbox-probe answer PORT                    is the other side of a benchmark of a network (`bench::network`)
+//! sandbox-probe web PORT FOLDER                serves the files of a folder by HTTP (`bench::network`)
+//! sandbox-probe end PORT VALUE                 ends the machine whose first process it is, by an I/O port (`bench::end`)
 //! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
@@ -58,13 +60,20 @@ fn run(arguments: &[String]) -> Result<(), String> {
     {
         return bench::network::serve(port);
     }
+    if let [verb, port, value] = arguments {
+        match verb.as_str() {
+            "web" => return bench::network::web(port, value),
+            "end" => return bench::end(port, value),
+            _ => {}
+        }
+    }
     let value = match arguments {
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
         [verb, names @ ..] if verb == "bench" => bench::report(names)?,
         _ => {
             return Err(
-                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, or serve"
+                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, web PORT FOLDER, end PORT VALUE, or serve"
                     .to_owned(),
             );
         }

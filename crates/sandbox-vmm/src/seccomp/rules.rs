@@ -175,9 +175,13 @@ pub const VCPU: &[Rule] = &[
     allow!(SYS_recvmsg, "what it answers"),
 ];
 
-/// The thread of a disk.
+/// The threads of a disk.
 pub const BLOCK: &[Rule] = &[
-    allow!(SYS_preadv, "requests that read"),
+    allow!(
+        SYS_preadv2,
+        "requests that read what the host has in memory"
+    ),
+    allow!(SYS_preadv, "requests that read what it has not").rarely(),
     allow!(SYS_pwritev, "requests that write"),
     allow!(SYS_fdatasync, "flushes"),
     allow!(SYS_fallocate, "discarded ranges become holes"),

@@ -1,11 +1,13 @@
 //! Block device over a raw file (VirtIO 1.3, 5.2).
 //!
-//! One queue and one thread, which does one request after the other. Writes are durable after a flush; there
+//! One queue and one thread, which does one request after the other, and a second one for those that have to wait for the host's disk, so that
+//! they hold nobody else up. Writes are durable after a flush; there
 //! is no write-through mode. Where the sandbox's disks are limited, requests stay in the ring until they may pass.
-//! Members: the device; [`request`], the parser; [`disk`], the file; [`pace`], the limits; [`error`].
+//! Members: the device; [`request`], the parser; [`disk`], the file; `lane`, what waits; [`pace`], the limits; [`error`].
 
 pub mod disk;
 pub mod error;
+mod lane;
 pub mod pace;
 pub mod request;
 #[cfg(test)]
@@ -13,6 +15,7 @@ mod tests;
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -25,6 +28,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::disk::Disk;
 use self::error::BlockError;
+use self::lane::Lane;
 use self::pace::{DiskPace, Turnstile};
 use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
@@ -41,13 +45,14 @@ const MAX_RANGE_SECTORS: u32 = 1 << 21;
 /// What the worker's descriptors are called.
 const KICK: u64 = 0;
 const TIMER: u64 = 1;
+const LANE: u64 = 2;
 /// Discard in units of a page.
 const DISCARD_ALIGNMENT: u32 = 8;
 
 #[derive(Debug)]
 enum State {
     /// The disk waits for a driver.
-    Idle(Disk, Option<Turnstile>),
+    Idle(Arc<Disk>, Option<Turnstile>),
     /// The thread has it.
     Active(Worker<BlockTask>),
     /// The thread was lost with it.
@@ -73,7 +78,7 @@ impl Block {
         Ok(Self {
             read_only,
             config: config_space(disk.sectors()),
-            state: State::Idle(disk, None),
+            state: State::Idle(Arc::new(disk), None),
             name: name.to_owned(),
         })
     }
@@ -120,6 +125,10 @@ impl VirtioDevice for Block {
         (self.name.clone(), ThreadKind::Block)
     }
 
+    fn more_threads(&self) -> Vec<(String, ThreadKind)> {
+        vec![(format!("{}-wait", self.name), ThreadKind::Block)]
+    }
+
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
@@ -143,11 +152,19 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let [queue] = activation.take_queues()?;
+        let lane = match activation.more_threads.pop() {
+            Some(thread) => Some(Lane::new(thread).map_err(|source| ActivateError::Host {
+                action: "make the event of a disk's waiting requests",
+                source,
+            })?),
+            None => None,
+        };
         match std::mem::replace(&mut self.state, State::Broken) {
             State::Idle(disk, turnstile) => {
                 let task = BlockTask {
                     disk,
                     turnstile,
+                    lane,
                     queue,
                     memory: activation.memory,
                     interrupt: activation.interrupt.clone(),
@@ -168,6 +185,7 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Broken) {
+            // With the task goes its lane, which waits for what is under way.
             State::Active(worker) => worker
                 .stop()
                 .map_or(State::Broken, |task| State::Idle(task.disk, task.turnstile)),
@@ -179,8 +197,10 @@ impl VirtioDevice for Block {
 /// The thread's part.
 #[derive(Debug)]
 struct BlockTask {
-    disk: Disk,
+    disk: Arc<Disk>,
     turnstile: Option<Turnstile>,
+    /// Without one, everything is waited for.
+    lane: Option<Lane>,
     queue: ActiveQueue,
     memory: GuestMemoryMmap,
     interrupt: Interrupt,
@@ -192,12 +212,17 @@ impl WorkerTask for BlockTask {
     fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
         let kick = crate::fd::borrow(&self.queue.kick);
         let timer = self.turnstile.as_ref().map(|it| (it.as_fd(), TIMER));
-        std::iter::once((kick, KICK)).chain(timer).collect()
+        let lane = self.lane.as_ref().map(|it| (it.as_fd(), LANE));
+        std::iter::once((kick, KICK))
+            .chain(timer)
+            .chain(lane)
+            .collect()
     }
 
     fn ready(&mut self, number: u64) -> Result<(), BlockError> {
-        match &self.turnstile {
-            Some(turnstile) if number == TIMER => turnstile.rewind(),
+        match number {
+            LANE => self.hand_back()?,
+            TIMER => self.turnstile.iter().for_each(Turnstile::rewind),
             // Level-triggered: an empty counter only means that someone was faster.
             _ => drop(self.queue.kick.read()),
         }
@@ -207,7 +232,7 @@ impl WorkerTask for BlockTask {
                 .disable_notification(&self.memory)
                 .map_err(BlockError::Ring)?;
             if !self.serve_available()? {
-                // The timer goes on with what is in the ring, so that no notification is needed.
+                // The timer or the lane goes on with what is in the ring, so that no notification is needed.
                 return Ok(());
             }
             let queue = &mut self.queue.queue;
@@ -224,14 +249,18 @@ impl WorkerTask for BlockTask {
 impl BlockTask {
     /// Serves what is in the ring, and says whether that is all: the rest has to wait.
     fn serve_available(&mut self) -> Result<bool, BlockError> {
-        let memory = &self.memory;
-        let queue = &mut self.queue.queue;
         loop {
             if let Some(turnstile) = &self.turnstile
                 && !turnstile.admits()?
             {
                 return Ok(false);
             }
+            // A driver may make the same buffers available again before they were used.
+            if self.lane.as_ref().is_some_and(Lane::is_full) {
+                return Ok(false);
+            }
+            let memory = &self.memory;
+            let queue = &mut self.queue.queue;
             let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() else {
                 return Ok(true);
             };
@@ -241,27 +270,71 @@ impl BlockTask {
                     if let Some(turnstile) = &self.turnstile {
                         turnstile.passed(request.operation.data_bytes());
                     }
-                    serve(&mut self.disk, memory, &request)
+                    match &mut self.lane {
+                        Some(lane) => match serve_at_once(&self.disk, memory, &request) {
+                            Some(used) => used,
+                            None => {
+                                lane.take(&self.disk, memory, head, request)?;
+                                continue;
+                            }
+                        },
+                        None => serve(&self.disk, memory, &request),
+                    }
                 }
                 Err(error) => {
                     log::guest(format_args!("block: {}", crate::error_chain(&error)));
                     0
                 }
             };
-            queue
-                .add_used(memory, head, used)
-                .map_err(BlockError::Ring)?;
-            if queue.needs_notification(memory).map_err(BlockError::Ring)? {
-                self.interrupt
-                    .signal_queue()
-                    .map_err(BlockError::Interrupt)?;
-            }
+            self.used(head, used)?;
         }
+    }
+
+    /// Gives the driver back what the lane has done.
+    fn hand_back(&mut self) -> Result<(), BlockError> {
+        if let Some(lane) = &self.lane {
+            lane.rewind();
+        }
+        while let Some((head, used)) = self.lane.as_mut().and_then(Lane::done) {
+            self.used(head, used)?;
+        }
+        Ok(())
+    }
+
+    fn used(&mut self, head: u16, bytes: u32) -> Result<(), BlockError> {
+        let memory = &self.memory;
+        let queue = &mut self.queue.queue;
+        queue
+            .add_used(memory, head, bytes)
+            .map_err(BlockError::Ring)?;
+        if queue.needs_notification(memory).map_err(BlockError::Ring)? {
+            self.interrupt
+                .signal_queue()
+                .map_err(BlockError::Interrupt)?;
+        }
+        Ok(())
+    }
+}
+
+/// As [`serve`], of a request for which the host's disk need not be waited for: a read of what the host has in memory, and a write, which goes
+/// there. Otherwise nothing is done.
+fn serve_at_once(disk: &Disk, memory: &GuestMemoryMmap, request: &Request) -> Option<u32> {
+    match &request.operation {
+        Operation::In { sector, data } => {
+            let read = disk.read_at_once(memory, *sector, data).transpose()?;
+            Some(finish(memory, request, read))
+        }
+        Operation::Flush if !disk.is_read_only() => None,
+        Operation::Discard { .. } | Operation::WriteZeroes { .. } => None,
+        Operation::Flush
+        | Operation::Out { .. }
+        | Operation::GetId { .. }
+        | Operation::Unsupported { .. } => Some(serve(disk, memory, request)),
     }
 }
 
 /// Does a request, writes its status, and says how many bytes were written.
-fn serve(disk: &mut Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
+fn serve(disk: &Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
     let done = match &request.operation {
         Operation::In { sector, data } => disk.read(memory, *sector, data),
         Operation::Out { sector, data } => disk.write(memory, *sector, data).map(|()| 0),
@@ -271,6 +344,11 @@ fn serve(disk: &mut Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
         Operation::WriteZeroes { ranges } => disk.punch(ranges, FLAG_UNMAP).map(|()| 0),
         Operation::Unsupported { .. } => Err(BlockError::Unsupported),
     };
+    finish(memory, request, done)
+}
+
+/// Writes the status of a request that came to this end, and says how many bytes were written.
+fn finish(memory: &GuestMemoryMmap, request: &Request, done: Result<u32, BlockError>) -> u32 {
     let (status, written) = match done {
         Ok(written) => (VIRTIO_BLK_S_OK, written),
         Err(BlockError::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),

@@ -79,6 +79,16 @@ impl WorkerThread {
             jobs,
         })
     }
+
+    /// Has it do something, after all that it was given before. What the job has is dropped also when it is never done.
+    ///
+    /// # Errors
+    /// [`ActivateError::Lost`] if the thread has ended.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) -> Result<(), ActivateError> {
+        self.jobs
+            .send(Box::new(job))
+            .map_err(|_| ActivateError::Lost)
+    }
 }
 
 /// A task on its thread.
@@ -123,10 +133,7 @@ impl<T: WorkerTask> Worker<T> {
             // Nobody waits for it when the machine is ending.
             let _ = result.send(task);
         };
-        thread
-            .jobs
-            .send(Box::new(job))
-            .map_err(|_| ActivateError::Lost)?;
+        thread.run(job)?;
         Ok(Self { done, stop })
     }
 

@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use containerd_shim_protos::api;
 use nix::libc::SIGKILL;
-use sandbox_harness::bundle;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sandbox_harness::shim::{self, Output, Shim};
 use sandbox_harness::task::EventServer;
+use sandbox_harness::{bundle, leaks, process};
 use serde_json::Value as Json;
 
 use super::Lab;
 use crate::report::Value;
+use crate::strace;
 use crate::subject::Runtime;
 use crate::timed::{Timed, handle, wait_for_end};
 
 /// What it prints when it runs, and then it waits.
-const SCRIPT: &str = "echo up; exec sleep 100000";
+pub(crate) const SCRIPT: &str = "echo up; exec sleep 100000";
 
 /// What a container's root is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,20 @@ impl Lab {
         root: Root,
         spec: &Json,
     ) -> Result<(Task, Vec<Value>)> {
+        self.start_task_traced(runtime, root, spec, None)
+    }
+
+    /// As [`Self::start_task_of`], with all system calls of the shim and its descendants in a file, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::start_task`].
+    pub(crate) fn start_task_traced(
+        &self,
+        runtime: Runtime,
+        root: Root,
+        spec: &Json,
+        trace: Option<&Path>,
+    ) -> Result<(Task, Vec<Value>)> {
         let id = self.name();
         let folder = self.bundle(&id, spec)?;
         let mounts = match (runtime, root) {
@@ -73,6 +90,16 @@ impl Lab {
         let events = EventServer::start()?;
         let mut command = self.shim_command(runtime, &id, &folder)?;
         command.env("TTRPC_ADDRESS", events.address());
+        if let Some(file) = trace {
+            command = strace::traced(&command, file);
+        }
+        let mut unfinished = Unfinished {
+            lab: self,
+            runtime,
+            id: &id,
+            folder: &folder,
+            over: false,
+        };
 
         let begun = Instant::now();
         let mut started = Timed::start(&mut command, self.world().path(), &id, self.limit())?;
@@ -91,7 +118,7 @@ impl Lab {
         let mut task = Task {
             shim,
             process,
-            id,
+            id: id.clone(),
             execs: 0,
             limit: self.limit(),
             ended: false,
@@ -109,6 +136,7 @@ impl Lab {
             .with_context(|| format!("no output; the shim's log: {}", task.shim.log()))?;
         let first_output = begun.elapsed();
         task.output = Some(output);
+        unfinished.over = true;
         let values = vec![
             Value::took("shim start", start),
             Value::took("connect", connect),
@@ -158,14 +186,7 @@ impl Lab {
         let writable = folder.join("rw.ext4");
         let template = self.world().path().join("scratch.ext4");
         if !template.exists() {
-            let binaries = &self.world().setup().binaries;
-            // As built, or as installed.
-            let mut places = ["../artifacts/scratch.ext4", "../lib/sandbox/scratch.ext4"].iter();
-            let found =
-                places.find_map(|place| Some(binaries.join(place)).filter(|path| path.exists()));
-            let found =
-                found.with_context(|| format!("no scratch.ext4 beside {}", binaries.display()))?;
-            self.copy_sparse(&found, &template)?;
+            self.copy_sparse(&self.artifact("scratch.ext4")?, &template)?;
         }
         self.copy_sparse(&template, &writable)?;
         Ok(vec![
@@ -195,6 +216,63 @@ impl Lab {
             .args(["--sparse=always", "--reflink=auto", "--dereference"])
             .args([from, to]);
         super::tool(&mut command, self.limit()).map(drop)
+    }
+}
+
+/// What `start` made, until there is a container. Dropped before, it ends the shim and has what that leaves cleared away, as an engine
+/// does where `start` fails or takes too long: nobody else knows of that process.
+struct Unfinished<'a> {
+    lab: &'a Lab,
+    runtime: Runtime,
+    id: &'a str,
+    folder: &'a Path,
+    over: bool,
+}
+
+impl Unfinished<'_> {
+    fn clear_away(&self) -> Result<()> {
+        let world = self.lab.world();
+        let named = format!("-id {} ", self.id);
+        let ended = process::wait_until("the end of a shim", self.lab.limit(), || {
+            let mut left = leaks::processes(world.path());
+            left.retain(|one| {
+                one.command.contains("containerd-shim-") && one.command.contains(&named)
+            });
+            for shim in &left {
+                // It may have ended since it was listed.
+                let _ = kill(Pid::from_raw(shim.pid), Signal::SIGKILL);
+            }
+            left.is_empty().then_some(())
+        });
+        let mut command = match self.runtime {
+            Runtime::Runc => {
+                let mut command = Command::new("containerd-shim-runc-v2");
+                world.adopt(&mut command);
+                command
+                    .args(["-namespace", shim::NAMESPACE, "-id", self.id, "-bundle"])
+                    .arg(self.folder)
+                    .arg("delete")
+                    .current_dir(self.folder);
+                command
+            }
+            _ => shim::delete_command(world, self.id, self.folder),
+        };
+        if self.runtime == Runtime::QemuMicrovm {
+            command.env("SANDBOX_CONFIG", self.lab.qemu_config());
+        }
+        super::tool(&mut command, self.lab.limit())?;
+        ended
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if let Err(error) = self.clear_away() {
+            eprintln!("    {} was not cleared away: {error:#}", self.id);
+        }
     }
 }
 

@@ -1,22 +1,23 @@
-//! What idle sandboxes take of the host's memory.
+//! What sandboxes take of the host's memory: idle ones, and web servers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sandbox_harness::leaks::{self, Process};
+use sandbox_harness::bundle::PROBE;
 
+use super::network::Wire;
+use crate::family::{family, is_there, role};
 use crate::lab::{About, Lab, Root, Task, tool};
 use crate::report::{Part, Unit, Value};
-use crate::smaps::{self, Kind, Memory, Owner};
+use crate::smaps::{self, Kind, Memory};
 use crate::subject::{Runtime, Subject, Way};
 
 const ABOUT: About = About {
     name: "memory",
-    title: "Memory of idle sandboxes",
-    about: "So many containers that sleep, all of one image; then `smaps` of every process that exists because of them, divided by their number. Proportional: a page that n processes share \
+    title: "Memory of sandboxes",
+    about: "So many containers that sleep, all of one image, or that serve a file of it by HTTP, each on a network of its own, and have answered one request; then `smaps` of every process that exists because of them, divided by their number. Proportional: a page that n processes share \
             counts as 1/n. Private: what nobody else has. Memory of the guest's is part of the monitor's. Page tables, sockets and the host's page cache are in no process's `smaps` and not \
             counted; neither is containerd.",
     one_scale: true,
@@ -24,6 +25,10 @@ const ABOUT: About = About {
 
 /// How many at a time.
 const COUNTS: [usize; 3] = [1, 5, 10];
+/// How many web servers.
+const SERVERS: usize = 10;
+/// What they serve.
+const SITE: &str = "/data/tree/0";
 /// Memory does not scatter as times do.
 const MAX_RUNS: usize = 3;
 /// Two readings this far apart, with a difference of less than a hundredth, are of something that is idle.
@@ -75,6 +80,10 @@ pub(super) fn measure(lab: &Lab) -> Part {
         for count in COUNTS {
             values.extend(idle(lab, STARTERS[index].0, count)?);
         }
+        // Without an engine's plugins `sandboxctl` would make a bridge of the whole host's.
+        if let Starter::Shim(runtime, root) = STARTERS[index].0 {
+            values.extend(servers(lab, runtime, root)?);
+        }
         Ok(values)
     })
 }
@@ -117,13 +126,38 @@ impl Sleepers {
 }
 
 fn idle(lab: &Lab, starter: Starter, count: usize) -> Result<Vec<Value>> {
-    let before: BTreeSet<i32> = family(lab).into_iter().map(|one| one.pid).collect();
+    let before = pids(lab);
     let sleepers = Sleepers::start(lab, starter, count)?;
-    let values = steady(|| proportional(lab, &before))
-        .and_then(|()| reading(lab, &before))
-        .map(|parts| table(&parts, count));
+    let values = measured(lab, &before).map(|parts| table(&parts, count, "idle"));
     sleepers.end(lab)?;
     values
+}
+
+fn servers(lab: &Lab, runtime: Runtime, root: Root) -> Result<Vec<Value>> {
+    let before = pids(lab);
+    let mut servers = Vec::with_capacity(SERVERS);
+    for _ in 0..SERVERS {
+        let wire = Wire::new(lab)?;
+        let spec = wire.spec(&[PROBE, "web", &wire.port(), SITE])?;
+        let (task, _) = lab.start_task_of(runtime, root, &spec)?;
+        wire.get("/0")?;
+        servers.push((task, wire));
+    }
+    let values = measured(lab, &before).map(|parts| table(&parts, SERVERS, "web servers"));
+    for (task, _wire) in servers {
+        task.end()?;
+    }
+    values
+}
+
+fn pids(lab: &Lab) -> BTreeSet<i32> {
+    family(lab).into_iter().map(|one| one.pid).collect()
+}
+
+/// What everything takes that was not there before, once it stays the same.
+fn measured(lab: &Lab, before: &BTreeSet<i32>) -> Result<Reading> {
+    steady(|| proportional(lab, before))?;
+    reading(lab, before)
 }
 
 /// Waits until little changes.
@@ -152,10 +186,6 @@ fn proportional(lab: &Lab, before: &BTreeSet<i32>) -> Result<u64> {
         .sum()
 }
 
-fn is_there(pid: i32) -> bool {
-    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
-}
-
 /// Memory by what a process does and what its mapping is.
 type Reading = BTreeMap<(&'static str, Kind), Memory>;
 
@@ -179,81 +209,21 @@ fn reading(lab: &Lab, before: &BTreeSet<i32>) -> Result<Reading> {
     Ok(sums)
 }
 
-/// The processes of the lab, and what they started: a container under runc has an environment of its own.
-fn family(lab: &Lab) -> Vec<Process> {
-    let mut known = leaks::processes(lab.world().path());
-    let ours = i32::try_from(std::process::id()).unwrap_or(0);
-    let pids = || {
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-    };
-    let parents: BTreeMap<i32, i32> = pids()
-        .filter_map(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            Some((pid, parent(&stat)?))
-        })
-        .collect();
-    let members: BTreeSet<i32> = known.iter().map(|one| one.pid).collect();
-    for pid in parents.keys().filter(|pid| !members.contains(pid)) {
-        let mut ancestor = *pid;
-        while let Some(above) = parents.get(&ancestor) {
-            if *above == ours {
-                break;
-            }
-            if members.contains(above) {
-                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                let command = String::from_utf8_lossy(&command).replace('\0', " ");
-                // A kernel thread or a process that is gone has none.
-                if !command.trim().is_empty() {
-                    known.push(Process {
-                        pid: *pid,
-                        command: command.trim().to_owned(),
-                    });
-                }
-                break;
-            }
-            ancestor = *above;
-        }
-    }
-    known
-}
-
-/// The parent in `/proc/<pid>/stat`: the second field behind the name, which is in brackets.
-fn parent(stat: &str) -> Option<i32> {
-    let (_, behind) = stat.rsplit_once(')')?;
-    behind.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
-/// What a process is for.
-fn role(command: &str) -> (&'static str, Owner) {
-    let program = command.split(' ').next().unwrap_or_default();
-    let name = program.rsplit('/').next().unwrap_or_default();
-    match name {
-        "sandbox-vmm" if command.contains("vsock-backend") => ("vsock device", Owner::Machine),
-        "sandbox-vmm" => ("monitor", Owner::Machine),
-        "qemu-system-x86_64" => ("QEMU", Owner::Machine),
-        "virtiofsd" => ("virtiofsd", Owner::Machine),
-        "sandboxctl" => ("attendant", Owner::Plain),
-        _ if name.starts_with("containerd-shim-") => ("shim", Owner::Plain),
-        _ => ("container's processes", Owner::Plain),
-    }
-}
-
 fn mebibytes(kib: u64, count: usize) -> f64 {
     let kib = u32::try_from(kib).unwrap_or(u32::MAX);
     let count = u32::try_from(count).unwrap_or(1).max(1);
     f64::from(kib) / 1024.0 / f64::from(count)
 }
 
-/// Rows for so many: sums, by process, and for one alone by mapping too.
-fn table(reading: &Reading, count: usize) -> Vec<Value> {
+/// Rows for so many of what they do: sums, by process, and for one alone by mapping too.
+fn table(reading: &Reading, count: usize, doing: &str) -> Vec<Value> {
     let mut values = Vec::new();
     let mut row = |what: &str, memory: Memory| {
         for (set, kib) in [
             ("proportional", memory.proportional_kib),
             ("private", memory.private_kib),
         ] {
-            let what = format!("{count} idle, each: {what}, {set}");
+            let what = format!("{count} {doing}, each: {what}, {set}");
             values.push(Value::new(what, Unit::Mebibytes, mebibytes(kib, count)));
         }
     };
@@ -286,23 +256,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn role_is_told_by_program() {
-        let of = |command: &str| role(command).0;
-        assert_eq!(of("/x/sandbox-vmm run --config-fd 3"), "monitor");
-        assert_eq!(of("/x/sandbox-vmm vsock-backend --cid 3"), "vsock device");
-        assert_eq!(of("/x/containerd-shim-sandbox-v2 -id a"), "shim");
-        assert_eq!(of("/usr/bin/containerd-shim-runc-v2 -id a"), "shim");
-        assert_eq!(of("sleep 100000"), "container's processes");
-        assert_eq!(of("/x/sandboxctl attend abc"), "attendant");
-    }
-
-    #[test]
-    fn parent_is_found_behind_a_name_with_brackets() {
-        assert_eq!(parent("12 (a) b) S 7 12 12 0"), Some(7));
-        assert_eq!(parent("12 (a"), None);
-    }
-
-    #[test]
     fn memory_of_several_is_divided_and_the_guests_is_apart() {
         let memory = |kib| Memory {
             proportional_kib: kib,
@@ -314,7 +267,7 @@ mod tests {
             (("shim", Kind::Anonymous), memory(6 << 10)),
         ]);
         let of = |count, what: &str| {
-            let values = table(&reading, count);
+            let values = table(&reading, count, "idle");
             let found = values.into_iter().find(|value| value.what == what);
             found.map(|value| value.value)
         };

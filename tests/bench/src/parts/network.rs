@@ -37,11 +37,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 pub(super) fn measure(lab: &Lab) -> Part {
     lab.measure(&ABOUT, &SHIMS, lab.runs(), |subject| {
         let wire = Wire::new(lab)?;
-        let mut spec = bundle::spec(&[PROBE, "answer", &PORT.to_string()]);
-        let namespaces = spec["linux"]["namespaces"].as_array_mut();
-        namespaces
-            .context("a spec has namespaces")?
-            .push(json!({"type": "network", "path": wire.pod.path()}));
+        let spec = wire.spec(&[PROBE, "answer", &wire.port()])?;
         let (task, _) = lab.start_task_of(SHIMS[subject].runtime, Root::Image, &spec)?;
         let address = wire.address;
         let values = wire.host.within(move || talk(address))?;
@@ -51,14 +47,18 @@ pub(super) fn measure(lab: &Lab) -> Part {
 }
 
 /// The host's side and the container's. What is on both goes with them.
-struct Wire {
+pub(super) struct Wire {
     host: HostNet,
     pod: HostNet,
     address: SocketAddr,
 }
 
 impl Wire {
-    fn new(lab: &Lab) -> Result<Self> {
+    /// Makes the namespaces, and has the plugin join them.
+    ///
+    /// # Errors
+    /// When the plugin is missing or refuses.
+    pub(super) fn new(lab: &Lab) -> Result<Self> {
         let plugins = PLUGINS
             .iter()
             .find(|folder| Path::new(folder).join("bridge").is_file())
@@ -91,6 +91,45 @@ impl Wire {
             .with_context(|| format!("no address in {made}"))?;
         let address = SocketAddr::new(address.parse::<IpAddr>()?, PORT);
         Ok(Self { host, pod, address })
+    }
+
+    /// The port at which the container is spoken to.
+    pub(super) fn port(&self) -> String {
+        self.address.port().to_string()
+    }
+
+    /// The specification of a container in this pod's namespace.
+    ///
+    /// # Errors
+    /// Never, as specifications are.
+    pub(super) fn spec(&self, arguments: &[&str]) -> Result<Json> {
+        let mut spec = bundle::spec(arguments);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut();
+        namespaces
+            .context("a spec has namespaces")?
+            .push(json!({"type": "network", "path": self.pod.path()}));
+        Ok(spec)
+    }
+
+    /// Asks the container for a page by HTTP.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub(super) fn get(&self, path: &str) -> Result<()> {
+        let (address, request) = (self.address, format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let answer = self.host.within(move || -> Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, SILENCE)?;
+            stream.set_read_timeout(Some(SILENCE))?;
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?;
+        ensure!(
+            answer.starts_with("HTTP/1.0 200 "),
+            "the answer is {answer:?}"
+        );
+        Ok(())
     }
 }
 

@@ -1,13 +1,14 @@
 //! The raw file behind a block device.
 #![expect(
     unsafe_code,
-    reason = "preadv and pwritev move bytes between the file and guest memory, which has no Rust references"
+    reason = "preadv, preadv2 and pwritev move bytes between the file and guest memory, which has no Rust references"
 )]
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -29,12 +30,16 @@ pub struct Disk {
     sectors: u64,
     read_only: bool,
     serial: Vec<u8>,
+    /// The file can say that a read would have to wait.
+    tells: AtomicBool,
 }
 
 /// Which way the bytes go.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     ToGuest,
+    /// As far as nothing has to be waited for.
+    ToGuestAtOnce,
     ToFile,
 }
 
@@ -58,6 +63,7 @@ impl Disk {
             sectors: bytes / SECTOR_BYTES,
             read_only,
             serial: serial.as_bytes().to_vec(),
+            tells: AtomicBool::new(true),
         })
     }
 
@@ -72,7 +78,7 @@ impl Disk {
     /// # Errors
     /// [`BlockError`]; parts may have been read.
     pub fn read(
-        &mut self,
+        &self,
         memory: &GuestMemoryMmap,
         sector: u64,
         data: &VecDeque<Segment>,
@@ -84,19 +90,46 @@ impl Disk {
         Ok(u32::try_from(bytes).unwrap_or(u32::MAX))
     }
 
+    /// As [`Self::read`], unless the host would have to be waited for: then nothing is said, and the host has begun to
+    /// read. Where the file cannot tell, it is waited for.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_at_once(
+        &self,
+        memory: &GuestMemoryMmap,
+        sector: u64,
+        data: &VecDeque<Segment>,
+    ) -> Result<Option<u32>, BlockError> {
+        if !self.tells.load(Ordering::Relaxed) {
+            return self.read(memory, sector, data).map(Some);
+        }
+        let bytes = total(data);
+        let offset = self.check(sector, bytes)?;
+        let all = self.transfer(memory, offset, data, Direction::ToGuestAtOnce)?;
+        Ok(all.then(|| u32::try_from(bytes).unwrap_or(u32::MAX)))
+    }
+
+    /// Whether nothing is ever written to it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
     /// Writes from `sector` on.
     ///
     /// # Errors
     /// [`BlockError`]; parts may have been written.
     pub fn write(
-        &mut self,
+        &self,
         memory: &GuestMemoryMmap,
         sector: u64,
         data: &VecDeque<Segment>,
     ) -> Result<(), BlockError> {
         self.check_writable()?;
         let offset = self.check(sector, total(data))?;
-        self.transfer(memory, offset, data, Direction::ToFile)
+        self.transfer(memory, offset, data, Direction::ToFile)?;
+        Ok(())
     }
 
     /// Makes what was written durable.
@@ -189,14 +222,14 @@ impl Disk {
         }
     }
 
-    /// Moves all bytes. Segments are checked to be in guest memory before the first byte moves.
+    /// Moves all bytes, and says whether it did. Segments are checked to be in guest memory before the first byte moves.
     fn transfer(
         &self,
         memory: &GuestMemoryMmap,
         mut offset: u64,
         data: &VecDeque<Segment>,
         direction: Direction,
-    ) -> Result<(), BlockError> {
+    ) -> Result<bool, BlockError> {
         let mut guards = Vec::with_capacity(data.len());
         for segment in data {
             let length = usize::try_from(segment.length).unwrap_or(usize::MAX);
@@ -213,39 +246,56 @@ impl Disk {
             })
             .collect();
         while !vectors.is_empty() {
-            let moved = self.once(vectors.make_contiguous(), offset, direction)?;
+            let Some(moved) = self.once(vectors.make_contiguous(), offset, direction)? else {
+                return Ok(false);
+            };
             offset = offset.saturating_add(moved as u64);
             advance(&mut vectors, moved);
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// One system call, at least one byte.
+    /// One system call, at least one byte; nothing if that would have to wait and is not to.
     fn once(
         &self,
         vectors: &[libc::iovec],
         offset: u64,
         direction: Direction,
-    ) -> Result<usize, BlockError> {
-        let (action, call) = match direction {
-            Direction::ToGuest => ("read", libc::preadv as Vectored),
-            Direction::ToFile => ("write", libc::pwritev as Vectored),
+    ) -> Result<Option<usize>, BlockError> {
+        let failed = |source| {
+            let action = match direction {
+                Direction::ToGuest | Direction::ToGuestAtOnce => "read",
+                Direction::ToFile => "write",
+            };
+            BlockError::Disk { action, source }
         };
-        let failed = |source| BlockError::Disk { action, source };
         let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
         let at = i64::try_from(offset).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let mut now = direction == Direction::ToGuestAtOnce;
         loop {
+            let call: Vectored = match direction {
+                Direction::ToFile => libc::pwritev,
+                _ if now => read_now,
+                _ => libc::preadv,
+            };
             // SAFETY: every vector is a range of guest memory that `get_slice` found whole and whose guard
             // lives in the caller; other threads and the guest may access it at the same time, which is
             // why no reference to it exists.
             let moved = unsafe { call(self.file.as_raw_fd(), vectors.as_ptr(), count, at) };
             match usize::try_from(moved) {
                 Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
-                Ok(moved) => return Ok(moved),
+                Ok(moved) => return Ok(Some(moved)),
                 Err(_) => {
                     let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(failed(error));
+                    match error.raw_os_error() {
+                        Some(libc::EINTR) => {}
+                        Some(libc::EAGAIN) if now => return Ok(None),
+                        // A file system that does not know the flag, or a kernel that does not know the call.
+                        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) if now => {
+                            self.tells.store(false, Ordering::Relaxed);
+                            now = false;
+                        }
+                        _ => return Err(failed(error)),
                     }
                 }
             }
@@ -254,6 +304,35 @@ impl Disk {
 }
 
 type Vectored = unsafe extern "C" fn(i32, *const libc::iovec, i32, i64) -> isize;
+
+/// `preadv2` with `RWF_NOWAIT` (readv(2)), for which not every C library has a function.
+///
+/// # Safety
+/// The vectors are memory that may be written to.
+unsafe extern "C" fn read_now(
+    file: i32,
+    vectors: *const libc::iovec,
+    count: i32,
+    offset: i64,
+) -> isize {
+    let [file, count, flags] = [file, count, libc::RWF_NOWAIT].map(i64::from);
+    // The offset's upper half, which 64-bit kernels ignore.
+    let upper: i64 = 0;
+    // SAFETY: the caller vouches for the vectors; all else are numbers.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_preadv2,
+            file,
+            vectors,
+            count,
+            offset,
+            upper,
+            flags,
+        )
+    };
+    // A count of bytes, or -1.
+    isize::try_from(moved).unwrap_or(-1)
+}
 
 /// Removes the first `moved` bytes.
 fn advance(vectors: &mut VecDeque<libc::iovec>, mut moved: usize) {

@@ -61,6 +61,9 @@ pub enum BlockError {
     /// There is no timer, or it cannot be set.
     #[error("cannot wait until the disk's limit lets a request pass")]
     Timer(#[source] io::Error),
+    /// The thread for requests that have to wait has ended.
+    #[error("the disk's thread for requests that have to wait was lost")]
+    Lost,
     /// The driver cannot be interrupted.
     #[error("cannot interrupt the driver")]
     Interrupt(#[source] io::Error),
