@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod memory;
 mod network;
+mod noise;
 mod page_cache;
 mod start;
 mod stdio;
@@ -38,6 +39,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("disk", disk::measure),
     ("network", network::measure),
     ("counts", counts::measure),
+    ("noise", noise::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.

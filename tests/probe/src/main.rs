@@ -4,9 +4,11 @@
 //! sandbox-probe [--hold] look SUBJECT…|all     prints {subject: what is seen}
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
 //! sandbox-probe bench NAME[=VALUE]…            measures each, and prints {name: how fast it was}
+//! sandbox-probe disturb KIND                   uses up what it can until its input ends (`disturb`)
 //! sandbox-probe answer PORT                    is the other side of a benchmark of a network (`bench::network`)
 //! sandbox-probe web PORT FOLDER                serves the files of a folder by HTTP (`bench::network`)
 //! sandbox-probe end PORT VALUE                 ends the machine whose first process it is, by an I/O port (`bench::end`)
+//! sandbox-probe attempt NAME                   makes an attempt of those, without parameters, and prints what it saw
 //! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
@@ -20,6 +22,7 @@
 mod attack;
 mod attempts;
 mod bench;
+mod disturb;
 mod look;
 mod subjects;
 
@@ -67,13 +70,19 @@ fn run(arguments: &[String]) -> Result<(), String> {
             _ => {}
         }
     }
+    if let [verb, kind] = arguments
+        && verb == "disturb"
+    {
+        return disturb::run(kind);
+    }
     let value = match arguments {
+        [verb, name] if verb == "attempt" => attack::once(name)?,
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
         [verb, names @ ..] if verb == "bench" => bench::report(names)?,
         _ => {
             return Err(
-                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, web PORT FOLDER, end PORT VALUE, or serve"
+                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, web PORT FOLDER, end PORT VALUE, disturb KIND, attempt NAME, or serve"
                     .to_owned(),
             );
         }
