@@ -1,9 +1,10 @@
 //! What can go wrong, and how it is told to containerd.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
-use sandbox_protocol::start_failure::StartFailure;
+use sandbox_protocol::start_failure::{self, StartFailure};
 use sandbox_runtime::agent::Code;
 use sandbox_runtime::cleanup::CleanupError;
 use sandbox_runtime::config::OverrideError;
@@ -246,12 +247,52 @@ impl TaskError {
     }
 }
 
+impl TaskError {
+    /// The answer to a call that starts a program, for a caller whose request has this metadata ([`start_failure`]).
+    pub(crate) fn answer_to(self, metadata: &HashMap<String, Vec<String>>) -> ttrpc::Error {
+        match self.start_failure() {
+            Some(failure) if start_failure::is_asked_for(metadata) => {
+                ttrpc::Error::RpcStatus(failure.to_status(chain(&self)))
+            }
+            _ => self.into(),
+        }
+    }
+}
+
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        let message = chain(&error);
-        match error.start_failure() {
-            Some(failure) => Self::RpcStatus(failure.to_status(message)),
-            None => Self::RpcStatus(ttrpc::get_status(error.code(), message)),
+        Self::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing() -> TaskError {
+        TaskError::Agent(AgentError::Refused {
+            call: "CreateContainer",
+            code: Code::NOT_FOUND,
+            message: "no such program".to_owned(),
+            failure: Some(StartFailure::ProgramNotFound),
+        })
+    }
+
+    #[test]
+    fn why_a_program_cannot_be_run_is_in_the_details_for_who_asks() {
+        let mut metadata = HashMap::new();
+        start_failure::ask(&mut metadata);
+        for (metadata, wanted) in [
+            (metadata, Some(StartFailure::ProgramNotFound)),
+            (HashMap::new(), None),
+        ] {
+            let ttrpc::Error::RpcStatus(status) = missing().answer_to(&metadata) else {
+                panic!("it is no status");
+            };
+            assert_eq!(StartFailure::from_status(&status), wanted);
+            assert_eq!(status.details.is_empty(), wanted.is_none());
+            assert_eq!(status.code(), Code::NOT_FOUND);
+            assert!(status.message().contains("no such program"));
         }
     }
 }
