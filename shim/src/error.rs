@@ -131,6 +131,12 @@ pub(crate) enum TaskError {
     /// What the sandbox service was told of the pod cannot be understood.
     #[error(transparent)]
     PodConfig(#[from] PodConfigError),
+    /// The options of the pod's first container are not what their type says.
+    #[error("`options` are no options of a runtime")]
+    Options(#[source] protobuf::Error),
+    /// The configuration that they name cannot be used.
+    #[error("the configuration that `options` name cannot be used")]
+    Config(#[source] Box<ShimError>),
     /// The files of the pod's containers cannot be written.
     #[error("cannot write the files of the pod's containers in the sandbox's bundle")]
     PodFiles(#[source] io::Error),
@@ -207,6 +213,7 @@ impl TaskError {
             | Self::Spec(_)
             | Self::Bind(_)
             | Self::PodConfig(_)
+            | Self::Options(_)
             | Self::Override(_)
             | Self::Program(_)
             | Self::Rootfs(_)
@@ -228,6 +235,7 @@ impl TaskError {
             | Self::Network(_)
             | Self::NoPod { .. }
             | Self::Unwanted
+            | Self::Config(_)
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_)
             | Self::Agent(_)
