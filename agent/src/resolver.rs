@@ -317,6 +317,50 @@ mod tests {
         serving.await.unwrap().unwrap();
     }
 
+    /// As libraries ask for a name's addresses of both kinds, and again where an answer is late.
+    #[tokio::test]
+    async fn questions_of_one_socket_are_answered_each_and_in_any_order() {
+        let resolver = Resolver::listen().await.unwrap();
+        let address = resolver.udp.local_addr().unwrap();
+        let (ours, mut host) = tokio::io::duplex(4096);
+        let serving = tokio::spawn(resolver.serve(ours));
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        udp.connect(address).await.unwrap();
+        let asked: [&[u8]; 4] = [b"A", b"AAAA", b"A", b"lost"];
+        for question in asked {
+            udp.send(question).await.unwrap();
+        }
+        let mut queries = Vec::new();
+        for _ in asked {
+            let query: ResolverQuery = read_frame(&mut host).await.unwrap();
+            queries.push(query);
+        }
+        let came: Vec<&[u8]> = queries
+            .iter()
+            .map(|query| query.message.as_slice())
+            .collect();
+        assert_eq!(came, asked);
+        for query in queries.iter().rev() {
+            let message = match query.message.as_slice() {
+                b"lost" => Vec::new(),
+                question => question.to_vec(),
+            };
+            let answer = ResolverAnswer {
+                id: query.id,
+                message,
+                ..ResolverAnswer::default()
+            };
+            write_frame(&mut host, &answer).await.unwrap();
+        }
+        for wanted in [&b"A"[..], b"AAAA", b"A"] {
+            let mut said = [0; 8];
+            let len = udp.recv(&mut said).await.unwrap();
+            assert_eq!(&said[..len], wanted);
+        }
+        drop(host);
+        serving.await.unwrap().unwrap();
+    }
+
     #[test]
     fn questions_without_answer_are_bounded() {
         let askers = Askers::default();

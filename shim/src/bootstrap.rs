@@ -7,7 +7,8 @@
 //! | containerd 2.0 to 2.2 otherwise (it says 2, as 1.7 does), containerd 1.x, CRI-O, Docker, `sandboxctl` | the runtime's options, or nothing | the address |
 //!
 //! Runtime options are `runtimeoptions.v1.Options` in a `google.protobuf.Any`. Of them `config_path` is taken: the
-//! configuration file of every pod of that runtime class.
+//! configuration file of every pod of that runtime class. CRI-O says it only later, as options of the pod's first container
+//! ([`config_path`]).
 
 use std::io::{self, IsTerminal as _, Read as _};
 use std::path::PathBuf;
@@ -73,12 +74,18 @@ struct JsonAnswer<'a> {
     protocol: &'a str,
 }
 
-fn config_path(options: &Any) -> Result<Option<PathBuf>, ShimError> {
-    let type_name = options.type_url.rsplit('/').next().unwrap_or_default();
-    if type_name != OPTIONS_TYPE {
+/// The configuration file that options of this type name; none in those of another runtime.
+///
+/// # Errors
+/// When they are not what their type says.
+pub(crate) fn config_path(
+    type_url: &str,
+    value: &[u8],
+) -> Result<Option<PathBuf>, protobuf::Error> {
+    if type_url.rsplit('/').next() != Some(OPTIONS_TYPE) {
         return Ok(None);
     }
-    let options = RuntimeOptions::parse_from_bytes(&options.value)?;
+    let options = RuntimeOptions::parse_from_bytes(value)?;
     Ok((!options.config_path.is_empty()).then(|| PathBuf::from(options.config_path)))
 }
 
@@ -116,7 +123,8 @@ impl Bootstrap {
             .filter(|params| params.instance_id == flags.id && params.namespace == flags.namespace);
         if let Some(params) = params {
             let options = params.extensions.iter().filter_map(|e| e.value.as_ref());
-            let paths = options.map(config_path).collect::<Result<Vec<_>, _>>()?;
+            let paths = options.map(|any| config_path(&any.type_url, &any.value));
+            let paths = paths.collect::<Result<Vec<_>, _>>()?;
             let some = |text: String| (!text.is_empty()).then_some(text);
             return Ok(Self {
                 form: Form::Message,
@@ -126,13 +134,14 @@ impl Bootstrap {
                 debug: flags.debug || params.log_level < 0,
             });
         }
+        let options = Any::parse_from_bytes(input)?;
         let max_version: i32 = max_version.and_then(|text| text.parse().ok()).unwrap_or(2);
         Ok(Self {
             form: match max_version >= VERSION {
                 true => Form::Json,
                 false => Form::Address,
             },
-            config_path: config_path(&Any::parse_from_bytes(input)?)?,
+            config_path: config_path(&options.type_url, &options.value)?,
             socket_dir: None,
             events_address: None,
             debug: flags.debug,

@@ -1,9 +1,10 @@
 //! What can go wrong, and how it is told to containerd.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 
-use sandbox_protocol::start_failure::StartFailure;
+use sandbox_protocol::start_failure::{self, StartFailure};
 use sandbox_runtime::agent::Code;
 use sandbox_runtime::cleanup::CleanupError;
 use sandbox_runtime::config::OverrideError;
@@ -131,6 +132,12 @@ pub(crate) enum TaskError {
     /// What the sandbox service was told of the pod cannot be understood.
     #[error(transparent)]
     PodConfig(#[from] PodConfigError),
+    /// The options of the pod's first container are not what their type says.
+    #[error("`options` are no options of a runtime")]
+    Options(#[source] protobuf::Error),
+    /// The configuration that they name cannot be used.
+    #[error("the configuration that `options` name cannot be used")]
+    Config(#[source] Box<ShimError>),
     /// The files of the pod's containers cannot be written.
     #[error("cannot write the files of the pod's containers in the sandbox's bundle")]
     PodFiles(#[source] io::Error),
@@ -211,6 +218,7 @@ impl TaskError {
             | Self::Bind(_)
             | Self::Disk(_)
             | Self::PodConfig(_)
+            | Self::Options(_)
             | Self::Override(_)
             | Self::Program(_)
             | Self::Rootfs(_)
@@ -232,6 +240,7 @@ impl TaskError {
             | Self::Network(_)
             | Self::NoPod { .. }
             | Self::Unwanted
+            | Self::Config(_)
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_)
             | Self::Agent(_)
@@ -251,12 +260,52 @@ impl TaskError {
     }
 }
 
+impl TaskError {
+    /// The answer to a call that starts a program, for a caller whose request has this metadata ([`start_failure`]).
+    pub(crate) fn answer_to(self, metadata: &HashMap<String, Vec<String>>) -> ttrpc::Error {
+        match self.start_failure() {
+            Some(failure) if start_failure::is_asked_for(metadata) => {
+                ttrpc::Error::RpcStatus(failure.to_status(chain(&self)))
+            }
+            _ => self.into(),
+        }
+    }
+}
+
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        let message = chain(&error);
-        match error.start_failure() {
-            Some(failure) => Self::RpcStatus(failure.to_status(message)),
-            None => Self::RpcStatus(ttrpc::get_status(error.code(), message)),
+        Self::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn missing() -> TaskError {
+        TaskError::Agent(AgentError::Refused {
+            call: "CreateContainer",
+            code: Code::NOT_FOUND,
+            message: "no such program".to_owned(),
+            failure: Some(StartFailure::ProgramNotFound),
+        })
+    }
+
+    #[test]
+    fn why_a_program_cannot_be_run_is_in_the_details_for_who_asks() {
+        let mut metadata = HashMap::new();
+        start_failure::ask(&mut metadata);
+        for (metadata, wanted) in [
+            (metadata, Some(StartFailure::ProgramNotFound)),
+            (HashMap::new(), None),
+        ] {
+            let ttrpc::Error::RpcStatus(status) = missing().answer_to(&metadata) else {
+                panic!("it is no status");
+            };
+            assert_eq!(StartFailure::from_status(&status), wanted);
+            assert_eq!(status.details.is_empty(), wanted.is_none());
+            assert_eq!(status.code(), Code::NOT_FOUND);
+            assert!(status.message().contains("no such program"));
         }
     }
 }

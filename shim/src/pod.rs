@@ -40,6 +40,9 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// How often the guest's clock is set to the host's.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 
+/// The file that says, in a container's bundle, that memory ran out in it (CRI-O `internal/oci/runtime_vm.go`).
+const OOM_FILE: &str = "oom";
+
 /// What `<bundle>/death.json` holds when a sandbox died.
 #[derive(Serialize)]
 struct DeathRecord<'a> {
@@ -344,6 +347,7 @@ impl Pod {
                     self.change(&key, |process| process.lifecycle.exited(exit));
                 }
                 SandboxEvent::OutOfMemory { container } => {
+                    self.note_out_of_memory(&container);
                     let event = TaskOOM {
                         container_id: container.to_string(),
                         ..Default::default()
@@ -355,6 +359,17 @@ impl Pod {
         }
         // One that was stopped tells nothing more; nobody needs to wait for it.
         self.death.send_replace(true);
+    }
+
+    /// CRI-O, which takes no events, looks for a file in the bundle of a container that has ended.
+    fn note_out_of_memory(&self, container: &ContainerId) {
+        let bundle = match self.state().containers.get(container) {
+            Some(container) => container.bundle.clone(),
+            None => return,
+        };
+        if let Err(error) = std::fs::write(bundle.join(OOM_FILE), []) {
+            tracing::debug!("no {OOM_FILE} in {}: {error}", bundle.display());
+        }
     }
 
     /// The machine ended by itself: everything in it did.

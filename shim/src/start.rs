@@ -49,6 +49,23 @@ pub(crate) fn load_config(bundle: &Path) -> Result<Config, ShimError> {
     Ok(config)
 }
 
+/// The configuration of a pod whose first container names this file, kept for the `delete` that may follow; none where the start
+/// was told one.
+///
+/// # Errors
+/// [`ShimError`] when it cannot be used, or not be kept.
+pub(crate) fn late_config(bundle: &Path, path: &Path) -> Result<Option<Config>, ShimError> {
+    if remembered(bundle, CONFIG_FILE).is_some() {
+        return Ok(None);
+    }
+    let config = Config::from_file(path)?;
+    // The socket is where the start made it.
+    let socket_dir = load_config(bundle)?.socket_dir;
+    write(bundle, SOCKET_DIR_FILE, socket_dir.as_os_str().as_bytes())?;
+    write(bundle, CONFIG_FILE, path.as_os_str().as_bytes())?;
+    Ok(Some(config))
+}
+
 fn remembered(bundle: &Path, name: &str) -> Option<PathBuf> {
     let bytes = fs::read(bundle.join(name)).ok()?;
     (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
@@ -193,6 +210,24 @@ fn spawn(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn configuration_that_is_named_late_holds_unless_one_was_named_before() {
+        let bundle = tempfile::tempdir().unwrap();
+        let file = bundle.path().join("late.toml");
+        let text = "memory_overhead_mib = 77\nsocket_dir = \"/late\"\n";
+        fs::write(&file, text).unwrap();
+        let late = late_config(bundle.path(), &file).unwrap().unwrap();
+        assert_eq!(late.memory_overhead_mib, 77);
+        // A `delete` finds it, and the socket where it was made before.
+        let found = load_config(bundle.path()).unwrap();
+        assert_eq!(found.memory_overhead_mib, 77);
+        assert_eq!(found.socket_dir, Config::load().unwrap().socket_dir);
+        assert!(late_config(bundle.path(), &file).unwrap().is_none());
+        let missing = bundle.path().join("missing.toml");
+        let other = tempfile::tempdir().unwrap();
+        assert!(late_config(other.path(), &missing).is_err());
+    }
 
     #[test]
     fn socket_of_a_dead_shim_is_replaced_and_of_a_live_one_kept() {

@@ -138,7 +138,7 @@ impl Task for TaskService {
 
     async fn create(
         &self,
-        _: &TtrpcContext,
+        context: &TtrpcContext,
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
         if !request.checkpoint.is_empty() {
@@ -147,17 +147,24 @@ impl Task for TaskService {
         let pod = Arc::clone(&self.pod);
         let pid = self
             .finish(async move { pod.create(request).await })
-            .await?;
+            .await
+            .map_err(|error| error.answer_to(&context.metadata))?;
         Ok(CreateTaskResponse {
             pid,
             ..Default::default()
         })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(
+        &self,
+        context: &TtrpcContext,
+        request: StartRequest,
+    ) -> ttrpc::Result<StartResponse> {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
         let pod = Arc::clone(&self.pod);
-        let pid = to_its_end(async move { pod.start(&key).await }).await?;
+        let pid = to_its_end(async move { pod.start(&key).await })
+            .await
+            .map_err(|error| error.answer_to(&context.metadata))?;
         memory::settle();
         Ok(StartResponse {
             pid,

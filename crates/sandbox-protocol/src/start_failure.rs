@@ -3,11 +3,29 @@
 //! A shell, `docker run` and `sandboxctl run` exit with 127 when there is no such program and with 126 when
 //! there is one that cannot be executed. The agent answers CreateContainer or StartProcess with a ttrpc status
 //! that has a [`StartFailure`] in its `details`; every other error has none there.
+//!
+//! The shim answers so only to who asks for it with [`ask`]: to clients of containerd that know no such type (Docker, `ctr`) every
+//! entry of the details is one more error, which they show.
+
+use std::collections::HashMap;
 
 use ttrpc::proto::{Any, Code, Status};
 
 /// Type of the entry in the status's `details`.
 const TYPE_URL: &str = "sandbox.agent.v1.StartFailure";
+/// The metadata of a request that asks for it.
+const ASKED_FOR: &str = "sandbox-start-failure";
+
+/// Asks for it in a request's metadata.
+pub fn ask(metadata: &mut HashMap<String, Vec<String>>) {
+    metadata.insert(ASKED_FOR.to_owned(), vec!["details".to_owned()]);
+}
+
+/// Whether a request asks for it.
+#[must_use]
+pub fn is_asked_for(metadata: &HashMap<String, Vec<String>>) -> bool {
+    metadata.contains_key(ASKED_FOR)
+}
 
 /// Why a program could not be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +46,7 @@ impl StartFailure {
         }
     }
 
-    /// The status that the agent answers with.
+    /// The status that says so.
     #[must_use]
     pub fn to_status(self, message: String) -> Status {
         let mut status = Status::new();
@@ -45,7 +63,7 @@ impl StartFailure {
         status
     }
 
-    /// What a status from the agent says; `None` for any other error.
+    /// What a status says; `None` for any other error.
     #[must_use]
     pub fn from_status(status: &Status) -> Option<Self> {
         status
@@ -73,6 +91,14 @@ mod tests {
             let status = failure.to_status("no".to_owned());
             assert_eq!(StartFailure::from_status(&status), Some(failure));
         }
+    }
+
+    #[test]
+    fn start_failure_is_asked_for_in_the_metadata() {
+        let mut metadata = HashMap::new();
+        assert!(!is_asked_for(&metadata));
+        ask(&mut metadata);
+        assert!(is_asked_for(&metadata));
     }
 
     #[test]

@@ -227,6 +227,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn question_that_is_never_answered_holds_up_no_other() {
+        let namespace = Arc::new(Namespace::make_unnamed().unwrap());
+        let mut socket = None;
+        namespace
+            .enter(|| {
+                socket = Some(std::net::UdpSocket::bind((RESOLVER, RESOLVER_PORT)).unwrap());
+                Ok(())
+            })
+            .unwrap();
+        let udp = socket.unwrap();
+        std::thread::spawn(move || {
+            let mut question = [0; 8];
+            for _ in 0..3 {
+                let (len, from) = udp.recv_from(&mut question).unwrap();
+                if question[..len] != *b"lost" {
+                    udp.send_to(&question[..len], from).unwrap();
+                }
+            }
+        });
+        let (ours, guest) = tokio::io::duplex(4096);
+        let (reader, writer) = tokio::io::split(ours);
+        let serving = tokio::spawn(serve(reader, writer, namespace));
+        let (mut from_host, mut to_host) = tokio::io::split(guest);
+        for (id, message) in [(1, "lost"), (2, "A"), (3, "AAAA")] {
+            let query = ResolverQuery {
+                id,
+                message: message.into(),
+                ..ResolverQuery::default()
+            };
+            write_frame(&mut to_host, &query).await.unwrap();
+        }
+        let mut answers = Vec::new();
+        for _ in 0..2 {
+            let answer: ResolverAnswer = read_frame(&mut from_host).await.unwrap();
+            answers.push((answer.id, answer.message));
+        }
+        answers.sort();
+        assert_eq!(answers, [(2, b"A".to_vec()), (3, b"AAAA".to_vec())]);
+        serving.abort();
+    }
+
+    #[tokio::test]
     async fn question_that_is_too_long_is_not_put() {
         let namespace = Arc::new(Namespace::make_unnamed().unwrap());
         let query = ResolverQuery {

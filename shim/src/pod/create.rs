@@ -10,11 +10,12 @@ use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Std
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{BlockDevice, Sandbox, SandboxPlan, host};
+use sandbox_runtime::{BlockDevice, Config, Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
+use crate::bootstrap;
 use crate::error::{TaskError, chain};
 use crate::hooks::{Hooks, When, due};
 use crate::program;
@@ -24,6 +25,7 @@ use crate::spec::check::Namespaces;
 use crate::spec::disks;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
+use crate::start;
 use crate::stdio::{OpenStdio, StdioPaths};
 
 /// Which streams the agent is to keep for us.
@@ -106,6 +108,19 @@ impl Draft<'_> {
             stdout: self.request.stdout.clone(),
             stderr: self.request.stderr.clone(),
             terminal: self.request.terminal,
+        }
+    }
+
+    /// The configuration that its options name, where the start was told none.
+    fn config(&self) -> Result<Option<Config>, TaskError> {
+        let Some(options) = self.request.options.as_ref() else {
+            return Ok(None);
+        };
+        let path = bootstrap::config_path(&options.type_url, &options.value);
+        match path.map_err(TaskError::Options)? {
+            None => Ok(None),
+            Some(path) => start::late_config(self.bundle, &path)
+                .map_err(|error| TaskError::Config(Box::new(error))),
         }
     }
 
@@ -292,8 +307,10 @@ impl Pod {
         };
         spec.adapt(&mut namespaces)?;
         let annotations = spec.spec.annotations().iter().flatten();
-        let config = self
-            .config
+        let late = draft.config()?;
+        let config = late
+            .as_ref()
+            .unwrap_or(&self.config)
             .with_annotations(annotations.map(|(name, value)| (name.as_str(), value.as_str())))?;
         let (driver, notice) = host::choose_driver(&config)?;
         if let Some(notice) = notice {

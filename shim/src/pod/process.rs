@@ -222,6 +222,10 @@ impl Pod {
     ) -> Result<(), TaskError> {
         self.state().process(key)?.lifecycle.must_live("signal")?;
         let sandbox = self.sandbox()?;
+        if signal == 0 {
+            // kill(2): whether it is there. CRI-O asks so before each exec.
+            return Ok(());
+        }
         let sent = sandbox
             .agent()
             .signal_process(&key.container, key.exec.as_ref(), signal, all)

@@ -5,13 +5,14 @@
 //! a quota as many as `cpu.cpus` has. What is not limited has the configured size.
 //!
 //! A pod's machine is sized by the sum of its containers' limits, which the CRI says in annotations of the sandbox
-//! ([`of_pod`]); the sandbox's own limits are those of a process that does nothing.
+//! ([`of_pod`]), CRI-O in one that is JSON; the sandbox's own limits are those of a process that does nothing.
 
 use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use sandbox_runtime::Config;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
+use serde::Deserialize;
 
 /// The kernel's period of a CPU quota, in microseconds (cgroup v2, cpu.max).
 const DEFAULT_PERIOD: u64 = 100_000;
@@ -25,12 +26,51 @@ pub(super) const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 /// The period, in microseconds.
 pub(super) const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 
-/// An annotation that is no number.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`annotations[{key:?}]` is {value:?}, which is no number")]
-pub(crate) struct PodLimitError {
-    key: &'static str,
-    value: String,
+/// CRI-O's: the CRI's `LinuxContainerResources` in JSON. The second name is that of its versions before 1.35.
+const CRIO_RESOURCES: [&str; 2] = [
+    "pod-linux-resources.crio.io",
+    "io.kubernetes.cri-o.PodLinuxResources",
+];
+
+/// What of them sizes a machine, in the units of the annotations above.
+#[derive(Debug, Default, Deserialize)]
+struct CrioResources {
+    memory_limit_in_bytes: Option<i64>,
+    cpu_quota: Option<i64>,
+    cpu_period: Option<i64>,
+}
+
+/// An annotation that says no limit.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PodLimitError {
+    /// It is no number.
+    #[error("`annotations[{key:?}]` is {value:?}, which is no number")]
+    Number {
+        /// The annotation.
+        key: &'static str,
+        /// What it says.
+        value: String,
+    },
+    /// It is not what CRI-O writes.
+    #[error("`annotations[{key:?}]` has no limits of a pod")]
+    Resources {
+        /// The annotation.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// What CRI-O says, `null` where kubelet told it nothing.
+fn of_crio(annotations: Option<&HashMap<String, String>>) -> Result<CrioResources, PodLimitError> {
+    let get = |key: &'static str| Some((key, annotations?.get(key)?));
+    match CRIO_RESOURCES.into_iter().find_map(get) {
+        None => Ok(CrioResources::default()),
+        Some((key, json)) => serde_json::from_str::<Option<CrioResources>>(json)
+            .map(Option::unwrap_or_default)
+            .map_err(|source| PodLimitError::Resources { key, source }),
+    }
 }
 
 /// The limits of a pod, by the annotations of its sandbox. Shares weigh pods against each other and size nothing.
@@ -44,18 +84,20 @@ pub(super) fn of_pod(
         let value = annotations.and_then(|all| all.get(key));
         value
             .map(|value| {
-                value.parse().map_err(|_| PodLimitError {
+                value.parse().map_err(|_| PodLimitError::Number {
                     key,
                     value: value.clone(),
                 })
             })
             .transpose()
     };
+    let crio = of_crio(annotations)?;
     let mut memory = LinuxMemory::default();
-    memory.set_limit(number(POD_MEMORY)?);
+    memory.set_limit(number(POD_MEMORY)?.or(crio.memory_limit_in_bytes));
     let mut cpu = LinuxCpu::default();
-    cpu.set_quota(number(POD_QUOTA)?);
-    cpu.set_period(number(POD_PERIOD)?.and_then(|period| u64::try_from(period).ok()));
+    cpu.set_quota(number(POD_QUOTA)?.or(crio.cpu_quota));
+    let period = number(POD_PERIOD)?.or(crio.cpu_period);
+    cpu.set_period(period.and_then(|period| u64::try_from(period).ok()));
     let mut resources = LinuxResources::default();
     resources.set_memory(Some(memory)).set_cpu(Some(cpu));
     Ok(resources)
@@ -209,6 +251,24 @@ mod tests {
         assert_eq!(vcpus(Some(&none), None, &config), config.vcpu_count());
         let error = of(&[(POD_MEMORY, "much")]).unwrap_err().to_string();
         assert!(error.contains(POD_MEMORY), "{error}");
+        // As CRI-O writes them: the CRI's message in Go's JSON, which leaves out what is zero.
+        for key in CRIO_RESOURCES {
+            let json = r#"{"cpu_period":100000,"cpu_quota":150000,"memory_limit_in_bytes":268435456,"unified":{}}"#;
+            let limits = of(&[(key, json)]).unwrap();
+            assert_eq!(
+                memory(Some(&limits), &config).unwrap().get(),
+                256 + config.memory_overhead_mib
+            );
+            assert_eq!(vcpus(Some(&limits), None, &config).unwrap().get(), 2);
+            for nothing in ["null", "{}"] {
+                let none = of(&[(key, nothing)]).unwrap();
+                assert_eq!(memory(Some(&none), &config), config.memory());
+            }
+            let error = of(&[(key, r#"{"cpu_quota":"x"}"#)])
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(key), "{error}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The shim under containerd 2, of the newer user land: task service of version 3, pods of its CRI plugin, its EROFS snapshotter.
 //!
-//! Not with `sandboxer = "shim"`: containerd 2.1.9 itself panics when it makes such a pod of a class without options (`NewBundle`, for
-//! want of a specification), and starts no container in one of a class with them.
+//! Pods of the shim's sandbox service (`sandboxer = "shim"`) have a network of CNI's here: containerd before 2.3.0 crashes when it is
+//! asked for one in the host's (containerd's issue 12983).
 
 use std::fs;
 use std::path::Path;
@@ -26,6 +26,15 @@ pub(crate) const CASES: &[Case] = &[
     (
         "containerd2_pod_whose_shim_is_killed_is_cleaned_up",
         shim_killed,
+    ),
+    ("containerd2_pod_of_the_sandbox_service", service),
+    (
+        "containerd2_pod_of_the_sandbox_service_outlives_it",
+        service_restarted,
+    ),
+    (
+        "containerd2_pod_of_the_sandbox_service_whose_shim_is_killed_is_cleaned_up",
+        service_shim_killed,
     ),
     ("containerd2_erofs_snapshotter_makes_roots", erofs),
 ];
@@ -156,13 +165,47 @@ fn network(world: &World) -> Result<()> {
 
 fn restarted(world: &World) -> Result<()> {
     let mut fixture = start(world, Newer::default())?;
-    pods::restarted_in(world, &mut fixture)?;
+    let pod = fixture.pod(world, "lasting")?;
+    pods::restarted_in(&mut fixture, &pod)?;
     fixture.containerd.finish()
 }
 
 fn shim_killed(world: &World) -> Result<()> {
     let fixture = start(world, Newer::default())?;
-    pods::shim_killed_in(world, &fixture)?;
+    let pod = fixture.pod(world, "killed")?;
+    pods::shim_killed_in(world, &fixture, &pod)?;
+    fixture.containerd.finish()
+}
+
+/// With pods of the shim's sandbox service, in a network of CNI's.
+fn start_of_the_shim(world: &World, net: &HostNet) -> Result<Fixture> {
+    let newer = Newer {
+        net: Some(net),
+        ..Newer::of_the_shim()
+    };
+    start(world, newer)
+}
+
+fn service(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let fixture = start_of_the_shim(world, &net)?;
+    pods::network_in(world, &fixture, &net)?;
+    fixture.containerd.finish()
+}
+
+fn service_restarted(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let mut fixture = start_of_the_shim(world, &net)?;
+    let pod = fixture.pod_with_network(world, "lasting")?;
+    pods::restarted_in(&mut fixture, &pod)?;
+    fixture.containerd.finish()
+}
+
+fn service_shim_killed(world: &World) -> Result<()> {
+    let net = HostNet::new()?;
+    let fixture = start_of_the_shim(world, &net)?;
+    let pod = fixture.pod_with_network(world, "killed")?;
+    pods::shim_killed_in(world, &fixture, &pod)?;
     fixture.containerd.finish()
 }
 

@@ -141,7 +141,9 @@ fn options(world: &World) -> Result<()> {
     // A program that is not there, a user who may not, and input.
     let run = ["run", "--rm", "--runtime", SANDBOX];
     let missing = docker.docker(&[&run[..], &[DEMO_IMAGE, "nonsense"]].concat())?;
-    missing.expect_code(127)?.expect_stderr(&["nonsense"])?;
+    let missing = missing.expect_code(127)?.expect_stderr(&["nonsense"])?;
+    // The reason, and nothing of how it was carried.
+    ensure!(!missing.stderr.contains("proto"), "{}", missing.stderr);
     let rest = [
         "-i",
         "--network",

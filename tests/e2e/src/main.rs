@@ -9,6 +9,7 @@ mod containerd;
 mod containerd2;
 mod containerd_task;
 mod control_group;
+mod crio;
 mod deploy;
 mod docker;
 mod failures;
@@ -94,6 +95,7 @@ const ABOVE: &[&[Case]] = &[
     containerd_task::CASES,
     containerd2::CASES,
     docker::CASES,
+    crio::CASES,
     pods::CASES,
     pod_streams::CASES,
     shim_contract::CASES,

@@ -64,6 +64,19 @@ impl Fixture {
             .with_context(|| self.containerd.log())
     }
 
+    /// The same, in a network of CNI's, with its name as its host's.
+    pub(crate) fn pod_with_network(&self, world: &World, name: &str) -> Result<Pod> {
+        self.cri
+            .run_pod(name, &world.path().join("logs"), |config| {
+                config.hostname = name.to_owned();
+                let context = config.linux.mut_or_insert_default();
+                let context = context.security_context.mut_or_insert_default();
+                let options = context.namespace_options.mut_or_insert_default();
+                options.network = EnumOrUnknown::new(NamespaceMode::POD);
+            })
+            .with_context(|| self.containerd.log())
+    }
+
     pub(crate) fn service(&self, pod: &Pod, name: &str) -> Result<String> {
         self.run(pod, name, SERVICE)
     }
@@ -380,19 +393,8 @@ fn network(world: &World) -> Result<()> {
 
 pub(crate) fn network_in(world: &World, fixture: &Fixture, net: &HostNet) -> Result<()> {
     let cri = &fixture.cri;
-    let logs = world.path().join("logs");
-    let run_pod = |name: &str| {
-        cri.run_pod(name, &logs, |config| {
-            config.hostname = name.to_owned();
-            let context = config.linux.mut_or_insert_default();
-            let context = context.security_context.mut_or_insert_default();
-            let options = context.namespace_options.mut_or_insert_default();
-            options.network = EnumOrUnknown::new(NamespaceMode::POD);
-        })
-        .with_context(|| fixture.containerd.log())
-    };
-    let one = run_pod("one")?;
-    let two = run_pod("two")?;
+    let one = fixture.pod_with_network(world, "one")?;
+    let two = fixture.pod_with_network(world, "two")?;
     let (of_one, of_two) = (cri.address(&one)?, cri.address(&two)?);
     ensure!(
         of_one.starts_with("10.88.0.") && of_two.starts_with("10.88.0.") && of_one != of_two,
@@ -441,14 +443,15 @@ pub(crate) fn network_in(world: &World, fixture: &Fixture, net: &HostNet) -> Res
 }
 
 fn restarted(world: &World) -> Result<()> {
-    restarted_in(world, &mut Fixture::start(world)?)
+    let mut fixture = Fixture::start(world)?;
+    let pod = fixture.pod(world, "lasting")?;
+    restarted_in(&mut fixture, &pod)
 }
 
-pub(crate) fn restarted_in(world: &World, fixture: &mut Fixture) -> Result<()> {
-    let pod = fixture.pod(world, "lasting")?;
-    let first = fixture.service(&pod, "first")?;
+pub(crate) fn restarted_in(fixture: &mut Fixture, pod: &Pod) -> Result<()> {
+    let first = fixture.service(pod, "first")?;
     let second = fixture.run(
-        &pod,
+        pod,
         "second",
         &[
             "sh",
@@ -460,7 +463,7 @@ pub(crate) fn restarted_in(world: &World, fixture: &mut Fixture) -> Result<()> {
     fixture.cri = fixture.containerd.cri()?;
     let cri = &fixture.cri;
     ensure!(
-        cri.is_ready(&pod)?,
+        cri.is_ready(pod)?,
         "the pod is not ready\n{}",
         fixture.containerd.log()
     );
@@ -473,7 +476,7 @@ pub(crate) fn restarted_in(world: &World, fixture: &mut Fixture) -> Result<()> {
     ensure!(status.exit_code == 7, "{status:?}");
     // And what ended while nobody was there.
     let third = fixture.run(
-        &pod,
+        pod,
         "third",
         &[
             "sh",
@@ -488,18 +491,19 @@ pub(crate) fn restarted_in(world: &World, fixture: &mut Fixture) -> Result<()> {
     let status = fixture.cri.wait_for_end(&third)?;
     ensure!(status.exit_code == 9, "{status:?}");
     running(&fixture.cri, &first)?;
-    fixture.end(&pod)
+    fixture.end(pod)
 }
 
 fn shim_killed(world: &World) -> Result<()> {
-    shim_killed_in(world, &Fixture::start(world)?)
+    let fixture = Fixture::start(world)?;
+    let pod = fixture.pod(world, "killed")?;
+    shim_killed_in(world, &fixture, &pod)
 }
 
-pub(crate) fn shim_killed_in(world: &World, fixture: &Fixture) -> Result<()> {
+pub(crate) fn shim_killed_in(world: &World, fixture: &Fixture, pod: &Pod) -> Result<()> {
     let cri = &fixture.cri;
-    let pod = fixture.pod(world, "killed")?;
-    let first = fixture.service(&pod, "first")?;
-    let second = fixture.service(&pod, "second")?;
+    let first = fixture.service(pod, "first")?;
+    let second = fixture.service(pod, "second")?;
     world.kill_process("containerd-shim-sandbox-v2 -namespace")?;
     for id in [&first, &second] {
         let status = cri.wait_for_end(id)?;
@@ -507,9 +511,9 @@ pub(crate) fn shim_killed_in(world: &World, fixture: &Fixture) -> Result<()> {
         ensure!(matches!(status.exit_code, 137 | 255), "{status:?}");
     }
     wait_until("the pod is not ready", world.setup().limit, || {
-        cri.is_ready(&pod).ok().filter(|ready| !ready).map(drop)
+        cri.is_ready(pod).ok().filter(|ready| !ready).map(drop)
     })?;
-    let late = cri.run_container(&pod, "late", DEMO_IMAGE, SERVICE, |_| {});
+    let late = cri.run_container(pod, "late", DEMO_IMAGE, SERVICE, |_| {});
     ensure!(late.is_err(), "a container was made in a pod that is gone");
-    fixture.end(&pod)
+    fixture.end(pod)
 }

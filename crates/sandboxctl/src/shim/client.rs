@@ -9,7 +9,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context::{self, Context};
 use containerd_shim_protos::ttrpc::{Code, Error};
-use sandbox_protocol::start_failure::StartFailure;
+use sandbox_protocol::start_failure::{self, StartFailure};
 use serde::{Deserialize, Serialize};
 
 use crate::stdio::Fifos;
@@ -98,6 +98,13 @@ fn patient() -> Context {
     context::with_timeout(0)
 }
 
+/// The same, for calls that start a program: why it cannot be run is told apart.
+fn starting() -> Context {
+    let mut context = patient();
+    start_failure::ask(&mut context.metadata);
+    context
+}
+
 /// One mount of a root file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RootMount {
@@ -153,7 +160,7 @@ impl Tasks {
             })
             .collect();
         self.client
-            .create(patient(), &request)
+            .create(starting(), &request)
             .await
             .map(drop)
             .map_err(failed("create the container"))
@@ -225,7 +232,7 @@ impl Tasks {
             ..api::StartRequest::default()
         };
         self.client
-            .start(patient(), &request)
+            .start(starting(), &request)
             .await
             .map(drop)
             .map_err(failed("start the container's process"))
