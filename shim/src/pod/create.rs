@@ -23,6 +23,7 @@ use crate::spec::binds::{Binds, SHM};
 use crate::spec::check::Namespaces;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
+use crate::spec::size::Demand;
 use crate::stdio::{OpenStdio, StdioPaths};
 
 /// Which streams the agent is to keep for us.
@@ -386,6 +387,7 @@ impl Pod {
                 ..Default::default()
             })
             .collect();
+        self.make_room(&sandbox, draft.id, spec.demand()).await?;
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
         sandbox.share(&std::mem::take(&mut guest.shared))?;
@@ -424,6 +426,11 @@ impl Pod {
         } = parts;
         let id = draft.id;
         let stdio = draft.stdio();
+        let demand = match &self.state().contents {
+            // It does nothing; its limits may be those of the pod.
+            Contents::Pod(holder) if holder == id => Demand::default(),
+            _ => spec.demand(),
+        };
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
@@ -456,6 +463,7 @@ impl Pod {
         let container = Container {
             bundle: draft.bundle.to_owned(),
             hooks,
+            demand,
             init: process,
             execs: std::collections::HashMap::new(),
         };
