@@ -98,9 +98,8 @@ pub fn create(
         let too_large = || MemoryError::TooLarge { memory };
         let bytes = usize::try_from(range.bytes).map_err(|_| too_large())?;
         let region = match &file {
-            None => {
-                mapping::anonymous(bytes).map_err(|source| MemoryError::Map { memory, source })?
-            }
+            None => mapping::anonymous(bytes, index < count)
+                .map_err(|source| MemoryError::Map { memory, source })?,
             Some(file) => {
                 let at = FileOffset::from_arc(Arc::clone(file), offset);
                 MmapRegion::from_file(at, bytes)

@@ -230,7 +230,7 @@ async fn read_events(
             }
             MonitorEvent::Refused { message } => {
                 let message = printable(message.as_bytes(), MAX_DETAIL_BYTES);
-                tracing::warn!(message, "the monitor refuses a request");
+                tracing::warn!(reason = message, "the monitor refuses a request");
             }
             MonitorEvent::Exited { reason } => report.exit = Some(reason),
         }

@@ -68,7 +68,7 @@ impl Later {
     #[must_use]
     pub fn host_range(self, memory: &GuestMemoryMmap) -> Option<std::ops::Range<usize>> {
         let region = self.region(memory)?;
-        let start = region.as_ptr() as usize;
+        let start = region.as_ptr().addr();
         Some(start..start.saturating_add(region.size()))
     }
 

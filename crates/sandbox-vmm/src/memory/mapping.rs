@@ -21,12 +21,16 @@ const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Maps `bytes` of zeroes at a multiple of [`HUGE_PAGE`]. Never unmapped: guest memory lives as long as the
-/// process.
-pub(super) fn anonymous(bytes: usize) -> Result<MmapRegion, MmapRegionError> {
+/// process. Where it is not `accessible` at first, the host does not count it as promised memory either (`vm.overcommit_memory`).
+pub(super) fn anonymous(bytes: usize, accessible: bool) -> Result<MmapRegion, MmapRegionError> {
+    let protection = match accessible {
+        true => PROTECTION,
+        false => libc::PROT_NONE,
+    };
     let too_long = || MmapRegionError::Mmap(io::ErrorKind::OutOfMemory.into());
     let reserved = bytes.checked_add(HUGE_PAGE).ok_or_else(too_long)?;
     // SAFETY: without MAP_FIXED no existing mapping is touched.
-    let start = unsafe { libc::mmap(ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
+    let start = unsafe { libc::mmap(ptr::null_mut(), reserved, protection, FLAGS, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
     }

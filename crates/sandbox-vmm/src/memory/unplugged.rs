@@ -35,7 +35,7 @@ pub fn end_when_used(memory: &Range<usize>) -> io::Result<()> {
     // SAFETY: all zeroes are a valid value of this structure.
     let mut before: libc::sigaction = unsafe { mem::zeroed() };
     // SAFETY: asks, and changes nothing.
-    if unsafe { libc::sigaction(libc::SIGSEGV, ptr::null(), &mut before) } != 0 {
+    if unsafe { libc::sigaction(libc::SIGSEGV, ptr::null(), &raw mut before) } != 0 {
         return Err(io::Error::last_os_error());
     }
     BEFORE.get_or_init(|| before);
