@@ -26,6 +26,7 @@ mod mount;
 mod network;
 mod process;
 mod process_list;
+mod processors;
 mod programs;
 mod reaper;
 mod resolver;

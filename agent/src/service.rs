@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use sandbox_protocol::agent::{
-    AddProcessRequest, ConfigureGuestRequest, ConfigureNetworkRequest, ContainerRequest,
-    ContainerStatsReply, CreateContainerRequest, DeleteProcessReply, Empty, ListProcessesReply,
-    ProcessReply, ProcessRequest, ResizeTerminalRequest, SetClockRequest, SignalProcessRequest,
-    UpdateContainerRequest,
+    AddProcessRequest, BringUpProcessorsRequest, ConfigureGuestRequest, ConfigureNetworkRequest,
+    ContainerRequest, ContainerStatsReply, CreateContainerRequest, DeleteProcessReply, Empty,
+    ListProcessesReply, ProcessReply, ProcessRequest, ResizeTerminalRequest, SetClockRequest,
+    SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc::Agent;
 use sandbox_types::{ContainerId, ExecId, IdError};
@@ -20,6 +20,7 @@ use crate::clock::{self, ClockError};
 use crate::containers::{ContainerError, Containers, wanted};
 use crate::guest::{self, GuestError};
 use crate::network::{self, NetworkError};
+use crate::processors;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -125,6 +126,18 @@ impl Agent for AgentService {
             Ok(Empty::new())
         })
         .await
+    }
+
+    async fn bring_up_processors(
+        &self,
+        _: &TtrpcContext,
+        request: BringUpProcessorsRequest,
+    ) -> Reply<Empty> {
+        processors::bring_up(request.count).map_err(|error| {
+            let message = crate::error_chain(&error);
+            ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, message))
+        })?;
+        Ok(Empty::new())
     }
 
     async fn container_stats(

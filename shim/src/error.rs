@@ -12,7 +12,7 @@ use sandbox_runtime::host::HostError;
 use sandbox_runtime::network::NetworkError;
 use sandbox_runtime::rootfs::RootfsError;
 use sandbox_runtime::share::ShareMountError;
-use sandbox_runtime::{AgentError, ConfigError, SandboxError, StreamError};
+use sandbox_runtime::{AgentError, ConfigError, ResizeError, SandboxError, StreamError};
 use sandbox_types::{IdError, SandboxId};
 
 use crate::hooks::HookError;
@@ -183,6 +183,9 @@ pub(crate) enum TaskError {
     /// The virtual machine did not start, or not stop.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// Its machine did not become larger.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// The agent refused or did not answer.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -243,6 +246,7 @@ impl TaskError {
             | Self::Config(_)
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_)
+            | Self::Resize(_)
             | Self::Agent(_)
             | Self::Stream(_)
             | Self::NoteHooks(_)

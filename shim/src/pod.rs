@@ -28,6 +28,7 @@ use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle};
 use crate::spec::check::Namespaces;
+use crate::spec::size::Demand;
 use crate::stdio::logger::Identity;
 use crate::stdio::{Copying, StdioPaths};
 
@@ -76,6 +77,8 @@ impl Process {
 struct Container {
     bundle: PathBuf,
     hooks: Hooks,
+    /// What it may use.
+    demand: Demand,
     init: Process,
     execs: HashMap<ExecId, Process>,
 }

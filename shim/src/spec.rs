@@ -6,7 +6,7 @@ pub(crate) mod disks;
 mod objects;
 pub(crate) mod pod_config;
 pub(crate) mod role;
-mod size;
+pub(crate) mod size;
 pub(crate) mod update;
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use check::{HostNamespaceError, Namespaces, Shared};
 use role::{Role, RoleError};
-use size::{CpuListError, PodLimitError};
+use size::{CpuListError, Demand, PodLimitError};
 use update::UpdateError;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
@@ -228,6 +228,11 @@ impl BundleSpec {
             size::memory(resources, config)?,
             size::vcpus(resources, listed, config)?,
         ))
+    }
+
+    /// What the container may use.
+    pub(crate) fn demand(&self) -> Demand {
+        Demand::of(self.resources())
     }
 
     /// The root on the host, where no mounts say what it is (OCI runtime spec, "Root": relative to the bundle).

@@ -18,10 +18,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use sandbox_types::{GuestCid, MacAddress, MemMib};
 use sandbox_vmm::bus::BusDevice as _;
-use sandbox_vmm::memory::is_writable;
+use sandbox_vmm::memory::later::Later;
 use sandbox_vmm::memory::window::{Window, WindowFile};
+use sandbox_vmm::memory::{Sharing, create, is_writable};
 use sandbox_vmm::virtio::balloon::Balloon;
 use sandbox_vmm::virtio::block::Block;
+use sandbox_vmm::virtio::mem::{Mem, MemorySize};
 use sandbox_vmm::virtio::mmio::MmioTransport;
 use sandbox_vmm::virtio::net::Net;
 use sandbox_vmm::virtio::net::tap::Tap;
@@ -64,6 +66,13 @@ const PAGE: u64 = 0x1000;
 /// The balloon's feature (5.5.3).
 const REPORTING: u32 = 1 << 5;
 
+/// What the memory device's guest has from the start, and what may come later, in MiB; and a block of that.
+const MEM_FIRST: u64 = 64;
+const MEM_LATER: u64 = 128;
+const BLOCK: u64 = 2 << 20;
+/// `VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE` (5.15.3).
+const INACCESSIBLE: u32 = 1 << 1;
+
 const NET_PAIRS: usize = 2;
 /// Behind the pairs' queues.
 const NET_CONTROL: u64 = 4;
@@ -89,6 +98,8 @@ pub(crate) enum Kind {
     Pmem,
     /// A network device with two queue pairs.
     Net,
+    /// The memory device.
+    Mem,
 }
 
 struct Operands<'a>(&'a [u8]);
@@ -158,6 +169,7 @@ struct Bench {
     memory: GuestMemoryMmap,
     irq: EventFd,
     disk: Option<File>,
+    size: Option<MemorySize>,
     clients: Vec<UnixStream>,
     /// In place of a tap, a network for each pair: our end, and a copy of the device's.
     networks: Vec<(UnixDatagram, UnixDatagram)>,
@@ -192,6 +204,14 @@ fn memory() -> Result<GuestMemoryMmap, String> {
     GuestMemoryMmap::from_regions(regions).map_err(text)
 }
 
+/// What may come later, where a guest has [`MEM_FIRST`] and the window.
+fn later() -> Result<Later, String> {
+    let first = MemMib::new(MEM_FIRST).map_err(text)?;
+    let most = MemMib::new(MEM_FIRST + MEM_LATER).map_err(text)?;
+    Later::new(first, most, window()?.range().length)
+        .ok_or_else(|| "nothing comes later".to_owned())
+}
+
 fn sectors() -> Vec<u8> {
     (0..DISK_SECTORS)
         .flat_map(|number| [number; SECTOR])
@@ -200,7 +220,15 @@ fn sectors() -> Vec<u8> {
 
 impl Bench {
     fn new(kind: Kind) -> Result<Self, String> {
-        let memory = memory()?;
+        let memory = match kind {
+            Kind::Mem => {
+                let first = MemMib::new(MEM_FIRST).map_err(text)?;
+                let (window, later) = (window()?, later()?);
+                create(first, Sharing::Private, Some(window), Some(later)).map_err(text)?
+            }
+            _ => memory()?,
+        };
+        let mut size = None;
         let folder = tempfile::tempdir().map_err(text)?;
         let mut disk = None;
         let mut networks = Vec::new();
@@ -226,6 +254,11 @@ impl Bench {
                 Box::new(Vsock::new(config).map_err(text)?)
             }
             Kind::Pmem => Box::new(Pmem::new(window()?.range())),
+            Kind::Mem => {
+                let first = MemMib::new(MEM_FIRST).map_err(text)?;
+                let made = MemorySize::new(first, later()?).map_err(text)?;
+                Box::new(Mem::new(size.insert(made).clone()))
+            }
             Kind::Net => {
                 for _ in 0..NET_PAIRS {
                     let (theirs, ours) = UnixDatagram::pair().map_err(text)?;
@@ -258,6 +291,7 @@ impl Bench {
             memory,
             irq,
             disk,
+            size,
             clients: Vec::new(),
             networks,
             folder,
@@ -465,6 +499,14 @@ impl Bench {
                 self.offer(0, 0, 1);
                 self.kick(0);
             }
+            Kind::Mem => {
+                let kind = u16::from(rest.byte() % 5);
+                let address = match rest.byte() {
+                    block @ 0..0xe0 => self.block(u64::from(block % 70)),
+                    _ => rest.address(),
+                };
+                self.mem_request(at, kind, address, rest.half() % 70);
+            }
             Kind::Balloon => {
                 let queue = [0, 1, 2, 4][usize::from(rest.byte() % 4)];
                 if queue < 2 {
@@ -543,6 +585,10 @@ impl Bench {
     fn host(&mut self, rest: &mut Operands<'_>) {
         let what = rest.byte();
         let bytes: [u8; 24] = rest.take();
+        if let (Some(size), Ok(memory)) = (&self.size, MemMib::new(MEM_FIRST + u64::from(what))) {
+            size.request(memory);
+            return;
+        }
         if let Some((network, _)) = self.networks.get(usize::from(what) % NET_PAIRS) {
             // What there is no room for is lost.
             let length = usize::from(bytes[0]) << (bytes[1] % 9);
@@ -593,6 +639,7 @@ impl Bench {
         let features = match self.kind {
             Kind::Net => NET_FEATURES,
             Kind::Balloon => REPORTING,
+            Kind::Mem => INACCESSIBLE,
             _ => 0,
         };
         self.begin(4, features);
@@ -686,6 +733,48 @@ impl Bench {
             return Err(format!("{length} bytes of entropy instead of 64"));
         }
         Ok(())
+    }
+
+    /// Where a block begins that may come later.
+    fn block(&self, number: u64) -> u64 {
+        later().map_or(0, |later| later.range().start) + number * BLOCK
+    }
+
+    fn mem_request(&mut self, at: u64, kind: u16, address: u64, count: u16) {
+        let mut request = [0; 24];
+        request[..2].copy_from_slice(&kind.to_le_bytes());
+        request[8..16].copy_from_slice(&address.to_le_bytes());
+        request[16..18].copy_from_slice(&count.to_le_bytes());
+        self.put(at, &request);
+        self.put(at + 0x80, &[0xff; 10]);
+        self.descriptor(0, 0, (at, 24), NEXT, 1);
+        self.descriptor(0, 1, (at + 0x80, 10), WRITE, 0);
+        self.offer(0, 0, 1);
+        self.kick(0);
+    }
+
+    /// It gives everything back, is refused more than there is to be had, and gets that, as zeroes.
+    fn mem_works(&mut self) -> Result<(), String> {
+        let size = self.size.clone().ok_or("no size")?;
+        size.request(MemMib::new(MEM_FIRST + 4).map_err(text)?);
+        let requests = [(2, 0, 0, 0), (0, 7, 3, 1), (0, 7, 2, 0), (0, 9, 1, 1)];
+        for (number, (kind, block, count, answer)) in (1..).zip(requests) {
+            self.mem_request(DATA, kind, self.block(block), count);
+            self.used(0, number)?;
+            let answered = self.bytes::<1>(DATA + 0x80);
+            if answered != [answer] {
+                return Err(format!("request {number} was answered with {answered:?}"));
+            }
+        }
+        let place = self.block(8);
+        if self.bytes::<64>(place) != [0; 64] {
+            return Err("memory that was given is not zeroes".to_owned());
+        }
+        self.put(place, &[7; 64]);
+        match self.bytes::<64>(place) == [7; 64] {
+            true => Ok(()),
+            false => Err("memory that was given is not kept".to_owned()),
+        }
     }
 
     fn pmem_works(&mut self) -> Result<(), String> {
@@ -893,5 +982,6 @@ pub(crate) fn check(kind: Kind, program: &[u8]) -> Result<(), String> {
         Kind::Vsock => bench.vsock_works(),
         Kind::Pmem => bench.pmem_works(),
         Kind::Net => bench.net_works(),
+        Kind::Mem => bench.mem_works(),
     }
 }

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use sandbox_protocol::agent::{
-    AddProcessRequest, ConfigureGuestRequest, ConfigureNetworkRequest, ContainerRequest,
-    CreateContainerRequest, Empty, ProcessRequest, ResizeTerminalRequest, SetClockRequest,
-    SignalProcessRequest, UpdateContainerRequest,
+    AddProcessRequest, BringUpProcessorsRequest, ConfigureGuestRequest, ConfigureNetworkRequest,
+    ContainerRequest, CreateContainerRequest, Empty, ProcessRequest, ResizeTerminalRequest,
+    SetClockRequest, SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc;
 use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT};
 use sandbox_protocol::start_failure::StartFailure;
-use sandbox_types::{ContainerId, ExecId, IdError};
+use sandbox_types::{ContainerId, ExecId, IdError, VcpuCount};
 use tokio::net::UnixStream;
 pub use ttrpc::Code;
 use ttrpc::context::Context;
@@ -377,6 +377,22 @@ impl AgentClient {
             .client
             .update_container(context(CALL_TIMEOUT), &request);
         bounded("change the limits", CALL_TIMEOUT, call).await?;
+        Ok(())
+    }
+
+    /// Has the guest use at least so many of its processors.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn bring_up_processors(&self, count: VcpuCount) -> Result<(), AgentError> {
+        let request = BringUpProcessorsRequest {
+            count: count.get().into(),
+            ..Default::default()
+        };
+        let call = self
+            .client
+            .bring_up_processors(context(CALL_TIMEOUT), &request);
+        bounded("bring processors up", CALL_TIMEOUT, call).await?;
         Ok(())
     }
 

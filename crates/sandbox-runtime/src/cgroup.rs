@@ -429,6 +429,24 @@ pub(crate) fn enter(path: &CgroupPath, limits: Limits, dir: &Path) -> Result<(),
     Ok(())
 }
 
+/// Raises the limits of the sandbox's group, which is on record in `dir`. One that cannot be raised is warned of: the sandbox goes on
+/// within what it has.
+pub(crate) fn raise(dir: &Path, limits: Limits) {
+    let groups = Record::cgroup(dir);
+    if groups.is_empty() {
+        return;
+    }
+    for hierarchy in Hierarchy::mounted() {
+        let here = groups.iter().filter(|group| group.mount == hierarchy.mount);
+        for group in here {
+            if let Err(error) = group.limit(&hierarchy, limits) {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "the sandbox's limits on the host are as they were");
+            }
+        }
+    }
+}
+
 fn warn(path: &CgroupPath, attempt: &Attempt) {
     let error = attempt
         .problems

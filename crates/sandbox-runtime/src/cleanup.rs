@@ -146,6 +146,11 @@ impl Record {
         write_record(&dir.join(CGROUP_FILE), &groups)
     }
 
+    /// The control groups on record; none where that cannot be read.
+    pub(crate) fn cgroup(dir: &Path) -> Vec<Group> {
+        read_record(&dir.join(CGROUP_FILE)).unwrap_or_default()
+    }
+
     /// Adds a mount that is about to be made.
     pub(crate) fn add_mount(&mut self, target: &Path) -> Result<(), CleanupError> {
         self.mounts.push(target.to_owned());

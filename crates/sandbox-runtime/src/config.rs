@@ -200,6 +200,10 @@ pub struct Config {
     pub free_page_reporting: bool,
     /// vCPUs where the container's limit says nothing.
     pub vcpus: u8,
+    /// What a machine under `kvm` may grow to while it runs, in MiB; one that begins with as much or more does not grow.
+    pub max_memory_mib: u32,
+    /// How many vCPUs a machine may come to use while it runs; never more than the host has processors.
+    pub max_vcpus: u8,
     /// When set, all disks of a sandbox together read and write no more than this, in bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_bytes_per_second: Option<NonZeroU64>,
@@ -259,6 +263,8 @@ impl Default for Config {
             image_dax: true,
             free_page_reporting: true,
             vcpus: 1,
+            max_memory_mib: 16 * 1024,
+            max_vcpus: 4,
             disk_bytes_per_second: None,
             disk_operations_per_second: None,
             network_bytes_per_second: None,
@@ -323,6 +329,8 @@ impl Config {
         };
         self.memory().map_err(size_error)?;
         self.vcpu_count().map_err(size_error)?;
+        MemMib::new(self.max_memory_mib.into()).map_err(size_error)?;
+        VcpuCount::new(self.max_vcpus.into()).map_err(size_error)?;
         if !self.jail_users.is_usable() {
             return Err(ConfigError::Users {
                 path: path.to_owned(),

@@ -24,19 +24,25 @@ use crate::console::Console;
 use crate::event::DeathCause;
 use crate::jail::{JailError, SandboxJail};
 use crate::process::{Launch, Process, ProcessEnd, SpawnError};
-use crate::sandbox::{BlockDevice, SandboxPlan};
+use crate::sandbox::{BlockDevice, MachineSize, SandboxPlan};
 use crate::share::ShareMounts;
 use crate::timeline::Timeline;
 
 mod kvm;
+mod memory;
 mod qemu;
 mod virtiofsd;
 
+pub(crate) use memory::MemoryControl;
+pub use memory::MemoryError;
+
 /// The base of the guest kernel's command line. `vda` is always the guest image.
+///
+/// `memhp_default_state=online`: memory that comes later is used at once, and for everything.
 ///
 /// `swiotlb=noforce`: no device here reaches only a part of memory. From 3.25 GiB on the kernel would keep 64 MiB for such.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro \
-    init=/sbin/sandbox-agent panic=-1 oops=panic reboot=k tsc=reliable no_timer_check nomodule swiotlb=noforce random.trust_cpu=on";
+    init=/sbin/sandbox-agent panic=-1 oops=panic reboot=k tsc=reliable no_timer_check nomodule swiotlb=noforce memhp_default_state=online random.trust_cpu=on";
 /// Serial number of the guest image's disk.
 const ROOT_SERIAL: &str = "guest-root";
 /// After a first sign of death, how long the machine may take to say what it died of.
@@ -56,8 +62,8 @@ impl Driver {
     #[must_use]
     pub fn device_slots(self) -> usize {
         match self {
-            // Interrupts 5 to 22; the guest image, vsock, the random number generator and the balloon have theirs.
-            Self::Kvm => 18 - 4,
+            // Interrupts 5 to 22; the guest image, vsock, the random number generator, the balloon and the memory device have theirs.
+            Self::Kvm => 18 - 5,
             // microvm without ACPI has eight transports; the guest image and vsock are always there, the random
             // number generator and the balloon where there is room.
             Self::Qemu => qemu::TRANSPORTS - 2,
@@ -169,6 +175,8 @@ fn open_disk(device: &BlockDevice) -> Result<File, DriverError> {
 /// What a driver starts a machine from.
 pub(crate) struct MachineRequest<'a> {
     pub(crate) plan: &'a SandboxPlan,
+    /// What the machine may become.
+    pub(crate) most: MachineSize,
     /// The sandbox's folder.
     pub(crate) dir: &'a Path,
     /// What is shared, mounted.
@@ -200,12 +208,17 @@ fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
 impl MachineRequest<'_> {
     /// The guest kernel's command line, without what describes devices.
     fn command_line(&self) -> String {
-        let extra = self.plan.config.kernel_arguments.trim();
-        if extra.is_empty() {
-            COMMAND_LINE.to_owned()
-        } else {
-            format!("{COMMAND_LINE} {extra}")
+        let mut line = COMMAND_LINE.to_owned();
+        if self.most.vcpus > self.plan.vcpus {
+            // The others are brought up when they are needed.
+            line.push_str(&format!(" maxcpus={}", self.plan.vcpus));
         }
+        let extra = self.plan.config.kernel_arguments.trim();
+        if !extra.is_empty() {
+            line.push(' ');
+            line.push_str(extra);
+        }
+        line
     }
 
     /// The prefix of the sockets of the guest's ports, for the process that connects to them.
@@ -250,6 +263,8 @@ struct Parts {
     process: Process,
     helpers: Vec<Process>,
     console: Console,
+    /// Where memory can be added.
+    memory: Option<MemoryControl>,
 }
 
 /// What is first noticed of a machine's end.
@@ -271,6 +286,7 @@ pub(crate) struct Machine {
     process: Process,
     helpers: Vec<Process>,
     console: Console,
+    memory: Option<MemoryControl>,
 }
 
 impl Machine {
@@ -291,13 +307,20 @@ impl Machine {
             process,
             helpers,
             console,
+            memory,
         } = driver.start(&mut request)?;
         Ok(Self {
             driver,
             process,
             helpers,
             console,
+            memory,
         })
+    }
+
+    /// The way to give it more memory, if there is one.
+    pub(crate) fn memory(&self) -> Option<&MemoryControl> {
+        self.memory.as_ref()
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -33,9 +33,13 @@ use crate::vsock::{self, StreamError};
 
 mod events;
 mod lifecycle;
+mod size;
 mod supervisor;
 
+pub use size::{MachineSize, ResizeError};
+
 use lifecycle::Lifecycle;
+use size::LiveSize;
 use supervisor::{Links, Outcome, Started, Supervisor};
 
 /// How many events wait for a receiver before the agent has to.
@@ -180,6 +184,7 @@ pub enum SandboxError {
 pub struct Sandbox {
     agent: AgentClient,
     driver: Driver,
+    size: LiveSize,
     emulation_notice: Option<String>,
     monitor_pid: u32,
     console: Option<Console>,
@@ -221,8 +226,15 @@ impl Sandbox {
         let (outcome, outcome_receiver) = watch::channel(None);
         let network = SharedNetwork::default();
         let makes_network = plan.network == Some(PodNetwork::New);
+        let begin = MachineSize {
+            memory: plan.memory,
+            vcpus: plan.vcpus,
+        };
+        let most = begin.most(driver, &plan.config);
+        let overhead_mib = plan.config.sandbox_memory_overhead_mib;
         let supervisor = Supervisor {
             plan,
+            most,
             driver,
             dir: dir.clone(),
             network: network.clone(),
@@ -246,11 +258,19 @@ impl Sandbox {
             agent,
             monitor_pid,
             console,
+            memory,
             shares,
         } = came_up.await.map_err(|_| SandboxError::Abandoned)??;
         let sandbox = Self {
             agent,
             driver,
+            size: LiveSize {
+                most,
+                memory,
+                overhead_mib,
+                dir: dir.clone(),
+                now: tokio::sync::Mutex::new(begin),
+            },
             emulation_notice,
             monitor_pid,
             console,
@@ -271,6 +291,21 @@ impl Sandbox {
     #[must_use]
     pub fn agent(&self) -> &AgentClient {
         &self.agent
+    }
+
+    /// What its machine may grow to.
+    #[must_use]
+    pub fn most(&self) -> MachineSize {
+        self.size.most
+    }
+
+    /// Has its machine have at least this much memory and this many vCPUs, or as much of it as it may grow to. Returns when the guest's
+    /// kernel uses them; the size that it has then.
+    ///
+    /// # Errors
+    /// [`ResizeError`]. What was added before stays.
+    pub async fn grow(&self, memory_mib: u64, vcpus: u64) -> Result<MachineSize, ResizeError> {
+        self.size.grow(&self.agent, memory_mib, vcpus).await
     }
 
     /// Looks again at a network namespace in which nothing was when the machine was started, and gives the guest what is

@@ -3,8 +3,8 @@
 //! The monitor (`sandbox-vmm run`) is started with a [`MonitorConfig`] as JSON on descriptor
 //! [`CONFIG_FD`] (read to its end) and a connected Unix stream socket on descriptor [`CONTROL_FD`]. Every
 //! other descriptor it needs is already open and named by number in the configuration. It writes
-//! [`MonitorEvent`]s to the control socket, one JSON object a line; when the socket reads end-of-file (the
-//! shim died, or wants it gone) it ends the guest and exits.
+//! [`MonitorEvent`]s to the control socket, one JSON object a line, and reads [`MonitorRequest`]s from it in the same form; when
+//! the socket reads end-of-file (the shim died, or wants it gone) it ends the guest and exits.
 
 use std::num::NonZeroU64;
 
@@ -30,9 +30,11 @@ pub struct MonitorConfig {
     pub kernel_fd: i32,
     /// The kernel command line without the `virtio_mmio.device=` entries, which the monitor appends.
     pub command_line: String,
-    /// Guest memory.
+    /// Guest memory, from the start.
     pub memory: MemMib,
-    /// Processors.
+    /// What it may become ([`MonitorRequest::SetMemory`]). With more than `memory` there is a virtio-mem device.
+    pub max_memory: MemMib,
+    /// Processors. How many of them the kernel brings up by itself is its command line's to say (`maxcpus=`).
     pub vcpus: VcpuCount,
     /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
     pub block: Vec<BlockConfig>,
@@ -142,6 +144,17 @@ pub struct VsockConfig {
     pub path: String,
 }
 
+/// What the monitor is asked on the control socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum MonitorRequest {
+    /// The guest is to have this much memory. What is above the maximum, or below what it had from the start, is taken for that.
+    SetMemory {
+        /// How much.
+        memory: MemMib,
+    },
+}
+
 /// What the monitor says on the control socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -156,6 +169,16 @@ pub enum MonitorEvent {
     /// The machine could not be built; the process exits.
     Failed {
         /// The whole error chain, for a person.
+        message: String,
+    },
+    /// The guest has as much memory as it was last asked to have, and its kernel has said that it uses it.
+    MemorySet {
+        /// How much.
+        memory: MemMib,
+    },
+    /// A request cannot be done.
+    Refused {
+        /// Why, for a person.
         message: String,
     },
     /// The guest ended; the process exits.
@@ -214,6 +237,10 @@ pub const VIOLATION_EXIT_CODE: u8 = 84;
 
 /// The exit code of a monitor that, serving a device, read from a file of a [`PmemConfig`] where that is missing. There is no event then.
 pub const FILE_LOST_EXIT_CODE: u8 = 85;
+
+/// The exit code of a monitor one of whose devices a driver pointed at memory that the guest does not have at the time. There is no
+/// event then.
+pub const UNPLUGGED_EXIT_CODE: u8 = 86;
 
 /// The I/O port through which the agent ends the machine. QEMU's `isa-debug-exit` device has the same
 /// default, so one agent serves both drivers.

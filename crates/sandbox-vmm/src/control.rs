@@ -5,10 +5,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use sandbox_types::monitor::{CONFIG_FD, MonitorConfig, MonitorEvent};
+use sandbox_types::monitor::{CONFIG_FD, MonitorConfig, MonitorEvent, MonitorRequest};
 
 /// The longest configuration, in bytes: far more than one with every device has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The longest request, in bytes.
+const MAX_REQUEST_BYTES: usize = 4096;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,8 @@ pub fn read_config(fd: OwnedFd) -> Result<MonitorConfig, ConfigError> {
 #[derive(Debug)]
 pub struct Control {
     stream: UnixStream,
+    /// The beginning of a request of which the rest has not come.
+    begun: Vec<u8>,
 }
 
 impl Control {
@@ -58,11 +62,12 @@ impl Control {
     pub fn new(fd: OwnedFd) -> Self {
         Self {
             stream: UnixStream::from(fd),
+            begun: Vec::new(),
         }
     }
 
     /// Tells the other side. It being gone is no error here: it is noticed where it matters, by
-    /// [`Self::is_closed`].
+    /// [`Self::requests`].
     pub fn tell(&mut self, event: &MonitorEvent) {
         let told = serde_json::to_vec(event)
             .map_err(io::Error::from)
@@ -75,14 +80,27 @@ impl Control {
         }
     }
 
-    /// To be called when the socket is readable: whether the other side is gone. Nothing is ever sent to the
-    /// monitor, and what is sent nevertheless is thrown away.
-    pub fn is_closed(&mut self) -> bool {
-        match self.stream.read(&mut [0; 64]) {
-            Ok(0) => true,
-            Ok(_) => false,
-            Err(error) => error.kind() != io::ErrorKind::Interrupted,
+    /// To be called when the socket is readable: what has been asked since, or `None` if the other side is gone, or asks for what is too
+    /// long. What is no request is named on standard error, and otherwise passed over.
+    pub fn requests(&mut self) -> Option<Vec<MonitorRequest>> {
+        let mut bytes = [0; 512];
+        let count = match self.stream.read(&mut bytes) {
+            Ok(0) => return None,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Some(Vec::new()),
+            Err(_) => return None,
+        };
+        self.begun
+            .extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let mut requests = Vec::new();
+        while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.begun.drain(..=end).collect();
+            match serde_json::from_slice(&line) {
+                Ok(request) => requests.push(request),
+                Err(error) => eprintln!("sandbox-vmm: a request is not understood: {error}"),
+            }
         }
+        (self.begun.len() <= MAX_REQUEST_BYTES).then_some(requests)
     }
 }
 
@@ -96,6 +114,7 @@ impl AsFd for Control {
 mod tests {
     use std::io::{BufRead, BufReader, Seek};
 
+    use sandbox_types::MemMib;
     use sandbox_types::monitor::GuestExit;
 
     use super::*;
@@ -130,6 +149,28 @@ mod tests {
         reader.read_line(&mut line).unwrap();
         assert_eq!(serde_json::from_str::<MonitorEvent>(&line).unwrap(), event);
         drop(reader);
-        assert!(control.is_closed());
+        assert_eq!(control.requests(), None);
+    }
+
+    #[test]
+    fn requests_are_read_in_pieces_and_nonsense_is_passed_over() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut control = Control::new(theirs.into());
+        let memory = MemMib::new(256).unwrap();
+        let line = b"{\"request\":\"set-memory\",\"memory\":256}\n";
+        let (begin, rest) = line.split_at(7);
+        ours.write_all(begin).unwrap();
+        assert_eq!(control.requests(), Some(Vec::new()));
+        ours.write_all(rest).unwrap();
+        ours.write_all(b"nonsense\n").unwrap();
+        ours.write_all(line).unwrap();
+        let request = MonitorRequest::SetMemory { memory };
+        assert_eq!(control.requests(), Some(vec![request.clone(), request]));
+        ours.write_all(&[b' '; 8 * MAX_REQUEST_BYTES]).unwrap();
+        let mut read = control.requests();
+        while read.is_some() {
+            assert_eq!(read, Some(Vec::new()));
+            read = control.requests();
+        }
     }
 }

@@ -28,8 +28,9 @@ use crate::devices::power::{EXIT_PORTS, RESET_PORTS};
 use crate::devices::serial::SERIAL_PORTS;
 use crate::devices::{ConsoleRing, ExitPort, ResetPort, SerialPort};
 use crate::end::MachineEnd;
+use crate::memory::later::Later;
 use crate::memory::window::{ReadOnly, Window};
-use crate::memory::{self, MemoryError, Sharing, lost};
+use crate::memory::{self, MemoryError, Sharing, lost, unplugged};
 use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
 use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
@@ -51,6 +52,8 @@ pub struct MachineConfig {
     pub sharing: Sharing,
     /// Files that the guest reads as memory, of which one of the devices tells it.
     pub window: Option<Window>,
+    /// Memory that it may get later, which one of the devices gives.
+    pub later: Option<Later>,
     /// Processors.
     pub vcpus: VcpuCount,
     /// Virtio devices in the order of their addresses, which is that in which the kernel finds them.
@@ -84,8 +87,8 @@ pub enum MachineError {
     /// A host whose KVM has no memory that is only read.
     #[error("KVM on this host has no read-only memory; set `image_dax = false`")]
     NoReadOnlyMemory,
-    /// No handler for files that are lost.
-    #[error("cannot handle files that are lost")]
+    /// No handler for accesses to what is not there.
+    #[error("cannot handle accesses to files that are lost, and to memory that is not given")]
     Lost {
         /// What the kernel said.
         source: io::Error,
@@ -173,7 +176,11 @@ impl Machine {
                 .map_err(|source| MachineError::Lost { source })?;
         }
         let vm = config.kvm.create_vm().map_err(refused("create a VM"))?;
-        let memory = memory::create(config.memory, config.sharing, config.window.as_ref())?;
+        let window = config.window.as_ref();
+        let memory = memory::create(config.memory, config.sharing, window, config.later)?;
+        if let Some(range) = config.later.and_then(|later| later.host_range(&memory)) {
+            unplugged::end_when_used(&range).map_err(|source| MachineError::Lost { source })?;
+        }
         kvm::add_memory(&vm, &memory)?;
         kvm::create_interrupt_controllers(&vm)?;
         let entry = pvh::load_kernel(&memory, config.memory, &mut config.kernel)?;

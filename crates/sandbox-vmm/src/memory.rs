@@ -1,10 +1,13 @@
 //! Guest memory: mapped lazily, in huge pages where the host has them.
 //!
 //! Private anonymous memory as a rule. Where a vhost-user back end must reach it too, one memory file, whose
-//! ranges follow each other in the order of their addresses. Beside it, files that the guest only reads: [`window`].
+//! ranges follow each other in the order of their addresses. Beside it, files that the guest only reads: [`window`]; and memory that it
+//! may get later: [`later`].
 
+pub mod later;
 pub mod lost;
 mod mapping;
+pub mod unplugged;
 pub mod window;
 
 use std::fs::File;
@@ -18,6 +21,7 @@ use vm_memory::{
     GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
+use self::later::Later;
 use self::window::{Window, WindowError};
 use crate::arch::x86_64::layout;
 
@@ -70,7 +74,8 @@ pub enum MemoryError {
     },
 }
 
-/// Maps guest memory for a machine of that size, with `window` beside it. Back ends that share it get all but that.
+/// Maps guest memory for a machine of that size, with `window` beside it, and with room for what comes `later`. Back ends that share
+/// it get all but the window.
 ///
 /// # Errors
 /// [`MemoryError`].
@@ -78,20 +83,23 @@ pub fn create(
     memory: MemMib,
     sharing: Sharing,
     window: Option<&Window>,
+    later: Option<Later>,
 ) -> Result<GuestMemoryMmap, MemoryError> {
     let file = match sharing {
         Sharing::Private => None,
-        Sharing::Shared => Some(Arc::new(memory_file(memory)?)),
+        Sharing::Shared => Some(Arc::new(memory_file(memory, later)?)),
     };
     let mut regions = Vec::new();
     let mut offset = 0;
-    for range in layout::ram_ranges(memory) {
+    let at_once = layout::ram_ranges(memory);
+    let count = at_once.len();
+    let ranges = at_once.into_iter().chain(later.map(Later::range));
+    for (index, range) in ranges.enumerate() {
         let too_large = || MemoryError::TooLarge { memory };
         let bytes = usize::try_from(range.bytes).map_err(|_| too_large())?;
         let region = match &file {
-            None => {
-                mapping::anonymous(bytes).map_err(|source| MemoryError::Map { memory, source })?
-            }
+            None => mapping::anonymous(bytes, index < count)
+                .map_err(|source| MemoryError::Map { memory, source })?,
             Some(file) => {
                 let at = FileOffset::from_arc(Arc::clone(file), offset);
                 MmapRegion::from_file(at, bytes)
@@ -101,11 +109,23 @@ pub fn create(
         mapping::advise_huge(&region);
         offset += range.bytes;
         let start = GuestAddress(range.start);
-        regions.push(GuestRegionMmap::new(region, start).ok_or_else(too_large)?);
+        let region = GuestRegionMmap::new(region, start).ok_or_else(too_large)?;
+        if index >= count {
+            let action = "keep the guest from what it gets later,";
+            mapping::set_accessible(&region, 0, bytes, false).map_err(|source| {
+                MemoryError::Host {
+                    action,
+                    memory,
+                    source,
+                }
+            })?;
+        }
+        regions.push(region);
     }
     if let Some(window) = window {
         regions.push(window.region()?);
     }
+    regions.sort_by_key(GuestMemoryRegion::start_addr);
     GuestMemoryMmap::from_regions(regions)
         .map_err(|source| MemoryError::Assemble { memory, source })
 }
@@ -198,7 +218,7 @@ pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
     mapping::discard(region, offset, bytes)
 }
 
-fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
+fn memory_file(memory: MemMib, later: Option<Later>) -> Result<File, MemoryError> {
     let host = |action| {
         move |source: rustix::io::Errno| MemoryError::Host {
             action,
@@ -208,7 +228,9 @@ fn memory_file(memory: MemMib) -> Result<File, MemoryError> {
     };
     let file =
         memfd_create("guest-memory", MemfdFlags::CLOEXEC).map_err(host("make a memory file"))?;
-    ftruncate(&file, memory.bytes()).map_err(host("size a memory file"))?;
+    let later = later.map_or(0, |later| later.range().bytes);
+    let bytes = memory.bytes().saturating_add(later);
+    ftruncate(&file, bytes).map_err(host("size a memory file"))?;
     Ok(file.into())
 }
 
@@ -261,7 +283,7 @@ mod tests {
 
     #[test]
     fn private_pages_that_are_discarded_are_zero_and_not_there() {
-        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None).unwrap();
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None, None).unwrap();
         assert_eq!(
             discard_and_look(&memory, 8 << 20, resident_bytes),
             2 * PIECE
@@ -273,7 +295,7 @@ mod tests {
 
     #[test]
     fn shared_pages_that_are_discarded_are_zero_and_a_hole_in_the_file() {
-        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None).unwrap();
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None, None).unwrap();
         let held = |memory: &GuestMemoryMmap| {
             let region = memory.iter().next().unwrap();
             let file = region.file_offset().unwrap().file().metadata().unwrap();
@@ -291,7 +313,7 @@ mod tests {
 
     #[test]
     fn ranges_that_are_no_pages_of_one_piece_of_memory_are_refused() {
-        let memory = create(MemMib::new(4096).unwrap(), Sharing::Private, None).unwrap();
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Private, None, None).unwrap();
         let range = |start, bytes| RamPages::new(&memory, GuestAddress(start), bytes);
         for (start, bytes) in [(0, 0), (1, 4096), (0, 4095), (2048, 4096), (4096, 1)] {
             assert!(matches!(range(start, bytes), Err(RangeError::Pages { .. })));
@@ -319,7 +341,7 @@ mod tests {
 
     #[test]
     fn private_memory_is_aligned_to_huge_pages() {
-        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None).unwrap();
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None, None).unwrap();
         for region in memory.iter() {
             assert_eq!(region.as_ptr() as usize % (2 << 20), 0);
         }
@@ -330,7 +352,7 @@ mod tests {
 
     #[test]
     fn shared_memory_over_the_hole_has_consecutive_offsets_in_one_file() {
-        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None).unwrap();
+        let memory = create(MemMib::new(4096).unwrap(), Sharing::Shared, None, None).unwrap();
         let offsets: Vec<_> = memory
             .iter()
             .map(|r| (r.start_addr().0, r.file_offset().unwrap().start()))

@@ -13,7 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, PmemConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest,
+    NetConfig, PmemConfig,
 };
 
 use crate::control::{ConfigError, Control, read_config};
@@ -23,6 +24,7 @@ use crate::jail::{EnterError, JailArguments};
 use crate::log;
 use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
 use crate::memory::Sharing;
+use crate::memory::later::Later;
 use crate::memory::window::{Window, WindowError, WindowFile};
 use crate::seccomp::Confinement;
 use crate::virtio::VirtioDevice;
@@ -31,6 +33,7 @@ use crate::virtio::block::Block;
 use crate::virtio::block::error::BlockError;
 use crate::virtio::block::pace::DiskPace;
 use crate::virtio::fs::{FsDevice, FsError};
+use crate::virtio::mem::{Mem, MemorySize};
 use crate::virtio::net::Net;
 use crate::virtio::net::error::NetError;
 use crate::virtio::net::tap::Tap;
@@ -78,6 +81,12 @@ pub enum RunError {
     /// Persistent memory.
     #[error("persistent memory")]
     Pmem(#[from] WindowError),
+    /// The memory device.
+    #[error("the memory device has no event descriptor")]
+    Mem {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A network device.
     #[error("network device {index}")]
     Net {
@@ -168,13 +177,14 @@ fn run_machine(
     jail.enter(inherited)?;
     let config = read_config(inherited.take(CONFIG_FD, "the configuration")?)?;
     make_room_for_descriptors(&*control);
-    let machine = Machine::build(machine_config(inherited, config)?)?;
+    let (config, size) = machine_config(inherited, config)?;
+    let machine = Machine::build(config)?;
     let (running, first_instruction_ns) = machine.start(monotonic_ns)?;
     control.tell(&MonitorEvent::Started {
         process_ns,
         first_instruction_ns,
     });
-    let end = wait(&running, control)?;
+    let end = wait(&running, control, size.as_ref())?;
     // Neither joined nor dropped: taking a VM apart takes KVM milliseconds, which would delay the news of its
     // end. The process ends, and the kernel does it.
     std::mem::forget(running);
@@ -190,7 +200,7 @@ fn make_room_for_descriptors(any: impl AsFd) {
 fn machine_config(
     inherited: &mut Inherited,
     config: MonitorConfig,
-) -> Result<MachineConfig, RunError> {
+) -> Result<(MachineConfig, Option<MemorySize>), RunError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let pace = DiskPace::new(&config.disk_limits);
     for (index, disk) in config.block.iter().enumerate() {
@@ -208,6 +218,18 @@ fn machine_config(
     if config.free_page_reporting {
         devices.push(Box::new(Balloon::new()));
     }
+    let window_bytes = window.as_ref().map_or(0, |window| window.range().length);
+    let later = Later::new(config.memory, config.max_memory, window_bytes);
+    let size = match later {
+        Some(later) => {
+            let size = MemorySize::new(config.memory, later);
+            Some(size.map_err(|source| RunError::Mem { source })?)
+        }
+        None => None,
+    };
+    if let Some(size) = &size {
+        devices.push(Box::new(Mem::new(size.clone())));
+    }
     let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
     devices.push(Box::new(Vsock::new(MuxerConfig {
         guest_cid: config.vsock.cid,
@@ -215,17 +237,7 @@ fn machine_config(
         path: PathBuf::from(config.vsock.path),
     })?));
     for (index, net) in config.net.iter().enumerate() {
-        let mut queues = Vec::with_capacity(net.fds.len());
-        for fd in &net.fds {
-            queues.push(File::from(inherited.take(*fd, "a queue of a tap")?));
-        }
-        let device = queues
-            .into_iter()
-            .map(Tap::new)
-            .collect::<Result<Vec<_>, _>>()
-            .and_then(|taps| Net::new(&format!("net{index}"), taps, net.mac, net.mtu))
-            .map_err(|source| RunError::Net { index, source })?;
-        devices.push(Box::new(device));
+        devices.push(Box::new(network(inherited, index, net)?));
     }
     for share in &config.shares {
         let fd = inherited.take(share.fd, "a vhost-user back end")?;
@@ -237,7 +249,7 @@ fn machine_config(
         devices.push(Box::new(device));
     }
     let console = File::from(inherited.take(config.console_fd, "the console's memory file")?);
-    Ok(MachineConfig {
+    let config = MachineConfig {
         kvm: machine::from_fd(inherited.take(config.kvm_fd, "/dev/kvm")?),
         kernel: File::from(inherited.take(config.kernel_fd, "the guest kernel")?),
         command_line: config.command_line,
@@ -248,11 +260,26 @@ fn machine_config(
             Sharing::Shared
         },
         window,
+        later,
         vcpus: config.vcpus,
         devices,
         console: ConsoleRing::new(console)?,
         confinement: Confinement::new()?,
-    })
+    };
+    Ok((config, size))
+}
+
+fn network(inherited: &mut Inherited, index: usize, net: &NetConfig) -> Result<Net, RunError> {
+    let mut queues = Vec::with_capacity(net.fds.len());
+    for fd in &net.fds {
+        queues.push(File::from(inherited.take(*fd, "a queue of a tap")?));
+    }
+    queues
+        .into_iter()
+        .map(Tap::new)
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|taps| Net::new(&format!("net{index}"), taps, net.mac, net.mtu))
+        .map_err(|source| RunError::Net { index, source })
 }
 
 fn window(
@@ -299,14 +326,22 @@ fn block(
     })
 }
 
-/// Waits until the guest ends, or the other side of the control socket is gone (`None`).
-fn wait(running: &RunningMachine, control: &mut Control) -> Result<Option<GuestExit>, RunError> {
+/// Waits until the guest ends, or the other side of the control socket is gone (`None`), and does what that asks for meanwhile.
+fn wait(
+    running: &RunningMachine,
+    control: &mut Control,
+    size: Option<&MemorySize>,
+) -> Result<Option<GuestExit>, RunError> {
     let end = running.end();
     loop {
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(end, PollFlags::IN),
             PollFd::new(&*control, PollFlags::IN),
         ];
+        if let Some(size) = size {
+            let settled = crate::fd::borrow(size.settled());
+            fds.push(PollFd::from_borrowed_fd(settled, PollFlags::IN));
+        }
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(Errno::INTR) => continue,
@@ -316,12 +351,29 @@ fn wait(running: &RunningMachine, control: &mut Control) -> Result<Option<GuestE
                 });
             }
         }
-        let [_, control_ready] = fds.map(|fd| !fd.revents().is_empty());
+        let control_ready = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
         if let Some(exit) = end.get() {
             return Ok(Some(exit.clone()));
         }
-        if control_ready && control.is_closed() {
-            return Ok(None);
+        if control_ready {
+            let Some(requests) = control.requests() else {
+                return Ok(None);
+            };
+            for request in requests {
+                serve(&request, control, size);
+            }
         }
+        if let Some(memory) = size.and_then(MemorySize::take_settled) {
+            control.tell(&MonitorEvent::MemorySet { memory });
+        }
+    }
+}
+
+fn serve(request: &MonitorRequest, control: &mut Control, size: Option<&MemorySize>) {
+    match (request, size) {
+        (MonitorRequest::SetMemory { memory }, Some(size)) => size.request(*memory),
+        (MonitorRequest::SetMemory { .. }, None) => control.tell(&MonitorEvent::Refused {
+            message: "the machine has no memory device".to_owned(),
+        }),
     }
 }

@@ -27,6 +27,8 @@ pub enum ThreadKind {
     Rng,
     /// Serves the balloon device.
     Balloon,
+    /// Serves the memory device.
+    Mem,
     /// Serves the vsock device.
     Vsock,
     /// Passes on what a vhost-user back end says.
@@ -35,7 +37,7 @@ pub enum ThreadKind {
 
 impl ThreadKind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Main,
         Self::Vcpu,
         Self::Block,
@@ -43,6 +45,7 @@ impl ThreadKind {
         Self::Pmem,
         Self::Rng,
         Self::Balloon,
+        Self::Mem,
         Self::Vsock,
         Self::VhostUser,
     ];
@@ -58,6 +61,7 @@ impl ThreadKind {
             Self::Pmem => "pmem",
             Self::Rng => "entropy",
             Self::Balloon => "balloon",
+            Self::Mem => "memory",
             Self::Vsock => "vsock",
             Self::VhostUser => "vhost-user",
         }
@@ -73,6 +77,7 @@ impl ThreadKind {
             Self::Net => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::NET],
             Self::Rng => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::RNG],
             Self::Balloon => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::BALLOON],
+            Self::Mem => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::MEM],
             Self::Vsock => &[rules::EVERY_THREAD, rules::EVERY_DEVICE, rules::VSOCK],
             Self::Pmem | Self::VhostUser => &[rules::EVERY_THREAD, rules::EVERY_DEVICE],
         }

@@ -163,7 +163,8 @@ fn run_once(vcpu: &mut VcpuFd, buses: &Buses) -> Option<GuestExit> {
     None
 }
 
-/// The guest reached for a page that the host could not provide. As a rule that is one of a file that has become shorter.
+/// The guest reached for a page that the host could not provide. As a rule that is one of a file that has become shorter; or it is memory
+/// that the guest has not been given.
 fn memory_fault(buses: &Buses) -> GuestExit {
     match buses.window.as_ref().and_then(|window| window.lost()) {
         Some(lost) => GuestExit::FileLost {
@@ -172,7 +173,7 @@ fn memory_fault(buses: &Buses) -> GuestExit {
             expected: lost.expected,
         },
         None => {
-            kvm_error("KVM_RUN: the host could not provide a page of the guest's memory".to_owned())
+            kvm_error("KVM_RUN: the host could not provide a page of the guest's memory, or the guest reached for one that it was not given".to_owned())
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], the thread of the simplest devices; [`chain`], on which the parsers work; the transport
 //! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
-//! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
+//! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod answering;
 pub mod balloon;
@@ -14,6 +14,7 @@ pub mod block;
 pub mod chain;
 pub mod fs;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pmem;
@@ -87,6 +88,12 @@ pub enum ActivateError {
     QueueDisabled {
         /// Which.
         index: usize,
+    },
+    /// The driver does without a feature that the device cannot do without.
+    #[error("the driver did not accept {feature}, which the device needs")]
+    Feature {
+        /// As the specification calls it.
+        feature: &'static str,
     },
     /// A resource of the host was refused.
     #[error("cannot {action}")]

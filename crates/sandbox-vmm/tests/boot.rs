@@ -17,7 +17,8 @@ use std::sync::OnceLock;
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use monitor::{Disk, Ended, Guest, Monitor};
-use sandbox_types::monitor::{GuestExit, MonitorEvent};
+use sandbox_types::MemMib;
+use sandbox_types::monitor::{GuestExit, MonitorEvent, MonitorRequest};
 use sha2::{Digest, Sha256};
 
 const SECTOR: usize = 512;
@@ -27,6 +28,15 @@ fn main() -> ExitCode {
     let trials = vec![
         booting("power_off_port_ends_with_shutdown", power_off),
         booting("second_vcpu_comes_online", second_vcpu),
+        booting(
+            "vcpu_that_waits_costs_the_guest_nothing_until_it_is_brought_up",
+            waiting_vcpu,
+        ),
+        booting("memory_grows_when_asked_for_and_is_used", more_memory),
+        sharing(
+            "memory_that_is_shared_grows_when_asked_for_and_is_used",
+            more_shared_memory,
+        ),
         booting("init_that_exits_is_a_panic", init_exits),
         booting("crash_by_sysrq_is_a_panic", sysrq_crash),
         booting("reboot_without_a_panic_is_a_reset", reboot),
@@ -146,6 +156,49 @@ fn second_vcpu(kernel: &Path) -> Result<()> {
     guest.vcpus = 2;
     let ended = Monitor::start(guest)?.wait()?;
     ended.expect(&GuestExit::Shutdown)?.shows("cpus=2")?;
+    Ok(())
+}
+
+fn waiting_vcpu(kernel: &Path) -> Result<()> {
+    let mut guest = guest(kernel, "reboot=k maxcpus=1 scenario=bring-up")?;
+    guest.vcpus = 3;
+    let ended = Monitor::start(guest)?.wait()?;
+    ended.expect(&GuestExit::Shutdown)?;
+    ended.shows("before=1")?.shows("after=3")?;
+    Ok(())
+}
+
+fn more_memory(kernel: &Path) -> Result<()> {
+    grow(guest(kernel, GROW)?)
+}
+
+fn more_shared_memory(kernel: &Path, virtiofsd: &Path) -> Result<()> {
+    let shared = tempfile::tempdir()?;
+    let (_server, share) = virtiofsd::serve(virtiofsd, shared.path())?;
+    let mut guest = guest(kernel, GROW)?;
+    guest.shares.push(("data".to_owned(), share));
+    grow(guest)
+}
+
+const GROW: &str = "reboot=k memhp_default_state=online scenario=grow";
+
+/// The guest writes as much as it can only hold with what comes later; the monitor says that it has that before the guest has written it.
+fn grow(guest: Guest<'_>) -> Result<()> {
+    let mut monitor = Monitor::start(guest)?;
+    let started = monitor.event()?;
+    ensure!(
+        matches!(started, Some(MonitorEvent::Started { .. })),
+        "{started:?}"
+    );
+    let memory = MemMib::new(448)?;
+    monitor.ask(&MonitorRequest::SetMemory { memory })?;
+    let ended = monitor.wait()?;
+    ended.expect(&GuestExit::Shutdown)?.shows("wrote=300")?;
+    ensure!(
+        ended.events.first() == Some(&MonitorEvent::MemorySet { memory }),
+        "{:?}",
+        ended.events
+    );
     Ok(())
 }
 

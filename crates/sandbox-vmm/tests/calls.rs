@@ -94,6 +94,7 @@ fn traced(folder: &Path) -> Result<Vec<Call>> {
     let place = Place {
         dir,
         memory: MemMib::new(64)?,
+        max_memory: MemMib::new(128)?,
         log: None,
         trace: Some(file.clone()),
     };
@@ -108,6 +109,7 @@ fn kind_of(thread: &str) -> Option<ThreadKind> {
         "sandbox-vmm" => Some(ThreadKind::Main),
         "rng" => Some(ThreadKind::Rng),
         "pmem" => Some(ThreadKind::Pmem),
+        "mem" => Some(ThreadKind::Mem),
         "balloon" => Some(ThreadKind::Balloon),
         "vsock" => Some(ThreadKind::Vsock),
         "fs" => Some(ThreadKind::VhostUser),

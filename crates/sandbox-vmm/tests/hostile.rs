@@ -109,6 +109,11 @@ proptest! {
     }
 
     #[test]
+    fn mem_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
+        prop_assert_eq!(survived(Kind::Mem, &program), Ok(()));
+    }
+
+    #[test]
     fn vsock_survives_any_program(program in prop::collection::vec(any::<u8>(), 0..600)) {
         prop_assert_eq!(survived(Kind::Vsock, &program), Ok(()));
     }

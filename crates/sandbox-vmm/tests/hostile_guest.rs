@@ -283,6 +283,7 @@ fn run(attack: &str) -> Result<Outcome> {
     let place = Place {
         dir,
         memory: MemMib::new(MEMORY_MIB)?,
+        max_memory: MemMib::new(2 * MEMORY_MIB)?,
         log: Some(File::options().append(true).open(proc_path(&log))?),
         trace: None,
     };

@@ -19,12 +19,15 @@ use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use libtest_mimic::{Arguments, Completion, Trial};
 use rustix::event::{PollFd, PollFlags, poll};
+use sandbox_types::MemMib;
 use sandbox_types::monitor::{GuestExit, POWER_OFF, console_ring};
 use sandbox_vmm::bus::{Bus, BusDevice, BusRange};
 use sandbox_vmm::devices::console::ConsoleRing;
 use sandbox_vmm::devices::power::{EXIT_PORTS, ExitPort, RESET_PORTS, ResetPort};
 use sandbox_vmm::devices::serial::{SERIAL_PORTS, SerialPort};
 use sandbox_vmm::end::MachineEnd;
+use sandbox_vmm::memory::later::Later;
+use sandbox_vmm::memory::{Sharing, create};
 use sandbox_vmm::vcpu::{Buses, VcpuHandle, install_kick_handler};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,6 +45,11 @@ const READ_ONLY: BusRange = BusRange {
     start: 0xa_0000,
     length: 0x1000,
 };
+/// Memory that comes later and was given, with [`POWER_OFF`] in each byte, and as much behind it that was not: segment 0xb000.
+const LATER: BusRange = BusRange {
+    start: 0xb_0000,
+    length: 0x1000,
+};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -56,6 +64,7 @@ fn main() -> ExitCode {
             "write_to_memory_that_is_only_read_reaches_the_device_there_and_changes_nothing",
             read_only,
         ),
+        trial("memory_that_was_not_given_ends_the_guest", not_given),
         trial("port_without_a_device_reads_ones", absent_port),
         trial("halt_without_interrupts_to_wait_for_is_an_error", halt),
         trial("vcpu_that_spins_leaves_when_kicked", spin),
@@ -80,7 +89,22 @@ struct Machine {
     vcpu: VcpuHandle,
     device: Arc<Mutex<Probe>>,
     _vm: VmFd,
-    _memory: GuestMemoryMmap,
+    _memory: [GuestMemoryMmap; 2],
+}
+
+/// Memory of which the first block of what comes later was given; the addresses here of the end of that, and of what was not.
+fn later() -> Result<(GuestMemoryMmap, [usize; 2])> {
+    let size = MemMib::new(64)?;
+    let later = Later::new(size, MemMib::new(128)?, 0).context("nothing comes later")?;
+    let memory = create(size, Sharing::Private, None, Some(later))?;
+    later.give(&memory, 0, later.block())?;
+    let block = usize::try_from(later.block())?;
+    let bytes = usize::try_from(LATER.length)?;
+    let full = vec![POWER_OFF; bytes];
+    let end = later.range().start + later.block();
+    memory.write_slice(&full, GuestAddress(end - LATER.length))?;
+    let start = later.host_range(&memory).context("it is not mapped")?.start;
+    Ok((memory, [start + block - bytes, start + block]))
 }
 
 /// Remembers what is written, and reads as [`POWER_OFF`].
@@ -125,8 +149,19 @@ impl Machine {
             (0, u64::try_from(MEMORY_BYTES)?, 0),
             (READ_ONLY.start, READ_ONLY.length, KVM_MEM_READONLY),
         ];
-        for (slot, (start, bytes, flags)) in (0_u32..).zip(slots) {
+        let (more, places) = later()?;
+        let mut all = Vec::new();
+        for (start, bytes, flags) in slots {
             let address = memory.get_host_address(GuestAddress(start))?.addr();
+            all.push((start, bytes, flags, address));
+        }
+        for (start, address) in [LATER.start, LATER.start + LATER.length]
+            .into_iter()
+            .zip(places)
+        {
+            all.push((start, LATER.length, 0, address));
+        }
+        for (slot, (start, bytes, flags, address)) in (0_u32..).zip(all) {
             let region = kvm_userspace_memory_region {
                 slot,
                 flags,
@@ -167,7 +202,7 @@ impl Machine {
             vcpu,
             device,
             _vm: vm,
-            _memory: memory,
+            _memory: [memory, more],
         })
     }
 
@@ -350,6 +385,25 @@ fn read_only() -> Result<()> {
         "{:?}",
         device.written
     );
+    Ok(())
+}
+
+fn not_given() -> Result<()> {
+    let reads = |segment: u8| {
+        [
+            0xb8, 0x00, segment, // mov ax, segment
+            0x8e, 0xd8, // mov ds, ax
+            0xa0, 0x20, 0x00, // mov al, [0x20]
+            0xba, 0x01, 0x05, // mov dx, 0x501
+            0xee, // out dx, al
+            0xf4, // hlt
+        ]
+    };
+    let (exit, _) = run(&reads(0xb0))?;
+    ensure!(exit == GuestExit::Shutdown, "what was given: {exit:?}");
+    let (exit, _) = run(&reads(0xb1))?;
+    let is_told = matches!(&exit, GuestExit::KvmError { detail } if detail.contains("not given"));
+    ensure!(is_told, "what was not: {exit:?}");
     Ok(())
 }
 

@@ -75,7 +75,7 @@ fn read(what: &str) -> Result<()> {
     }];
     let size = MemMib::new(64)?;
     let window = Window::map(size, PMEM_ALIGNMENT, files)?;
-    let memory = create(size, Sharing::Private, Some(&window))?;
+    let memory = create(size, Sharing::Private, Some(&window), None)?;
     let page = match what {
         "there" => 0,
         "lost" | "elsewhere" => 4096,

@@ -25,6 +25,7 @@ use crate::spec::check::Namespaces;
 use crate::spec::disks;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
+use crate::spec::size::Demand;
 use crate::start;
 use crate::stdio::{OpenStdio, StdioPaths};
 
@@ -407,6 +408,7 @@ impl Pod {
                 ..Default::default()
             })
             .collect();
+        self.make_room(&sandbox, draft.id, spec.demand()).await?;
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
         sandbox.share(&std::mem::take(&mut guest.shared))?;
@@ -445,6 +447,11 @@ impl Pod {
         } = parts;
         let id = draft.id;
         let stdio = draft.stdio();
+        let demand = match &self.state().contents {
+            // It does nothing; its limits may be those of the pod.
+            Contents::Pod(holder) if holder == id => Demand::default(),
+            _ => spec.demand(),
+        };
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
@@ -477,6 +484,7 @@ impl Pod {
         let container = Container {
             bundle: draft.bundle.to_owned(),
             hooks,
+            demand,
             init: process,
             execs: std::collections::HashMap::new(),
         };

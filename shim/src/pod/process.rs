@@ -18,6 +18,7 @@ use crate::delete::KILLED;
 use crate::error::{TaskError, chain};
 use crate::hooks::{When, due};
 use crate::lifecycle::{Exit, Lifecycle};
+use crate::spec::size::Demand;
 use crate::spec::{exec_process, update};
 use crate::stdio::{OpenStdio, StdioPaths, drain};
 use crate::{program, stats};
@@ -394,7 +395,7 @@ impl Pod {
         }
     }
 
-    /// Changes the limits of a container, within the machine's size.
+    /// Changes the limits of a container. The machine grows first, where they need it to; it can so far.
     ///
     /// # Errors
     /// [`TaskError`].
@@ -403,24 +404,59 @@ impl Pod {
         container: &ContainerId,
         resources_json: Vec<u8>,
     ) -> Result<(), TaskError> {
-        let size = {
+        let before = {
             let mut state = self.state();
-            let init = &state.container(container)?.init;
-            init.lifecycle.must_live("change the limits of")?;
-            state.size
+            let of = state.container(container)?;
+            of.init.lifecycle.must_live("change the limits of")?;
+            of.demand
         };
         let sandbox = self.sandbox()?;
-        if let Some((memory, vcpus)) = size {
-            update::check(&resources_json, memory, vcpus)?;
+        let most = sandbox.most();
+        let resources = update::check(&resources_json, most.memory, most.vcpus)?;
+        let demand = before.updated(Some(&resources));
+        let updated = async {
+            self.make_room(&sandbox, container, demand).await?;
+            let call = sandbox
+                .agent()
+                .update_container(container, resources_json)
+                .await;
+            Ok(call?)
+        };
+        match updated.await {
+            Ok(()) => {
+                if let Ok(of) = self.state().container(container) {
+                    of.demand = demand;
+                }
+                Ok(())
+            }
+            Err(error) => Err(self.reason_for(error).await),
         }
-        match sandbox
-            .agent()
-            .update_container(container, resources_json)
-            .await
-        {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.reason_for(error.into()).await),
+    }
+
+    /// Makes the machine as large as its containers need, `container` with `demand` among them, as far as it can grow.
+    pub(super) async fn make_room(
+        &self,
+        sandbox: &Sandbox,
+        container: &ContainerId,
+        demand: Demand,
+    ) -> Result<(), TaskError> {
+        let (memory_mib, vcpus) = {
+            let state = self.state();
+            let others = state.containers.iter().filter(|(id, _)| *id != container);
+            let others = others.map(|(_, other)| other.demand);
+            Demand::sum(others.chain([demand]), &self.config)
+        };
+        let grown = sandbox.grow(memory_mib, vcpus).await?;
+        if memory_mib > u64::from(grown.memory.get()) || vcpus > u64::from(grown.vcpus.get()) {
+            tracing::warn!(
+                "the containers of pod {} may use {memory_mib} MiB and {vcpus} vCPUs, its machine has {} and {} vCPUs and does not grow any further",
+                self.id,
+                grown.memory,
+                grown.vcpus
+            );
         }
+        self.state().size = Some((grown.memory, grown.vcpus));
+        Ok(())
     }
 
     /// Freezes a container.

@@ -5,7 +5,8 @@
 //! a quota as many as `cpu.cpus` has. What is not limited has the configured size.
 //!
 //! A pod's machine is sized by the sum of its containers' limits, which the CRI says in annotations of the sandbox
-//! ([`of_pod`]), CRI-O in one that is JSON; the sandbox's own limits are those of a process that does nothing.
+//! ([`of_pod`]), CRI-O in one that is JSON; the sandbox's own limits are those of a process that does nothing. When containers are added later, or their limits
+//! change, the machine grows to the sum of what its containers have then ([`Demand`]).
 
 use std::collections::HashMap;
 
@@ -16,6 +17,8 @@ use serde::Deserialize;
 
 /// The kernel's period of a CPU quota, in microseconds (cgroup v2, cpu.max).
 const DEFAULT_PERIOD: u64 = 100_000;
+/// A whole processor.
+const MICROCPUS: u64 = 1_000_000;
 /// The highest processor number that is believed.
 const MAX_CPU: u32 = 8191;
 
@@ -114,12 +117,7 @@ pub(super) fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
 
 /// The CPU quota in processors, rounded up, when there is one.
 pub(super) fn cpus(resources: Option<&LinuxResources>) -> Option<u64> {
-    let cpu = resources?.cpu().as_ref()?;
-    let quota = u64::try_from(cpu.quota()?)
-        .ok()
-        .filter(|quota| *quota > 0)?;
-    let period = cpu.period().filter(|period| *period > 0);
-    Some(quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD)))
+    Some(microcpus(resources)?.div_ceil(MICROCPUS))
 }
 
 /// How many processors a list such as "0-2,7" has (cpuset(7), "List format"); `None` when it is no such list.
@@ -159,6 +157,63 @@ pub(super) fn cpu_list(resources: Option<&LinuxResources>) -> Result<Option<u64>
             list: list.to_owned(),
         }),
     }
+}
+
+/// What a container may use, as far as it counts for the size of its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// Bytes.
+    memory: Option<u64>,
+    /// Millionths of a processor.
+    microcpus: Option<u64>,
+}
+
+impl Demand {
+    /// That of a container with these limits.
+    pub(crate) fn of(resources: Option<&LinuxResources>) -> Self {
+        Self::default().updated(resources)
+    }
+
+    /// That of this one when its limits are changed to these. What they do not name stays; what is negative, or 0, is no limit.
+    pub(crate) fn updated(self, resources: Option<&LinuxResources>) -> Self {
+        let memory = resources.and_then(|resources| resources.memory().as_ref());
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        Self {
+            memory: match memory.and_then(LinuxMemory::limit) {
+                Some(_) => memory_limit(resources),
+                None => self.memory,
+            },
+            microcpus: match cpu.and_then(LinuxCpu::quota) {
+                Some(_) => microcpus(resources),
+                None => self.microcpus,
+            },
+        }
+    }
+
+    /// The machine for containers with these: memory in MiB, with the overhead, and vCPUs. 0 is any.
+    pub(crate) fn sum(demands: impl IntoIterator<Item = Self>, config: &Config) -> (u64, u64) {
+        let (mut memory, mut microcpus) = (0_u64, 0_u64);
+        for demand in demands {
+            memory = memory.saturating_add(demand.memory.unwrap_or(0));
+            microcpus = microcpus.saturating_add(demand.microcpus.unwrap_or(0));
+        }
+        let mib = match memory.div_ceil(1 << 20) {
+            0 => 0,
+            mib => mib + u64::from(config.memory_overhead_mib),
+        };
+        (mib, microcpus.div_ceil(MICROCPUS))
+    }
+}
+
+/// The CPU quota in millionths of a processor, when there is one.
+fn microcpus(resources: Option<&LinuxResources>) -> Option<u64> {
+    let cpu = resources?.cpu().as_ref()?;
+    let quota = u64::try_from(cpu.quota()?)
+        .ok()
+        .filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0);
+    let period = period.unwrap_or(DEFAULT_PERIOD);
+    Some(quota.saturating_mul(MICROCPUS).div_ceil(period))
 }
 
 /// Memory of the machine.
@@ -269,6 +324,28 @@ mod tests {
                 .to_string();
             assert!(error.contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn demands_add_up_and_what_is_not_named_stays() {
+        let config = Config::default();
+        let of = |json| Demand::of(Some(&resources(json)));
+        let one = of(r#"{"memory":{"limit":268435457},"cpu":{"quota":150000,"period":100000}}"#);
+        let other = of(r#"{"memory":{"limit":1048576},"cpu":{"quota":25000,"period":50000}}"#);
+        let overhead = u64::from(config.memory_overhead_mib);
+        assert_eq!(Demand::sum([one], &config), (257 + overhead, 2));
+        // Rounded up once, not each.
+        assert_eq!(Demand::sum([one, other], &config), (258 + overhead, 2));
+        let none = Demand::of(Some(&resources("{}")));
+        assert_eq!((Demand::of(None), none), Default::default());
+        assert_eq!(Demand::sum([none], &config), (0, 0));
+        let change = resources(r#"{"memory":{"limit":536870912}}"#);
+        assert_eq!(
+            Demand::sum([one.updated(Some(&change))], &config),
+            (512 + overhead, 2)
+        );
+        let change = resources(r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#);
+        assert_eq!(Demand::sum([one.updated(Some(&change))], &config), (0, 0));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! New limits for a running container: what the machine can give.
+//! New limits for a running container: what the machine can come to give.
 
 use oci_spec::runtime::LinuxResources;
 use sandbox_types::{MemMib, VcpuCount};
@@ -10,31 +10,35 @@ use super::{SpecError, parse, size};
 pub(crate) enum UpdateError {
     /// More memory than there is.
     #[error(
-        "`memory.limit` of {wanted} bytes is more than the sandbox's machine has ({machine_mib} MiB); its size is fixed when it starts: start the container with a larger limit"
+        "`memory.limit` of {wanted} bytes is more than the sandbox's machine can have while it runs ({machine_mib} MiB): start the container with a larger limit, or raise `max_memory_mib` (under `qemu` a machine does not grow)"
     )]
     Memory {
         /// What was asked for.
         wanted: u64,
-        /// What the machine has.
+        /// What the machine can have.
         machine_mib: u32,
     },
     /// More processors than there are.
     #[error(
-        "`cpu.quota` of {wanted} processors is more than the sandbox's machine has ({machine}); their number is fixed when it starts: start the container with a larger limit"
+        "`cpu.quota` of {wanted} processors is more than the sandbox's machine can have while it runs ({machine}): start the container with a larger limit, or raise `max_vcpus`"
     )]
     Cpus {
         /// What was asked for, rounded up.
         wanted: u64,
-        /// What the machine has.
+        /// What the machine can have.
         machine: u8,
     },
 }
 
-/// Checks the limits in `json` (`linux.resources` of the OCI runtime spec) against the machine.
+/// Reads the limits in `json` (`linux.resources` of the OCI runtime spec), and checks them against what the machine can have.
 ///
 /// # Errors
 /// [`SpecError`] names the field.
-pub(crate) fn check(json: &[u8], memory: MemMib, vcpus: VcpuCount) -> Result<(), SpecError> {
+pub(crate) fn check(
+    json: &[u8],
+    memory: MemMib,
+    vcpus: VcpuCount,
+) -> Result<LinuxResources, SpecError> {
     let resources: LinuxResources = parse(json, "the new limits")?;
     if let Some(wanted) = size::memory_limit(Some(&resources))
         && wanted > u64::from(memory.get()) << 20
@@ -54,14 +58,14 @@ pub(crate) fn check(json: &[u8], memory: MemMib, vcpus: VcpuCount) -> Result<(),
         }
         .into());
     }
-    Ok(())
+    Ok(resources)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn checked(json: &str) -> Result<(), SpecError> {
+    fn checked(json: &str) -> Result<LinuxResources, SpecError> {
         let memory = MemMib::new(256).unwrap();
         check(json.as_bytes(), memory, VcpuCount::new(2).unwrap())
     }

@@ -305,11 +305,11 @@ fn measured_and_limited(shim: &Shim) -> Result<()> {
     for (resources, part) in [
         (
             json!({"memory": {"limit": 1u64 << 40}}),
-            "machine has (160 MiB)",
+            "machine can have while it runs",
         ),
         (
             json!({"cpu": {"quota": 900_000, "period": 100_000}}),
-            "machine has (1)",
+            "machine can have while it runs",
         ),
     ] {
         let error = update(shim, &resources)

@@ -112,7 +112,7 @@ fn shown(world: &World) -> Result<()> {
     world
         .sandboxctl(&["update", "--memory", "64g", "--memory-swap", "-1", "seen"])?
         .expect_code(125)?
-        .expect_stderr(&["machine has"])?;
+        .expect_stderr(&["machine can have"])?;
     is(&said(world, &["port", "seen"])?, "")?;
     let info = said(
         world,

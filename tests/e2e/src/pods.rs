@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use protobuf::{EnumOrUnknown, MessageField};
-use sandbox_harness::World;
 use sandbox_harness::containerd::{BRIDGE, Containerd, DEMO_IMAGE};
-use sandbox_harness::cri::api::{ContainerState, LinuxContainerResources, Mount, NamespaceMode};
+use sandbox_harness::cri::api::{
+    ContainerConfig, ContainerState, Empty, LinuxContainerResources, Mount, NamespaceMode,
+    UpdateContainerResourcesRequest,
+};
 use sandbox_harness::cri::{Cri, Pod, namespaces};
 use sandbox_harness::netns::HostNet;
 use sandbox_harness::process::wait_until;
+use sandbox_harness::{Driver, World};
 
 use crate::Case;
 
@@ -254,29 +257,73 @@ fn failures(world: &World) -> Result<()> {
     fixture.end(&pod)
 }
 
-fn size(world: &World) -> Result<()> {
-    let fixture = Fixture::start(world)?;
-    let cri = &fixture.cri;
-    let pod = cri.run_pod("sized", &world.path().join("logs"), |config| {
-        let resources = LinuxContainerResources {
-            cpu_period: 100_000,
-            cpu_quota: 150_000,
-            memory_limit_in_bytes: 200 << 20,
-            ..Default::default()
-        };
-        config.linux.mut_or_insert_default().resources = MessageField::some(resources);
-    })?;
-    let id = fixture.service(&pod, "first")?;
-    let processors = cri.exec(&id, &["grep", "-c", "^processor", "/proc/cpuinfo"])?;
-    ensure!(processors == "2\n", "{processors}");
-    let total = cri.exec(&id, &["sh", "-c", "grep MemTotal /proc/meminfo"])?;
+fn limits(quota: i64, memory_mib: i64) -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: quota,
+        memory_limit_in_bytes: memory_mib << 20,
+        ..Default::default()
+    }
+}
+
+/// A pod of so many vCPUs and MiB, what it is with its kernel's own memory left out.
+fn has_size(cri: &Cri, id: &str, vcpus: u64, memory_mib: u64) -> Result<()> {
+    let processors = cri.exec(id, &["grep", "-c", "^processor", "/proc/cpuinfo"])?;
+    ensure!(processors == format!("{vcpus}\n"), "{processors}");
+    let total = cri.exec(id, &["sh", "-c", "grep MemTotal /proc/meminfo"])?;
     let kib: u64 = total
         .split_whitespace()
         .nth(1)
         .context("MemTotal has no number")?
         .parse()?;
     // The limit and the overhead, without what the kernel keeps for itself.
-    ensure!((200 << 10..(200 + 96) << 10).contains(&kib), "{total}");
+    let of_limits = memory_mib << 10..(memory_mib + 96) << 10;
+    ensure!(of_limits.contains(&kib), "{total}, not {of_limits:?}");
+    Ok(())
+}
+
+/// The machine begins with the pod's limits, and grows with a container that is added and with limits that are changed.
+fn size(world: &World) -> Result<()> {
+    let fixture = Fixture::start(world)?;
+    let cri = &fixture.cri;
+    let pod = cri.run_pod("sized", &world.path().join("logs"), |config| {
+        config.linux.mut_or_insert_default().resources = MessageField::some(limits(80_000, 200));
+    })?;
+    let first = fixture.service(&pod, "first")?;
+    has_size(cri, &first, 1, 200)?;
+    // Under QEMU memory does not grow.
+    let grows = world.setup().driver == Driver::Kvm;
+    let with = |memory_mib| if grows { memory_mib } else { 200 };
+
+    let run = |config: &mut ContainerConfig| {
+        config.linux.mut_or_insert_default().resources = MessageField::some(limits(120_000, 280));
+    };
+    let second = cri
+        .run_container(&pod, "second", DEMO_IMAGE, SERVICE, run)
+        .with_context(|| fixture.containerd.log())?;
+    has_size(cri, &first, 2, with(280))?;
+
+    let update = UpdateContainerResourcesRequest {
+        container_id: second.clone(),
+        linux: MessageField::some(limits(120_000, 400)),
+        ..Default::default()
+    };
+    let updated = cri.call::<Empty>("RuntimeService/UpdateContainerResources", &update);
+    let limit = cri.exec(&second, &["cat", "/sys/fs/cgroup/memory.max"])?;
+    if grows {
+        updated.with_context(|| fixture.containerd.log())?;
+        ensure!(limit == format!("{}\n", 400 << 20), "{limit}");
+        // All of it can be used.
+        cri.exec(
+            &second,
+            &["sh", "-c", "dd if=/dev/zero of=/dev/null bs=300M count=1"],
+        )?;
+    } else {
+        let error = format!("{:#}", updated.err().context("not refused")?);
+        ensure!(error.contains("machine can have"), "{error}");
+        ensure!(limit == format!("{}\n", 280 << 20), "{limit}");
+    }
+    has_size(cri, &first, 2, with(400))?;
     fixture.end(&pod)
 }
 

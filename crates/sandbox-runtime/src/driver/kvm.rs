@@ -5,23 +5,24 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
-use sandbox_types::GuestCid;
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MonitorConfig,
     MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
 };
 use sandbox_types::timeline::Phase;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use sandbox_types::{GuestCid, MemMib};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::sync::watch;
 
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, open_disk,
-    pass_queues, plumbing, virtiofsd,
+    DriverError, HypervisorDriver, MachineRequest, MemoryControl, Parts, ROOT_SERIAL, open,
+    open_disk, pass_queues, plumbing, virtiofsd,
 };
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
@@ -109,7 +110,8 @@ impl HypervisorDriver for Kvm {
             kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
             command_line: request.command_line(),
             memory: plan.memory,
-            vcpus: plan.vcpus,
+            max_memory: request.most.memory,
+            vcpus: request.most.vcpus,
             block,
             pmem,
             disk_limits: config.disk_limits(),
@@ -131,20 +133,23 @@ impl HypervisorDriver for Kvm {
             .pass_as(theirs.into(), CONTROL_FD);
         let mut process = launch.spawn()?;
         request.record.add_process(process.name(), process.pid())?;
-        ours.set_nonblocking(true)
+        let control = ours
+            .set_nonblocking(true)
             .and_then(|()| tokio::net::UnixStream::from_std(ours))
-            .map(|control| {
-                process.attach(tokio::spawn(read_events(
-                    control,
-                    Arc::clone(&self.report),
-                    Arc::clone(&request.timeline),
-                )));
-            })
             .map_err(plumbing("the control socket"))?;
+        let (events, requests) = control.into_split();
+        let (said, set) = watch::channel(None);
+        process.attach(tokio::spawn(read_events(
+            events,
+            Arc::clone(&self.report),
+            Arc::clone(&request.timeline),
+            said,
+        )));
         Ok(Parts {
             process,
             helpers,
             console,
+            memory: Some(MemoryControl::new(requests, set)),
         })
     }
 
@@ -188,11 +193,11 @@ fn config_file(config: &MonitorConfig) -> std::io::Result<OwnedFd> {
 
 /// Reads events until the monitor is gone. It runs a guest that may have taken it over, so its lines are bounded.
 async fn read_events(
-    control: tokio::net::UnixStream,
+    control: impl AsyncRead + Unpin,
     report: Arc<Mutex<Report>>,
     timeline: Arc<Timeline>,
+    memory: watch::Sender<Option<MemMib>>,
 ) {
-    let raw = control.as_raw_fd();
     let mut control = BufReader::new(control);
     loop {
         let mut line = Vec::new();
@@ -204,7 +209,7 @@ async fn read_events(
         let event = match serde_json::from_slice(&line) {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(fd = raw, %error, "the monitor sent what is no event");
+                tracing::warn!(%error, "the monitor sent what is no event");
                 return;
             }
         };
@@ -219,6 +224,13 @@ async fn read_events(
             }
             MonitorEvent::Failed { message } => {
                 report.failure = Some(printable(message.as_bytes(), MAX_DETAIL_BYTES));
+            }
+            MonitorEvent::MemorySet { memory: now } => {
+                memory.send_replace(Some(now));
+            }
+            MonitorEvent::Refused { message } => {
+                let message = printable(message.as_bytes(), MAX_DETAIL_BYTES);
+                tracing::warn!(reason = message, "the monitor refuses a request");
             }
             MonitorEvent::Exited { reason } => report.exit = Some(reason),
         }
@@ -366,12 +378,15 @@ mod tests {
         let ours = tokio::net::UnixStream::from_std(ours).unwrap();
         monitor
             .write_all(
-                b"{\"event\":\"started\",\"process_ns\":1,\"first_instruction_ns\":2}\nnonsense\n",
+                b"{\"event\":\"started\",\"process_ns\":1,\"first_instruction_ns\":2}\n\
+                  {\"event\":\"memory-set\",\"memory\":256}\nnonsense\n",
             )
             .unwrap();
         let report = Arc::default();
         let timeline = Arc::new(Timeline::new(None));
-        read_events(ours, Arc::clone(&report), Arc::clone(&timeline)).await;
+        let (said, set) = watch::channel(None);
+        read_events(ours, Arc::clone(&report), Arc::clone(&timeline), said).await;
+        assert_eq!(*set.borrow(), Some(MemMib::new(256).unwrap()));
         assert_eq!(timeline.marks().len(), 2);
         assert!(report.lock().unwrap().exit.is_none());
     }

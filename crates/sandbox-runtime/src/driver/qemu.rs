@@ -66,7 +66,7 @@ impl HypervisorDriver for Qemu {
             .arg("-cpu")
             .arg("max")
             .arg("-smp")
-            .arg(plan.vcpus.to_string())
+            .arg(request.most.vcpus.to_string())
             .arg("-m")
             .arg(format!("{memory}M"))
             .arg("-object")
@@ -142,6 +142,7 @@ impl HypervisorDriver for Qemu {
             process,
             helpers,
             console,
+            memory: None,
         })
     }
 

@@ -19,13 +19,13 @@ use tokio::task::JoinHandle;
 
 use super::events::{EventsEnd, accept_ready, forward};
 use super::lifecycle::{Lifecycle, State, Step};
-use super::{SandboxError, SandboxPlan};
+use super::{MachineSize, SandboxError, SandboxPlan};
 use crate::agent::{AgentClient, AgentError};
 use crate::cgroup::{self, Limits};
 use crate::cleanup::{self, CleanupError, Record};
 use crate::config::check_socket_path;
 use crate::console::Console;
-use crate::driver::{Driver, Machine, MachineRequest, Sign};
+use crate::driver::{Driver, Machine, MachineRequest, MemoryControl, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
 use crate::jail::SandboxJail;
 use crate::loopback::LoopbackService;
@@ -47,6 +47,8 @@ pub(super) struct Started {
     pub(super) agent: AgentClient,
     pub(super) monitor_pid: u32,
     pub(super) console: Option<Console>,
+    /// The way to add memory, if there is one.
+    pub(super) memory: Option<MemoryControl>,
     pub(super) shares: Option<ShareMounts>,
 }
 
@@ -61,6 +63,8 @@ pub(super) struct Links {
 
 pub(super) struct Supervisor {
     pub(super) plan: SandboxPlan,
+    /// What its machine may become.
+    pub(super) most: MachineSize,
     pub(super) driver: Driver,
     pub(super) dir: PathBuf,
     pub(super) vsock: PathBuf,
@@ -127,6 +131,7 @@ impl Supervisor {
                 .machine
                 .as_ref()
                 .map(|machine| machine.console().clone()),
+            memory: self.machine.as_ref().and_then(Machine::memory).cloned(),
             shares: self.shares.clone(),
         };
         let abandoned = ready.send(Ok(started)).is_err();
@@ -272,6 +277,7 @@ impl Supervisor {
                 _ => None,
             },
             plan: &self.plan,
+            most: self.most,
             dir: &self.dir,
             share: self.shares.as_ref(),
             vsock_listener: &vsock,

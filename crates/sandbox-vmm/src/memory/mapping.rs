@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::ptr;
 
+use rustix::fs::FallocateFlags;
 use vm_memory::mmap::MmapRegionError;
-use vm_memory::{GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestMemoryRegion as _, GuestRegionMmap, MmapRegion};
 
 /// A huge page of the first level.
 const HUGE_PAGE: usize = 2 << 20;
@@ -20,12 +21,16 @@ const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
 /// Maps `bytes` of zeroes at a multiple of [`HUGE_PAGE`]. Never unmapped: guest memory lives as long as the
-/// process.
-pub(super) fn anonymous(bytes: usize) -> Result<MmapRegion, MmapRegionError> {
+/// process. Where it is not `accessible` at first, the host does not count it as promised memory either (`vm.overcommit_memory`).
+pub(super) fn anonymous(bytes: usize, accessible: bool) -> Result<MmapRegion, MmapRegionError> {
+    let protection = match accessible {
+        true => PROTECTION,
+        false => libc::PROT_NONE,
+    };
     let too_long = || MmapRegionError::Mmap(io::ErrorKind::OutOfMemory.into());
     let reserved = bytes.checked_add(HUGE_PAGE).ok_or_else(too_long)?;
     // SAFETY: without MAP_FIXED no existing mapping is touched.
-    let start = unsafe { libc::mmap(ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
+    let start = unsafe { libc::mmap(ptr::null_mut(), reserved, protection, FLAGS, -1, 0) };
     if start == libc::MAP_FAILED {
         return Err(MmapRegionError::Mmap(io::Error::last_os_error()));
     }
@@ -36,6 +41,55 @@ pub(super) fn anonymous(bytes: usize) -> Result<MmapRegion, MmapRegionError> {
     unmap(aligned.wrapping_add(bytes), HUGE_PAGE - head);
     // SAFETY: `head` is at most HUGE_PAGE, so the whole range lies in what was mapped above; it stays mapped.
     unsafe { MmapRegion::build_raw(aligned, bytes, PROTECTION, FLAGS) }
+}
+
+/// Lets the guest, and everyone in this process, reach a part of a region, or keeps them away from it.
+///
+/// Who is kept away meets what [`super::unplugged`] says.
+pub(super) fn set_accessible(
+    region: &GuestRegionMmap,
+    offset: usize,
+    bytes: usize,
+    accessible: bool,
+) -> io::Result<()> {
+    let end = offset.checked_add(bytes);
+    if end.is_none_or(|end| end > region.size()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let protection = match accessible {
+        true => PROTECTION,
+        false => libc::PROT_NONE,
+    };
+    let start = region.as_ptr().wrapping_add(offset);
+    // SAFETY: the range lies in a mapping of guest memory, in which no Rust object lives. Whoever copies from or to it while it is not
+    // accessible gets a signal, which ends the process.
+    match unsafe { libc::mprotect(start.cast(), bytes, protection) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// As [`discard`], for a part that is not accessible: `madvise` does not make holes in such.
+pub(super) fn discard_inaccessible(
+    region: &GuestRegionMmap,
+    offset: usize,
+    bytes: usize,
+) -> io::Result<()> {
+    let Some(file) = region.file_offset() else {
+        return discard(region, offset, bytes);
+    };
+    let (at, bytes) = (offset as u64, bytes as u64);
+    let end = at.checked_add(bytes);
+    if end.is_none_or(|end| end > region.len()) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(
+        file.file(),
+        hole,
+        file.start() + at,
+        bytes,
+    )?)
 }
 
 /// Asks for huge pages. Only advice: without them the guest is slower.

@@ -37,6 +37,8 @@ const NAMESPACES: u64 = (libc::CLONE_NEWNS
 /// `MADV_GUARD_INSTALL` and `MADV_GUARD_REMOVE` (Linux: `include/uapi/asm-generic/mman-common.h`, since 6.13).
 const GUARD_INSTALL: i32 = 102;
 const GUARD_REMOVE: i32 = 103;
+/// The mode of `fallocate` that makes a hole.
+const HOLE: u32 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE).unsigned_abs();
 const ABORT: u32 = libc::SIGABRT.unsigned_abs();
 
 /// The second argument of `ioctl`, which the kernel takes as an `unsigned int`.
@@ -137,7 +139,7 @@ pub const EVERY_DEVICE: &[Rule] = &[
 pub const MAIN: &[Rule] = &[
     allow!(SYS_ppoll, "wait for the guest's end, and for the runtime's"),
     allow!(SYS_read, "see that the runtime is gone").rarely(),
-    allow!(SYS_recvfrom, "the same").rarely(),
+    allow!(SYS_recvfrom, "the same, and what it asks").rarely(),
     allow!(SYS_sendto, "tell the runtime what happens").rarely(),
 ];
 
@@ -209,6 +211,14 @@ pub const BALLOON: &[Rule] = &[allow!(
     "pages that the guest does not use go back to the host"
 )
 .with(&[&[advice(libc::MADV_DONTNEED)], &[advice(libc::MADV_REMOVE)]])];
+
+/// The thread of the memory device. What makes memory accessible and not, and discards it, is in [`EVERY_THREAD`].
+pub const MEM: &[Rule] = &[allow!(
+    SYS_fallocate,
+    "memory that the guest gives back, where it is a file, becomes a hole"
+)
+.with(&[&[Argument::Is(1, HOLE)]])
+.rarely()];
 
 /// The thread of the vsock device.
 pub const VSOCK: &[Rule] = &[

@@ -40,6 +40,21 @@ case "$scenario" in
 power-off)
     echo "cpus=$(nproc)"
     ;;
+bring-up)
+    echo "before=$(nproc)"
+    echo 1 >/sys/devices/system/cpu/cpu1/online
+    echo 1 >/sys/devices/system/cpu/cpu2/online
+    echo "after=$(nproc)"
+    ;;
+grow)
+    total() { while read -r name number _; do [ "$name" = MemTotal: ] && echo "$number"; done </proc/meminfo; }
+    echo "before=$(total)"
+    until [ "$(total)" -gt 390000 ]; do sleep 0.1; done
+    echo "after=$(total)"
+    mount -t tmpfs -o size=320m tmp /mnt
+    dd if=/dev/zero of=/mnt/file bs=1M count=300 2>/dev/null
+    echo "wrote=$(($(wc -c </mnt/file) >> 20))"
+    ;;
 disks)
     echo "serial=$(cat /sys/block/vdb/serial) ro=$(cat /sys/block/vdb/ro)"
     echo "sum=$(sha256sum </dev/vdb)"

@@ -18,8 +18,8 @@ use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent,
-    NetConfig, PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig, ShareConfig,
-    VsockConfig, console_ring,
+    MonitorRequest, NetConfig, PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig,
+    ShareConfig, VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 
@@ -57,6 +57,8 @@ pub(crate) struct Place {
     /// The vsock device's sockets are `vsock.sock` and `vsock.sock_PORT` in it.
     pub(crate) dir: tempfile::TempDir,
     pub(crate) memory: MemMib,
+    /// What it may become.
+    pub(crate) max_memory: MemMib,
     /// What the monitor says; without it, this program's standard error.
     pub(crate) log: Option<File>,
     /// A file for all system calls of the monitor, which then runs under strace.
@@ -68,6 +70,7 @@ impl Place {
         Ok(Self {
             dir: tempfile::tempdir()?,
             memory: MemMib::new(192)?,
+            max_memory: MemMib::new(448)?,
             log: None,
             trace: None,
         })
@@ -187,6 +190,7 @@ impl Monitor {
             kernel_fd: fds.add(File::open(guest.kernel).context("cannot open the kernel")?)?,
             command_line: format!("{COMMAND_LINE} {}", guest.arguments),
             memory: place.memory,
+            max_memory: place.max_memory,
             vcpus: VcpuCount::new(guest.vcpus)?,
             block,
             pmem,
@@ -256,6 +260,14 @@ impl Monitor {
     /// Hangs up, as a shim that dies does.
     pub(crate) fn hang_up(&mut self) {
         self.control = None;
+    }
+
+    /// Asks for something.
+    pub(crate) fn ask(&mut self, request: &MonitorRequest) -> Result<()> {
+        let control = self.control.as_mut().context("hung up")?;
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        Ok(control.get_mut().write_all(&line)?)
     }
 
     /// The next event.

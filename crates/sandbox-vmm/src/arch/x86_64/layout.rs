@@ -5,7 +5,7 @@
 //! 0x000a_0000  reserved (what PCs have video memory and firmware in); the MP table at 0xf0000
 //! 0x0010_0000  RAM: the kernel
 //! 0xd000_0000  the hole: virtio-mmio devices, then KVM's own pages, IO-APIC and local APIC
-//! 0x1_0000_0000  the rest of RAM; behind it, files that the guest only reads
+//! 0x1_0000_0000  the rest of RAM; behind it, files that the guest only reads; behind those, RAM that comes later
 //! ```
 
 use sandbox_types::MemMib;
@@ -92,6 +92,16 @@ pub fn window_start(memory: MemMib) -> u64 {
     ram_end.max(HOLE_END).next_multiple_of(WINDOW_ALIGNMENT)
 }
 
+/// Where memory begins that a machine may get later: behind everything, in a machine with that much memory from the start and a window of
+/// `window` bytes. A multiple of what Linux adds memory in (128 MiB; 2 GiB at most, in machines of 64 GiB and more).
+#[must_use]
+pub fn later_start(memory: MemMib, window: u64) -> u64 {
+    (window_start(memory) + window).next_multiple_of(LATER_ALIGNMENT)
+}
+
+/// Linux: `MAX_BLOCK_SIZE` in `arch/x86/mm/init_64.c`.
+const LATER_ALIGNMENT: u64 = 2 << 30;
+
 /// What a part of the address space is, in the words of the PVH memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapKind {
@@ -159,7 +169,11 @@ mod tests {
             for range in ram_ranges(memory) {
                 prop_assert!(range.start + range.bytes <= start);
             }
-            prop_assert!(start + crate::memory::window::MAX_BYTES <= 1 << 40);
+            let window = crate::memory::window::MAX_BYTES;
+            prop_assert!(start + window <= 1 << 40);
+            let later = later_start(memory, window);
+            prop_assert!(later >= start + window && later.is_multiple_of(128 << 20));
+            prop_assert!(later + (MemMib::MAX.bytes() - memory.bytes()) <= 1 << 40);
         }
 
         #[test]

@@ -30,7 +30,7 @@ fn map(bytes: u64, files: Vec<WindowFile>) -> Result<Window, WindowError> {
 }
 
 fn memory_with(window: &Window) -> GuestMemoryMmap {
-    create(memory_of(), Sharing::Private, Some(window)).unwrap()
+    create(memory_of(), Sharing::Private, Some(window), None).unwrap()
 }
 
 #[test]

@@ -133,7 +133,7 @@ fn memory_that_is_only_read_is_written_to_the_disk_and_not_read_into() {
     let window = Window::map(size, PMEM_ALIGNMENT, vec![file]).unwrap();
     let place = window.range().start + PMEM_HEADER_BYTES;
     let mut bench = Bench {
-        memory: create(size, Sharing::Private, Some(&window)).unwrap(),
+        memory: create(size, Sharing::Private, Some(&window), None).unwrap(),
         ..Bench::new(false)
     };
     let data = [readable(place, 512)];

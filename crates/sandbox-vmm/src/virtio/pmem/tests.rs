@@ -45,7 +45,13 @@ fn window() -> Window {
 
 /// Serves one chain for a request of that kind, and says what the used ring has for it and what the answer is.
 fn serve_in(window: &Window, kind: u32, chain: &[RawDescriptor]) -> (u32, u32) {
-    let memory = &create(MemMib::new(64).unwrap(), Sharing::Private, Some(window)).unwrap();
+    let memory = &create(
+        MemMib::new(64).unwrap(),
+        Sharing::Private,
+        Some(window),
+        None,
+    )
+    .unwrap();
     memory.write_obj(kind, GuestAddress(REQUEST)).unwrap();
     memory.write_obj(UNTOUCHED, GuestAddress(RESPONSE)).unwrap();
     let mock = MockSplitQueue::new(memory, 16);
