@@ -458,6 +458,7 @@ impl Pod {
             hooks,
             init: process,
             execs: std::collections::HashMap::new(),
+            oom_told: None,
         };
         self.state().containers.insert(id.clone(), container);
         Ok(pid)
