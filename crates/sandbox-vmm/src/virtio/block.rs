@@ -28,7 +28,7 @@ use self::error::BlockError;
 use self::pace::{DiskPace, Turnstile};
 use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, QueueError, VirtioDevice, Worker};
 use crate::log;
 use crate::seccomp::ThreadKind;
 
@@ -205,7 +205,7 @@ impl WorkerTask for BlockTask {
             let queue = &mut self.queue.queue;
             queue
                 .disable_notification(&self.memory)
-                .map_err(BlockError::Ring)?;
+                .map_err(QueueError::Ring)?;
             if !self.serve_available()? {
                 // The timer goes on with what is in the ring, so that no notification is needed.
                 return Ok(());
@@ -213,7 +213,7 @@ impl WorkerTask for BlockTask {
             let queue = &mut self.queue.queue;
             if !queue
                 .enable_notification(&self.memory)
-                .map_err(BlockError::Ring)?
+                .map_err(QueueError::Ring)?
             {
                 return Ok(());
             }
@@ -225,14 +225,14 @@ impl BlockTask {
     /// Serves what is in the ring, and says whether that is all: the rest has to wait.
     fn serve_available(&mut self) -> Result<bool, BlockError> {
         let memory = &self.memory;
-        let queue = &mut self.queue.queue;
+        let active = &mut self.queue;
         loop {
             if let Some(turnstile) = &self.turnstile
                 && !turnstile.admits()?
             {
                 return Ok(false);
             }
-            let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() else {
+            let Some(chain) = active.queue.iter(memory).map_err(QueueError::Ring)?.next() else {
                 return Ok(true);
             };
             let head = chain.head_index();
@@ -248,14 +248,7 @@ impl BlockTask {
                     0
                 }
             };
-            queue
-                .add_used(memory, head, used)
-                .map_err(BlockError::Ring)?;
-            if queue.needs_notification(memory).map_err(BlockError::Ring)? {
-                self.interrupt
-                    .signal_queue()
-                    .map_err(BlockError::Interrupt)?;
-            }
+            active.give_back(memory, head, used, &self.interrupt)?;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::virtio::QueueError;
 use crate::virtio::chain::ChainError;
 
 /// Why a block device cannot be made, a request is not done, or the device cannot go on.
@@ -55,13 +56,10 @@ pub enum BlockError {
     /// The chain is no block request.
     #[error("malformed request")]
     Malformed(#[from] ChainError),
-    /// The driver broke the ring; the device needs a reset.
-    #[error("the driver broke the ring")]
-    Ring(#[source] virtio_queue::Error),
+    /// The queue cannot be served any more.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// There is no timer, or it cannot be set.
     #[error("cannot wait until the disk's limit lets a request pass")]
     Timer(#[source] io::Error),
-    /// The driver cannot be interrupted.
-    #[error("cannot interrupt the driver")]
-    Interrupt(#[source] io::Error),
 }
