@@ -410,13 +410,21 @@ fn after(from_guest: bool, events: Vec<Event>) -> Option<Connection> {
         true => Connection::from_guest(WINDOW, 4096, 0),
         false => Connection::to_guest(WINDOW),
     };
+    let mut sent = 0_u32;
     for event in events {
         let event = match event {
+            // The honest guest, as above.
+            Event::Guest(packet) if packet.fwd_cnt == u32::MAX => Event::Guest(GuestPacket {
+                fwd_cnt: sent,
+                ..packet
+            }),
             Event::Forwarded(bytes) => Event::Forwarded(bytes.min(connection.credit.buffered())),
             Event::Sent(Outgoing::Data { max }) => match connection.next(true) {
-                Some(Outgoing::Data { max: allowed }) => Event::Sent(Outgoing::Data {
-                    max: max.min(allowed),
-                }),
+                Some(Outgoing::Data { max: allowed }) => {
+                    let max = max.min(allowed);
+                    sent = sent.wrapping_add(max);
+                    Event::Sent(Outgoing::Data { max })
+                }
                 Some(other) => Event::Sent(other),
                 None => continue,
             },
@@ -454,7 +462,7 @@ proptest! {
                 return Ok(());
             }
         }
-        prop_assert!(false, "it is stuck in {:?}", connection);
+        return Err(TestCaseError::fail(format!("it is stuck: {connection:?}")));
     }
 
     #[test]
