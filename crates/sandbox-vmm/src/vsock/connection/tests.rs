@@ -452,17 +452,19 @@ proptest! {
             }
         }
         // A request, a shutdown, what they wait for, a reset.
+        let mut ended = false;
         for _ in 0..8 {
             let event = match connection.next(false) {
                 Some(outgoing) => Event::Sent(outgoing),
                 None if connection.waits_for().is_some() => Event::TimedOut,
                 None => break,
             };
-            if connection.handle(event).close {
-                return Ok(());
+            ended = connection.handle(event).close;
+            if ended {
+                break;
             }
         }
-        return Err(TestCaseError::fail(format!("it is stuck: {connection:?}")));
+        prop_assert!(ended, "it is stuck: {:?}", connection);
     }
 
     #[test]
