@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_protocol::agent::list_processes_reply::Process;
+use sandbox_protocol::limits::MAX_REPLY_BYTES;
 use sandbox_types::ExecId;
 
 use crate::cgroup;
@@ -14,7 +15,7 @@ use crate::cgroup;
 /// The longest command line that is told, in bytes.
 const MAX_COMMAND_BYTES: u64 = 4096;
 /// All command lines of a reply together, in bytes; the rest of the processes are told by name.
-const MAX_COMMANDS_BYTES: usize = 1024 * 1024;
+const MAX_COMMANDS_BYTES: usize = MAX_REPLY_BYTES / 4;
 /// Nanoseconds in a clock tick: `USER_HZ` is 100 on every architecture of ours.
 const NS_PER_TICK: u64 = 10_000_000;
 /// Majors of pseudo-terminals and how many minors each has (kernel `Documentation/admin-guide/devices.txt`).

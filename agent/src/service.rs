@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use protobuf::Message;
 use sandbox_protocol::agent::{
     AddProcessRequest, BringUpProcessorsRequest, ConfigureGuestRequest, ConfigureNetworkRequest,
     ContainerRequest, ContainerStatsReply, CreateContainerRequest, DeleteProcessReply, Empty,
@@ -11,6 +12,7 @@ use sandbox_protocol::agent::{
     SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc::Agent;
+use sandbox_protocol::limits::MAX_REPLY_BYTES;
 use sandbox_types::{ContainerId, ExecId, IdError};
 use tokio::sync::mpsc;
 use ttrpc::r#async::TtrpcContext;
@@ -32,6 +34,9 @@ pub(crate) struct AgentService {
 
 type Reply<T> = ttrpc::Result<T>;
 
+/// What ttrpc puts around a reply, generously.
+const REPLY_OVERHEAD_BYTES: usize = 1024;
+
 fn container_id(id: &str) -> Result<ContainerId, ContainerError> {
     Ok(ContainerId::new(id)?)
 }
@@ -46,6 +51,17 @@ pub(crate) fn exec_id(exec: &str) -> Result<Option<ExecId>, IdError> {
         "" => Ok(None),
         exec => Ok(Some(ExecId::new(exec)?)),
     }
+}
+
+/// A reply that the host takes: one that is longer than it allows would end the connection.
+fn bounded<T: Message>(reply: T) -> Reply<T> {
+    let (bytes, limit) = (reply.compute_size(), MAX_REPLY_BYTES - REPLY_OVERHEAD_BYTES);
+    if usize::try_from(bytes).is_ok_and(|bytes| bytes <= limit) {
+        return Ok(reply);
+    }
+    let message = format!("the reply would have {bytes} bytes, of which at most {limit} are taken");
+    let status = ttrpc::get_status(Code::RESOURCE_EXHAUSTED, message);
+    Err(ttrpc::Error::RpcStatus(status))
 }
 
 async fn answer<T: Send + 'static>(
@@ -261,15 +277,15 @@ impl Agent for AgentService {
         request: ContainerRequest,
     ) -> Reply<ListProcessesReply> {
         let containers = self.containers.clone();
-        answer(async move {
+        let reply = answer(async move {
             let id = container_id(&request.container_id)?;
             let processes = containers.list(&id)?;
             Ok(ListProcessesReply {
                 processes,
                 ..ListProcessesReply::default()
             })
-        })
-        .await
+        });
+        bounded(reply.await?)
     }
 
     async fn pause_container(&self, _: &TtrpcContext, request: ContainerRequest) -> Reply<Empty> {
@@ -302,5 +318,29 @@ impl AgentService {
             Ok(Empty::new())
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandbox_protocol::agent::list_processes_reply::Process;
+
+    use super::*;
+
+    #[test]
+    fn reply_that_the_host_would_not_take_is_an_error_and_not_the_end_of_the_connection() {
+        let process = Process {
+            command: "x".repeat(100),
+            ..Process::default()
+        };
+        let of = |count| ListProcessesReply {
+            processes: vec![process.clone(); count],
+            ..ListProcessesReply::default()
+        };
+        assert!(bounded(of(1000)).is_ok());
+        assert!(matches!(
+            bounded(of(20_000)),
+            Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::RESOURCE_EXHAUSTED
+        ));
     }
 }

@@ -19,19 +19,8 @@ use serde::Serialize;
 use crate::error::ShimError;
 use crate::flags::Flags;
 
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    unused,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code"
-)]
-mod messages {
-    include!(concat!(env!("OUT_DIR"), "/bootstrap.rs"));
+sandbox_protocol::generated! {
+    mod messages = "bootstrap.rs";
 }
 
 use messages::{Any, BootstrapParams, BootstrapResult, RuntimeOptions};

@@ -211,6 +211,52 @@ async fn forward(
     Ok(())
 }
 
+/// What a test's publisher was to publish.
+#[cfg(test)]
+pub(crate) struct Published(mpsc::UnboundedReceiver<Item>);
+
+#[cfg(test)]
+impl Published {
+    /// The events since the last call: the topic of each, and the process or container that it is of.
+    pub(crate) fn take(&mut self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        while let Ok(Item::Event(envelope)) = self.0.try_recv() {
+            let value = &envelope.event.value;
+            let id = match envelope.topic.as_str() {
+                topics::TASK_EXIT_EVENT_TOPIC => {
+                    TaskExit::parse_from_bytes(value).unwrap_or_default().id
+                }
+                // Both have the exec's identifier behind the container's.
+                topics::TASK_EXEC_ADDED_EVENT_TOPIC | topics::TASK_EXEC_STARTED_EVENT_TOPIC => {
+                    let event = TaskExecAdded::parse_from_bytes(value);
+                    event.unwrap_or_default().exec_id
+                }
+                // The first field of all others is the container's identifier.
+                _ => {
+                    TaskOOM::parse_from_bytes(value)
+                        .unwrap_or_default()
+                        .container_id
+                }
+            };
+            all.push((envelope.topic, id));
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+impl Publisher {
+    /// One whose events a test takes.
+    pub(crate) fn to_test(namespace: &str) -> (Self, Published) {
+        let (queue, receiver) = mpsc::unbounded_channel();
+        let publisher = Self {
+            namespace: namespace.to_owned(),
+            queue: Some(queue),
+        };
+        (publisher, Published(receiver))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,11 +7,13 @@
 mod create;
 mod process;
 pub(crate) mod sandbox;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
@@ -26,7 +28,7 @@ use crate::delete::KILLED;
 use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
-use crate::lifecycle::{Announcement, Exit, Lifecycle};
+use crate::lifecycle::{Announcement, Exit, Lifecycle, LifecycleError};
 use crate::spec::check::Namespaces;
 use crate::spec::size::Demand;
 use crate::stdio::logger::Identity;
@@ -37,6 +39,8 @@ use crate::stdio::{Copying, StdioPaths};
 const REASON_WAIT: Duration = Duration::from_secs(10);
 /// How long output may take to reach its reader after the process is gone.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+/// No more than one event in this time says that a container is out of memory.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the guest's clock is set to the host's.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
@@ -60,6 +64,8 @@ struct Process {
     copying: Copying,
     /// Tells the waiting; holds the exit once there is one.
     exit: watch::Sender<Option<Exit>>,
+    /// Held by who removes it: others wait, and then find nothing.
+    removal: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Process {
@@ -69,6 +75,18 @@ impl Process {
             stdio,
             copying: Copying::default(),
             exit: watch::Sender::new(None),
+            removal: Arc::default(),
+        }
+    }
+
+    /// A start was asked for.
+    fn start(&mut self) -> Result<(), LifecycleError> {
+        match self.removal.try_lock() {
+            Ok(_) => self.lifecycle.start(),
+            Err(_) => Err(LifecycleError::Wrong {
+                action: "start",
+                state: "being deleted",
+            }),
         }
     }
 }
@@ -81,6 +99,8 @@ struct Container {
     demand: Demand,
     init: Process,
     execs: HashMap<ExecId, Process>,
+    /// When it was last told that it is out of memory.
+    oom_told: Option<Instant>,
 }
 
 /// What is in the machine, and so when it ends.
@@ -350,18 +370,34 @@ impl Pod {
                     self.change(&key, |process| process.lifecycle.exited(exit));
                 }
                 SandboxEvent::OutOfMemory { container } => {
-                    self.note_out_of_memory(&container);
-                    let event = TaskOOM {
-                        container_id: container.to_string(),
-                        ..Default::default()
-                    };
-                    self.publisher.send(&event);
+                    self.out_of_memory(&container, Instant::now());
                 }
                 SandboxEvent::Died(death) => self.died(&death).await,
             }
         }
         // One that was stopped tells nothing more; nobody needs to wait for it.
         self.death.send_replace(true);
+    }
+
+    /// The guest says that it killed a process of a container for want of memory. Containerd tells all sandboxes' events to everyone who
+    /// listens, so that the guest is heard about its own containers alone, and about each now and then.
+    fn out_of_memory(&self, id: &ContainerId, now: Instant) {
+        {
+            let mut state = self.state();
+            let Ok(container) = state.container(id) else {
+                return;
+            };
+            let told = container.oom_told.replace(now);
+            if told.is_some_and(|told| now.saturating_duration_since(told) < OOM_INTERVAL) {
+                container.oom_told = told;
+                return;
+            }
+        }
+        self.note_out_of_memory(id);
+        self.publisher.send(&TaskOOM {
+            container_id: id.to_string(),
+            ..Default::default()
+        });
     }
 
     /// CRI-O, which takes no events, looks for a file in the bundle of a container that has ended.

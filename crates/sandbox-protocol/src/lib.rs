@@ -8,57 +8,48 @@
 //! | [`STREAM_PORT`] | agent | one connection per stdin, stdout, stderr, or TCP connection to the pod's loopback interface: a framed [`agent::StreamOpen`], a framed [`agent::StreamOpened`] back, then bytes |
 //! | [`EVENT_PORT`] | host | framed [`agent::AgentEvent`]s; the first is `Ready`; end-of-file means that the agent is gone |
 
+/// Declares a module of what a build script generated from a `.proto` file: `mod NAME = "FILE in OUT_DIR"`, where it is wanted with
+/// `using` a module beside it. Nothing is expected of the style of such code.
+#[macro_export]
+macro_rules! generated {
+    ($(#[$doc:meta])* $visibility:vis mod $name:ident = $file:literal $(, using $other:ident)?;) => {
+        $(#[$doc])*
+        #[allow(
+            missing_docs,
+            nonstandard_style,
+            unused,
+            unreachable_pub,
+            clippy::all,
+            clippy::pedantic,
+            clippy::unwrap_used,
+            clippy::allow_attributes_without_reason,
+            reason = "generated code"
+        )]
+        $visibility mod $name {
+            $(use super::$other;)?
+            include!(concat!(env!("OUT_DIR"), "/", $file));
+        }
+    };
+}
+
 pub mod extensions;
 pub mod frame;
 pub mod limits;
 pub mod start_failure;
 
-/// Messages of `proto/agent.proto`.
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    unused,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code"
-)]
-pub mod agent {
-    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+generated! {
+    /// Messages of `proto/agent.proto`.
+    pub mod agent = "agent.rs";
 }
 
-/// Client and server of `proto/agent.proto`.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    unused,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code"
-)]
-pub mod agent_ttrpc {
-    use super::agent;
-    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+generated! {
+    /// Client and server of `proto/agent.proto`.
+    pub mod agent_ttrpc = "agent_ttrpc.rs", using agent;
 }
 
-/// Messages of `proto/details.proto`: what the shim tells of a process, in the `info` of containerd's `ProcessInfo`.
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    unused,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code"
-)]
-pub mod details {
-    include!(concat!(env!("OUT_DIR"), "/details.rs"));
+generated! {
+    /// Messages of `proto/details.proto`: what the shim tells of a process, in the `info` of containerd's `ProcessInfo`.
+    pub mod details = "details.rs";
 }
 
 /// Type URL of [`details::ProcessDetails`] in the `info`.

@@ -8,8 +8,9 @@ pub const MAX_FRAME_BYTES: usize = 64 * 1024;
 pub const MAX_RESOLVER_MESSAGE_BYTES: usize = 60 * 1024;
 /// How many questions to it may be without an answer at the same time; more are not answered.
 pub const MAX_RESOLVER_QUERIES: usize = 256;
-/// The largest ttrpc message that the host accepts from an agent, in bytes (ttrpc's own limit is 4 MiB).
-pub const MAX_REPLY_BYTES: usize = 4 * 1024 * 1024;
+/// The largest ttrpc message that the host accepts from an agent, in bytes (ttrpc's own limit is 4 MiB). A longer one ends the
+/// connection.
+pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
 /// How long the host waits for an answer to a control call that does no work worth mentioning.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the host waits for a container to be created or started. Emulated guests are slow.

@@ -1,8 +1,10 @@
 //! Typed calls to the agent in the guest, over ttrpc.
 //!
-//! The agent is not trusted: every call has a time limit, ttrpc bounds a reply to
-//! [`sandbox_protocol::limits::MAX_REPLY_BYTES`], and text that the guest wrote is cut and made printable before it
-//! can reach a log or a person.
+//! The agent is not trusted: every call has a time limit, nothing but replies of at most
+//! [`sandbox_protocol::limits::MAX_REPLY_BYTES`] is read (`replies`), and text that the guest wrote is cut and made printable
+//! before it can reach a log or a person.
+
+mod replies;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ use tokio::net::UnixStream;
 pub use ttrpc::Code;
 use ttrpc::context::Context;
 
+use self::replies::Replies;
 use crate::console::printable;
 use crate::timeline::unix_time_ns;
 
@@ -149,7 +152,7 @@ impl std::fmt::Debug for AgentClient {
 impl AgentClient {
     /// A client over a connection to the agent's port.
     pub(crate) fn new(stream: UnixStream) -> Self {
-        let socket = ttrpc::r#async::transport::Socket::new(stream);
+        let socket = ttrpc::r#async::transport::Socket::new(Replies::of(stream));
         Self {
             client: agent_ttrpc::AgentClient::new(ttrpc::r#async::Client::new(socket)),
         }

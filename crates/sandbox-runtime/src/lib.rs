@@ -31,6 +31,7 @@ pub mod rootfs;
 pub mod sandbox;
 pub mod share;
 mod timeline;
+pub mod untrusted;
 mod vsock;
 
 pub use agent::{AgentClient, AgentError};

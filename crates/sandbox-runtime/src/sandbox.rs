@@ -31,7 +31,7 @@ use crate::share::{ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
 
-mod events;
+pub(crate) mod events;
 mod lifecycle;
 mod size;
 mod supervisor;
@@ -285,6 +285,29 @@ impl Sandbox {
             outcome: outcome_receiver,
         };
         Ok((sandbox, events_receiver))
+    }
+
+    /// A sandbox that has no machine, for tests: what is on the other end of `agent` answers as one, and `dir` is where its sockets would be.
+    #[must_use]
+    pub fn without_machine(agent: UnixStream, dir: PathBuf) -> Self {
+        let (stop, _) = watch::channel(false);
+        let (_, outcome) = watch::channel(None);
+        Self {
+            agent: AgentClient::new(agent),
+            driver: Driver::Kvm,
+            emulation_notice: None,
+            monitor_pid: std::process::id(),
+            console: None,
+            shares: None,
+            vsock: dir.join("vsock.sock"),
+            dir,
+            network: SharedNetwork::default(),
+            makes_network: false,
+            resolver: tokio::sync::Mutex::default(),
+            timeline: Arc::new(Timeline::new(None)),
+            stop,
+            outcome,
+        }
     }
 
     /// Calls to the agent.

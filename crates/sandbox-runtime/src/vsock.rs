@@ -87,7 +87,13 @@ pub(crate) async fn connect(vsock: &Path, port: u32) -> Result<UnixStream, Strea
 
 async fn handshake(vsock: &Path, port: u32) -> Result<UnixStream, StreamError> {
     let broken = |source| StreamError::Connect { port, source };
-    let mut stream = UnixStream::connect(vsock).await.map_err(broken)?;
+    let stream = UnixStream::connect(vsock).await.map_err(broken)?;
+    exchange(stream, port).await
+}
+
+/// Says to the device where to connect, and reads its answer.
+pub(crate) async fn exchange(mut stream: UnixStream, port: u32) -> Result<UnixStream, StreamError> {
+    let broken = |source| StreamError::Connect { port, source };
     stream
         .write_all(format!("CONNECT {port}\n").as_bytes())
         .await

@@ -24,7 +24,7 @@ pub mod worker;
 
 use std::io;
 
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -40,6 +40,40 @@ pub struct ActiveQueue {
     pub queue: Queue,
     /// Readable when the driver has notified the device of this queue.
     pub kick: EventFd,
+}
+
+/// Why a queue cannot be served any more.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The driver broke the ring; the device needs a reset.
+    #[error("the driver broke the ring")]
+    Ring(#[source] virtio_queue::Error),
+    /// The driver cannot be interrupted.
+    #[error("cannot interrupt the driver")]
+    Interrupt(#[source] io::Error),
+}
+
+impl ActiveQueue {
+    /// Gives the buffer `head` back, with so many bytes written into it, and tells the driver if it wants to know.
+    ///
+    /// # Errors
+    /// [`QueueError`].
+    pub(crate) fn give_back(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        head: u16,
+        written: u32,
+        interrupt: &Interrupt,
+    ) -> Result<(), QueueError> {
+        let queue = &mut self.queue;
+        queue
+            .add_used(memory, head, written)
+            .map_err(QueueError::Ring)?;
+        if queue.needs_notification(memory).map_err(QueueError::Ring)? {
+            interrupt.signal_queue().map_err(QueueError::Interrupt)?;
+        }
+        Ok(())
+    }
 }
 
 /// What a device gets when the driver sets `DRIVER_OK`.

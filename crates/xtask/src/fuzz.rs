@@ -57,6 +57,10 @@ pub(crate) fn run(seconds: u64, wanted: &[String]) -> Result<()> {
              `cargo install cargo-fuzz`"
         );
     }
+    // Outside the workspace, but of the same versions as the product.
+    let lock = folder().join("Cargo.lock");
+    fs::copy(project_root().join("Cargo.lock"), &lock)
+        .with_context(|| format!("cannot write {}", lock.display()))?;
     let mut found = Vec::new();
     for name in targets {
         shell::step(format!("fuzzing {name} for {seconds} s"));

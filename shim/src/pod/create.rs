@@ -487,6 +487,7 @@ impl Pod {
             demand,
             init: process,
             execs: std::collections::HashMap::new(),
+            oom_told: None,
         };
         self.state().containers.insert(id.clone(), container);
         Ok(pid)

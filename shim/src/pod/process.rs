@@ -120,7 +120,7 @@ impl Pod {
         let stdio = {
             let mut state = self.state();
             let process = state.process(key)?;
-            process.lifecycle.start()?;
+            process.start()?;
             process.stdio.clone()
         };
         match self.start_reserved(&sandbox, key, &stdio).await {
@@ -243,6 +243,9 @@ impl Pod {
     /// # Errors
     /// [`TaskError`] when it runs, or what was the machine's cannot be removed.
     pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<Exit, TaskError> {
+        let removal = Arc::clone(&self.state().process(key)?.removal);
+        // Until the end. Neither is it started meanwhile.
+        let _alone = removal.lock().await;
         let pid = self.pid();
         let (outputs, lifecycle) = {
             let mut state = self.state();

@@ -29,19 +29,8 @@ use serde_json::{Value, json};
 
 use super::size;
 
-#[allow(
-    missing_docs,
-    nonstandard_style,
-    unused,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::allow_attributes_without_reason,
-    reason = "generated code"
-)]
-mod messages {
-    include!(concat!(env!("OUT_DIR"), "/pod_config.rs"));
+sandbox_protocol::generated! {
+    mod messages = "pod_config.rs";
 }
 
 use messages::{LinuxContainerResources, PodSandboxConfig};

@@ -12,7 +12,7 @@ use crate::event::SandboxEvent;
 
 /// How the event connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum EventsEnd {
+pub(crate) enum EventsEnd {
     /// It was closed.
     Gone,
     /// It carried what the protocol does not allow.
@@ -42,7 +42,7 @@ pub(super) async fn accept_ready(listener: UnixListener) -> Result<(UnixStream, 
 }
 
 /// Forwards events until the connection ends. A receiver that is gone makes no difference to that.
-pub(super) async fn forward(mut stream: UnixStream, to: mpsc::Sender<SandboxEvent>) -> EventsEnd {
+pub(crate) async fn forward(mut stream: UnixStream, to: mpsc::Sender<SandboxEvent>) -> EventsEnd {
     loop {
         let event = match read_frame::<AgentEvent>(&mut stream).await {
             Ok(event) => event,

@@ -1,14 +1,13 @@
 //! The thread of a device with one queue, whose requests are answered as they come.
 
 use std::error::Error;
-use std::io;
 use std::os::fd::BorrowedFd;
 
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::worker::WorkerTask;
-use super::{ActiveQueue, Interrupt};
+use super::{ActiveQueue, Interrupt, QueueError};
 use crate::log;
 
 /// How a device answers.
@@ -27,17 +26,6 @@ pub trait Answers: Send + 'static {
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
     ) -> Result<u32, Self::Refusal>;
-}
-
-/// Why a queue cannot be served any more.
-#[derive(Debug, thiserror::Error)]
-pub enum QueueError {
-    /// The driver broke the ring; the device needs a reset.
-    #[error("the driver broke the ring")]
-    Ring(#[source] virtio_queue::Error),
-    /// The driver cannot be interrupted.
-    #[error("cannot interrupt the driver")]
-    Interrupt(#[source] io::Error),
 }
 
 /// The thread's part.
@@ -75,8 +63,8 @@ impl<A: Answers> WorkerTask for AnsweringTask<A> {
 impl<A: Answers> AnsweringTask<A> {
     fn serve_available(&mut self) -> Result<(), QueueError> {
         let memory = &self.memory;
-        let queue = &mut self.queue.queue;
-        while let Some(chain) = queue.iter(memory).map_err(QueueError::Ring)?.next() {
+        let active = &mut self.queue;
+        while let Some(chain) = active.queue.iter(memory).map_err(QueueError::Ring)?.next() {
             let head = chain.head_index();
             let used = match self.answers.answer(chain, memory) {
                 Ok(written) => written,
@@ -89,14 +77,7 @@ impl<A: Answers> AnsweringTask<A> {
                     0
                 }
             };
-            queue
-                .add_used(memory, head, used)
-                .map_err(QueueError::Ring)?;
-            if queue.needs_notification(memory).map_err(QueueError::Ring)? {
-                self.interrupt
-                    .signal_queue()
-                    .map_err(QueueError::Interrupt)?;
-            }
+            active.give_back(memory, head, used, &self.interrupt)?;
         }
         Ok(())
     }

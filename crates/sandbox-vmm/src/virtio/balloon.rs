@@ -24,7 +24,10 @@ use vm_memory::GuestMemoryMmap;
 
 use self::error::BalloonError;
 use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker, copy_config};
+use super::{
+    ActivateError, Activation, ActiveQueue, Interrupt, QueueError, VirtioDevice, Worker,
+    copy_config,
+};
 use crate::log;
 use crate::memory::{RamPages, discard};
 use crate::seccomp::ThreadKind;
@@ -171,12 +174,13 @@ impl WorkerTask for BalloonTask {
         };
         // Level-triggered: an empty counter only means that someone was faster.
         let _ = active.kick.read();
-        let (memory, queue) = (&self.memory, &mut active.queue);
+        let memory = &self.memory;
         for _ in 0..MAX_REQUESTS {
-            let Some(chain) = queue.iter(memory).map_err(BalloonError::Ring)?.next() else {
+            let queue = &mut active.queue;
+            let Some(chain) = queue.iter(memory).map_err(QueueError::Ring)?.next() else {
                 if queue
                     .enable_notification(memory)
-                    .map_err(BalloonError::Ring)?
+                    .map_err(QueueError::Ring)?
                 {
                     continue;
                 }
@@ -187,17 +191,7 @@ impl WorkerTask for BalloonTask {
                 log::guest(format_args!("balloon: {}", crate::error_chain(&error)));
             }
             // Nothing is written into the buffers.
-            queue
-                .add_used(memory, head, 0)
-                .map_err(BalloonError::Ring)?;
-            if queue
-                .needs_notification(memory)
-                .map_err(BalloonError::Ring)?
-            {
-                self.interrupt
-                    .signal_queue()
-                    .map_err(BalloonError::Interrupt)?;
-            }
+            active.give_back(memory, head, 0, &self.interrupt)?;
         }
         // There may be more. A full counter says so already.
         match active.kick.write(1) {

@@ -32,7 +32,7 @@ use self::lane::Lane;
 use self::pace::{DiskPace, Turnstile};
 use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
 use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice, Worker};
+use super::{ActivateError, Activation, ActiveQueue, Interrupt, QueueError, VirtioDevice, Worker};
 use crate::log;
 use crate::seccomp::ThreadKind;
 
@@ -230,7 +230,7 @@ impl WorkerTask for BlockTask {
             let queue = &mut self.queue.queue;
             queue
                 .disable_notification(&self.memory)
-                .map_err(BlockError::Ring)?;
+                .map_err(QueueError::Ring)?;
             if !self.serve_available()? {
                 // The timer or the lane goes on with what is in the ring, so that no notification is needed.
                 return Ok(());
@@ -238,7 +238,7 @@ impl WorkerTask for BlockTask {
             let queue = &mut self.queue.queue;
             if !queue
                 .enable_notification(&self.memory)
-                .map_err(BlockError::Ring)?
+                .map_err(QueueError::Ring)?
             {
                 return Ok(());
             }
@@ -261,7 +261,7 @@ impl BlockTask {
             }
             let memory = &self.memory;
             let queue = &mut self.queue.queue;
-            let Some(chain) = queue.iter(memory).map_err(BlockError::Ring)?.next() else {
+            let Some(chain) = queue.iter(memory).map_err(QueueError::Ring)?.next() else {
                 return Ok(true);
             };
             let head = chain.head_index();
@@ -302,17 +302,9 @@ impl BlockTask {
     }
 
     fn used(&mut self, head: u16, bytes: u32) -> Result<(), BlockError> {
-        let memory = &self.memory;
-        let queue = &mut self.queue.queue;
-        queue
-            .add_used(memory, head, bytes)
-            .map_err(BlockError::Ring)?;
-        if queue.needs_notification(memory).map_err(BlockError::Ring)? {
-            self.interrupt
-                .signal_queue()
-                .map_err(BlockError::Interrupt)?;
-        }
-        Ok(())
+        Ok(self
+            .queue
+            .give_back(&self.memory, head, bytes, &self.interrupt)?)
     }
 }
 

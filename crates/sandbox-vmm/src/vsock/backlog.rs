@@ -12,6 +12,11 @@ impl Backlog {
         self.0.is_empty()
     }
 
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Appends bytes.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.0.extend(bytes);

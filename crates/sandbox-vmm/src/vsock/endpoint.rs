@@ -72,6 +72,12 @@ impl Endpoint {
         self.connection.phase() == Phase::Gone
     }
 
+    /// Bytes of the guest's that wait for the host socket.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.backlog.len()
+    }
+
     /// It can be dropped.
     pub(crate) fn is_over(&self) -> bool {
         self.over

@@ -6,11 +6,11 @@ use std::os::unix::net::UnixStream;
 use rustix::net::RecvFlags;
 
 /// The longest line, newline included.
-pub(crate) const MAX_LINE_BYTES: usize = 32;
+pub const MAX_LINE_BYTES: usize = 32;
 
 /// Why a client is dropped.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HandshakeError {
+pub enum HandshakeError {
     /// It left.
     #[error("the client left before it said where to connect")]
     Gone,
@@ -23,7 +23,10 @@ pub(crate) enum HandshakeError {
 }
 
 /// Reads the line without a byte of what follows it. `None`: not all of it is there yet.
-pub(crate) fn read_port(client: &UnixStream) -> Result<Option<u32>, HandshakeError> {
+///
+/// # Errors
+/// [`HandshakeError`].
+pub fn read_port(client: &UnixStream) -> Result<Option<u32>, HandshakeError> {
     let mut line = [0; MAX_LINE_BYTES];
     let peeked = loop {
         match rustix::net::recv(client, &mut line, RecvFlags::PEEK | RecvFlags::DONTWAIT) {

@@ -257,7 +257,10 @@ impl Muxer {
             self.by_ports.remove(&endpoint.ports);
         }
         if endpoint.is_over() {
-            // Closing the socket takes it out of the epoll; its place in the queue is skipped.
+            // Closing the socket takes it out of the epoll.
+            if endpoint.queued {
+                self.queue.retain(|queued| *queued != id);
+            }
             self.endpoints.remove(&id);
         } else if endpoint.wants_to_send() && !endpoint.queued {
             endpoint.queued = true;

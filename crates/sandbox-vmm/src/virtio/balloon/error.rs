@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::memory::RangeError;
+use crate::virtio::QueueError;
 use crate::virtio::chain::ChainError;
 
 /// Why a request is not done, or the device cannot go on.
@@ -23,12 +24,9 @@ pub enum BalloonError {
     /// The host keeps the pages.
     #[error("the host does not take the pages back")]
     Host(#[source] io::Error),
-    /// The driver broke the ring; the device needs a reset.
-    #[error("the driver broke the ring")]
-    Ring(#[source] virtio_queue::Error),
-    /// The driver cannot be interrupted.
-    #[error("cannot interrupt the driver")]
-    Interrupt(#[source] io::Error),
+    /// The queue cannot be served any more.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// The thread cannot remind itself of what it has left.
     #[error("cannot go on later")]
     Later(#[source] io::Error),

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::virtio::QueueError;
 use crate::virtio::chain::ChainError;
 
 /// Why a block device cannot be made, a request is not done, or the device cannot go on.
@@ -55,16 +56,13 @@ pub enum BlockError {
     /// The chain is no block request.
     #[error("malformed request")]
     Malformed(#[from] ChainError),
-    /// The driver broke the ring; the device needs a reset.
-    #[error("the driver broke the ring")]
-    Ring(#[source] virtio_queue::Error),
+    /// The queue cannot be served any more.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
     /// There is no timer, or it cannot be set.
     #[error("cannot wait until the disk's limit lets a request pass")]
     Timer(#[source] io::Error),
     /// The thread for requests that have to wait has ended.
     #[error("the disk's thread for requests that have to wait was lost")]
     Lost,
-    /// The driver cannot be interrupted.
-    #[error("cannot interrupt the driver")]
-    Interrupt(#[source] io::Error),
 }

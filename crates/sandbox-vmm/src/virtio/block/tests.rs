@@ -322,7 +322,10 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
         memory: bench.memory.clone(),
         interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
     };
-    assert!(matches!(task.ready(0), Err(BlockError::Ring(_))));
+    assert!(matches!(
+        task.ready(0),
+        Err(BlockError::Queue(QueueError::Ring(_)))
+    ));
 }
 
 #[test]

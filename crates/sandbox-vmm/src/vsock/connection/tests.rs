@@ -403,3 +403,79 @@ proptest! {
         }
     }
 }
+
+/// A connection after some events, of which none that cannot be; `None` if that was its end.
+fn after(from_guest: bool, events: Vec<Event>) -> Option<Connection> {
+    let mut connection = match from_guest {
+        true => Connection::from_guest(WINDOW, 4096, 0),
+        false => Connection::to_guest(WINDOW),
+    };
+    let mut sent = 0_u32;
+    for event in events {
+        let event = match event {
+            // The honest guest, as above.
+            Event::Guest(packet) if packet.fwd_cnt == u32::MAX => Event::Guest(GuestPacket {
+                fwd_cnt: sent,
+                ..packet
+            }),
+            Event::Forwarded(bytes) => Event::Forwarded(bytes.min(connection.credit.buffered())),
+            Event::Sent(Outgoing::Data { max }) => match connection.next(true) {
+                Some(Outgoing::Data { max: allowed }) => {
+                    let max = max.min(allowed);
+                    sent = sent.wrapping_add(max);
+                    Event::Sent(Outgoing::Data { max })
+                }
+                Some(other) => Event::Sent(other),
+                None => continue,
+            },
+            other => other,
+        };
+        if connection.handle(event).close {
+            return None;
+        }
+    }
+    Some(connection)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn connection_any_events_end_when_the_host_is_gone_and_the_guest_silent(
+        from_guest in any::<bool>(),
+        events in proptest::collection::vec(arbitrary_event(), 0..60),
+    ) {
+        let Some(mut connection) = after(from_guest, events) else { return Ok(()) };
+        for event in [Event::HostEof, Event::HostReaderGone] {
+            if connection.handle(event).close {
+                return Ok(());
+            }
+        }
+        // A request, a shutdown, what they wait for, a reset.
+        let mut ended = false;
+        for _ in 0..8 {
+            let event = match connection.next(false) {
+                Some(outgoing) => Event::Sent(outgoing),
+                None if connection.waits_for().is_some() => Event::TimedOut,
+                None => break,
+            };
+            ended = connection.handle(event).close;
+            if ended {
+                break;
+            }
+        }
+        prop_assert!(ended, "it is stuck: {:?}", connection);
+    }
+
+    #[test]
+    fn connection_any_events_end_when_the_guest_resets_and_the_host_reads(
+        from_guest in any::<bool>(),
+        events in proptest::collection::vec(arbitrary_event(), 0..60),
+    ) {
+        let Some(mut connection) = after(from_guest, events) else { return Ok(()) };
+        let reset = connection.handle(Event::Guest(guest(Op::Rst)));
+        prop_assert_eq!(connection.next(true), None);
+        let rest = connection.credit.buffered();
+        prop_assert!(reset.close || connection.handle(Event::Forwarded(rest)).close);
+    }
+}

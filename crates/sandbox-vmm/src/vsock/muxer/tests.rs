@@ -1,6 +1,7 @@
 mod driver;
 mod flow;
 mod hostile;
+mod walk;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};

@@ -1,0 +1,45 @@
+//! The corpus of the fuzz target `guest` (`tests/fuzz`), replayed, and any bytes.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use sandbox_runtime::untrusted;
+
+fn check(bytes: &[u8]) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        untrusted::replies(bytes).await?;
+        untrusted::streams(bytes).await
+    })
+}
+
+#[test]
+fn corpus_of_a_lying_guest_is_read_or_refused() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/guest");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(check(&bytes), Ok(()), "{}", path.display());
+        count += 1;
+    }
+    assert!(count >= 8, "{count}");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_of_a_guest_are_read_or_refused(
+        calls in prop::collection::vec((0..6_u8, any::<u8>(), prop::collection::vec(any::<u8>(), 0..60)), 0..6),
+    ) {
+        let program: Vec<u8> = calls
+            .into_iter()
+            .flat_map(|(kind, how, said)| [&[kind, how, u8::try_from(said.len()).unwrap(), 0], said.as_slice()].concat())
+            .collect();
+        prop_assert_eq!(check(&program), Ok(()));
+    }
+}

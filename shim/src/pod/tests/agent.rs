@@ -1,0 +1,120 @@
+//! An agent on the other end of a connection, which keeps a book of its processes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use protobuf::Message as _;
+use sandbox_protocol::agent::{AddProcessRequest, ProcessRequest};
+use sandbox_types::ContainerId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use ttrpc::proto::{Code, MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader};
+use ttrpc::proto::{Request, Response};
+
+use crate::pod::ProcessKey;
+
+/// The agent.
+pub(super) struct Agent {
+    refuses: AtomicBool,
+    /// Container and exec, and whether it runs.
+    book: Mutex<HashMap<(String, String), bool>>,
+}
+
+impl Agent {
+    /// An agent that answers on `stream`.
+    pub(super) fn behind(stream: UnixStream) -> Arc<Self> {
+        let agent = Arc::new(Self {
+            refuses: AtomicBool::new(false),
+            book: Mutex::default(),
+        });
+        tokio::spawn(Arc::clone(&agent).serve(stream));
+        agent
+    }
+
+    /// Whether it refuses from now on whatever it is asked.
+    pub(super) fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// A container was made.
+    pub(super) fn made(&self, id: &ContainerId) {
+        let name = (id.to_string(), String::new());
+        self.book.lock().unwrap().insert(name, false);
+    }
+
+    /// A process ended by itself.
+    pub(super) fn ended(&self, key: &ProcessKey) {
+        let exec = key.exec.as_ref().map(ToString::to_string);
+        let name = (key.container.to_string(), exec.unwrap_or_default());
+        if let Some(runs) = self.book.lock().unwrap().get_mut(&name) {
+            *runs = false;
+        }
+    }
+
+    /// The processes that it has.
+    pub(super) fn processes(&self) -> Vec<ProcessKey> {
+        let book = self.book.lock().unwrap();
+        book.keys()
+            .map(|(container, exec)| ProcessKey::new(container, exec).unwrap())
+            .collect()
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: UnixStream) {
+        let mut header = [0; MESSAGE_HEADER_LENGTH];
+        while stream.read_exact(&mut header).await.is_ok() {
+            let header = MessageHeader::from(&header);
+            let mut body = vec![0; usize::try_from(header.length).unwrap()];
+            stream.read_exact(&mut body).await.unwrap();
+            let request = Request::parse_from_bytes(&body).unwrap();
+            let mut response = Response::new();
+            if self.refuses.load(Ordering::Relaxed) || !self.does(&request) {
+                let status = ttrpc::get_status(Code::FAILED_PRECONDITION, "no");
+                response.status = Some(status).into();
+            }
+            let payload = response.write_to_bytes().unwrap();
+            let header: Vec<u8> = MessageHeader {
+                length: u32::try_from(payload.len()).unwrap(),
+                type_: MESSAGE_TYPE_RESPONSE,
+                ..header
+            }
+            .into();
+            let answer = [header, payload].concat();
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether it can do what it is asked, and then it has.
+    fn does(&self, request: &Request) -> bool {
+        let mut book = self.book.lock().unwrap();
+        let process = || {
+            let process = ProcessRequest::parse_from_bytes(&request.payload).unwrap();
+            (process.container_id, process.exec_id)
+        };
+        match request.method.as_str() {
+            "AddProcess" => {
+                let add = AddProcessRequest::parse_from_bytes(&request.payload).unwrap();
+                book.insert((add.container_id, add.exec_id), false);
+                true
+            }
+            "StartProcess" => match book.get_mut(&process()) {
+                Some(runs) => !std::mem::replace(runs, true),
+                None => false,
+            },
+            "DeleteProcess" => {
+                let name = process();
+                if book.get(&name).is_none_or(|runs| *runs) {
+                    return false;
+                }
+                match name.1.is_empty() {
+                    true => book.retain(|(container, _), _| *container != name.0),
+                    false => drop(book.remove(&name)),
+                }
+                true
+            }
+            _ => true,
+        }
+    }
+}
