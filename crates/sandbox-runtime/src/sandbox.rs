@@ -231,7 +231,7 @@ impl Sandbox {
             vcpus: plan.vcpus,
         };
         let most = begin.most(driver, &plan.config);
-        let overhead_mib = plan.config.sandbox_memory_overhead_mib;
+        let config = plan.config.clone();
         let supervisor = Supervisor {
             plan,
             most,
@@ -267,7 +267,7 @@ impl Sandbox {
             size: LiveSize {
                 most,
                 memory,
-                overhead_mib,
+                config,
                 dir: dir.clone(),
                 now: tokio::sync::Mutex::new(begin),
             },
@@ -295,6 +295,7 @@ impl Sandbox {
         Self {
             agent: AgentClient::new(agent),
             driver: Driver::Kvm,
+            size: LiveSize::of_no_machine(dir.clone()),
             emulation_notice: None,
             monitor_pid: std::process::id(),
             console: None,

@@ -84,13 +84,28 @@ impl MachineSize {
 pub(super) struct LiveSize {
     pub(super) most: MachineSize,
     pub(super) memory: Option<MemoryControl>,
-    pub(super) overhead_mib: Option<u32>,
+    pub(super) config: Config,
     pub(super) dir: PathBuf,
     /// One change at a time.
     pub(super) now: tokio::sync::Mutex<MachineSize>,
 }
 
 impl LiveSize {
+    /// That of the smallest machine, which cannot grow.
+    pub(super) fn of_no_machine(dir: PathBuf) -> Self {
+        let size = MachineSize {
+            memory: MemMib::MIN,
+            vcpus: VcpuCount::ONE,
+        };
+        Self {
+            most: size,
+            memory: None,
+            config: Config::default(),
+            dir,
+            now: tokio::sync::Mutex::new(size),
+        }
+    }
+
     /// Makes the machine as large as that, where it is not, and can be. Returns when the guest's kernel uses all of it.
     pub(super) async fn grow(
         &self,
@@ -100,12 +115,13 @@ impl LiveSize {
     ) -> Result<MachineSize, ResizeError> {
         let mut now = self.now.lock().await;
         let next = now.next(memory_mib, vcpus, self.most);
+        if next == *now {
+            return Ok(next);
+        }
+        // The host's limits first: the guest may use what it gets at once.
+        let limits = cgroup::Limits::new(next.memory, next.vcpus, &self.config);
+        cgroup::raise(&self.dir, limits);
         if let Some(control) = self.memory.as_ref().filter(|_| next.memory > now.memory) {
-            // The host's limit first: the guest may use what it gets at once.
-            cgroup::raise(
-                &self.dir,
-                cgroup::Limits::new(next.memory, self.overhead_mib),
-            );
             let (from, to) = (now.memory, next.memory);
             control
                 .set(to)
