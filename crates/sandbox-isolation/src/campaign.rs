@@ -288,6 +288,7 @@ impl Field<'_> {
         let shares = Shares {
             writable: folder.join("share"),
             read_only: folder.join("share-ro"),
+            errors: folder.join("errors"),
         };
         for path in [&shares.writable, &shares.read_only] {
             std::fs::create_dir_all(path).map_err(failed(path))?;
@@ -346,7 +347,8 @@ impl Pair<'_> {
             Err(Obstacle(reason)) => return Observation::Obstacle { reason },
         };
         let mut peer_seen = Value::Null;
-        if let Some((attempt, params)) = scene.peer.take() {
+        let asked = scene.peer.take();
+        if let Some((attempt, params)) = &asked {
             let started = Self::ready(self.field, self.runtime, self.profile, &mut self.peer);
             if let Err(error) = started {
                 return no_answer(&error);
@@ -354,7 +356,7 @@ impl Pair<'_> {
             let Some((peer, _)) = &mut self.peer else {
                 return no_answer(&"the other container is gone");
             };
-            match peer.attempt(attempt, &params) {
+            match peer.attempt(attempt, params) {
                 Ok(seen) => peer_seen = seen,
                 Err(error) => {
                     let _ = peer.release();
@@ -362,7 +364,13 @@ impl Pair<'_> {
                 }
             }
         }
-        let observation = observe(session, &mut scene, &peer_seen);
+        let again = || -> Option<Value> {
+            let (attempt, params) = asked.as_ref()?;
+            let (peer, _) = self.peer.as_mut()?;
+            let seen = peer.release().and_then(|()| peer.attempt(attempt, params));
+            Some(seen.unwrap_or_else(|error| json!({ "failed": error.to_string() })))
+        };
+        let observation = observe(session, &mut scene, &peer_seen, again);
         if let Some((peer, _)) = &mut self.peer
             && !peer_seen.is_null()
         {
@@ -373,10 +381,20 @@ impl Pair<'_> {
     }
 }
 
-/// Makes the attempt, looks, judges, and lets go.
-fn observe(session: &mut Session, scene: &mut Scene, peer_seen: &Value) -> Observation {
+/// Makes the attempt, looks, judges, and lets go. Where the attempt ends its container, `again` asks the other one.
+fn observe(
+    session: &mut Session,
+    scene: &mut Scene,
+    peer_seen: &Value,
+    again: impl FnOnce() -> Option<Value>,
+) -> Observation {
+    let mut peer_again = Value::Null;
     let seen = match session.attempt(scene.attempt, &scene.params) {
         Ok(seen) => seen,
+        Err(SessionError::Ended { .. }) if scene.may_end => {
+            peer_again = again().unwrap_or_default();
+            json!({ "ended": session.last_words() })
+        }
         Err(error) => {
             if matches!(error, SessionError::Attempt { .. }) {
                 let _ = session.release();
@@ -386,7 +404,16 @@ fn observe(session: &mut Session, scene: &mut Scene, peer_seen: &Value) -> Obser
     };
     let mut watched = (scene.watch)(&seen);
     if !peer_seen.is_null() {
-        watched = json!({ "host": watched, "peer": peer_seen });
+        watched = json!({ "host": watched, "peer": peer_seen, "peer_again": peer_again });
+    }
+    if scene.adds {
+        match session.added() {
+            Ok(added) => watched = json!({ "host": watched, "added": added }),
+            Err(error) => {
+                let _ = session.release();
+                return no_answer(&error);
+            }
+        }
     }
     let finding: Finding = (scene.judge)(&seen, &watched);
     let _ = session.release();

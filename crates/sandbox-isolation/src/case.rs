@@ -115,19 +115,21 @@ impl<T: std::fmt::Display> From<T> for Obstacle {
 /// What a case is set up with.
 pub(crate) struct Stage<'a> {
     pub(crate) host: &'a Host,
-    /// Where on the host the folders are that the container shares.
+    /// Where on the host the folders are that the container shares, and the file that it writes to.
     pub(crate) shares: &'a Shares,
     /// Where on the host the root file system is that containers without protection have in common.
     pub(crate) common_root: &'a std::path::Path,
 }
 
-/// Folders of the host's that a container is given on purpose.
+/// Folders and a file of the host's that a container is given on purpose.
 #[derive(Debug, Clone)]
 pub(crate) struct Shares {
     /// `/share` in the container.
     pub(crate) writable: PathBuf,
     /// `/share-ro` in the container.
     pub(crate) read_only: PathBuf,
+    /// What its standard error goes to.
+    pub(crate) errors: PathBuf,
 }
 
 /// Reads what the host can see while the attempt is held.
@@ -142,6 +144,10 @@ pub(crate) struct Scene {
     pub(crate) params: Value,
     /// What another container of the same kind is asked for before.
     pub(crate) peer: Option<(&'static str, Value)>,
+    /// Whether a process that the host adds to the container says what it is confined to, while the attempt is held.
+    pub(crate) adds: bool,
+    /// Whether the attempt may end the container: what its runtime said is then what was seen, and the other container is asked again.
+    pub(crate) may_end: bool,
     pub(crate) watch: Watch,
     pub(crate) judge: Judge,
     /// What was planted: it goes when the case is over.
@@ -154,6 +160,8 @@ impl Scene {
             attempt,
             params,
             peer: None,
+            adds: false,
+            may_end: false,
             watch: Box::new(|_| Value::Null),
             judge,
             kept: Vec::new(),
@@ -167,6 +175,16 @@ impl Scene {
 
     pub(crate) fn keeping(mut self, planted: impl Any) -> Self {
         self.kept.push(Box::new(planted));
+        self
+    }
+
+    pub(crate) fn adding(mut self) -> Self {
+        self.adds = true;
+        self
+    }
+
+    pub(crate) fn ending(mut self) -> Self {
+        self.may_end = true;
         self
     }
 

@@ -1,5 +1,6 @@
 //! What is planted on this machine for a case, and what is seen on it. Everything planted goes when it is dropped.
 
+pub(crate) mod log;
 pub(crate) mod raw;
 pub(crate) mod speakers;
 

@@ -13,12 +13,15 @@ use serde_json::Value;
 
 use crate::case::{Profile, Shares};
 use crate::image;
-use crate::session::{Session, SessionError};
+use crate::session::{Commands, Session, SessionError};
 use crate::spec::Grantable;
 
 pub use class::ContainerdClass;
 pub use runc::Runc;
 pub use sandbox::Sandbox;
+
+/// What a process that is added to a container attempts.
+const ADDED: &str = "confinement";
 
 /// Makes the OCI configuration of a container with these options of `sandboxctl run`.
 pub type SpecSource<'a> = &'a dyn Fn(&[String]) -> Result<Value, String>;
@@ -128,14 +131,18 @@ impl Container<'_> {
         Ok(path)
     }
 
+    /// The container that `command` starts, to which `added` and a command line add a process.
     pub(crate) fn session(
         &self,
         command: Command,
+        mut added: Command,
         removal: Vec<Command>,
     ) -> Result<Started, RuntimeError> {
-        let errors = self.folder.join("errors");
+        added.args([image::PROBE, "attempt", ADDED]);
+        let errors = self.shares.errors.clone();
+        let commands = Commands { added, removal };
         Ok(Started(Session::start(
-            command, removal, errors, self.stop,
+            command, commands, errors, self.stop,
         )?))
     }
 }

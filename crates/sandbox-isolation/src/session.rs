@@ -77,6 +77,14 @@ fn after_colon(said: &str) -> String {
     }
 }
 
+/// What is done with a container from outside.
+pub(crate) struct Commands {
+    /// Has a process that is added to it say, in a line, what it is confined to.
+    pub(crate) added: Command,
+    /// Remove it, however it is.
+    pub(crate) removal: Vec<Command>,
+}
+
 /// A container with a probe that answers.
 pub(crate) struct Session {
     child: Child,
@@ -85,18 +93,17 @@ pub(crate) struct Session {
     unread: Vec<u8>,
     /// What the runtime's program wrote.
     errors: PathBuf,
-    /// Removes the container, however it is.
-    removal: Vec<Command>,
+    commands: Commands,
     stop: &'static AtomicBool,
     next: u64,
     broken: bool,
 }
 
 impl Session {
-    /// Starts the container and waits for its probe. `removal` runs when the session ends, in any way.
+    /// Starts the container and waits for its probe. The commands that remove it run when the session ends, in any way.
     pub(crate) fn start(
         mut command: Command,
-        removal: Vec<Command>,
+        commands: Commands,
         errors: PathBuf,
         stop: &'static AtomicBool,
     ) -> Result<Self, SessionError> {
@@ -123,7 +130,7 @@ impl Session {
             stdout,
             unread: Vec::new(),
             errors,
-            removal,
+            commands,
             stop,
             next: 1,
             broken: false,
@@ -166,6 +173,41 @@ impl Session {
         }
         self.broken = true;
         Err(wrong(&answer))
+    }
+
+    /// What a process says that is added to the container, and ends.
+    pub(crate) fn added(&mut self) -> Result<Value, SessionError> {
+        let program = self.commands.added.get_program();
+        let program = program.to_string_lossy().into_owned();
+        let errors = fs::OpenOptions::new().append(true).open(&self.errors)?;
+        let child = self
+            .commands
+            .added
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors)
+            .spawn();
+        let mut child = child.map_err(|source| SessionError::Run { program, source })?;
+        if !ends_within(&mut child, ATTEMPT) {
+            let _ = child.kill();
+            let _ = child.wait();
+            let (limit, said) = (ATTEMPT, self.said());
+            return Err(SessionError::Silent { limit, said });
+        }
+        let mut answer = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            // Of a line: more than the pipe holds has not been written by who has ended.
+            stdout.take(LINE_BYTES as u64).read_to_string(&mut answer)?;
+        }
+        serde_json::from_str(&answer).map_err(|_| SessionError::Attempt {
+            why: format!("no added process{}", after_colon(&self.said())),
+        })
+    }
+
+    /// What the runtime's program had to say of the container's end, when it has ended too.
+    pub(crate) fn last_words(&mut self) -> String {
+        ends_within(&mut self.child, END);
+        self.said()
     }
 
     fn exchange(&mut self, request: &Value, limit: Duration) -> Result<Value, SessionError> {
@@ -251,7 +293,7 @@ impl Session {
     }
 
     fn remove(&mut self) {
-        for command in &mut self.removal {
+        for command in &mut self.commands.removal {
             // What is gone already cannot be removed, and says so.
             let _ = command
                 .stdin(Stdio::null())
@@ -326,26 +368,34 @@ mod tests {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    fn shell(script: &str) -> Result<Session, SessionError> {
+    /// The folder is to go after the session.
+    fn shell(script: &str) -> (Result<Session, SessionError>, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         let mark = folder.path().join("removed");
         let mut removal = Command::new("touch");
         removal.arg(&mark);
-        Session::start(command, vec![removal], folder.path().join("errors"), &STOP)
+        let mut added = Command::new("sh");
+        added.args(["-c", "echo '{\"filter\":\"2\"}'"]);
+        let removal = vec![removal];
+        let commands = Commands { added, removal };
+        let session = Session::start(command, commands, folder.path().join("errors"), &STOP);
+        (session, folder)
     }
 
     #[test]
     fn container_that_ends_at_once_is_named_with_what_its_runtime_said() {
-        let error = shell("echo no such thing >&2").err().unwrap();
+        let (session, _folder) = shell("echo no such thing >&2");
+        let error = session.err().unwrap();
         assert_eq!(error.to_string(), "the container ended: no such thing");
     }
 
     #[test]
     fn answer_to_another_question_breaks_the_session() {
         let script = r#"echo '{"ready":true}'; read a; echo '{"id":7,"seen":{}}'; read a"#;
-        let mut session = shell(script).unwrap();
+        let (session, _folder) = shell(script);
+        let mut session = session.unwrap();
         let error = session.attempt("read", &Value::Null).err().unwrap();
         assert!(matches!(error, SessionError::Answer { .. }), "{error}");
         assert!(!session.is_usable());
@@ -354,10 +404,34 @@ mod tests {
     #[test]
     fn failed_attempt_leaves_the_session_usable() {
         let script = r#"echo '{"ready":true}'; read a; echo '{"id":1,"failed":"killed"}'; read a; echo '{"released":true}'; read a"#;
-        let mut session = shell(script).unwrap();
+        let (session, _folder) = shell(script);
+        let mut session = session.unwrap();
         let error = session.attempt("fork", &Value::Null).err().unwrap();
         assert!(matches!(error, SessionError::Attempt { .. }), "{error}");
         session.release().unwrap();
         assert!(session.is_usable());
+    }
+
+    #[test]
+    fn added_process_is_heard_and_one_that_says_nothing_is_no_answer() {
+        let script = r#"echo '{"ready":true}'; read a"#;
+        let (session, _folder) = shell(script);
+        let mut session = session.unwrap();
+        assert_eq!(session.added().unwrap()["filter"], "2");
+        session.commands.added = Command::new("true");
+        let error = session.added().err().unwrap();
+        assert!(matches!(error, SessionError::Attempt { .. }), "{error}");
+        assert!(session.is_usable());
+    }
+
+    #[test]
+    fn last_words_are_those_of_who_has_ended() {
+        let script =
+            r#"echo '{"ready":true}'; read a; exec >&-; sleep 0.1; echo the kernel panicked >&2"#;
+        let (session, _folder) = shell(script);
+        let mut session = session.unwrap();
+        let error = session.attempt("crash", &Value::Null).err().unwrap();
+        assert!(matches!(error, SessionError::Ended { .. }), "{error}");
+        assert_eq!(session.last_words(), "the kernel panicked");
     }
 }

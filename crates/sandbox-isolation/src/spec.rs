@@ -195,6 +195,7 @@ mod tests {
         Shares {
             writable: "/w".into(),
             read_only: "/r".into(),
+            errors: "/e".into(),
         }
     }
 

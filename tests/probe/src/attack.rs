@@ -20,6 +20,7 @@ mod network;
 mod privilege;
 mod processes;
 pub(crate) mod raw;
+mod shares;
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -50,6 +51,7 @@ const ALL: &[&[Attempt]] = &[
     network::ALL,
     privilege::ALL,
     processes::ALL,
+    shares::ALL,
 ];
 
 /// A string parameter; empty when it is not given.
@@ -87,15 +89,42 @@ pub(crate) fn serve() -> Result<(), String> {
         }
         let request: Value =
             serde_json::from_str(&line).map_err(|error| format!("not a request: {error}"))?;
-        let name = text(&request, "attempt");
-        let known = ALL.iter().flat_map(|part| part.iter());
-        let Some((_, attempt)) = known.into_iter().find(|(known, _)| *known == name) else {
-            let failed = format!("this probe knows no attempt {name:?}");
-            say(&json!({ "id": request["id"], "failed": failed }))?;
-            continue;
-        };
-        make(*attempt, &request, &mut stdin)?;
+        match called(text(&request, "attempt")) {
+            Ok(attempt) => make(attempt, &request, &mut stdin)?,
+            Err(failed) => say(&json!({ "id": request["id"], "failed": failed }))?,
+        }
     }
+}
+
+/// The attempt of this name.
+fn called(name: &str) -> Result<fn(&Value) -> Value, String> {
+    let mut known = ALL.iter().flat_map(|part| part.iter());
+    let found = known.find(|(known, _)| *known == name);
+    found
+        .map(|(_, attempt)| *attempt)
+        .ok_or_else(|| format!("this probe knows no attempt {name:?}"))
+}
+
+/// What an attempt without parameters sees, made by this process itself.
+///
+/// # Errors
+/// When there is none of this name.
+pub(crate) fn once(name: &str) -> Result<Value, String> {
+    Ok(with_boot_id(called(name)?(&Value::Null)))
+}
+
+/// With whose kernel it was, so that what is allowed can be told from what it reaches.
+fn with_boot_id(mut seen: Value) -> Value {
+    if let Some(object) = seen.as_object_mut() {
+        object.insert("boot_id".to_owned(), boot_id().into());
+    }
+    seen
+}
+
+/// Of this kernel; empty where it is not to be read.
+fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    text.unwrap_or_default().trim().to_owned()
 }
 
 fn say(value: &Value) -> Result<(), String> {
@@ -148,15 +177,7 @@ fn make(
 
 fn attempt_in_child(attempt: fn(&Value) -> Value, params: &Value, writer: OwnedFd) -> ! {
     let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
-    let mut seen = attempt(params);
-    if let Some(object) = seen.as_object_mut() {
-        // Whose kernel it was, so that what is allowed can be told from what it reaches.
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        object.insert(
-            "boot_id".to_owned(),
-            boot.unwrap_or_default().trim().to_owned().into(),
-        );
-    }
+    let seen = with_boot_id(attempt(params));
     let mut writer = File::from(writer);
     let _ = writeln!(writer, "{seen}");
     drop(writer);

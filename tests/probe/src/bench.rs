@@ -38,6 +38,7 @@ fn measure(name: &str, value: Option<&str>) -> Result<Value, String> {
         ("compute", None) => json!({ "ns_per_round": compute() }),
         ("syscall", None) => json!({ "ns": system_call() }),
         ("fork", None) => json!({ "us": fork()? }),
+        ("round-trip", None) => json!({ "us": round_trip()? }),
         ("bandwidth", None) => memory::bandwidth(),
         ("random", None) => json!({ "ns": memory::random() }),
         ("fault", None) => json!({ "ns_per_page": memory::fault()? }),
@@ -102,6 +103,36 @@ fn system_call() -> f64 {
             black_box(getppid());
         }
     })
+}
+
+/// A byte to another process and back, through a Unix socket; in microseconds.
+fn round_trip() -> Result<f64, String> {
+    use std::io::{Read as _, Write as _};
+    let failed = |error: std::io::Error| format!("cannot speak to another process: {error}");
+    let (mut near, mut far) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    let mut byte = [0u8; 1];
+    let child = match raw::fork().map_err(|errno| format!("cannot fork: {errno}"))? {
+        ForkResult::Child => {
+            drop(near);
+            while far.read_exact(&mut byte).is_ok() && far.write_all(&byte).is_ok() {}
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => child,
+    };
+    drop(far);
+    let mut problem = None;
+    let nanoseconds = each(1, || {
+        let back = near
+            .write_all(&byte)
+            .and_then(|()| near.read_exact(&mut byte));
+        problem = back.err().or(problem.take());
+    });
+    drop(near);
+    let _ = waitpid(child, None);
+    match problem {
+        Some(error) => Err(failed(error)),
+        None => Ok(nanoseconds / 1_000.0),
+    }
 }
 
 /// A process that ends at once, and is waited for; in microseconds.

@@ -4,7 +4,9 @@
 //! sandbox-probe [--hold] look SUBJECT…|all     prints {subject: what is seen}
 //! sandbox-probe [--hold] try NAME[=VALUE]…     attempts each, and prints {name: what became of it}
 //! sandbox-probe bench NAME[=VALUE]…            measures each, and prints {name: how fast it was}
+//! sandbox-probe disturb KIND                   uses up what it can until its input ends (`disturb`)
 //! sandbox-probe answer PORT                    is the other side of a benchmark of a network (`bench::network`)
+//! sandbox-probe attempt NAME                   makes an attempt of those, without parameters, and prints what it saw
 //! sandbox-probe serve                          attacks as it is asked to on stdin (`attack`)
 //! ```
 //!
@@ -18,6 +20,7 @@
 mod attack;
 mod attempts;
 mod bench;
+mod disturb;
 mod look;
 mod subjects;
 
@@ -58,13 +61,19 @@ fn run(arguments: &[String]) -> Result<(), String> {
     {
         return bench::network::serve(port);
     }
+    if let [verb, kind] = arguments
+        && verb == "disturb"
+    {
+        return disturb::run(kind);
+    }
     let value = match arguments {
+        [verb, name] if verb == "attempt" => attack::once(name)?,
         [verb, names @ ..] if verb == "look" => report(names)?,
         [verb, names @ ..] if verb == "try" => attempts::report(names)?,
         [verb, names @ ..] if verb == "bench" => bench::report(names)?,
         _ => {
             return Err(
-                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, or serve"
+                "[--hold] look SUBJECT…|all, try NAME[=VALUE]…, bench NAME[=VALUE]…, answer PORT, disturb KIND, attempt NAME, or serve"
                     .to_owned(),
             );
         }

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::filesystem::OUTPUTS;
 use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Stage, Threat};
 use crate::host;
 
@@ -13,6 +14,9 @@ const BOMB: u64 = 256;
 const HOG_MIB: u64 = 192;
 /// What fits into `/dev/shm`, in MiB, in steps of the hog's.
 const TMPFS_MIB: u64 = 56;
+
+/// What a file of the host's is made long to, in bytes.
+const OUTPUT_BYTES: u64 = 64 << 20;
 
 /// A case of this file.
 const EXHAUSTION: Case = Case {
@@ -151,6 +155,59 @@ pub(super) const ALL: &[Case] = &[
         attempt: "reserves room for 4096 asynchronous operations",
         watch: "its own kernel's count of them (aio-nr)",
         stage: |_| counted("/proc/sys/fs/aio-nr", "asynchronous", 4096, 4000),
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_kernel_log",
+        attempt: "writes 100 lines to the kernel's log, which push out what is there and go to the console, as fast as it can",
+        watch: "its own kernel's log, for the lines",
+        expected: "none arrives",
+        profile: Profile::Granted,
+        control: Profile::Granted,
+        stage: |_| {
+            let (mark, lines) = (host::token()?, 100);
+            let log = host::log::KernelLog::from_now_on()?;
+            let text = format!("isolation-test {mark}\n");
+            let params = json!({ "major": 1, "minor": 11, "text": text, "times": lines });
+            let judge: Judge = Box::new(move |seen, watched| {
+                let said = format!("{watched} lines in the host's log: {}", super::brief(seen));
+                match watched.as_u64() {
+                    Some(there) if there >= lines => Finding::Reached(said),
+                    _ => Finding::Blocked(said),
+                }
+            });
+            Ok(Scene::new("device_write", params, judge)
+                .watching(move |_| log.count(&mark, lines).into()))
+        },
+        ..EXHAUSTION
+    },
+    Case {
+        name: "exhaustion_output_file",
+        attempt: "makes what its standard error goes to 64 MiB long, without writing anything",
+        watch: "the size of the file, which is its own",
+        expected: "the file is as it was: only what is written arrives",
+        control: Profile::Host,
+        stage: |stage| {
+            let errors = stage.shares.errors.clone();
+            let before = std::fs::metadata(&errors)?.len();
+            let params = json!({ "paths": OUTPUTS, "bytes": OUTPUT_BYTES });
+            let judge: Judge = Box::new(|seen, watched| {
+                let said = format!("the file has {watched} bytes: {}", super::brief(seen));
+                match watched.as_u64() {
+                    Some(OUTPUT_BYTES..) => Finding::Reached(said),
+                    _ => Finding::Blocked(said),
+                }
+            });
+            Ok(Scene::new("grow", params, judge).watching(move |_| {
+                let now = std::fs::metadata(&errors).map_or(0, |found| found.len());
+                if now >= OUTPUT_BYTES
+                    && let Ok(file) = std::fs::OpenOptions::new().write(true).open(&errors)
+                {
+                    let _ = file.set_len(before);
+                }
+                now.into()
+            }))
+        },
         ..EXHAUSTION
     },
     Case {

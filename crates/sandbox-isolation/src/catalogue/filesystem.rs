@@ -13,6 +13,9 @@ use crate::host::{self, raw, speakers::Speaker};
 /// What is read where it should not be.
 const FILE: &str = "a file of the host's that no container is given";
 
+/// Where a container finds what its standard error goes to; the second only where it was leaked to it.
+pub(super) const OUTPUTS: [&str; 2] = ["/proc/self/fd/2", "/proc/self/fd/4"];
+
 /// A case of this file.
 const FILESYSTEM: Case = Case {
     name: "",
@@ -99,6 +102,56 @@ pub(super) const ALL: &[Case] = &[
                 "path": "/share", "target": stage.host.secret_path(), "roots": ["/host"], "for_ms": 3000,
             });
             Ok(Scene::new("share_race", params, secret(stage)))
+        },
+        ..FILESYSTEM
+    },
+    Case {
+        name: "filesystem_share_parents",
+        attempt: "goes up by `..` to a file of the host's from a folder of a share that is moved all the while, for a second",
+        stage: |stage| {
+            let params = json!({
+                "path": "/share", "target": stage.host.secret_path(), "roots": ["/host"], "for_ms": 1000,
+            });
+            Ok(Scene::new("share_parents", params, secret(stage)))
+        },
+        ..FILESYSTEM
+    },
+    Case {
+        name: "filesystem_share_hard_links",
+        attempt: "makes a file of a read-only share one of a writable share: by links, by renaming, and between the roots of all shares mounted anew",
+        watch: "the file, its names and what is in it",
+        expected: "nothing changes",
+        stage: |stage| {
+            let file = stage.shares.read_only.join("once");
+            fs::write(&file, "as it was")?;
+            let params =
+                json!({ "file": "/share-ro/once", "path": "/share", "text": host::token()? });
+            let judge = changed("a file of a read-only share was changed, or has another name");
+            Ok(
+                Scene::new("share_hard_links", params, judge).watching(move |_| {
+                    let as_it_was = fs::read(&file).is_ok_and(|content| content == b"as it was")
+                        && fs::metadata(&file).is_ok_and(|found| found.nlink() == 1);
+                    (!as_it_was).into()
+                }),
+            )
+        },
+        ..FILESYSTEM
+    },
+    Case {
+        name: "filesystem_standard_error",
+        attempt: "opens what its standard error goes to for reading",
+        watch: "a secret that it wrote to that file before, as a log has what others wrote",
+        profile: Profile::Plain,
+        stage: |stage| {
+            use std::io::Write as _;
+            let secret = host::token()?;
+            let mut errors = fs::OpenOptions::new()
+                .append(true)
+                .open(&stage.shares.errors)?;
+            writeln!(errors, "{secret}")?;
+            let params = json!({ "paths": OUTPUTS });
+            let judge = reads_secret("what others wrote to a file of the host's", secret);
+            Ok(Scene::new("read", params, judge))
         },
         ..FILESYSTEM
     },

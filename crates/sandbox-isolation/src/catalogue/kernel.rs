@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{is_ok, of_this_kernel, opens_one, reads_secret, there};
 use crate::case::{Case, Finding, Obstacle, Profile, Scene, Stage, Threat};
-use crate::host;
+use crate::host::{self, log::KernelLog};
 
 /// A case of this file.
 const KERNEL: Case = Case {
@@ -129,14 +129,14 @@ pub(super) const ALL: &[Case] = &[
         stage: |_| {
             let mark = host::token()?;
             let text = format!("isolation-test {mark}\n");
-            let log = open_log()?;
+            let log = KernelLog::from_now_on()?;
             let params = json!({ "major": 1, "minor": 11, "text": text });
             Ok(Scene::new(
                 "device_write",
                 params,
                 watched("the line is in the host's log"),
             )
-            .watching(move |_| log_has(&log, &mark).into()))
+            .watching(move |_| (log.count(&mark, 1) == 1).into()))
         },
         ..KERNEL
     },
@@ -272,6 +272,44 @@ pub(super) const ALL: &[Case] = &[
         },
         ..KERNEL
     },
+    Case {
+        name: "kernel_packet_filter",
+        attempt: "opens the kernel's packet filter in new user and network namespaces (CVE-2022-32250, CVE-2024-1086)",
+        stage: |stage| {
+            there(&["/proc/self/ns/user"])?;
+            let judge = of_this_kernel(stage, "a packet filter of anyone's", is_ok("/filter"));
+            Ok(Scene::new("packet_filter", Value::Null, judge))
+        },
+        ..KERNEL
+    },
+    Case {
+        name: "kernel_mount_context",
+        attempt: "begins a mount by fsopen(2) in new user and mount namespaces (CVE-2022-0185)",
+        stage: |stage| {
+            there(&["/proc/self/ns/user"])?;
+            let judge = of_this_kernel(stage, "a mount of anyone's", is_ok("/context"));
+            Ok(Scene::new("mount_context", Value::Null, judge))
+        },
+        ..KERNEL
+    },
+    Case {
+        name: "kernel_io_uring",
+        attempt: "has the kernel make a socket through io_uring (CVE-2022-29582, CVE-2023-2598)",
+        stage: |stage| {
+            let judge = of_this_kernel(stage, "a ring", is_ok("/ring"));
+            Ok(Scene::new("io_ring", Value::Null, judge))
+        },
+        ..KERNEL
+    },
+    Case {
+        name: "kernel_user_faults",
+        attempt: "asks to handle faults of memory itself (userfaultfd), with which races in the kernel are won",
+        stage: |stage| {
+            let judge = of_this_kernel(stage, "faults of the kernel's too", is_ok("/faults"));
+            Ok(Scene::new("user_faults", Value::Null, judge))
+        },
+        ..KERNEL
+    },
 ];
 
 /// The line "btime" of `/proc/stat` (proc_stat(5)).
@@ -334,44 +372,4 @@ fn watched(what: &'static str) -> crate::case::Judge {
             Finding::Blocked(format!("not seen by the host: {}", super::brief(seen)))
         }
     })
-}
-
-/// The kernel's log, from its end on.
-fn open_log() -> std::io::Result<std::fs::File> {
-    use std::io::{Seek as _, SeekFrom};
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut log = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(nix::libc::O_NONBLOCK)
-        .open("/dev/kmsg")?;
-    log.seek(SeekFrom::End(0))?;
-    Ok(log)
-}
-
-/// Whether a record since has `mark` in it, within a second: behind one that is still being written none is given.
-fn log_has(mut log: &std::fs::File, mark: &str) -> bool {
-    use std::io::Read as _;
-    use std::time::{Duration, Instant};
-    let end = Instant::now() + Duration::from_secs(1);
-    let mut record = [0u8; 8192];
-    // Each read gives one record (Documentation/ABI/testing/dev-kmsg).
-    for _ in 0..10_000 {
-        match log.read(&mut record) {
-            Ok(length) => {
-                let text = String::from_utf8_lossy(record.get(..length).unwrap_or_default());
-                if text.contains(mark) {
-                    return true;
-                }
-            }
-            // Records were overwritten before they were read.
-            Err(error) if error.raw_os_error() == Some(nix::libc::EPIPE) => {}
-            Err(error)
-                if error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < end =>
-            {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(_) => return false,
-        }
-    }
-    false
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{brief, reads_secret};
 use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Threat};
 use crate::host;
-use crate::host::speakers::{Frames, Speaker, free_port};
+use crate::host::speakers::{Frames, Source, Speaker, free_port};
 
 /// A case of this file.
 const NETWORK: Case = Case {
@@ -109,7 +109,7 @@ pub(super) const ALL: &[Case] = &[
         expected: "the datagram does not arrive",
         stage: |_| {
             let mark = host::token()?;
-            let frames = Frames::listen(SPOOFED)?;
+            let frames = Frames::listen(Source::Ipv4(SPOOFED))?;
             let params = json!({
                 "source": SPOOFED.to_string(), "target": "127.0.0.1", "port": 9, "text": mark,
             });
@@ -122,6 +122,56 @@ pub(super) const ALL: &[Case] = &[
             });
             Ok(Scene::new("spoof", params, judge)
                 .watching(move |_| frames.heard(&mark).is_some().into()))
+        },
+        ..NETWORK
+    },
+    Case {
+        name: "network_neighbour_spoof",
+        attempt: "says on the loopback interface that another's address is its own (ARP)",
+        watch: "every frame on its own interfaces, for that answer",
+        expected: "the answer does not arrive",
+        stage: |_| {
+            let mark = host::token()?;
+            let frames = Frames::listen(Source::Arp(SPOOFED))?;
+            let params = json!({ "source": SPOOFED.to_string(), "text": mark });
+            let judge: Judge = Box::new(|seen, watched| {
+                if watched == true {
+                    Finding::Reached(format!("an answer for {SPOOFED} passed on the host"))
+                } else {
+                    Finding::Blocked(format!("none passed on the host: {}", brief(seen)))
+                }
+            });
+            Ok(Scene::new("neighbour_spoof", params, judge)
+                .watching(move |_| frames.heard(&mark).is_some().into()))
+        },
+        ..NETWORK
+    },
+    Case {
+        name: "network_neighbours",
+        attempt: "lists the neighbours on the network with their hardware addresses",
+        watch: "the hardware addresses of its own neighbours",
+        expected: "none of them",
+        stage: |_| {
+            // proc_net(5): address, type, flags, hardware address, mask, interface.
+            let own: Vec<String> = std::fs::read_to_string("/proc/net/arp")?
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_whitespace().nth(3))
+                .filter(|address| *address != "00:00:00:00:00:00")
+                .map(str::to_owned)
+                .collect();
+            if own.is_empty() {
+                return Err(Obstacle("this host knows no neighbours now".to_owned()));
+            }
+            let judge: Judge = Box::new(move |seen, _| {
+                let text = seen.to_string();
+                match own.iter().find(|address| text.contains(*address)) {
+                    Some(address) => Finding::Reached(format!("the host's neighbour {address}")),
+                    None => Finding::Blocked(format!("none of the host's: {}", brief(seen))),
+                }
+            });
+            let params = json!({ "paths": ["/proc/net/arp"] });
+            Ok(Scene::new("read", params, judge))
         },
         ..NETWORK
     },

@@ -206,6 +206,68 @@ pub(super) const ALL: &[Case] = &[
         ..PRIVILEGE
     },
     Case {
+        name: "privilege_io_uring",
+        attempt: "makes a ring for system calls (io_uring), which no filter of system calls sees into",
+        expected: "refused, without asking for it",
+        stage: |stage| {
+            let judge = confinement(stage, "a ring", is_ok("/ring"));
+            Ok(Scene::new("io_ring", Value::Null, judge))
+        },
+        ..PRIVILEGE
+    },
+    Case {
+        name: "privilege_exec_confinement",
+        attempt: "looks at the capabilities and the filter of system calls of a process that is added to the container (exec)",
+        watch: "what that process says, beside the first one",
+        expected: "docker's capabilities and a filter, without asking for it, and no more than the first process has",
+        stage: |stage| {
+            let less_confined = |both: &Value| {
+                let of = |who: &str, what: &str| both[who][what].as_str().unwrap_or("?").to_owned();
+                let set = |who: &str, what: &str| u64::from_str_radix(&of(who, what), 16);
+                let more = ["effective", "bounding"].into_iter().any(|what| {
+                    let (first, added) = (set("first", what), set("added", what));
+                    let allowed = DEFAULT_CAPABILITIES & first.unwrap_or(0);
+                    added.unwrap_or(u64::MAX) & !allowed != 0
+                });
+                more || of("added", "filter") != "2"
+                    || of("added", "no_new_privileges") < of("first", "no_new_privileges")
+            };
+            let what = "an added process is confined less";
+            let judge = of_added(confinement(stage, what, less_confined));
+            Ok(Scene::new("confinement", Value::Null, judge).adding())
+        },
+        ..PRIVILEGE
+    },
+    Case {
+        name: "privilege_exec_namespaces",
+        attempt: "looks at the namespaces and the control group of a process that is added to the container (exec)",
+        watch: "what that process says, beside the first one, and its own namespaces",
+        expected: "the first process's, and none of the host's",
+        profile: Profile::Granted,
+        control: Profile::Host,
+        stage: |stage| {
+            let here = stage.host.boot_id.clone();
+            let mut own = Vec::new();
+            for kind in ["ipc", "net", "pid", "uts"] {
+                let target = std::fs::read_link(format!("/proc/self/ns/{kind}"))?;
+                own.push((kind, target.to_string_lossy().into_owned()));
+            }
+            let outside = move |both: &Value| {
+                let (first, added) = (&both["first"], &both["added"]);
+                let is_ours = |(kind, target): &(&str, String)| {
+                    added["namespaces"][*kind].as_str() == Some(target.as_str())
+                };
+                first["namespaces"] != added["namespaces"]
+                    || first["control_group"] != added["control_group"]
+                    || both["boot_id"] == here && own.iter().any(is_ours)
+            };
+            let what = "an added process is outside of the container";
+            let judge = of_added(confinement(stage, what, outside));
+            Ok(Scene::new("confinement", Value::Null, judge).adding())
+        },
+        ..PRIVILEGE
+    },
+    Case {
         name: "privilege_user_namespace",
         attempt: "makes a user namespace, in which it has every capability",
         stage: |stage| {
@@ -270,3 +332,12 @@ pub(super) const ALL: &[Case] = &[
         ..PRIVILEGE
     },
 ];
+
+/// The judgement of the first process and of one that was added to it, together.
+fn of_added(judge: Judge) -> Judge {
+    Box::new(move |seen, watched| {
+        let added = &watched["added"];
+        let both = json!({ "boot_id": added["boot_id"], "first": seen, "added": added });
+        judge(&both, &Value::Null)
+    })
+}

@@ -1,6 +1,6 @@
 //! Multi-tenant: two containers of the same kind, one of which looks for the other.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{brief, reads_secret};
 use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Threat};
@@ -181,6 +181,75 @@ pub(super) const ALL: &[Case] = &[
             });
             let params = json!({ "paths": ["/proc/sys/kernel/random/boot_id"] });
             Ok(Scene::new("read", params.clone(), judge).beside("read", params))
+        },
+        ..TENANT
+    },
+    Case {
+        name: "tenant_domain_name",
+        attempt: "reads the domain's name, after another container gave the machine one",
+        stage: |_| {
+            const FILE: &str = "/proc/sys/kernel/domainname";
+            let (secret, before) = (host::token()?, std::fs::read_to_string(FILE)?);
+            let judge = reads_secret(SECRET, secret.clone());
+            Ok(Scene::new("read", json!({ "paths": [FILE] }), judge)
+                .beside("write_files", json!({ "paths": [FILE], "text": secret }))
+                .keeping(Leftover(Box::new(move || {
+                    let _ = std::fs::write(FILE, &before);
+                }))))
+        },
+        ..TENANT
+    },
+    Case {
+        name: "tenant_clock",
+        attempt: "asks what the clock is said to be wrong by, after another container set that (adjtimex)",
+        expected: "each has a clock of its own",
+        control: Profile::Granted,
+        stage: |_| {
+            // More than it is without being set, and less than the kernel takes for broken (kernel/time/ntp.c).
+            let value = 200_000 + host::key()? % 100_000;
+            let before = raw::clock_error(None)?;
+            let judge: Judge = Box::new(move |seen, _| {
+                if seen["found"] == value {
+                    Finding::Reached("the clock that the other set".to_owned())
+                } else {
+                    Finding::Blocked(format!("another clock: {}", brief(seen)))
+                }
+            });
+            Ok(Scene::new("clock_error", Value::Null, judge)
+                .beside("set_clock_error", json!({ "value": value }))
+                .keeping(Leftover(Box::new(move || {
+                    let _ = raw::clock_error(Some(before));
+                }))))
+        },
+        ..TENANT
+    },
+    // The last of its profile: it ends its container.
+    Case {
+        name: "tenant_kernel_panic",
+        attempt: "has its kernel panic; where that is the host's, opens what does that for writing, and writes nothing",
+        watch: "whether another container still answers",
+        expected: "its own run ends, and nothing else",
+        control: Profile::Granted,
+        stage: |stage| {
+            super::there(&["/proc/sysrq-trigger", "/proc/sys/vm/panic_on_oom"])?;
+            let opened =
+                super::of_this_kernel(stage, "what makes it panic is writable", super::opens_one);
+            let judge: Judge = Box::new(move |seen, watched| {
+                let Some(said) = seen["ended"].as_str() else {
+                    return opened(seen, watched);
+                };
+                let (before, after) = (&watched["peer"], &watched["peer_again"]);
+                if before["boot_id"].is_string() && before["boot_id"] == after["boot_id"] {
+                    Finding::Blocked(format!("the other one runs; its own run ended: {said}"))
+                } else {
+                    Finding::Reached(format!("the other one is gone too: {after}"))
+                }
+            });
+            let params = json!({ "host": stage.host.boot_id });
+            let peer = json!({ "paths": ["/proc/sys/kernel/random/boot_id"] });
+            Ok(Scene::new("crash", params, judge)
+                .beside("read", peer)
+                .ending())
         },
         ..TENANT
     },

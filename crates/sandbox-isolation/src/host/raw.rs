@@ -46,13 +46,17 @@ pub(crate) fn handle_of(path: &Path) -> nix::Result<(i32, Vec<u8>)> {
     Ok((kind, bytes))
 }
 
-/// Has a packet socket take only frames of Ethernet, as the loopback interface's are, with IPv4 packets from this address
-/// (socket(7), `SO_ATTACH_FILTER`).
-pub(crate) fn keep_from_source(socket: &OwnedFd, source: Ipv4Addr) -> nix::Result<()> {
-    // Behind the addresses of the frame, and behind the first words of the packet (RFC 791).
+/// Has a packet socket take only frames of Ethernet, as the loopback interface's are, of this type, which have this address so many
+/// bytes behind their header (socket(7), `SO_ATTACH_FILTER`).
+pub(crate) fn keep_from_source(
+    socket: &OwnedFd,
+    ether_type: u32,
+    source_at: u32,
+    source: Ipv4Addr,
+) -> nix::Result<()> {
+    // Behind the addresses of the frame.
     const ETHER_TYPE_AT: u32 = 12;
-    const SOURCE_AT: u32 = 14 + 12;
-    const IPV4: u32 = 0x0800;
+    const HEADER: u32 = 14;
     let step = |code: u32, jf: u8, k: u32| libc::sock_filter {
         code: u16::try_from(code).unwrap_or(u16::MAX),
         jt: 0,
@@ -62,8 +66,12 @@ pub(crate) fn keep_from_source(socket: &OwnedFd, source: Ipv4Addr) -> nix::Resul
     let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let mut program = [
         step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, ETHER_TYPE_AT),
-        step(equal, 3, IPV4),
-        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, SOURCE_AT),
+        step(equal, 3, ether_type),
+        step(
+            libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+            0,
+            HEADER + source_at,
+        ),
         step(equal, 1, source.to_bits()),
         step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
         step(libc::BPF_RET | libc::BPF_K, 0, 0),
@@ -171,4 +179,18 @@ pub(crate) fn forget_posix_queue(name: &str) {
         // SAFETY: the name ends with a zero.
         unsafe { libc::mq_unlink(name.as_ptr()) };
     }
+}
+
+/// The clock's estimated error in microseconds (adjtimex(2), `esterror`), which is set first if a value is given. Nothing but who asks
+/// for it goes by it.
+pub(crate) fn clock_error(set: Option<i64>) -> nix::Result<i64> {
+    // SAFETY: a structure of numbers, for which all zeros is a value: nothing to be changed.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    if let Some(value) = set {
+        clock.modes = libc::ADJ_ESTERROR;
+        clock.esterror = value;
+    }
+    // SAFETY: the kernel reads and writes one structure that lives through the call.
+    Errno::result(unsafe { libc::adjtimex(&raw mut clock) })?;
+    Ok(clock.esterror)
 }

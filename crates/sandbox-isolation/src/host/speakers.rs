@@ -153,20 +153,32 @@ fn readable(socket: &impl AsFd) -> bool {
     poll(&mut wait, PollTimeout::from(LOOK_MS)).is_ok_and(|ready| ready > 0)
 }
 
+/// Who is heard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source {
+    /// The source of IPv4 packets (RFC 791).
+    Ipv4(Ipv4Addr),
+    /// The sender in ARP (RFC 826).
+    Arp(Ipv4Addr),
+}
+
 /// Hears every frame of this machine's interfaces.
 pub(crate) struct Frames(OwnedFd);
 
 impl Frames {
     /// Those from this address, from now on. No others: what else passes on a machine with much to do would fill the buffer, and
     /// the frame that is waited for would be dropped.
-    pub(crate) fn listen(source: Ipv4Addr) -> nix::Result<Self> {
+    pub(crate) fn listen(source: Source) -> nix::Result<Self> {
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
             Some(SockProtocol::EthAll),
         )?;
-        raw::keep_from_source(&socket, source)?;
+        match source {
+            Source::Ipv4(address) => raw::keep_from_source(&socket, 0x0800, 12, address)?,
+            Source::Arp(address) => raw::keep_from_source(&socket, 0x0806, 14, address)?,
+        }
         Ok(Self(socket))
     }
 
@@ -204,12 +216,12 @@ mod tests {
 
     #[test]
     fn frames_from_another_address_do_not_take_the_room() {
-        let frames = match Frames::listen(Ipv4Addr::LOCALHOST) {
+        let frames = match Frames::listen(Source::Ipv4(Ipv4Addr::LOCALHOST)) {
             // Packet sockets are not for everybody (CAP_NET_RAW).
             Err(nix::errno::Errno::EPERM) => return,
             frames => frames.unwrap(),
         };
-        let elsewhere = Frames::listen(Ipv4Addr::new(198, 51, 100, 7)).unwrap();
+        let elsewhere = Frames::listen(Source::Ipv4(Ipv4Addr::new(198, 51, 100, 7))).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         let to = receiver.local_addr().unwrap();
         let word = super::super::token().unwrap();

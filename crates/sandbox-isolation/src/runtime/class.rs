@@ -60,6 +60,8 @@ impl Runtime for ContainerdClass {
             command.args(words).arg(&container.name);
             command
         });
-        container.session(command, removal.into())
+        let mut added = Self::command();
+        added.args(["tasks", "exec", "--exec-id", "added", &container.name]);
+        container.session(command, added, removal.into())
     }
 }

@@ -80,6 +80,8 @@ impl Runtime for Sandbox {
             .args([image::NAME, image::PROBE, "serve"]);
         let mut removal = self.command();
         removal.args(["rm", "--force", &container.name]);
-        container.session(command, vec![removal])
+        let mut added = self.command();
+        added.args(["exec", &container.name]);
+        container.session(command, added, vec![removal])
     }
 }

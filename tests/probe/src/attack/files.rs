@@ -131,15 +131,19 @@ fn device_read(params: &Value) -> Value {
     json!({ "made": "ok", "opened": "ok", "read": look::io_outcome(read), "bytes": hex })
 }
 
-/// Makes a node of a device and writes `text` to it.
+/// Makes a node of a device and writes `text` to it, `times` times, opened anew each time: a kernel may slow down who has it open.
 fn device_write(params: &Value) -> Value {
     let path = match node(params) {
         Ok(path) => path,
         Err(errno) => return json!({ "made": look::error(errno) }),
     };
-    let opened = OpenOptions::new().write(true).open(&path);
+    let times = number(params, "times").clamp(1, 1000);
+    let write = |_: u64| {
+        let mut file = OpenOptions::new().write(true).open(&path)?;
+        file.write_all(text(params, "text").as_bytes())
+    };
+    let written = (0..times).try_for_each(write);
     let _ = fs::remove_file(&path);
-    let written = opened.and_then(|mut file| file.write_all(text(params, "text").as_bytes()));
     json!({ "made": "ok", "written": look::io_outcome(written) })
 }
 

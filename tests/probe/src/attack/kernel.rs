@@ -9,7 +9,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
-use super::{Attempt, raw, text, texts};
+use super::{Attempt, number, raw, text, texts};
+use crate::attempts::io_uring;
 use crate::look;
 
 pub(super) const ALL: &[Attempt] = &[
@@ -21,6 +22,13 @@ pub(super) const ALL: &[Attempt] = &[
     ("ports", ports),
     ("user_namespace_overlay", user_namespace_overlay),
     ("release_agent", release_agent),
+    ("io_ring", io_ring),
+    ("user_faults", user_faults),
+    ("packet_filter", packet_filter),
+    ("mount_context", mount_context),
+    ("clock_error", clock_error),
+    ("set_clock_error", set_clock_error),
+    ("crash", crash),
 ];
 
 /// What the kernel logged, by syslog(2) and by its device, as far as it has `text` in it.
@@ -153,4 +161,73 @@ fn release_agent(params: &Value) -> Value {
         }
     }
     json!({ "tried": tried })
+}
+
+/// Makes a ring for system calls (io_uring(7)) and has it make a Unix socket.
+fn io_ring(_: &Value) -> Value {
+    let ring = match io_uring::socket(nix::libc::AF_UNIX) {
+        Ok(()) => "ok".into(),
+        Err((step, errno)) => json!({ "step": step, "error": format!("{errno:?}") }),
+    };
+    json!({ "ring": ring })
+}
+
+/// Asks to handle faults of memory itself (userfaultfd(2)).
+fn user_faults(_: &Value) -> Value {
+    let made = raw::user_faults();
+    let result = json!({ "faults": look::outcome(made.as_ref().map_err(|errno| *errno)) });
+    keep(made);
+    result
+}
+
+/// Opens the kernel's packet filter (nf_tables) in user and network namespaces of its own (CVE-2024-1086).
+fn packet_filter(_: &Value) -> Value {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET) {
+        return json!({ "namespace": look::error(errno) });
+    }
+    let made = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    );
+    json!({ "namespace": "ok", "filter": look::outcome(made) })
+}
+
+/// Begins a mount in user and mount namespaces of its own by fsopen(2) (CVE-2022-0185).
+fn mount_context(_: &Value) -> Value {
+    if let Err(errno) = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS) {
+        return json!({ "namespace": look::error(errno) });
+    }
+    json!({ "namespace": "ok", "context": look::outcome(raw::mount_context("tmpfs")) })
+}
+
+/// What the clock is said to be wrong by, in microseconds: a number that whoever may set the clock may set, and that changes nothing.
+fn clock_error(_: &Value) -> Value {
+    json!({ "found": look::or_error(raw::clock_error(None)) })
+}
+
+/// Sets it to `value`.
+fn set_clock_error(params: &Value) -> Value {
+    let value = i64::try_from(number(params, "value")).unwrap_or(0);
+    json!({ "set": look::outcome(raw::clock_error(Some(value))) })
+}
+
+/// Opens what makes a kernel panic for writing; and makes it panic only where it is known to be another than `host`, the boot_id of
+/// the host's kernel.
+fn crash(params: &Value) -> Value {
+    const TRIGGER: &str = "/proc/sysrq-trigger";
+    let files = [TRIGGER, "/proc/sys/vm/panic_on_oom"].map(|path| {
+        let opened = std::fs::OpenOptions::new().write(true).open(path);
+        (path.to_owned(), json!({ "open": look::io_outcome(opened) }))
+    });
+    let files: serde_json::Map<_, _> = files.into_iter().collect();
+    let (own, host) = (super::boot_id(), text(params, "host"));
+    if own.is_empty() || host.is_empty() || own == host {
+        return json!({ "files": files });
+    }
+    // Kernel `Documentation/admin-guide/sysrq.rst`: "c" is a crash.
+    let crashed = std::fs::write(TRIGGER, "c");
+    json!({ "files": files, "crashed": look::io_outcome(crashed) })
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use super::{Attempt, number, text};
+use super::{Attempt, number, raw, text};
 use crate::attempts::io_uring;
 use crate::look;
 
@@ -30,6 +30,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("vsock", vsock),
     ("device_events", device_events),
     ("datagrams", datagrams),
+    ("neighbour_spoof", neighbour_spoof),
 ];
 
 /// How long who listens may take to answer. Where nobody does, the kernel says so at once.
@@ -333,4 +334,33 @@ fn vsock(_: &Value) -> Value {
             Err((step, errno)) => json!({ "step": step, "error": format!("{errno:?}") }),
         },
     })
+}
+
+/// Says on its loopback interface that an address, `source`, is its own: an unasked answer of ARP (RFC 826), with `text` behind it.
+fn neighbour_spoof(params: &Value) -> Value {
+    const HARDWARE: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+    let socket = socket(
+        AddressFamily::Packet,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(errno) => return json!({ "socket": look::error(errno) }),
+    };
+    let Ok(source) = text(params, "source").parse::<std::net::Ipv4Addr>() else {
+        return json!({ "error": "no address" });
+    };
+    // To all, from this address, ARP; Ethernet, IPv4, their lengths, an answer; then sender and target.
+    let mut frame = vec![0xff; 6];
+    frame.extend_from_slice(&HARDWARE);
+    frame.extend_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
+    frame.extend_from_slice(&HARDWARE);
+    frame.extend_from_slice(&source.octets());
+    frame.extend_from_slice(&[0xff; 6]);
+    frame.extend_from_slice(&source.octets());
+    frame.extend_from_slice(text(params, "text").as_bytes());
+    let sent = raw::send_frame(&socket, "lo", &frame);
+    json!({ "socket": "ok", "sent": look::outcome(sent) })
 }

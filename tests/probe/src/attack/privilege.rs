@@ -16,6 +16,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("system_calls", system_calls),
     ("join_namespaces", join_namespaces),
     ("host_name", host_name),
+    ("confinement", confinement),
 ];
 
 /// The sets of capabilities, and what else holds a process back.
@@ -100,5 +101,28 @@ fn host_name(_: &Value) -> Value {
     json!({
         "name": look::text("/proc/sys/kernel/hostname"),
         "domain": look::text("/proc/sys/kernel/domainname"),
+    })
+}
+
+/// What this process is confined to: capabilities, filter, control group, namespaces.
+fn confinement(_: &Value) -> Value {
+    let namespaces = fs::read_dir("/proc/self/ns")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let namespaces: Map<String, Value> = namespaces
+        .map(|entry| {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name, target.to_string_lossy().into())
+        })
+        .collect();
+    json!({
+        "effective": look::status("CapEff"),
+        "bounding": look::status("CapBnd"),
+        "filter": look::status("Seccomp"),
+        "no_new_privileges": look::status("NoNewPrivs"),
+        "control_group": look::lines("/proc/self/cgroup"),
+        "namespaces": namespaces,
     })
 }

@@ -346,3 +346,59 @@ pub(super) fn pages_in_memory(file: &std::fs::File, bytes: usize) -> nix::Result
     let there = pages.iter().filter(|page| **page & 1 == 1).count();
     Ok((there, pages.len()))
 }
+
+/// userfaultfd(2), also for faults within the kernel.
+pub(super) fn user_faults() -> nix::Result<OwnedFd> {
+    by_numbers(libc::SYS_userfaultfd, [libc::O_CLOEXEC.into(), 0, 0, 0, 0]).and_then(owned)
+}
+
+/// fsopen(2).
+pub(super) fn mount_context(kind: &str) -> nix::Result<OwnedFd> {
+    const FSOPEN_CLOEXEC: c_long = 1;
+    let kind = c_text(kind)?;
+    // SAFETY: the name ends with a zero and lives through the call.
+    let result = unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) };
+    Errno::result(result).and_then(owned)
+}
+
+/// adjtimex(2): the clock's estimated error (`esterror`), which is set first if a value is given.
+pub(super) fn clock_error(set: Option<i64>) -> nix::Result<i64> {
+    // SAFETY: a structure of numbers, for which all zeros is a value: nothing to be changed.
+    let mut clock: libc::timex = unsafe { std::mem::zeroed() };
+    if let Some(value) = set {
+        clock.modes = libc::ADJ_ESTERROR;
+        clock.esterror = value;
+    }
+    // SAFETY: the kernel reads and writes one structure that lives through the call.
+    Errno::result(unsafe { libc::adjtimex(&raw mut clock) })?;
+    Ok(clock.esterror)
+}
+
+/// Sends a frame through the interface of this name by a packet socket (packet(7)).
+pub(super) fn send_frame(socket: &OwnedFd, interface: &str, frame: &[u8]) -> nix::Result<()> {
+    let name = c_text(interface)?;
+    // SAFETY: the name ends with a zero and lives through the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(Errno::last());
+    }
+    // SAFETY: a structure of numbers.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = u16::try_from(libc::AF_PACKET).map_err(|_| Errno::EINVAL)?;
+    to.sll_ifindex = i32::try_from(index).map_err(|_| Errno::EINVAL)?;
+    to.sll_halen = 6;
+    to.sll_addr[..6].fill(0xff);
+    let length = u32::try_from(size_of_val(&to)).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the kernel reads the frame and an address of this length, which live through the call.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            length,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
