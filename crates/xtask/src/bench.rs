@@ -21,7 +21,7 @@ pub(crate) struct BenchArgs {
     /// The driver to measure [default: kvm where KVM runs kernels, else qemu]
     #[arg(long, value_enum)]
     driver: Option<Driver>,
-    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage, network
+    /// Only these parts: start, task, exec, at-once, stdio, memory, compute, storage, files, page-cache, disk, network, noise
     #[arg(long = "only", value_name = "PART")]
     only: Vec<String>,
     /// How often each subject is measured

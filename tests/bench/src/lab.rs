@@ -49,7 +49,14 @@ pub(crate) struct Given<'a> {
     pub(crate) root: PathBuf,
     /// A folder of the host's that is [`SHARED`] in the container.
     pub(crate) shared: Option<&'a Path>,
+    /// Whether it has no network, one processor, [`LIMIT_MIB`] of memory and [`LIMIT_PROCESSES`].
+    pub(crate) limited: bool,
 }
+
+/// Memory of a container that has limits, in MiB.
+const LIMIT_MIB: u64 = 256;
+/// Its processes.
+const LIMIT_PROCESSES: u64 = 256;
 
 /// Where a folder of the host's is.
 pub(crate) const SHARED: &str = "/shared";
@@ -244,6 +251,7 @@ impl Lab {
             image: IMAGE,
             root: self.root(),
             shared: None,
+            limited: false,
         }
     }
 
@@ -268,6 +276,17 @@ impl Lab {
                     .map(|folder| format!("{}:{SHARED}", folder.display()));
                 if let Some(volume) = &volume {
                     options.extend(["-v", volume]);
+                }
+                let memory = format!("--memory={LIMIT_MIB}m");
+                let processes = format!("--pids-limit={LIMIT_PROCESSES}");
+                if given.limited {
+                    let limits = [
+                        "--network=none",
+                        "--cpus=1",
+                        memory.as_str(),
+                        processes.as_str(),
+                    ];
+                    options.extend(limits);
                 }
                 options.push(given.image);
                 self.sandboxctl(subject, &[&options[..], arguments].concat())
@@ -356,6 +375,16 @@ impl Lab {
             mounts.push(json!({
                 "destination": SHARED, "type": "bind", "source": shared, "options": ["rbind", "rw"],
             }));
+        }
+        if given.limited {
+            spec["linux"]["resources"] = json!({
+                "cpu": { "period": 100_000, "quota": 100_000 },
+                "memory": { "limit": LIMIT_MIB << 20 },
+                "pids": { "limit": LIMIT_PROCESSES },
+            });
+            if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+                namespaces.push(json!({ "type": "network" }));
+            }
         }
         fs::write(folder.join("config.json"), serde_json::to_vec(&spec)?)?;
         let mut command = self.runc();

@@ -7,6 +7,7 @@ mod exec;
 mod files;
 mod memory;
 mod network;
+mod noise;
 mod page_cache;
 mod start;
 mod stdio;
@@ -34,6 +35,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("page-cache", page_cache::measure),
     ("disk", disk::measure),
     ("network", network::measure),
+    ("noise", noise::measure),
 ];
 
 /// Who is reached from a command line; what others are compared with comes first.

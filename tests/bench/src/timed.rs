@@ -122,6 +122,18 @@ impl Timed {
         Ok(stdin.write_all(bytes)?)
     }
 
+    /// Has what it writes from now on read and forgotten.
+    ///
+    /// # Errors
+    /// When there are no more descriptors.
+    pub(crate) fn forget_output(&self) -> Result<()> {
+        use std::os::fd::AsFd as _;
+        let mut output = File::from(self.stdout.get_ref().as_fd().try_clone_to_owned()?);
+        // Until there is no more.
+        std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
+        Ok(())
+    }
+
     /// Closes its input: nothing more comes.
     pub(crate) fn close(&mut self) {
         self.stdin = None;

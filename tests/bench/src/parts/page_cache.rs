@@ -58,6 +58,7 @@ fn prepare(lab: &Lab) -> Result<Given<'static>> {
         image: LARGE,
         root,
         shared: None,
+        limited: false,
     })
 }
 
