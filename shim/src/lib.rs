@@ -24,6 +24,7 @@ mod lifecycle;
 mod log;
 mod memory;
 mod pod;
+mod privileges;
 mod program;
 mod sandbox;
 mod server;

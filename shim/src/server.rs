@@ -22,7 +22,7 @@ use crate::flags::Flags;
 use crate::pod::Pod;
 use crate::sandbox::SandboxService;
 use crate::task::TaskService;
-use crate::{log, start};
+use crate::{log, privileges, start};
 
 /// Takes the listening socket from standard input, and puts nothing in its place.
 fn inherited_listener() -> Result<StdListener, ShimError> {
@@ -52,6 +52,7 @@ fn inherited_listener() -> Result<StdListener, ShimError> {
 /// # Errors
 /// [`ShimError`] when it cannot begin.
 pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
+    privileges::drop_what_is_not_needed()?;
     let listener = inherited_listener()?;
     let bundle = start::bundle(flags)?;
     log::install(&bundle, flags.debug);
