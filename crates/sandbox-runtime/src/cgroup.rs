@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::XattrFlags;
-use sandbox_types::MemMib;
+use sandbox_types::{MemMib, VcpuCount};
 use serde::{Deserialize, Serialize};
 
 use crate::cleanup::{CleanupError, Record};
+use crate::config::Config;
 
 mod hierarchy;
 mod path;
@@ -30,6 +31,8 @@ pub use path::{CgroupPath, CgroupPathError};
 /// Processes and threads of a sandbox on the host. Its user may have 1024 ([`crate::jail`]), the shim some 600, and the rest is
 /// for virtiofsd, hooks and loggers.
 const MAX_PIDS: u64 = 4096;
+/// Processor time is given out for each of these, in microseconds: the kernel's default (`cpu.max`).
+const CPU_PERIOD_US: u64 = 100_000;
 /// How long a group may stay busy after its processes were killed.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until it is tried again; version 1 tells nobody when a group gets empty.
@@ -84,33 +87,51 @@ fn set(path: &Path, value: &str) -> Result<(), CgroupError> {
 }
 
 /// What a sandbox may have on the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// In bytes.
     memory: Option<u64>,
+    /// Processor time, in microseconds of each [`CPU_PERIOD_US`].
+    cpu_quota_us: Option<u64>,
 }
 
 impl Limits {
-    /// For a guest of this size; memory is only limited where an overhead is configured.
-    pub(crate) fn new(guest: MemMib, overhead_mib: Option<u32>) -> Self {
+    /// For a machine of this size; memory and processor time are only limited where an overhead is configured. Time is by the machine's
+    /// processors and not by the containers' limits: those may change while it runs, up to its processors, and are the guest's.
+    pub(crate) fn new(memory: MemMib, vcpus: VcpuCount, config: &Config) -> Self {
         let bytes = |mib: u64| mib.saturating_mul(1 << 20);
+        let quota = |percent: u32| {
+            let percent = u64::from(vcpus.get()) * 100 + u64::from(percent);
+            percent.saturating_mul(CPU_PERIOD_US / 100)
+        };
+        let memory_overhead = config.sandbox_memory_overhead_mib;
         Self {
-            memory: overhead_mib.map(|mib| bytes(u64::from(guest.get()) + u64::from(mib))),
+            memory: memory_overhead.map(|mib| bytes(u64::from(memory.get()) + u64::from(mib))),
+            cpu_quota_us: config.sandbox_cpu_overhead_percent.map(quota),
         }
     }
 
-    /// The files of a group that hold them.
-    fn files(self, hierarchy: &Hierarchy) -> Vec<(&'static str, u64)> {
-        let memory = match hierarchy.version {
-            Version::V1 => "memory.limit_in_bytes",
-            Version::V2 => "memory.max",
-        };
+    /// The files of a group that hold them, in the order in which they are to be written.
+    fn files(self, hierarchy: &Hierarchy) -> Vec<(&'static str, String)> {
         let mut files = Vec::new();
         if hierarchy.has("pids") {
-            files.push(("pids.max", MAX_PIDS));
+            files.push(("pids.max", MAX_PIDS.to_string()));
         }
         if let (true, Some(bytes)) = (hierarchy.has("memory"), self.memory) {
-            files.push((memory, bytes));
+            let name = match hierarchy.version {
+                Version::V1 => "memory.limit_in_bytes",
+                Version::V2 => "memory.max",
+            };
+            files.push((name, bytes.to_string()));
+        }
+        if let (true, Some(quota)) = (hierarchy.has("cpu"), self.cpu_quota_us) {
+            match hierarchy.version {
+                Version::V1 => files.extend([
+                    ("cpu.cfs_period_us", CPU_PERIOD_US.to_string()),
+                    ("cpu.cfs_quota_us", quota.to_string()),
+                ]),
+                Version::V2 => files.push(("cpu.max", format!("{quota} {CPU_PERIOD_US}"))),
+            }
         }
         files
     }
@@ -205,7 +226,7 @@ impl Group {
 
     fn limit(&self, hierarchy: &Hierarchy, limits: Limits) -> Result<(), CgroupError> {
         for (name, value) in limits.files(hierarchy) {
-            set(&self.folder().join(name), &value.to_string())?;
+            set(&self.folder().join(name), &value)?;
         }
         Ok(())
     }

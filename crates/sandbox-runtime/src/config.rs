@@ -190,6 +190,10 @@ pub struct Config {
     /// When set, all that runs a sandbox may have this much more memory of the host's than its guest has, in MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_memory_overhead_mib: Option<u32>,
+    /// When set, all that runs a sandbox may have this much more processor time than its guest has processors, in hundredths of
+    /// one processor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox_cpu_overhead_percent: Option<u32>,
     /// Whether a guest under `kvm` gets image layers as memory that it shares with the host and all other guests.
     pub image_dax: bool,
     /// Whether pages that the guest frees go back to the host.
@@ -215,6 +219,8 @@ pub struct Config {
     pub kernel_arguments: String,
     /// Whether the processes that run the guest are jailed.
     pub jail: bool,
+    /// Whether what serves shared folders may open files by handles, which takes `CAP_DAC_READ_SEARCH`.
+    pub share_file_handles: bool,
     /// When set, the shim keeps a JSON array of timeline marks here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeline: Option<PathBuf>,
@@ -249,6 +255,7 @@ impl Default for Config {
             memory_mib: 512,
             memory_overhead_mib: 96,
             sandbox_memory_overhead_mib: None,
+            sandbox_cpu_overhead_percent: None,
             image_dax: true,
             free_page_reporting: true,
             vcpus: 1,
@@ -260,6 +267,7 @@ impl Default for Config {
             boot_timeout_s: 60,
             kernel_arguments: String::new(),
             jail: true,
+            share_file_handles: true,
             timeline: None,
             jail_users: UserRange::default(),
             pod_overrides: Vec::new(),

@@ -45,8 +45,6 @@ const SYSTEM: [&str; 6] = [
 /// thereafter.
 const VIRTIOFSD: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
-    // File handles instead of a descriptor for each file that the guest knows.
-    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETGID)
@@ -54,6 +52,9 @@ const VIRTIOFSD: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN)
     .union(CapabilitySet::SETPCAP);
+
+/// What it has beside that to open files by handles, instead of keeping a descriptor of each file that the guest knows.
+const BY_HANDLE: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]
@@ -224,11 +225,16 @@ impl SandboxJail {
     }
 
     /// For virtiofsd, which serves files of every user, and makes its own root and namespaces.
-    pub(crate) fn virtiofsd(&self, open_files: u64) -> JailConfig {
+    pub(crate) fn virtiofsd(&self, open_files: u64, file_handles: bool) -> JailConfig {
+        let capabilities = if file_handles {
+            VIRTIOFSD.union(BY_HANDLE)
+        } else {
+            VIRTIOFSD
+        };
         JailConfig {
             user: None,
             root: None,
-            capabilities: VIRTIOFSD.bits(),
+            capabilities: capabilities.bits(),
             limits: JailLimits {
                 open_files,
                 processes: None,

@@ -16,7 +16,10 @@ pub(crate) const CASES: &[Case] = &[
     ("cgroup_holds_what_runs_the_guest", holds),
     ("cgroup_of_a_killed_shim_is_removed", killed_shim),
     ("cgroup_that_cannot_be_had_is_done_without", without),
-    ("cgroup_limits_memory_where_configured", limited),
+    (
+        "cgroup_limits_memory_and_processors_where_configured",
+        limited,
+    ),
 ];
 
 /// The shim that serves, not the one that started it.
@@ -175,7 +178,7 @@ fn limited(world: &World) -> Result<()> {
     let config = world.path().join("limited.toml");
     fs::write(
         &config,
-        "memory_mib = 256\nsandbox_memory_overhead_mib = 300\n",
+        "memory_mib = 256\nvcpus = 2\nsandbox_memory_overhead_mib = 300\nsandbox_cpu_overhead_percent = 50\n",
     )?;
     let arguments = ["run", "--rm", "-i", "demo", "sh", "-c", "echo up; cat"];
     let mut command = world.sandboxctl_command(&arguments);
@@ -187,6 +190,13 @@ fn limited(world: &World) -> Result<()> {
     ensure!(path.starts_with("/sandboxctl/"), "it is in {path}");
     let limit = number(&folder, ["memory.limit_in_bytes", "memory.max"])?;
     ensure!(limit == (256 + 300) << 20, "the limit is {limit}");
+    let (_, time) = group(monitor, "cpu")?;
+    let text = ["cpu.cfs_quota_us", "cpu.max"]
+        .iter()
+        .find_map(|name| fs::read_to_string(time.join(name)).ok())
+        .context("no limit of processor time")?;
+    let quota = text.split_whitespace().next();
+    ensure!(quota == Some("250000"), "of 100 ms it may have {text} µs");
     running.close_stdin();
     running.finish()?.expect_code(0)?;
     ensure!(!folder.exists(), "{} is left", folder.display());

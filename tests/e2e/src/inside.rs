@@ -23,6 +23,9 @@ pub(crate) const CASES: &[Case] = &[
     ("inside_ended_processes_leave_nothing", processes),
 ];
 
+/// The guest's kernel is the same under every driver.
+pub(crate) const ABOVE: &[Case] = &[("inside_kernel_is_hardened", hardened)];
+
 /// How far the guest's clock may be from the host's: as long as the message that sets it may take, where the guest is emulated
 /// on a machine with much to do.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3);
@@ -240,6 +243,42 @@ fn processes(world: &World) -> Result<()> {
             ]),
         )?;
         ensure!(line == "end", "a zombie is left: {line}");
+        Ok(())
+    })
+}
+
+/// By a process that has every capability and may make and open any device. In a kernel that had them, `kexec_load` would say EINVAL to so many
+/// segments, and `init_module` EFAULT to no module.
+fn hardened(world: &World) -> Result<()> {
+    let script = "echo $(cat /proc/sys/kernel/panic /proc/sys/kernel/panic_on_oops) $(busybox ls /proc | busybox grep -E '^(kcore|modules)$') \
+        $(busybox mknod /dev/memory c 1 1 && cat /dev/memory 2>&1 | busybox head -c 200); exec sleep 1000";
+    let mut spec = bundle::spec(&["busybox", "sh", "-c", script]);
+    let mut all = spec["process"]["capabilities"]["bounding"].clone();
+    if let Some(all) = all.as_array_mut() {
+        all.extend(["CAP_SYS_BOOT", "CAP_SYS_MODULE", "CAP_SYS_RAWIO"].map(Value::from));
+    }
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = all.clone();
+    }
+    let capabilities = spec["process"]["capabilities"].clone();
+    spec["linux"]["resources"] = json!({ "devices": [{ "allow": true, "access": "rwm" }] });
+    with_container(world, &spec, |shim, line| {
+        // A panic is the end at once, an oops is a panic; then the list of files, which is empty; then what became of memory.
+        let rest = line
+            .strip_prefix("-1 1 cat: ")
+            .with_context(|| line.clone())?;
+        ensure!(rest.contains("No such device"), "{line}");
+        let mut process = bundle::process(&[PROBE, "attempt", "system_calls"]);
+        process["capabilities"] = capabilities.clone();
+        let line = exec(shim, "e1", &process)?;
+        let calls = &json(&line)?["calls"];
+        for call in ["kexec_load", "init_module"] {
+            ensure!(calls[call]["outcome"] == "ENOSYS", "{call}: {line}");
+        }
+        let mut process = bundle::process(&[PROBE, "attempt", "load_module"]);
+        process["capabilities"] = capabilities;
+        let line = exec(shim, "e2", &process)?;
+        ensure!(json(&line)?["loaded"]["error"] == "ENOSYS", "{line}");
         Ok(())
     })
 }

@@ -20,10 +20,15 @@ pub(crate) const CASES: &[Case] = &[
     ("jail_holds_what_runs_the_guest", jailed),
     ("jail_holds_what_serves_files", file_server),
     (
+        "jail_of_what_serves_files_may_do_without_handles",
+        file_server_without_handles,
+    ),
+    (
         "jail_users_of_two_sandboxes_differ_and_are_free_afterwards",
         users_differ,
     ),
     ("jail_can_be_done_without", without_jail),
+    ("jail_shim_keeps_of_root_what_it_needs", shim_is_bounded),
 ];
 
 /// The first user of the default range.
@@ -33,6 +38,10 @@ const NO_CAPABILITIES: &str = "0000000000000000";
 /// what its first process, which serves nothing, makes their root with (`SETPCAP`, `SYS_ADMIN`).
 const FILE_SERVER: u64 =
     1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31 | 1 << 8 | 1 << 21;
+
+/// What the shim keeps as long as it serves (`CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `KILL`, `NET_ADMIN`, `SYS_PTRACE`,
+/// `SYS_ADMIN`).
+const SHIM: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 19 | 1 << 21;
 
 /// The fields of a status file of `/proc` (proc_pid_status(5)).
 fn status(path: &Path) -> Result<BTreeMap<String, String>> {
@@ -281,30 +290,60 @@ fn jailed(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// Looks at every process of virtiofsd, which may have no more than these capabilities, and of which one is filtered, which serves.
+fn expect_file_server(world: &World, capabilities: u64) -> Result<()> {
+    let servers = sandbox_harness::leaks::processes(world.path());
+    let mut servers = servers
+        .iter()
+        .filter(|process| process.command.contains("virtiofsd --fd"));
+    let mut filtered = 0;
+    servers.try_for_each(|process| -> Result<()> {
+        let it = Looked::at(process.pid)?;
+        let has = u64::from_str_radix(it.field("CapPrm"), 16)?;
+        ensure!(has & !capabilities == 0, "capabilities {has:x}");
+        it.expect(&[("CapInh", NO_CAPABILITIES), ("NoNewPrivs", "1")])?;
+        it.expect_namespaces(&["mnt", "pid", "net", "ipc", "uts", "cgroup"])?;
+        it.expect_limits(&["Max core file size", "Max locked memory"])?;
+        it.expect_no_environment()?;
+        filtered += u32::from(it.field("Seccomp") == "2");
+        Ok(())
+    })?;
+    ensure!(filtered > 0, "nobody serves files, filtered");
+    Ok(())
+}
+
 fn file_server(world: &World) -> Result<()> {
     let folder = world.path().join("shared");
     fs::create_dir(&folder)?;
     let volume = format!("{}:/shared", folder.display());
     let mut running = world.start_waiting(&["--rm", "-i", "-v", &volume])?;
-    let servers = sandbox_harness::leaks::processes(world.path());
-    let mut servers = servers
-        .iter()
-        .filter(|process| process.command.contains("virtiofsd --fd"));
-    let mut count = 0;
-    servers.try_for_each(|process| -> Result<()> {
-        let it = Looked::at(process.pid)?;
-        let has = u64::from_str_radix(it.field("CapPrm"), 16)?;
-        ensure!(has & !FILE_SERVER == 0, "capabilities {has:x}");
-        it.expect(&[("CapInh", NO_CAPABILITIES), ("NoNewPrivs", "1")])?;
-        it.expect_namespaces(&["mnt", "pid", "net", "ipc", "uts", "cgroup"])?;
-        it.expect_limits(&["Max core file size", "Max locked memory"])?;
-        it.expect_no_environment()?;
-        count += 1;
-        Ok(())
-    })?;
-    ensure!(count > 0, "nobody serves files");
+    expect_file_server(world, FILE_SERVER)?;
     running.close_stdin();
     running.finish()?.expect_code(0)?;
+    Ok(())
+}
+
+fn file_server_without_handles(world: &World) -> Result<()> {
+    let folder = world.path().join("shared");
+    fs::create_dir(&folder)?;
+    fs::write(folder.join("file"), "of the host\n")?;
+    let config = world.path().join("handles.toml");
+    fs::write(&config, "share_file_handles = false\n")?;
+    let volume = format!("{}:/shared", folder.display());
+    let script = "cat /shared/file; mv /shared/file /shared/moved; echo more >>/shared/moved; cat";
+    let arguments = [
+        "run", "--rm", "-i", "-v", &volume, "demo", "sh", "-c", script,
+    ];
+    let mut command = world.sandboxctl_command(&arguments);
+    command.env("SANDBOX_CONFIG", &config);
+    let mut running = Running::start(&mut command, world.setup().limit)?;
+    running.wait_for_line("of the host")?;
+    // `DAC_READ_SEARCH` is number 2.
+    expect_file_server(world, FILE_SERVER & !(1 << 2))?;
+    running.close_stdin();
+    running.finish()?.expect_code(0)?;
+    let text = fs::read_to_string(folder.join("moved"))?;
+    ensure!(text == "of the host\nmore\n", "{text}");
     Ok(())
 }
 
@@ -366,5 +405,35 @@ fn without_jail(world: &World) -> Result<()> {
     process::run(&mut command, b"", world.setup().limit)?
         .expect_code(0)?
         .expect_stdout("works\n")?;
+    Ok(())
+}
+
+fn shim_is_bounded(world: &World) -> Result<()> {
+    let mut running = world.start_waiting(&["--rm", "-i"])?;
+    let pid = world.process("containerd-shim-sandbox-v2")?.pid;
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?;
+    for thread in threads {
+        let file = thread?.path().join("status");
+        let status = match status(&file) {
+            Ok(status) => status,
+            // It has ended since it was listed.
+            Err(_) if !file.exists() => continue,
+            Err(error) => return Err(error),
+        };
+        let set = |name: &str| -> Result<u64> {
+            let text = status.get(name).map_or("", String::as_str);
+            u64::from_str_radix(text, 16).with_context(|| format!("{name}: {text:?}"))
+        };
+        for name in ["CapPrm", "CapEff"] {
+            ensure!(set(name)? & !SHIM == 0, "{name} is {:x}", set(name)?);
+        }
+        ensure!(
+            set("CapInh")? == 0 && set("CapAmb")? == 0,
+            "it hands some on"
+        );
+        ensure!(set("CapEff")? & (1 << 21) != 0, "it cannot mount");
+    }
+    running.close_stdin();
+    running.finish()?.expect_code(0)?;
     Ok(())
 }

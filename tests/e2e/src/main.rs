@@ -86,6 +86,7 @@ const ABOVE: &[&[Case]] = &[
     verbs::CASES,
     networks::CASES,
     isolation::CASES,
+    inside::ABOVE,
     containerd_task::CASES,
     containerd2::CASES,
     docker::CASES,

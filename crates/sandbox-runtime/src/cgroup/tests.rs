@@ -84,7 +84,7 @@ fn group_that_is_there_is_left_alone() {
         .map(|tree| (tree.hierarchy.clone(), tree.plan("/default/c1").unwrap()))
         .collect();
     fs::create_dir_all(taken.at("default/c1")).unwrap();
-    let attempt = Attempt::make(&planned, Limits { memory: None });
+    let attempt = Attempt::make(&planned, Limits::default());
     assert!(attempt.groups.is_empty());
     assert!(
         matches!(
@@ -165,24 +165,43 @@ fn cpuset_of_a_new_group_is_that_of_the_one_above() {
 
 #[test]
 fn limits_are_written_where_a_controller_takes_them() {
-    let guest = MemMib::new(256).unwrap();
-    let bytes = (256 + 64) << 20;
-    let of = |version, controllers: &[&str], overhead| {
+    let (memory, vcpus) = (MemMib::new(256).unwrap(), VcpuCount::new(2).unwrap());
+    let bytes = ((256 + 64) << 20).to_string();
+    let limited = Config {
+        sandbox_memory_overhead_mib: Some(64),
+        sandbox_cpu_overhead_percent: Some(50),
+        ..Config::default()
+    };
+    let of = |version, controllers: &[&str], config: &Config| {
         let tree = tree(version, controllers);
-        Limits::new(guest, overhead).files(&tree.hierarchy)
+        let files = Limits::new(memory, vcpus, config).files(&tree.hierarchy);
+        let lines = files.iter().map(|(name, value)| format!("{name}={value}"));
+        lines.collect::<Vec<_>>()
     };
     assert_eq!(
-        of(Version::V2, &["cpu", "memory", "pids"], Some(64)),
-        [("pids.max", MAX_PIDS), ("memory.max", bytes)]
+        of(Version::V2, &["cpu", "memory", "pids"], &limited),
+        [
+            format!("pids.max={MAX_PIDS}"),
+            format!("memory.max={bytes}"),
+            "cpu.max=250000 100000".to_owned(),
+        ]
     );
     assert_eq!(
-        of(Version::V1, &["memory"], Some(64)),
-        [("memory.limit_in_bytes", bytes)]
+        of(Version::V1, &["memory"], &limited),
+        [format!("memory.limit_in_bytes={bytes}")]
     );
-    assert_eq!(of(Version::V1, &["memory"], None), []);
+    assert_eq!(
+        of(Version::V1, &["cpu", "cpuacct"], &limited),
+        ["cpu.cfs_period_us=100000", "cpu.cfs_quota_us=250000"]
+    );
+    let none: [&str; 0] = [];
+    assert_eq!(
+        of(Version::V1, &["memory", "cpu"], &Config::default()),
+        none
+    );
     let tree = tree(Version::V1, &["pids"]);
     let group = tree.make("/c1");
-    let limits = Limits::new(guest, None);
+    let limits = Limits::default();
     assert!(group.limit(&tree.hierarchy, limits).is_err());
     fs::write(tree.at("c1/pids.max"), "max\n").unwrap();
     group.limit(&tree.hierarchy, limits).unwrap();

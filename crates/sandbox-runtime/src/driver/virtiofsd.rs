@@ -14,7 +14,7 @@ pub(super) fn start(
     let config = &request.plan.config;
     let mut launch = Launch::new("virtiofsd", config.virtiofsd_path()?);
     if let Some(jail) = request.jail {
-        let limits = jail.virtiofsd(open_files_hard_limit());
+        let limits = jail.virtiofsd(open_files_hard_limit(), config.share_file_handles);
         launch.jail_by(&config.monitor_path()?, limits, request.dir)?;
     }
     let fd = launch.pass(&listener)?;
@@ -29,6 +29,14 @@ pub(super) fn start(
         .arg("--xattr")
         // A device node in a shared folder would be a device of the host's for whoever can enter it there.
         .arg("--modcaps=-mknod")
+        .arg(format!(
+            "--inode-file-handles={}",
+            if config.share_file_handles {
+                "prefer"
+            } else {
+                "never"
+            }
+        ))
         .arg("--log-level=error")
         // Raising the hard limit takes CAP_SYS_RESOURCE, which a container has not; ours is raised to it instead.
         .arg(format!("--rlimit-nofile={}", open_files_hard_limit()));
@@ -42,7 +50,8 @@ pub(super) fn start(
     Ok((path, process))
 }
 
-/// The most descriptors a process may have without privilege; virtiofsd keeps one per file that the guest knows.
+/// The most descriptors a process may have without privilege; virtiofsd keeps one per file that the guest knows, where it may not or
+/// cannot open files by handles.
 fn open_files_hard_limit() -> u64 {
     const ENOUGH: u64 = 1_000_000;
     rustix::process::getrlimit(rustix::process::Resource::Nofile)

@@ -233,8 +233,8 @@ impl Supervisor {
         let mut record = Record::new(&self.dir);
         // Before anything that its memory is to be charged for.
         if let Some(path) = &self.plan.cgroup {
-            let overhead = self.plan.config.sandbox_memory_overhead_mib;
-            cgroup::enter(path, Limits::new(self.plan.memory, overhead), &self.dir)?;
+            let limits = Limits::new(self.plan.memory, self.plan.vcpus, &self.plan.config);
+            cgroup::enter(path, limits, &self.dir)?;
         }
         self.shares = match self.plan.shared.as_slice() {
             [] if !self.plan.shares_later => None,
