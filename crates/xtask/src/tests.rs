@@ -222,7 +222,7 @@ fn workspace_suites() -> Result<Vec<Suite>> {
             "--release",
             "--workspace",
             "--no-run",
-            "--message-format=json",
+            "--message-format=json-render-diagnostics",
         ])
         .current_dir(project_root())
         .stdin(Stdio::null())

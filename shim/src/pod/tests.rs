@@ -236,6 +236,7 @@ impl Bench {
         let container = Container {
             bundle: PathBuf::from("/nonexistent"),
             hooks: Hooks::default(),
+            demand: crate::spec::size::Demand::default(),
             init: Process::new(StdioPaths::default()),
             execs: HashMap::new(),
             oom_told: None,

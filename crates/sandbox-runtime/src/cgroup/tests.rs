@@ -101,7 +101,7 @@ fn group_that_is_there_is_left_alone() {
 fn group_that_cannot_be_entered_is_removed_and_named() {
     let tree = tree(Version::V1, &["freezer"]);
     let planned = [(tree.hierarchy.clone(), tree.plan("/default/c1").unwrap())];
-    let attempt = Attempt::make(&planned, Limits { memory: None });
+    let attempt = Attempt::make(&planned, Limits::default());
     assert!(attempt.groups.is_empty() && attempt.problems.len() == 1);
     assert!(tree.is_empty());
 }

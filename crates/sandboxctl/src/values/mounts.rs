@@ -585,6 +585,8 @@ fn csv(line: &str) -> Result<Vec<String>, MountError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
