@@ -410,13 +410,21 @@ fn after(from_guest: bool, events: Vec<Event>) -> Option<Connection> {
         true => Connection::from_guest(WINDOW, 4096, 0),
         false => Connection::to_guest(WINDOW),
     };
+    let mut sent = 0_u32;
     for event in events {
         let event = match event {
+            // The honest guest, as above.
+            Event::Guest(packet) if packet.fwd_cnt == u32::MAX => Event::Guest(GuestPacket {
+                fwd_cnt: sent,
+                ..packet
+            }),
             Event::Forwarded(bytes) => Event::Forwarded(bytes.min(connection.credit.buffered())),
             Event::Sent(Outgoing::Data { max }) => match connection.next(true) {
-                Some(Outgoing::Data { max: allowed }) => Event::Sent(Outgoing::Data {
-                    max: max.min(allowed),
-                }),
+                Some(Outgoing::Data { max: allowed }) => {
+                    let max = max.min(allowed);
+                    sent = sent.wrapping_add(max);
+                    Event::Sent(Outgoing::Data { max })
+                }
                 Some(other) => Event::Sent(other),
                 None => continue,
             },
@@ -444,17 +452,19 @@ proptest! {
             }
         }
         // A request, a shutdown, what they wait for, a reset.
+        let mut ended = false;
         for _ in 0..8 {
             let event = match connection.next(false) {
                 Some(outgoing) => Event::Sent(outgoing),
                 None if connection.waits_for().is_some() => Event::TimedOut,
                 None => break,
             };
-            if connection.handle(event).close {
-                return Ok(());
+            ended = connection.handle(event).close;
+            if ended {
+                break;
             }
         }
-        prop_assert!(false, "it is stuck in {:?}", connection);
+        prop_assert!(ended, "it is stuck: {:?}", connection);
     }
 
     #[test]
