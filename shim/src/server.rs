@@ -5,14 +5,19 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use futures::stream;
 use sandbox_types::SandboxId;
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
 
@@ -23,6 +28,44 @@ use crate::pod::Pod;
 use crate::sandbox::SandboxService;
 use crate::task::TaskService;
 use crate::{log, privileges, start};
+
+/// How long who asked for the end may take to hang up after the answer. Clients in Go take a connection that is closed behind an answer for
+/// one that was closed before it, now and then (`github.com/containerd/ttrpc`, `client.go`).
+const HANG_UP: Duration = Duration::from_secs(1);
+
+/// A caller's connection, which is one of those that are waited for at the end.
+struct Connection {
+    socket: UnixStream,
+    _mark: Option<mpsc::Sender<()>>,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(context)
+    }
+}
 
 /// Takes the listening socket from standard input, and puts nothing in its place.
 fn inherited_listener() -> Result<StdListener, ShimError> {
@@ -104,9 +147,14 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
     ));
 
     let listener = UnixListener::from_std(listener).map_err(ShimError::system("listen"))?;
-    let connections = stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(connection, _)| connection);
-        Some((accepted, listener))
+    let (connected, mut hung_up) = mpsc::channel(1);
+    let mark = connected.downgrade();
+    let connections = stream::unfold((listener, mark), |(listener, mark)| async move {
+        let accepted = listener.accept().await.map(|(socket, _)| Connection {
+            socket,
+            _mark: mark.upgrade(),
+        });
+        Some((accepted, (listener, mark)))
     });
     let mut server = Server::new()
         .add_listener(Listener::new(connections))
@@ -123,17 +171,20 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
         signal(SignalKind::terminate()).map_err(ShimError::system("listen for SIGTERM"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(ShimError::system("listen for SIGINT"))?;
-    tokio::select! {
-        () = pod.until_ended() => {}
-        _ = terminate.recv() => tracing::info!("ended by SIGTERM"),
-        _ = interrupt.recv() => tracing::info!("ended by SIGINT"),
-    }
+    let patience = tokio::select! {
+        () = pod.until_ended() => HANG_UP,
+        _ = terminate.recv() => { tracing::info!("ended by SIGTERM"); Duration::ZERO }
+        _ = interrupt.recv() => { tracing::info!("ended by SIGINT"); Duration::ZERO }
+    };
     // No new connections; the answer to Shutdown still goes out before the connection closes.
     let _ = fs::remove_file(&socket);
     let stopped = pod.stop_sandbox().await;
     if let Err(error) = &stopped {
         tracing::error!("{}", chain(error));
     }
+    drop(connected);
+    // An error only means that nobody hung up.
+    let _ = tokio::time::timeout(patience, hung_up.recv()).await;
     if let Err(error) = server.shutdown().await {
         tracing::debug!("closing connections: {error}");
     }

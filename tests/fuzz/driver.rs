@@ -507,27 +507,7 @@ impl Bench {
                 };
                 self.mem_request(at, kind, address, rest.half() % 70);
             }
-            Kind::Balloon => {
-                let queue = [0, 1, 2, 4][usize::from(rest.byte() % 4)];
-                if queue < 2 {
-                    let numbers: [u8; 64] = rest.take();
-                    self.put(at, &numbers);
-                    self.descriptor(queue, 0, (at, rest.half().into()), 0, 0);
-                } else {
-                    let whole = rest.byte().is_multiple_of(2);
-                    for index in 0..3 {
-                        let (mut address, mut length) = (rest.address(), rest.word());
-                        if whole {
-                            address &= !(PAGE - 1);
-                            length &= !(PAGE as u32 - 1);
-                        }
-                        let flags = if index < 2 { NEXT | WRITE } else { WRITE };
-                        self.descriptor(queue, index, (address, length), flags, index + 1);
-                    }
-                }
-                self.offer(queue, 0, 1);
-                self.kick(queue);
-            }
+            Kind::Balloon => self.free_pages(at, rest),
             Kind::Vsock => {
                 let packet = Packet {
                     from: (GUEST_CID, rest.word() % 8),
@@ -570,6 +550,29 @@ impl Bench {
                 }
             }
         }
+    }
+
+    /// Pages that a balloon is to hold or to leave, or that are said to be free.
+    fn free_pages(&mut self, at: u64, rest: &mut Operands<'_>) {
+        let queue = [0, 1, 2, 4][usize::from(rest.byte() % 4)];
+        if queue < 2 {
+            let numbers: [u8; 64] = rest.take();
+            self.put(at, &numbers);
+            self.descriptor(queue, 0, (at, rest.half().into()), 0, 0);
+        } else {
+            let whole = rest.byte().is_multiple_of(2);
+            for index in 0..3 {
+                let (mut address, mut length) = (rest.address(), rest.word());
+                if whole {
+                    address &= !(PAGE - 1);
+                    length &= !(PAGE as u32 - 1);
+                }
+                let flags = if index < 2 { NEXT | WRITE } else { WRITE };
+                self.descriptor(queue, index, (address, length), flags, index + 1);
+            }
+        }
+        self.offer(queue, 0, 1);
+        self.kick(queue);
     }
 
     fn receive_buffers(&mut self, queue: u64, count: u16) {

@@ -448,23 +448,8 @@ impl Step<'_> {
                 return Err(MountProblem::RelativeSource.into());
             }
             "erofs" | "ext4" if as_file => {
-                // The number of mounts before it is a name that no other has.
                 let index = earlier.len();
-                let source = SharedSource::Path {
-                    path: PathBuf::from(&mount.source),
-                    recursive: false,
-                    follows_host: false,
-                };
-                let path = share
-                    .add(
-                        &format!("layers/{index}"),
-                        format!("rootfs[{index}]"),
-                        source,
-                        read_only,
-                        next_device,
-                    )
-                    .map_err(StepError::Devices)?;
-                step.set_literal(path);
+                step.set_literal(share_file(mount, index, read_only, share, next_device)?);
                 if read_only {
                     step.options.push("ro".to_owned());
                 }
@@ -519,6 +504,31 @@ impl Step<'_> {
         });
         Ok(())
     }
+}
+
+/// Where an image file is in the guest that comes through the shared folder; `index` is the number of mounts before it, a name that no
+/// other has.
+fn share_file(
+    mount: &Mount,
+    index: usize,
+    read_only: bool,
+    share: &mut SharePlan,
+    next_device: &mut DeviceAllocator,
+) -> Result<String, StepError> {
+    let source = SharedSource::Path {
+        path: PathBuf::from(&mount.source),
+        recursive: false,
+        follows_host: false,
+    };
+    share
+        .add(
+            &format!("layers/{index}"),
+            format!("rootfs[{index}]"),
+            source,
+            read_only,
+            next_device,
+        )
+        .map_err(StepError::Devices)
 }
 
 /// Whether an option of an overlay in the guest names a folder that is none of what was mounted for it.

@@ -27,26 +27,34 @@ pub async fn replies(program: &[u8]) -> Result<(), String> {
     let answering = answer(theirs, program);
     let calling = async {
         let mut rest = program;
-        while let Some((kind, _, after)) = next(rest) {
+        while let Some((one, after)) = next(rest) {
             rest = after;
-            call(&agent, &id, kind).await?;
+            call(&agent, &id, one.kind).await?;
         }
         Ok::<(), String>(())
     };
     tokio::join!(answering, calling).1
 }
 
-/// What the first call is, how it is answered and with what, and what is behind it.
-fn next(program: &[u8]) -> Option<(u8, (u8, &[u8]), &[u8])> {
+/// What a call is, how it is answered, and with what.
+struct Call<'a> {
+    kind: u8,
+    how: u8,
+    said: &'a [u8],
+}
+
+/// The first call, and what is behind it.
+fn next(program: &[u8]) -> Option<(Call<'_>, &[u8])> {
     let ([kind, how, low, high], rest) = program.split_first_chunk::<CALL_BYTES>()?;
     let length = usize::from(u16::from_le_bytes([*low, *high]));
     let (said, after) = rest.split_at(length.min(rest.len()));
-    Some((*kind, (*how, said), after))
+    let (kind, how) = (*kind, *how);
+    Some((Call { kind, how, said }, after))
 }
 
 async fn answer(mut peer: UnixStream, program: &[u8]) {
     let mut rest = program;
-    while let Some((_, (how, said), after)) = next(rest) {
+    while let Some((Call { how, said, .. }, after)) = next(rest) {
         rest = after;
         let mut header = [0; MESSAGE_HEADER_LENGTH];
         if peer.read_exact(&mut header).await.is_err() {

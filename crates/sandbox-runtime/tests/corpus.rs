@@ -11,7 +11,7 @@ fn check(bytes: &[u8]) -> Result<(), String> {
         .enable_all()
         .start_paused(true)
         .build()
-        .unwrap();
+        .map_err(|error| error.to_string())?;
     runtime.block_on(async {
         untrusted::replies(bytes).await?;
         untrusted::streams(bytes).await

@@ -16,40 +16,42 @@ mod vhost_user;
 use std::fs;
 use std::path::Path;
 
+use anyhow::Result;
 use proptest::prelude::*;
 
-fn replay(corpus: &str, check: fn(&[u8]) -> Result<(), String>) {
+fn replay(corpus: &str, check: fn(&[u8]) -> Result<(), String>) -> Result<()> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fuzz/corpus")
         .join(corpus);
     let mut count = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let bytes = fs::read(&path).unwrap();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let bytes = fs::read(&path)?;
         assert_eq!(check(&bytes), Ok(()), "{}", path.display());
         count += 1;
     }
     assert!(count >= 4, "{count}");
+    Ok(())
 }
 
 #[test]
-fn handshake_corpus_is_understood_or_refused() {
-    replay("handshake", handshake::check);
+fn handshake_corpus_is_understood_or_refused() -> Result<()> {
+    replay("handshake", handshake::check)
 }
 
 #[test]
-fn mmio_corpus_is_survived() {
-    replay("mmio", mmio::check);
+fn mmio_corpus_is_survived() -> Result<()> {
+    replay("mmio", mmio::check)
 }
 
 #[test]
-fn kernel_corpus_is_loaded_or_refused() {
-    replay("kernel", kernel::check);
+fn kernel_corpus_is_loaded_or_refused() -> Result<()> {
+    replay("kernel", kernel::check)
 }
 
 #[test]
-fn vhost_user_corpus_is_taken_or_refused() {
-    replay("vhost_user", vhost_user::check);
+fn vhost_user_corpus_is_taken_or_refused() -> Result<()> {
+    replay("vhost_user", vhost_user::check)
 }
 
 proptest! {

@@ -115,8 +115,11 @@ fn streams(world: &World) -> Result<()> {
     );
     let error = more
         .err()
-        .context("more memory than the machine has was given")?;
-    ensure!(format!("{error:#}").contains("machine has"), "{error:#}");
+        .context("more memory than the machine can have was given")?;
+    ensure!(
+        format!("{error:#}").contains("machine can have"),
+        "{error:#}"
+    );
     let seen = limits()?;
     ensure!(seen == "50331648\n50000 100000\n", "{seen}");
 

@@ -13,8 +13,11 @@ use nix::unistd::{ForkResult, Pid};
 
 use crate::attack::raw;
 
-/// What it does, by its name; each is a process of its own and does not return unless something is refused.
-const ALL: &[(&str, fn() -> io::Result<()>)] = &[
+/// A process of its own, which does not return unless something is refused.
+type Disturbance = fn() -> io::Result<()>;
+
+/// What it does, by its name.
+const ALL: &[(&str, Disturbance)] = &[
     ("nothing", nothing),
     ("fork", fork),
     ("memory", memory),

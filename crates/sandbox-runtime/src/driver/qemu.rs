@@ -102,13 +102,9 @@ impl HypervisorDriver for Qemu {
         let image = open("the guest image", &config.image_path()?, true)?;
         devices.block("root", &image, true, ROOT_SERIAL)?;
         for (index, device) in plan.block.iter().enumerate() {
+            let name = format!("disk{index}");
             let disk = open_disk(device)?;
-            devices.block(
-                &format!("disk{index}"),
-                &disk,
-                device.read_only,
-                &device.serial,
-            )?;
+            devices.block(&name, &disk, device.read_only, &device.serial)?;
         }
         if let Some(share) = request.share {
             let (path, process) = virtiofsd::start(request, share.folder())?;

@@ -126,7 +126,7 @@ mod tests {
         for (max, bytes, block) in [
             (513, 128 << 20, 2 << 20),
             (512 + 1024, 1 << 30, 2 << 20),
-            (512 * 1024, 512 << 30, 32 << 20),
+            (512 * 1024, (512 << 30) - (512 << 20), 32 << 20),
         ] {
             let later = Later::new(mib(512), mib(max), 0).unwrap();
             assert_eq!((later.range().bytes, later.block()), (bytes, block));

@@ -37,10 +37,10 @@ pub struct Disk {
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
-    ToGuest,
+    In,
     /// As far as nothing has to be waited for.
-    ToGuestAtOnce,
-    ToFile,
+    InAtOnce,
+    Out,
 }
 
 impl Disk {
@@ -85,7 +85,7 @@ impl Disk {
     ) -> Result<u32, BlockError> {
         let bytes = total(data);
         let offset = self.check(sector, bytes)?;
-        self.transfer(memory, offset, data, Direction::ToGuest)?;
+        self.transfer(memory, offset, data, Direction::In)?;
         // More is only possible with a disk of that size in one request; the length is a hint then.
         Ok(u32::try_from(bytes).unwrap_or(u32::MAX))
     }
@@ -106,7 +106,7 @@ impl Disk {
         }
         let bytes = total(data);
         let offset = self.check(sector, bytes)?;
-        let all = self.transfer(memory, offset, data, Direction::ToGuestAtOnce)?;
+        let all = self.transfer(memory, offset, data, Direction::InAtOnce)?;
         Ok(all.then(|| u32::try_from(bytes).unwrap_or(u32::MAX)))
     }
 
@@ -128,7 +128,7 @@ impl Disk {
     ) -> Result<(), BlockError> {
         self.check_writable()?;
         let offset = self.check(sector, total(data))?;
-        self.transfer(memory, offset, data, Direction::ToFile)?;
+        self.transfer(memory, offset, data, Direction::Out)?;
         Ok(())
     }
 
@@ -264,17 +264,17 @@ impl Disk {
     ) -> Result<Option<usize>, BlockError> {
         let failed = |source| {
             let action = match direction {
-                Direction::ToGuest | Direction::ToGuestAtOnce => "read",
-                Direction::ToFile => "write",
+                Direction::In | Direction::InAtOnce => "read",
+                Direction::Out => "write",
             };
             BlockError::Disk { action, source }
         };
         let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
         let at = i64::try_from(offset).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
-        let mut now = direction == Direction::ToGuestAtOnce;
+        let mut now = direction == Direction::InAtOnce;
         loop {
             let call: Vectored = match direction {
-                Direction::ToFile => libc::pwritev,
+                Direction::Out => libc::pwritev,
                 _ if now => read_now,
                 _ => libc::preadv,
             };

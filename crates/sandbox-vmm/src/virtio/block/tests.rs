@@ -437,7 +437,11 @@ fn disk_that_is_limited_goes_on_when_its_timer_says_so() {
 fn held_lane() -> (Lane, std::sync::mpsc::Sender<()>) {
     let thread = WorkerThread::spawn("vda-wait", || {}).unwrap();
     let (release, held) = std::sync::mpsc::channel::<()>();
-    thread.run(move || drop(held.recv())).unwrap();
+    thread
+        .run(move || {
+            let _ = held.recv();
+        })
+        .unwrap();
     (Lane::new(thread).unwrap(), release)
 }
 
@@ -600,7 +604,7 @@ proptest! {
             1..12,
         ),
     ) {
-        let mut bench = Bench::new(false);
+        let bench = Bench::new(false);
         bench.header(kind, sector);
         let mut chain = vec![readable(HEADER, 16)];
         chain.extend(descriptors.iter().map(|&(address, length, write)| {
