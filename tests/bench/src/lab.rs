@@ -163,7 +163,7 @@ impl Lab {
     }
 
     /// Where the configuration is with which the `qemu` driver's QEMU has KVM. The driver asks for emulation; of two
-    /// accelerators on its command line QEMU takes the first that works.
+    /// accelerators on its command line QEMU takes the first that works. In the driver's jail there is no `/dev/kvm`.
     fn qemu_config(&self) -> PathBuf {
         self.world.path().join("qemu-microvm.toml")
     }
@@ -176,7 +176,7 @@ impl Lab {
         )?;
         fs::set_permissions(&program, Permissions::from_mode(0o755))?;
         let config = format!(
-            "hypervisor = \"qemu\"\nallow_emulation = true\nqemu = {program:?}\nrun_dir = {:?}\n",
+            "hypervisor = \"qemu\"\nallow_emulation = true\njail = false\nqemu = {program:?}\nrun_dir = {:?}\n",
             self.world.run_dir()
         );
         Ok(fs::write(self.qemu_config(), config)?)

@@ -29,8 +29,8 @@ use host::Host;
 use lab::{Lab, Plan};
 use report::Report;
 
-/// How long one command may take before it counts as hung. Emulated machines are slow.
-const LIMIT: Duration = Duration::from_secs(180);
+/// How long one command may take before it counts as hung. Emulated machines are slow, and some commands wait for nine others.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// Before the report on standard output, on the same line.
 const REPORT_LINE: &str = "sandbox-bench-report: ";
