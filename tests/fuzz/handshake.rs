@@ -29,7 +29,9 @@ fn line(said: &[u8]) -> Line {
     let number = seen[..end].strip_prefix(wanted).unwrap_or_default();
     let mut port = 0_u64;
     for digit in number {
-        port = port.saturating_mul(10) + u64::from(digit.wrapping_sub(b'0'));
+        port = port
+            .saturating_mul(10)
+            .saturating_add(digit.wrapping_sub(b'0').into());
     }
     match u32::try_from(port) {
         Ok(port) if !number.is_empty() && number.iter().all(u8::is_ascii_digit) => {

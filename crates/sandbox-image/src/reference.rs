@@ -338,21 +338,25 @@ fn is_tag(tag: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-/// Registry and repository without what is understood, unless the rest would be read as another registry's.
+/// Registry and repository without what is understood, unless the rest would be read as another registry's, or with its tag as a digest.
 fn short_name(registry: &str, repository: &str) -> String {
     let short = repository
         .strip_prefix("library/")
         .filter(|rest| !rest.contains('/'))
         .unwrap_or(repository);
-    let is_misread = short
-        .split_once('/')
-        .is_some_and(|(first, _)| names_registry(first));
+    let is_misread = match short.split_once('/') {
+        Some((first, _)) => names_registry(first),
+        None => short == DIGEST_ALGORITHM,
+    };
     if registry == DEFAULT_REGISTRY && !is_misread {
         short.to_owned()
     } else {
         format!("{registry}/{repository}")
     }
 }
+
+/// What a [`Digest`] begins with.
+const DIGEST_ALGORITHM: &str = "sha256";
 
 /// Whether the first of several components is taken for a registry.
 fn names_registry(first: &str) -> bool {
@@ -418,6 +422,7 @@ mod tests {
         for (text, shown) in [
             ("docker.io/library/demo", "demo:latest"),
             ("docker.io/me/demo:2", "me/demo:2"),
+            ("library/sha256:abc", "docker.io/library/sha256:abc"),
             ("ghcr.io/x/y", "ghcr.io/x/y:latest"),
         ] {
             assert_eq!(text.parse::<Reference>().unwrap().to_string(), shown);
