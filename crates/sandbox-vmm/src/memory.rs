@@ -4,6 +4,7 @@
 //! ranges follow each other in the order of their addresses. Beside it, files that the guest only reads: [`window`]; and memory that it
 //! may get later: [`later`].
 
+mod fault;
 pub mod later;
 pub mod lost;
 mod mapping;

@@ -1,30 +1,20 @@
 //! A device that reads from a file that has become shorter: this program starts itself again, and reads.
 
-use std::env;
+#[path = "support/fault.rs"]
+mod fault;
+
 use std::io::Write as _;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use fault::{attempt, run, trial};
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{FILE_LOST_EXIT_CODE, PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use sandbox_vmm::memory::window::{Window, WindowFile};
 use sandbox_vmm::memory::{Sharing, create, lost};
 use vm_memory::{Bytes as _, GuestAddress};
 
-/// Names what the program is to do instead of testing.
-const ATTEMPT: &str = "SANDBOX_TEST_ATTEMPT";
-
 fn main() -> ExitCode {
-    if let Ok(attempt) = env::var(ATTEMPT) {
-        return match read(&attempt) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{error:#}");
-                ExitCode::FAILURE
-            }
-        };
-    }
     let trials = vec![
         trial("read_of_what_is_there_goes_on", || {
             let (code, said) = attempt("there")?;
@@ -46,21 +36,7 @@ fn main() -> ExitCode {
             Ok(())
         }),
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
-}
-
-fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, || {
-        test().map_err(|error| Failed::from(format!("{error:#}")))
-    })
-}
-
-fn attempt(what: &str) -> Result<(Option<i32>, String)> {
-    let output = Command::new(env::current_exe()?)
-        .env(ATTEMPT, what)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok((output.status.code(), said))
+    run(read, trials)
 }
 
 /// Reads the second page of a file of which only the first is left, unless it is to read what is there.

@@ -1,29 +1,19 @@
 //! A device that is pointed at memory which the guest does not have at the time: this program starts itself again, and reads there.
 
-use std::env;
-use std::process::{Command, ExitCode};
+#[path = "support/fault.rs"]
+mod fault;
+
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use fault::{attempt, run, trial};
 use sandbox_types::MemMib;
 use sandbox_types::monitor::UNPLUGGED_EXIT_CODE;
 use sandbox_vmm::memory::later::Later;
 use sandbox_vmm::memory::{Sharing, create, unplugged};
 use vm_memory::{Bytes as _, GuestAddress};
 
-/// Names what the program is to do instead of testing.
-const ATTEMPT: &str = "SANDBOX_TEST_ATTEMPT";
-
 fn main() -> ExitCode {
-    if let Ok(attempt) = env::var(ATTEMPT) {
-        return match read(&attempt) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("{error:#}");
-                ExitCode::FAILURE
-            }
-        };
-    }
     let trials = vec![
         trial("read_of_memory_that_was_given_goes_on", || {
             let (code, said) = attempt("given")?;
@@ -45,21 +35,7 @@ fn main() -> ExitCode {
             Ok(())
         }),
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
-}
-
-fn trial(name: &str, test: impl FnOnce() -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, || {
-        test().map_err(|error| Failed::from(format!("{error:#}")))
-    })
-}
-
-fn attempt(what: &str) -> Result<(Option<i32>, String)> {
-    let output = Command::new(env::current_exe()?)
-        .env(ATTEMPT, what)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok((output.status.code(), said))
+    run(read, trials)
 }
 
 /// Reads the second block of memory that comes later, which has been given only if it says so.

@@ -129,6 +129,20 @@ impl Blocks {
         }
     }
 
+    /// The blocks by number, all of which the guest has, or none.
+    fn range_that_is(
+        &self,
+        plugged: bool,
+        request: &Request,
+    ) -> Result<Range<usize>, RefusedError> {
+        let range = self.range(request)?;
+        let (address, count) = (request.address, request.count);
+        match self.states(range.clone()).contains(&!plugged) {
+            true => Err(RefusedError::State { address, count }),
+            false => Ok(range),
+        }
+    }
+
     fn states(&self, range: Range<usize>) -> &[bool] {
         self.plugged.get(range).unwrap_or_default()
     }
@@ -144,11 +158,7 @@ impl Blocks {
         request: &Request,
         memory: &GuestMemoryMmap,
     ) -> Result<Response, RefusedError> {
-        let range = self.range(request)?;
-        let (address, count) = (request.address, request.count);
-        if self.states(range.clone()).contains(&true) {
-            return Err(RefusedError::State { address, count });
-        }
+        let range = self.range_that_is(false, request)?;
         let (offset, bytes) = self.place(&range);
         let plugged = self.plugged_bytes.saturating_add(bytes);
         if plugged > self.requested_bytes {
@@ -171,11 +181,7 @@ impl Blocks {
         request: &Request,
         memory: &GuestMemoryMmap,
     ) -> Result<Response, RefusedError> {
-        let range = self.range(request)?;
-        let (address, count) = (request.address, request.count);
-        if self.states(range.clone()).contains(&false) {
-            return Err(RefusedError::State { address, count });
-        }
+        let range = self.range_that_is(true, request)?;
         self.take(range, memory)?;
         Ok(Response::Ack)
     }

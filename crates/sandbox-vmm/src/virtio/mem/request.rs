@@ -15,8 +15,6 @@ pub const VIRTIO_MEM_REQ_UNPLUG_ALL: u16 = 2;
 /// Tell the state of blocks.
 pub const VIRTIO_MEM_REQ_STATE: u16 = 3;
 
-/// Bytes of `virtio_mem_req`: the type, six of padding, the address, the number of blocks and six more of padding.
-const REQUEST_BYTES: usize = 24;
 /// Bytes of `virtio_mem_resp`: the type, six of padding, and the state.
 pub const RESPONSE_BYTES: u32 = 10;
 
@@ -81,29 +79,10 @@ impl Request {
         memory: &GuestMemoryMmap,
     ) -> Result<Self, MemError> {
         let mut segments = Segments::copy(chain)?;
-        let mut bytes = [0; REQUEST_BYTES];
-        segments.take_readable(memory, &mut bytes)?;
-        let [
-            k0,
-            k1,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            a0,
-            a1,
-            a2,
-            a3,
-            a4,
-            a5,
-            a6,
-            a7,
-            n0,
-            n1,
-            ..,
-        ] = bytes;
+        // `virtio_mem_req`: the type and six bytes of padding, the address, the number of blocks and six more.
+        let mut words = [[0; 8]; 3];
+        segments.take_readable(memory, words.as_flattened_mut())?;
+        let [[k0, k1, ..], address, [n0, n1, ..]] = words;
         let response = segments
             .writable
             .front()
@@ -111,7 +90,7 @@ impl Request {
             .ok_or(ChainError::WritableTooShort)?;
         Ok(Self {
             kind: u16::from_le_bytes([k0, k1]),
-            address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+            address: u64::from_le_bytes(address),
             count: u16::from_le_bytes([n0, n1]),
             response: response.address,
         })
