@@ -130,9 +130,11 @@ pub enum DriverError {
 }
 
 fn open(what: &'static str, path: &Path, read_only: bool) -> Result<File, DriverError> {
+    // Nobody is waited for at the other end of a fifo.
     OpenOptions::new()
         .read(true)
         .write(!read_only)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
         .map_err(|source| DriverError::Open {
             what,
@@ -144,18 +146,8 @@ fn open(what: &'static str, path: &Path, read_only: bool) -> Result<File, Driver
 /// Opens a disk. What one machine writes to no other has: the lock lasts as long as anyone who was handed the descriptor (flock(2)).
 fn open_disk(device: &BlockDevice) -> Result<File, DriverError> {
     let path = &device.path;
-    let refused = |source| DriverError::Open {
-        what: "the disk image",
-        path: path.clone(),
-        source,
-    };
-    // Nobody is waited for at the other end of a fifo.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!device.read_only)
-        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)
-        .map_err(refused)?;
+    let what = "the disk image";
+    let file = open(what, path, device.read_only)?;
     let kind = file.metadata().map(|metadata| metadata.file_type());
     let is_disk = kind.is_ok_and(|kind| kind.is_file() || kind.is_block_device());
     if !is_disk {
@@ -168,7 +160,11 @@ fn open_disk(device: &BlockDevice) -> Result<File, DriverError> {
     match rustix::fs::flock(&file, lock) {
         Ok(()) => Ok(file),
         Err(Errno::WOULDBLOCK) => Err(DriverError::DiskInUse { path: path.clone() }),
-        Err(errno) => Err(refused(errno.into())),
+        Err(errno) => Err(DriverError::Open {
+            what,
+            path: path.clone(),
+            source: errno.into(),
+        }),
     }
 }
 

@@ -68,6 +68,16 @@ pub(crate) enum BindProblem {
     Device(Box<RootfsError>),
 }
 
+/// The options of a mount.
+pub(super) fn options_of(mount: &Value) -> Vec<String> {
+    let options = mount.get("options").and_then(Value::as_array);
+    options
+        .into_iter()
+        .flatten()
+        .filter_map(|option| option.as_str().map(str::to_owned))
+        .collect()
+}
+
 /// One mount of the spec.
 struct Mount<'a> {
     value: &'a mut Value,
@@ -77,13 +87,7 @@ struct Mount<'a> {
 impl<'a> Mount<'a> {
     /// `None` when it is no bind mount.
     fn bind(value: &'a mut Value) -> Option<Self> {
-        let options: Vec<String> = value
-            .get("options")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|option| option.as_str().map(str::to_owned))
-            .collect();
+        let options = options_of(value);
         let is_bind = value.get("type").and_then(Value::as_str) == Some("bind")
             || options.iter().any(|o| o == "bind" || o == "rbind");
         is_bind.then_some(Self { value, options })

@@ -11,6 +11,8 @@ use sandbox_runtime::rootfs::{DeviceAllocator, RootfsError};
 use sandbox_types::ContainerId;
 use serde_json::{Value, json};
 
+use super::binds::options_of;
+
 /// The types of file systems that the guest's kernel has for disks.
 const FILE_SYSTEMS: [&str; 2] = ["ext4", "erofs"];
 /// What holds for the mount in the container, and not for the file system (mount(8), "FILESYSTEM-INDEPENDENT MOUNT OPTIONS").
@@ -87,13 +89,7 @@ pub(crate) fn resolve(
         else {
             continue;
         };
-        let options: Vec<String> = mount
-            .get("options")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(|option| option.as_str().map(str::to_owned))
-            .collect();
+        let options = options_of(mount);
         // Options that say so make it a bind, whatever its type is.
         if options.iter().any(|one| one == "bind" || one == "rbind") {
             continue;

@@ -109,14 +109,16 @@ fn disks(options: &ContainerOptions) -> impl Iterator<Item = &Block> {
     })
 }
 
+/// A path as the specification has it.
+fn text_of(path: &Path) -> Result<&str, SpecError> {
+    let wrong = || MountError::Source {
+        path: path.display().to_string(),
+    };
+    path.to_str().ok_or_else(wrong).map_err(SpecError::Mount)
+}
+
 fn disk_mount(disk: &Block) -> Result<Mount, SpecError> {
-    let source = disk
-        .source
-        .to_str()
-        .ok_or_else(|| MountError::Source {
-            path: disk.source.display().to_string(),
-        })
-        .map_err(SpecError::Mount)?;
+    let source = text_of(&disk.source)?;
     let fstype = match disk.fstype {
         Some(fstype) => fstype,
         None => file_system_of(&disk.source)?,
@@ -164,12 +166,7 @@ fn bind_mount(bind: &Bind, volumes: &Volumes) -> Result<Mount, SpecError> {
         Source::Host(path) => path.clone(),
         Source::Volume(name) | Source::Anonymous(name) => volumes.data(name),
     };
-    let source = path
-        .to_str()
-        .ok_or_else(|| MountError::Source {
-            path: path.display().to_string(),
-        })
-        .map_err(SpecError::Mount)?;
+    let source = text_of(&path)?;
     let mut words = vec![
         match bind.submounts {
             Submounts::Shown => "rbind",

@@ -388,16 +388,50 @@ fn flag((key, value): &Field<'_>) -> Result<bool, MountError> {
     }
 }
 
-fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
-    let (mut source, mut to) = (None, None);
-    let (mut read_only, mut submounts) = (false, Submounts::Shown);
-    for field in fields {
+/// What mounts of something of this host's have in common.
+#[derive(Default)]
+struct FromHost {
+    source: Option<PathBuf>,
+    target: Option<String>,
+    read_only: bool,
+}
+
+impl FromHost {
+    /// Takes a field that all of them have; whether it is one.
+    fn take(&mut self, field: &Field<'_>) -> Result<bool, MountError> {
         let (key, value) = field;
         match (key.as_str(), *value) {
             ("type" | "consistency", _) => {}
-            ("source" | "src", Some(path)) if !path.is_empty() => source = Some(host_path(path)?),
-            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
-            ("readonly" | "ro", _) => read_only = flag(field)?,
+            ("source" | "src", Some(path)) if !path.is_empty() => {
+                self.source = Some(host_path(path)?);
+            }
+            ("source" | "src", value) => return Err(bad_value(key, value)),
+            ("target" | "dst" | "destination", Some(path)) => self.target = Some(target(path)?),
+            ("readonly" | "ro", _) => self.read_only = flag(field)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// The source and the target, both of which a mount of that `kind` must have.
+    fn ends(self, kind: &'static str) -> Result<(PathBuf, String), MountError> {
+        let missing = |field| MountError::Missing { kind, field };
+        Ok((
+            self.source.ok_or_else(|| missing("source"))?,
+            self.target.ok_or_else(|| missing("target"))?,
+        ))
+    }
+}
+
+fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
+    let mut common = FromHost::default();
+    let mut submounts = Submounts::Shown;
+    for field in fields {
+        if common.take(field)? {
+            continue;
+        }
+        let (key, value) = field;
+        match (key.as_str(), *value) {
             ("bind-propagation", Some("private" | "rprivate")) => {}
             ("bind-propagation", Some(option)) => {
                 return Err(MountError::Propagation {
@@ -416,7 +450,7 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
                 submounts = Submounts::Hidden;
             }
             // What is read-only is so as a whole: the host enforces it.
-            ("source" | "src" | "bind-recursive", value) => return Err(bad_value(key, value)),
+            ("bind-recursive", value) => return Err(bad_value(key, value)),
             _ => {
                 return Err(MountError::Field {
                     field: key.clone(),
@@ -426,13 +460,11 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
             }
         }
     }
-    let missing = |field| MountError::Missing {
-        kind: "bind",
-        field,
-    };
+    let read_only = common.read_only;
+    let (source, target) = common.ends("bind")?;
     Ok(Bind {
-        source: Source::Host(source.ok_or_else(|| missing("source"))?),
-        target: to.ok_or_else(|| missing("target"))?,
+        source: Source::Host(source),
+        target,
         read_only,
         submounts,
         make_source: false,
@@ -441,19 +473,18 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
 }
 
 fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
-    let (mut source, mut to, mut read_only, mut fstype) = (None, None, false, None);
+    let mut common = FromHost::default();
+    let mut fstype = None;
     for field in fields {
+        if common.take(field)? {
+            continue;
+        }
         let (key, value) = field;
         match (key.as_str(), *value) {
-            ("type" | "consistency", _) => {}
-            ("source" | "src", Some(path)) if !path.is_empty() => source = Some(host_path(path)?),
-            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
-            ("readonly" | "ro", _) => read_only = flag(field)?,
             ("fstype", value) => {
                 let known = DiskFileSystem::all().find(|known| value == Some(known.name()));
                 fstype = Some(known.ok_or_else(|| bad_value(key, value))?);
             }
-            ("source" | "src", value) => return Err(bad_value(key, value)),
             _ => {
                 return Err(MountError::Field {
                     field: key.clone(),
@@ -463,13 +494,11 @@ fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
             }
         }
     }
-    let missing = |field| MountError::Missing {
-        kind: "block",
-        field,
-    };
+    let read_only = common.read_only;
+    let (source, target) = common.ends("block")?;
     Ok(Block {
-        source: source.ok_or_else(|| missing("source"))?,
-        target: to.ok_or_else(|| missing("target"))?,
+        source,
+        target,
         read_only,
         fstype,
     })
