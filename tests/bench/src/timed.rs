@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::iter;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -59,6 +60,15 @@ impl Deadline {
     }
 }
 
+/// The name of the program, and its arguments: what is the same on every host.
+fn said(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(command.get_program());
+    let words = iter::once(name).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
 /// A program that runs, and when it was started.
 pub(crate) struct Timed {
     child: Child,
@@ -81,7 +91,7 @@ impl Timed {
         name: &str,
         limit: Duration,
     ) -> Result<Self> {
-        let what = format!("{command:?}");
+        let what = said(command);
         let errors = folder.join(format!("{name}.stderr"));
         command
             .stdin(Stdio::piped())
