@@ -3,6 +3,10 @@
 
 use std::panic;
 
+/// The stack of each thread but the first, in bytes. Nothing here is deep. With the standard library's two megabytes one of them would now
+/// and then lie on a huge page, and take all of it.
+pub const THREAD_STACK_BYTES: usize = 256 << 10;
+
 /// To be called first. Makes the libraries that the monitor is linked with do, once threads are
 /// [confined](crate::seccomp), nothing that takes more than the monitor itself needs.
 pub fn prepare() {

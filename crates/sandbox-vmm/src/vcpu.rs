@@ -24,6 +24,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::end::MachineEnd;
 use crate::memory::window::Window;
+use crate::process::THREAD_STACK_BYTES;
 
 /// What a vCPU reaches.
 #[derive(Debug, Clone)]
@@ -73,6 +74,7 @@ impl VcpuHandle {
         let immediate_exit = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit);
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
+            .stack_size(THREAD_STACK_BYTES)
             .spawn(move || {
                 prepare();
                 start.wait();

@@ -35,5 +35,5 @@ pub use device::Vsock;
 pub use error::VsockError;
 pub use handshake::{HandshakeError, MAX_LINE_BYTES, read_port};
 pub use muxer::{Muxer, MuxerConfig};
-pub use protocol::{FEATURES, QUEUE_COUNT, QUEUE_SIZE, RX_QUEUE, TX_QUEUE};
+pub use protocol::{FEATURES, QUEUE_COUNT, QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
 pub use service::{Notify, serve};

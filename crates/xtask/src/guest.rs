@@ -102,6 +102,11 @@ fn static_program(package: &str, root: &Path, target: &Path) -> Result<PathBuf> 
         .env_remove("RUSTFLAGS")
         // What an incremental build comes out as depends on the builds before it.
         .env("CARGO_INCREMENTAL", "0")
+        // Every guest has what it uses of this in memory of its own, and reads it before it is ready.
+        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "none")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CFLAGS", prefixes("-ffile-prefix-map").join(" "))
         .env("LIBSECCOMP_LINK_TYPE", "static")

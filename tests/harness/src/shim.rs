@@ -3,8 +3,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::net::Shutdown;
+use std::os::fd::{AsFd as _, IntoRawFd as _};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -30,6 +32,8 @@ const PROGRAM: &str = "containerd-shim-sandbox-v2";
 pub struct Shim {
     connection: Client,
     client: TaskClient,
+    /// The connection once more, to hang up.
+    socket: UnixStream,
     bundle: PathBuf,
     limit: Duration,
 }
@@ -177,11 +181,14 @@ impl Shim {
     /// # Errors
     /// When nothing listens there.
     pub fn connect(world: &World, address: &str, bundle: &Path) -> Result<Self> {
-        let connection = Client::connect(address)
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        let socket = UnixStream::connect(path)
             .with_context(|| format!("cannot connect to the shim at {address:?}"))?;
+        let connection = Client::new(socket.try_clone()?.into_raw_fd())?;
         Ok(Self {
             client: TaskClient::new(connection.clone()),
             connection,
+            socket,
             bundle: bundle.to_owned(),
             limit: world.setup().limit,
         })
@@ -381,6 +388,12 @@ impl Shim {
         Ok(())
     }
 
+    /// Closes the connection, as engines do once [`Self::shutdown`] is answered; the shim waits a while for that. No call follows.
+    pub fn hang_up(&self) {
+        // What fails here was broken before.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
     /// Kills every process of a container, removes it, and ends the shim.
     ///
     /// # Errors
@@ -395,7 +408,9 @@ impl Shim {
         self.client.kill(patient(), &kill)?;
         self.wait(id, "")?;
         self.delete(id, "")?;
-        self.shutdown(id)
+        self.shutdown(id)?;
+        self.hang_up();
+        Ok(())
     }
 
     /// What the shim logged.

@@ -58,9 +58,10 @@ impl HypervisorDriver for Qemu {
         request.place(&mut launch)?;
         let memory = plan.memory.get();
         launch
-            // The local interrupt controller's timer is calibrated against the PIT, there being no other clock.
+            // The local interrupt controller's timer is calibrated against the PIT, there being no other clock. For the time of day the
+            // kernel waits a second where there is nobody to tell it.
             .arg("-M")
-            .arg("microvm,acpi=off,pit=on,pic=on,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram")
+            .arg("microvm,acpi=off,pit=on,pic=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram")
             .arg("-accel")
             .arg("tcg")
             .arg("-cpu")

@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{ActivateError, Interrupt};
 use crate::log;
+use crate::process::THREAD_STACK_BYTES;
 
 /// `epoll` data of the stop event; tasks number theirs from 0.
 const STOP: u64 = u64::MAX;
@@ -68,6 +69,7 @@ impl WorkerThread {
         let (jobs, waiting) = mpsc::channel::<Job>();
         thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(THREAD_STACK_BYTES)
             .spawn(move || {
                 prepare();
                 for job in waiting {

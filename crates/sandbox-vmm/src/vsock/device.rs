@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::error::VsockError;
 use super::muxer::{Muxer, MuxerConfig};
-use super::protocol::{FEATURES, QUEUE_COUNT, QUEUE_SIZE};
+use super::protocol::{FEATURES, QUEUE_SIZES};
 use super::service::serve;
 use crate::seccomp::ThreadKind;
 use crate::virtio::{
@@ -62,7 +62,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE; QUEUE_COUNT]
+        &QUEUE_SIZES
     }
 
     fn features(&self) -> u64 {

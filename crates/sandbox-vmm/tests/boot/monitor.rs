@@ -26,7 +26,7 @@ use sandbox_types::{GuestCid, MemMib, VcpuCount};
 /// The longest that a guest may take to end, also under nested emulation on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(150);
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda \
-    rootfstype=erofs ro init=/init panic=-1 oops=panic tsc=reliable no_timer_check nomodule \
+    rootfstype=erofs ro init=/init panic=-1 oops=panic tsc=reliable no_timer_check \
     random.trust_cpu=on";
 /// The first descriptor for what the configuration names.
 const FIRST_FD: i32 = 10;

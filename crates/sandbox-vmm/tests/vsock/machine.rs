@@ -130,7 +130,7 @@ fn start_qemu(directory: &Path, kernel: &Path) -> Result<Child, BootError> {
     Command::new("qemu-system-x86_64")
         .args([
             "-M",
-            "microvm,acpi=off,rtc=off,x-option-roms=off,memory-backend=mem",
+            "microvm,acpi=off,rtc=on,x-option-roms=off,memory-backend=mem",
         ])
         .args(["-accel", "tcg", "-cpu", "max", "-m", "256"])
         .args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"])

@@ -2,11 +2,16 @@
 
 mod observe;
 
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::ttrpc::asynchronous::transport::Socket;
 use containerd_shim_protos::ttrpc::context::{self, Context};
 use containerd_shim_protos::ttrpc::{Code, Error};
 use sandbox_protocol::start_failure::{self, StartFailure};
@@ -87,6 +92,8 @@ pub(crate) enum TaskState {
 #[derive(Clone)]
 pub(crate) struct Tasks {
     client: TaskClient,
+    /// The connection once more, to hang up while others still have the client.
+    socket: Arc<UnixStream>,
 }
 
 fn brief() -> Context {
@@ -115,9 +122,16 @@ pub(crate) struct RootMount {
 
 impl Tasks {
     pub(super) async fn connect(address: &str) -> Result<Self, Error> {
-        let client = Client::connect(address).await?;
+        let broken = |error: io::Error| Error::Socket(error.to_string());
+        let path = address.strip_prefix("unix://").unwrap_or(address);
+        let socket = UnixStream::connect(path).map_err(broken)?;
+        let transport = socket
+            .try_clone()
+            .and_then(Socket::try_from)
+            .map_err(broken)?;
         Ok(Self {
-            client: TaskClient::new(client),
+            client: TaskClient::new(Client::new(transport)),
+            socket: Arc::new(socket),
         })
     }
 
@@ -359,16 +373,15 @@ impl Tasks {
             .map_err(failed("remove the container"))
     }
 
-    /// The shim ends.
+    /// The shim ends. There is no call after this one: the shim waits a while for its callers to hang up, and so it is done here.
     pub(super) async fn shutdown(&self) -> Result<(), RpcError> {
         let request = api::ShutdownRequest {
             now: true,
             ..api::ShutdownRequest::default()
         };
-        self.client
-            .shutdown(brief(), &request)
-            .await
-            .map(drop)
-            .map_err(failed("shut down"))
+        let answer = self.client.shutdown(brief(), &request).await;
+        // What fails here was broken before.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        answer.map(drop).map_err(failed("shut down"))
     }
 }

@@ -330,6 +330,7 @@ impl Task {
         let ending = Instant::now();
         // The connection may end before the answer comes.
         let _ = self.shim.shutdown(&self.id);
+        self.shim.hang_up();
         wait_for_end(&self.process, self.limit)?;
         let ended = ending.elapsed();
         Ok(vec![
@@ -362,5 +363,6 @@ impl Drop for Task {
         }
         let _ = self.shim.delete(&self.id, "");
         let _ = self.shim.shutdown(&self.id);
+        self.shim.hang_up();
     }
 }

@@ -104,7 +104,7 @@ impl Files {
         let (port, value) = END;
         format!(
             "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro init={PROBE} panic=-1 oops=panic \
-             reboot={reboot} tsc=reliable no_timer_check nomodule swiotlb=noforce random.trust_cpu=on end {port} {value}"
+             reboot={reboot} tsc=reliable no_timer_check swiotlb=noforce random.trust_cpu=on noreplace-smp percpu_alloc=page end {port} {value}"
         )
     }
 
@@ -121,7 +121,7 @@ impl Files {
             console.into(),
         ];
         let config = json!({
-            "kvm_fd": FIRST_FD, "kernel_fd": FIRST_FD + 1, "command_line": Self::command_line("k"), "memory": MEMORY_MIB, "vcpus": 1,
+            "kvm_fd": FIRST_FD, "kernel_fd": FIRST_FD + 1, "command_line": Self::command_line("k"), "memory": MEMORY_MIB, "max_memory": MEMORY_MIB, "vcpus": 1,
             "block": [{"fd": FIRST_FD + 2, "read_only": true, "serial": "root"}], "pmem": null,
             "disk_limits": {"bytes_per_second": null, "operations_per_second": null}, "net": [], "shares": [],
             "vsock": {"cid": 3, "listener_fd": FIRST_FD + 3, "path": socket},
@@ -149,7 +149,7 @@ impl Files {
         let mut command = Command::new("qemu-system-x86_64");
         lab.world().adopt(&mut command);
         command
-            .args(["-M", "microvm,acpi=off,pit=on,pic=on,rtc=off,x-option-roms=off,isa-serial=on,memory-backend=ram"])
+            .args(["-M", "microvm,acpi=off,pit=on,pic=on,rtc=on,x-option-roms=off,isa-serial=on,memory-backend=ram"])
             .args(["-accel", accelerator, "-cpu", "max", "-smp", "1", "-m"])
             .arg(format!("{MEMORY_MIB}M"))
             .arg("-object")
