@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::case::{Case, Finding, Obstacle, Profile, Scene, Shares, Stage, Threat};
 use crate::host::{self, Host};
 use crate::image;
 use crate::runtime::{Container, Runc, Runtime, RuntimeError, SpecSource, Started};
-use crate::session::{Session, SessionError};
+use crate::session::{Session, SessionError, Writer};
 use crate::spec::Grantable;
 use crate::verdict::{Observation, Outcome, Verdict, verdict};
 
@@ -339,6 +339,7 @@ impl Pair<'_> {
         };
         let stage = Stage {
             host: self.field.host,
+            profile: self.profile,
             shares,
             common_root: self.field.common_root,
         };
@@ -381,13 +382,21 @@ impl Pair<'_> {
     }
 }
 
-/// Makes the attempt, looks, judges, and lets go. Where the attempt ends its container, `again` asks the other one.
+/// Makes the attempt, looks, judges, and lets go. Where the attempt ends its container, or a process of it floods, `again` asks the other
+/// one.
 fn observe(
     session: &mut Session,
     scene: &mut Scene,
     peer_seen: &Value,
-    again: impl FnOnce() -> Option<Value>,
+    mut again: impl FnMut() -> Option<Value>,
 ) -> Observation {
+    let writer = scene.flood.take().map(|flood| session.flood(flood));
+    let mut writer = match writer.transpose() {
+        Ok(writer) => writer,
+        Err(error) => return no_answer(&error),
+    };
+    // Before anything is asked: what can be full is full then.
+    let held_mib = writer.as_ref().map(Writer::held_mib);
     let mut peer_again = Value::Null;
     let seen = match session.attempt(scene.attempt, &scene.params) {
         Ok(seen) => seen,
@@ -403,17 +412,28 @@ fn observe(
         }
     };
     let mut watched = (scene.watch)(&seen);
-    if !peer_seen.is_null() {
-        watched = json!({ "host": watched, "peer": peer_seen, "peer_again": peer_again });
-    }
+    let mut more = Map::new();
     if scene.adds {
         match session.added() {
-            Ok(added) => watched = json!({ "host": watched, "added": added }),
+            Ok(added) => drop(more.insert("added".to_owned(), added)),
             Err(error) => {
                 let _ = session.release();
                 return no_answer(&error);
             }
         }
+    }
+    if let Some(writer) = &mut writer {
+        peer_again = again().unwrap_or_default();
+        more.insert("held_mib".to_owned(), json!(held_mib));
+        more.insert("writer_ended".to_owned(), writer.end().into());
+    }
+    if !peer_seen.is_null() {
+        more.insert("peer".to_owned(), peer_seen.clone());
+        more.insert("peer_again".to_owned(), peer_again);
+    }
+    if !more.is_empty() {
+        more.insert("host".to_owned(), watched);
+        watched = more.into();
     }
     let finding: Finding = (scene.judge)(&seen, &watched);
     let _ = session.release();

@@ -115,6 +115,8 @@ impl<T: std::fmt::Display> From<T> for Obstacle {
 /// What a case is set up with.
 pub(crate) struct Stage<'a> {
     pub(crate) host: &'a Host,
+    /// How the container is made.
+    pub(crate) profile: Profile,
     /// Where on the host the folders are that the container shares, and the file that it writes to.
     pub(crate) shares: &'a Shares,
     /// Where on the host the root file system is that containers without protection have in common.
@@ -137,6 +139,17 @@ pub(crate) type Watch = Box<dyn FnMut(&Value) -> Value>;
 /// Says what the probe's and the host's sight mean.
 pub(crate) type Judge = Box<dyn Fn(&Value, &Value) -> Finding>;
 
+/// Output of an added process, as fast as it can write: seen are how much more memory is used then, whether the attempt and the other
+/// container are answered all the same, and whether it ends with its reader.
+pub(crate) struct Flood {
+    /// Whether all of it is read and kept, instead of none.
+    pub(crate) is_kept: bool,
+    /// How much of this machine's memory is used, in MiB.
+    pub(crate) weight: Box<dyn Fn() -> u64>,
+    /// How much more is enough to say so, in MiB.
+    pub(crate) enough_mib: u64,
+}
+
 /// A case, set up for one container.
 pub(crate) struct Scene {
     /// What the probe is asked for.
@@ -146,6 +159,8 @@ pub(crate) struct Scene {
     pub(crate) peer: Option<(&'static str, Value)>,
     /// Whether a process that the host adds to the container says what it is confined to, while the attempt is held.
     pub(crate) adds: bool,
+    /// What a process does with its output that the host adds to the container before the attempt is made.
+    pub(crate) flood: Option<Flood>,
     /// Whether the attempt may end the container: what its runtime said is then what was seen, and the other container is asked again.
     pub(crate) may_end: bool,
     pub(crate) watch: Watch,
@@ -161,6 +176,7 @@ impl Scene {
             params,
             peer: None,
             adds: false,
+            flood: None,
             may_end: false,
             watch: Box::new(|_| Value::Null),
             judge,
@@ -180,6 +196,11 @@ impl Scene {
 
     pub(crate) fn adding(mut self) -> Self {
         self.adds = true;
+        self
+    }
+
+    pub(crate) fn flooded(mut self, flood: Flood) -> Self {
+        self.flood = Some(flood);
         self
     }
 

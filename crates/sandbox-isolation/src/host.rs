@@ -3,6 +3,7 @@
 pub(crate) mod log;
 pub(crate) mod raw;
 pub(crate) mod speakers;
+pub(crate) mod weight;
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

@@ -20,9 +20,6 @@ pub use class::ContainerdClass;
 pub use runc::Runc;
 pub use sandbox::Sandbox;
 
-/// What a process that is added to a container attempts.
-const ADDED: &str = "confinement";
-
 /// Makes the OCI configuration of a container with these options of `sandboxctl run`.
 pub type SpecSource<'a> = &'a dyn Fn(&[String]) -> Result<Value, String>;
 
@@ -135,10 +132,9 @@ impl Container<'_> {
     pub(crate) fn session(
         &self,
         command: Command,
-        mut added: Command,
+        added: Command,
         removal: Vec<Command>,
     ) -> Result<Started, RuntimeError> {
-        added.args([image::PROBE, "attempt", ADDED]);
         let errors = self.shares.errors.clone();
         let commands = Commands { added, removal };
         Ok(Started(Session::start(

@@ -1,4 +1,6 @@
-//! The talk with a probe in a container: one line of JSON each way.
+//! The talk with a probe in a container: one line of JSON each way. And with processes that are added to it, [`writer`] among them.
+
+mod writer;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +16,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::case::Flood;
+use crate::image::PROBE;
+
+pub(crate) use writer::Writer;
+
 /// How long a container may take to start: emulation is slow.
 const START: Duration = Duration::from_secs(180);
 /// How long an attempt may take: more than the probe gives it.
@@ -24,6 +31,12 @@ const END: Duration = Duration::from_secs(60);
 const LINE_BYTES: usize = 2 << 20;
 /// How often the wish to stop is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// What an added process attempts that says what it is confined to.
+const CONFINEMENT: &str = "confinement";
+/// What one attempts that writes.
+const FLOOD: &str = "flood";
+/// What that writes.
+const FLOOD_BYTE: u8 = b'.';
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -79,7 +92,7 @@ fn after_colon(said: &str) -> String {
 
 /// What is done with a container from outside.
 pub(crate) struct Commands {
-    /// Has a process that is added to it say, in a line, what it is confined to.
+    /// Adds a process to it: what is still missing is that process's command line.
     pub(crate) added: Command,
     /// Remove it, however it is.
     pub(crate) removal: Vec<Command>,
@@ -175,19 +188,80 @@ impl Session {
         Err(wrong(&answer))
     }
 
-    /// What a process says that is added to the container, and ends.
-    pub(crate) fn added(&mut self) -> Result<Value, SessionError> {
-        let program = self.commands.added.get_program();
-        let program = program.to_string_lossy().into_owned();
+    /// Adds a process to the container: the probe, which makes an attempt and says, in a line, what it saw.
+    fn add(&self, attempt: &str) -> Result<Child, SessionError> {
+        let added = &self.commands.added;
+        let mut command = Command::new(added.get_program());
+        command
+            .args(added.get_args())
+            .args([PROBE, "attempt", attempt]);
         let errors = fs::OpenOptions::new().append(true).open(&self.errors)?;
-        let child = self
-            .commands
-            .added
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)
             .spawn();
-        let mut child = child.map_err(|source| SessionError::Run { program, source })?;
+        child.map_err(|source| SessionError::Run {
+            program: added.get_program().to_string_lossy().into_owned(),
+            source,
+        })
+    }
+
+    fn none_added(&self) -> SessionError {
+        SessionError::Attempt {
+            why: format!("no added process{}", after_colon(&self.said())),
+        }
+    }
+
+    /// Adds a process to the container that writes as fast as it can, and waits until it does.
+    pub(crate) fn flood(&self, flood: Flood) -> Result<Writer, SessionError> {
+        let before_mib = (flood.weight)();
+        let mut child = self.add(FLOOD)?;
+        let begun = match child.stdout.take() {
+            Some(mut stdout) => self.begun(&mut stdout).map(|()| stdout),
+            None => Err(self.none_added()),
+        };
+        match begun {
+            Ok(stdout) => Ok(Writer::new(child, stdout, flood, before_mib, self.stop)),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the first that a process writes without end.
+    fn begun(&self, stdout: &mut ChildStdout) -> Result<(), SessionError> {
+        let start = Instant::now();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(SessionError::Interrupted);
+            }
+            let left = ATTEMPT.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                let (limit, said) = (ATTEMPT, self.said());
+                return Err(SessionError::Silent { limit, said });
+            }
+            if readable(stdout, left.min(LOOK))? {
+                break;
+            }
+        }
+        let mut part = [0u8; 4096];
+        let length = stdout.read(&mut part)?;
+        let part = part.get(..length).unwrap_or_default();
+        match part {
+            [] => Err(self.none_added()),
+            part if part.iter().all(|byte| *byte == FLOOD_BYTE) => Ok(()),
+            part => Err(SessionError::Answer {
+                answer: String::from_utf8_lossy(part).chars().take(200).collect(),
+            }),
+        }
+    }
+
+    /// What a process says that is added to the container, and ends.
+    pub(crate) fn added(&self) -> Result<Value, SessionError> {
+        let mut child = self.add(CONFINEMENT)?;
         if !ends_within(&mut child, ATTEMPT) {
             let _ = child.kill();
             let _ = child.wait();
@@ -199,9 +273,7 @@ impl Session {
             // Of a line: more than the pipe holds has not been written by who has ended.
             stdout.take(LINE_BYTES as u64).read_to_string(&mut answer)?;
         }
-        serde_json::from_str(&answer).map_err(|_| SessionError::Attempt {
-            why: format!("no added process{}", after_colon(&self.said())),
-        })
+        serde_json::from_str(&answer).map_err(|_| self.none_added())
     }
 
     /// What the runtime's program had to say of the container's end, when it has ended too.
@@ -256,7 +328,7 @@ impl Session {
                 let said = self.said();
                 return Err(SessionError::Silent { limit, said });
             }
-            if !self.readable(left.min(LOOK))? {
+            if !readable(&self.stdout, left.min(LOOK))? {
                 continue;
             }
             let mut part = [0u8; 16 << 10];
@@ -266,16 +338,6 @@ impl Session {
             }
             self.unread
                 .extend_from_slice(part.get(..length).unwrap_or_default());
-        }
-    }
-
-    fn readable(&self, within: Duration) -> Result<bool, SessionError> {
-        let mut wait = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
-        let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
-        match poll(&mut wait, timeout) {
-            Ok(ready) => Ok(ready > 0),
-            Err(Errno::EINTR) => Ok(false),
-            Err(errno) => Err(io::Error::from(errno).into()),
         }
     }
 
@@ -308,7 +370,7 @@ impl Session {
         let start = Instant::now();
         let mut part = [0u8; 16 << 10];
         while start.elapsed() < END && !self.stop.load(Ordering::Relaxed) {
-            match self.readable(LOOK) {
+            match readable(&self.stdout, LOOK) {
                 Ok(false) => continue,
                 Ok(true) => {}
                 Err(_) => return,
@@ -341,6 +403,17 @@ impl Drop for Session {
             let _ = self.child.wait();
             self.remove();
         }
+    }
+}
+
+/// Whether there is something to be read, or an end, in time.
+fn readable(stdout: &ChildStdout, within: Duration) -> Result<bool, SessionError> {
+    let mut wait = [PollFd::new(stdout.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut wait, timeout) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(errno) => Err(io::Error::from(errno).into()),
     }
 }
 
@@ -422,6 +495,46 @@ mod tests {
         let error = session.added().err().unwrap();
         assert!(matches!(error, SessionError::Attempt { .. }), "{error}");
         assert!(session.is_usable());
+    }
+
+    /// What is said to be used grows by 100 MiB with each look.
+    fn flood(is_kept: bool) -> Flood {
+        let used = std::cell::Cell::new(0);
+        Flood {
+            is_kept,
+            weight: Box::new(move || {
+                used.set(used.get() + 100);
+                used.get()
+            }),
+            enough_mib: 150,
+        }
+    }
+
+    #[test]
+    fn writer_is_left_unread_or_kept_whole_and_ends() {
+        let (session, _folder) = shell(r#"echo '{"ready":true}'; read a"#);
+        let mut session = session.unwrap();
+        for (is_kept, script) in [
+            (false, "exec tr '\\0' . </dev/zero"),
+            (true, "head -c 1000000 /dev/zero | tr '\\0' ."),
+        ] {
+            session.commands.added = Command::new("sh");
+            session.commands.added.args(["-c", script]);
+            let mut writer = session.flood(flood(is_kept)).unwrap();
+            assert_eq!(writer.held_mib(), 200);
+            assert!(writer.end());
+        }
+    }
+
+    #[test]
+    fn added_process_that_writes_something_else_is_no_writer() {
+        let (session, _folder) = shell(r#"echo '{"ready":true}'; read a"#);
+        let mut session = session.unwrap();
+        let error = session.flood(flood(false)).err().unwrap();
+        assert!(matches!(error, SessionError::Answer { .. }), "{error}");
+        session.commands.added = Command::new("true");
+        let error = session.flood(flood(false)).err().unwrap();
+        assert!(matches!(error, SessionError::Attempt { .. }), "{error}");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! configuration space, and from [`VirtioDevice::activate`] to [`VirtioDevice::reset`] it owns its queues,
 //! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
-//! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], the thread of the simplest devices; [`chain`], on which the parsers work; the transport
-//! [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], all that the simplest devices have in common; [`chain`], on which the
+//! parsers work; the transport [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
 //! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod answering;

@@ -4,6 +4,8 @@
 //! and cases are meant for our own monitor on KVM: only [`machine`] would differ. The kernel is
 //! `SANDBOX_TEST_KERNEL`, or `target/artifacts/vmlinux`; without it, QEMU or `mkfs.erofs` every case is
 //! reported as ignored, with the reason in its name.
+//!
+//! A machine of its own is used while strace looks at the back end, whose calls are held against its list of those that it may make.
 
 #[path = "vsock/machine.rs"]
 mod machine;
@@ -13,16 +15,22 @@ mod machine;
     reason = "shared with the guest; 64 bits on both sides"
 )]
 mod pattern;
+#[path = "support/trace.rs"]
+mod trace;
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Instant;
 
-use libtest_mimic::{Arguments, Failed, Trial};
-use machine::Machine;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use machine::{BootError, Machine};
+use sandbox_jail::seccomp::Made;
+use sandbox_vmm::seccomp::rules;
 
 const TOTAL: u64 = 20 << 20;
 /// What the throughput cases move.
@@ -73,15 +81,23 @@ fn main() -> ExitCode {
     let (machine, missing) = if arguments.list {
         (None, None)
     } else {
-        match Machine::boot() {
+        match Machine::boot(None) {
             Ok(machine) => (Some(Arc::new(machine)), None),
-            Err(machine::BootError::Missing(reason)) => (None, Some(reason)),
-            Err(machine::BootError::Broken(reason)) => {
+            Err(BootError::Missing(reason)) => (None, Some(reason)),
+            Err(BootError::Broken(reason)) => {
                 eprintln!("vsock_guest: {reason}");
                 return ExitCode::FAILURE;
             }
         }
     };
+    let reason = missing.clone();
+    let calls = Trial::ignorable_test(
+        "qemu::calls_that_are_allowed_are_made",
+        move || match reason {
+            Some(reason) => Ok(Completion::ignored_with(reason)),
+            None => calls_are_made(),
+        },
+    );
     let trials = CASES
         .iter()
         .map(|(name, case)| {
@@ -95,6 +111,7 @@ fn main() -> ExitCode {
             })
             .with_ignored_flag(missing.is_some())
         })
+        .chain([calls])
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     if let Some(machine) = machine.and_then(Arc::into_inner)
@@ -104,6 +121,43 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+/// What the back end's own list allows in every machine is made in a machine of its own, which is used. What it has in common with
+/// threads of the monitor is looked at in `calls.rs`.
+fn calls_are_made() -> Result<Completion, Failed> {
+    if Command::new("strace").arg("-V").output().is_err() {
+        return Ok(Completion::ignored_with("no strace"));
+    }
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("trace");
+    let machine = match Machine::boot(Some(&file)) {
+        Ok(machine) => machine,
+        Err(BootError::Missing(reason)) => return Ok(Completion::ignored_with(reason)),
+        Err(BootError::Broken(reason)) => return Err(reason.into()),
+    };
+    let uses: [Case; 5] = [
+        hundred_at_once,
+        guest_in_turn,
+        unknown_guest_port,
+        unknown_host_port,
+        host_leaves,
+    ];
+    for used in uses {
+        used(&machine)?;
+    }
+    machine.power_off()?;
+    let made = trace::confined(&fs::read_to_string(&file)?, true)?;
+    let never: Vec<&str> = rules::BACKEND
+        .iter()
+        .filter(|rule| rule.made == Made::Always && !made.iter().any(|call| call.is_by(rule)))
+        .map(|rule| rule.name)
+        .collect();
+    if never.is_empty() {
+        return Ok(Completion::Completed);
+    }
+    let threads: BTreeSet<&str> = made.iter().map(|call| call.thread.as_str()).collect();
+    Err(format!("allowed beside QEMU, and never made by {threads:?}: {never:?}").into())
 }
 
 /// Sends the pattern on a thread, ends, and expects all of it back.

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::filesystem::OUTPUTS;
-use crate::case::{Case, Finding, Judge, Obstacle, Profile, Scene, Stage, Threat};
+use crate::case::{Case, Finding, Flood, Judge, Obstacle, Profile, Scene, Stage, Threat};
 use crate::host;
 
 /// Processes that the bomb is made of.
@@ -14,6 +14,10 @@ const BOMB: u64 = 256;
 const HOG_MIB: u64 = 192;
 /// What fits into `/dev/shm`, in MiB, in steps of the hog's.
 const TMPFS_MIB: u64 = 56;
+/// What a process writes that is added to the container, in MiB: as much as the probe does, which cannot be told a number there.
+const FLOOD_MIB: u64 = 192;
+/// So much of that in this machine's memory is too much; it has buffers, and a guest grows a little.
+const HELD_MIB: u64 = FLOOD_MIB / 2;
 
 /// What a file of the host's is made long to, in bytes.
 const OUTPUT_BYTES: u64 = 64 << 20;
@@ -211,6 +215,15 @@ pub(super) const ALL: &[Case] = &[
         ..EXHAUSTION
     },
     Case {
+        name: "exhaustion_unread_output",
+        attempt: "writes 192 MiB to the output of an added process (exec), as fast as it can, while nobody reads; in the control, what reads it keeps it all",
+        watch: "the memory of its processes that serve the container, and whether both containers, and one more added process, still answer",
+        expected: "what is written does not come to be in its memory, everybody answers, and the writer ends with its reader",
+        control: Profile::Host,
+        stage: unread,
+        ..EXHAUSTION
+    },
+    Case {
         name: "exhaustion_disk_space",
         attempt: "asks how large the file system is that its root writes to",
         watch: "how large its own is that containers are on",
@@ -312,6 +325,52 @@ fn rises(
     });
     Ok(Scene::new(attempt, params, judge)
         .watching(move |_| count().unwrap_or(before).saturating_sub(before).into()))
+}
+
+/// Reached when much of what a process writes is in this machine's memory, or somebody does not answer meanwhile. Pipes have bounds under
+/// every runtime, so what the control lacks is a bound of whoever reads: it takes everything, as a log without a limit does.
+fn unread(stage: &Stage<'_>) -> Result<Scene, Obstacle> {
+    let is_kept = stage.profile == Profile::Host;
+    let folder = stage.shares.errors.parent();
+    let container = folder.and_then(|folder| folder.file_name());
+    let all = folder.and_then(|folder| folder.parent());
+    let (Some(container), Some(all)) = (container, all) else {
+        return Err(Obstacle("the container has no folder".to_owned()));
+    };
+    // `sandboxctl` names our folder, and what containerd starts the container's name.
+    let marks = [all.as_os_str(), container].map(|mark| mark.to_string_lossy().into_owned());
+    let flood = Flood {
+        is_kept,
+        weight: Box::new(move || host::weight::resident_mib(&marks)),
+        enough_mib: HELD_MIB,
+    };
+    let judge: Judge = Box::new(move |seen, watched| {
+        let held = watched["held_mib"].as_u64().unwrap_or(0);
+        let said = format!("{held} MiB more of this machine's memory are used");
+        let answers = [
+            ("the container", seen),
+            ("a process added to it", &watched["added"]),
+            ("the other container", &watched["peer_again"]),
+        ];
+        let silent = answers
+            .iter()
+            .find(|(_, said)| !said["boot_id"].is_string());
+        match silent {
+            _ if held >= HELD_MIB => Finding::Reached(said),
+            // The control is to show just that.
+            _ if is_kept => Finding::Blocked(said),
+            Some((who, _)) => Finding::Reached(format!("{who} does not answer meanwhile")),
+            None if watched["writer_ended"] == false => {
+                Finding::Reached("the writer goes on without a reader".to_owned())
+            }
+            None => Finding::Blocked(format!("{said}, and everybody answers")),
+        }
+    });
+    let params = json!({ "paths": ["/proc/sys/kernel/random/boot_id"] });
+    Ok(Scene::new("read", params.clone(), judge)
+        .beside("read", params)
+        .adding()
+        .flooded(flood))
 }
 
 /// Reached when the root's file system is as large as the one that our containers are on.

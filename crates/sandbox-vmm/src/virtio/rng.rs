@@ -9,36 +9,22 @@ mod tests;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::error::RngError;
 use self::request::Request;
-use super::answering::{AnsweringTask, Answers};
-use super::{ActivateError, Activation, VirtioDevice, Worker};
+use super::answering::{Answering, Answers};
 use crate::seccomp::ThreadKind;
 
-/// Entries in the queue.
-const QUEUE_SIZE: u16 = 64;
-
-#[derive(Debug)]
-enum State {
-    Idle,
-    Active(Worker<AnsweringTask<HostEntropy>>),
-}
-
 /// The entropy device.
-#[derive(Debug)]
-pub struct Rng {
-    state: State,
-}
+pub type Rng = Answering<HostEntropy>;
 
 impl Rng {
     /// A device that waits for a driver.
     #[must_use]
     pub fn new() -> Self {
-        Self { state: State::Idle }
+        Self::idle(HostEntropy)
     }
 }
 
@@ -48,54 +34,14 @@ impl Default for Rng {
     }
 }
 
-impl VirtioDevice for Rng {
-    fn device_type(&self) -> u32 {
-        VIRTIO_ID_RNG
-    }
-
-    fn thread(&self) -> (String, ThreadKind) {
-        ("rng".to_owned(), ThreadKind::Rng)
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_RING_F_EVENT_IDX
-    }
-
-    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
-
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let [queue] = activation.take_queues()?;
-        let task = AnsweringTask {
-            answers: HostEntropy,
-            queue,
-            memory: activation.memory,
-            interrupt: activation.interrupt.clone(),
-        };
-        self.state = State::Active(Worker::start(
-            &activation.thread,
-            task,
-            activation.interrupt,
-        )?);
-        Ok(())
-    }
-
-    fn reset(&mut self) {
-        if let State::Active(worker) = std::mem::replace(&mut self.state, State::Idle) {
-            worker.stop();
-        }
-    }
-}
-
 /// Fills buffers.
-#[derive(Debug)]
-struct HostEntropy;
+#[derive(Debug, Clone)]
+pub struct HostEntropy;
 
 impl Answers for HostEntropy {
     const DEVICE: &'static str = "rng";
+    const TYPE: u32 = VIRTIO_ID_RNG;
+    const THREAD: (&'static str, ThreadKind) = ("rng", ThreadKind::Rng);
     type Refusal = RngError;
 
     fn answer(

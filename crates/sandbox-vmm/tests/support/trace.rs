@@ -63,8 +63,9 @@ fn number(text: &str) -> Option<u64> {
         .and_then(|octal| u64::from_str_radix(octal, 8).ok())
 }
 
-/// The calls of each thread after it was confined, from the output of `strace -f -Y -X raw`.
-pub(crate) fn confined(trace: &str) -> Result<Vec<Call>> {
+/// The calls of each thread after it was confined, from the output of `strace -f -Y -X raw`. Where a filter is `inherited`, it is one of a
+/// process that has no other thread yet: all that come later have it from the beginning.
+pub(crate) fn confined(trace: &str, inherited: bool) -> Result<Vec<Call>> {
     let mut confined = BTreeSet::new();
     let mut calls = Vec::new();
     for line in trace.lines() {
@@ -80,16 +81,27 @@ pub(crate) fn confined(trace: &str) -> Result<Vec<Call>> {
         }
         if name == "seccomp" {
             confined.insert(process.to_owned());
-        } else if confined.contains(process) {
+        } else if confined.contains(process) || (inherited && !confined.is_empty()) {
             calls.push(Call {
                 thread: thread.to_owned(),
                 name: name.to_owned(),
-                arguments: split(arguments),
+                arguments: in_order(name, split(arguments)),
             });
         }
     }
     ensure!(!calls.is_empty(), "nobody was confined:\n{trace}");
     Ok(calls)
+}
+
+/// The arguments as the kernel has them. Those of `clone` strace has by name, and the stack, which is the second, first.
+fn in_order(name: &str, mut arguments: Vec<String>) -> Vec<String> {
+    if name == "clone" {
+        let flags = arguments.iter().find_map(|one| one.strip_prefix("flags="));
+        if let Some(flags) = flags.map(str::to_owned) {
+            arguments.insert(0, flags);
+        }
+    }
+    arguments
 }
 
 /// The arguments, up to the closing parenthesis or where the line breaks off.

@@ -9,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 /// What a guest may take from power-on to its announcement; emulated, on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// What any read may wait: a stuck stream fails its case and not the whole run.
@@ -41,10 +43,21 @@ pub(crate) struct Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        for child in [&mut self.qemu, &mut self.backend] {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        end_qemu(&mut self.qemu);
+        end_backend(&mut self.backend);
+    }
+}
+
+fn end_qemu(qemu: &mut Child) {
+    let _ = qemu.kill();
+    let _ = qemu.wait();
+}
+
+/// Ends the back end by a signal that strace, where it is between us, passes on. A strace that is killed would leave it behind.
+fn end_backend(backend: &mut Child) {
+    if matches!(backend.try_wait(), Ok(None)) {
+        let _ = kill_process(Pid::from_child(backend), Signal::TERM);
+        let _ = backend.wait();
     }
 }
 
@@ -97,8 +110,8 @@ fn build_root(directory: &Path) -> Result<(), BootError> {
         .arg(&root))
 }
 
-/// Starts the back end with its two sockets, and nothing else of ours, open.
-fn start_backend(directory: &Path) -> io::Result<Child> {
+/// Starts the back end with its two sockets, and nothing else of ours, open; under strace, if there is a file for all its calls.
+fn start_backend(directory: &Path, trace: Option<&Path>) -> io::Result<Child> {
     let sockets = ["vhost.sock", "v"].map(|name| UnixListener::bind(directory.join(name)));
     let [vhost, vsock] = sockets;
     let (vhost, vsock) = (vhost?, vsock?);
@@ -113,8 +126,19 @@ fn start_backend(directory: &Path) -> io::Result<Child> {
         }
         io::Result::Ok(())
     };
+    let program = std::env::current_exe()?;
+    let mut command = match trace {
+        None => Command::new(program),
+        Some(file) => {
+            // Numbers as they are, with the name of the thread before each call.
+            let mut command = Command::new("strace");
+            command.args(["-f", "-Y", "-X", "raw", "-s", "0", "-o"]);
+            command.arg(file).arg("--").arg(program);
+            command
+        }
+    };
     keep(true)?;
-    let child = Command::new(std::env::current_exe()?)
+    let child = command
         .args(["vsock-backend", "--cid", "3"])
         .args(["--vhost-fd", &vhost.as_raw_fd().to_string()])
         .args(["--listener-fd", &vsock.as_raw_fd().to_string(), "--path"])
@@ -171,8 +195,8 @@ fn start_qemu(directory: &Path, kernel: &Path) -> Result<Child, BootError> {
 }
 
 impl Machine {
-    /// Boots it and waits for its announcement.
-    pub(crate) fn boot() -> Result<Self, BootError> {
+    /// Boots it and waits for its announcement. A file gets all system calls of the back end, which then runs under strace.
+    pub(crate) fn boot(trace: Option<&Path>) -> Result<Self, BootError> {
         let kernel = kernel();
         if !kernel.exists() {
             return Err(BootError::Missing(format!(
@@ -183,12 +207,11 @@ impl Machine {
         let directory = tempfile::tempdir()?;
         build_root(directory.path())?;
         let listener = UnixListener::bind(directory.path().join("v_1000"))?;
-        let mut backend = start_backend(directory.path())?;
-        let qemu = match start_qemu(directory.path(), &kernel) {
+        let mut backend = start_backend(directory.path(), trace)?;
+        let mut qemu = match start_qemu(directory.path(), &kernel) {
             Ok(qemu) => qemu,
             Err(error) => {
-                let _ = backend.kill();
-                let _ = backend.wait();
+                end_backend(&mut backend);
                 return Err(error);
             }
         };
@@ -209,10 +232,8 @@ impl Machine {
                     "the guest did not announce itself ({other:?}): {}",
                     console()
                 );
-                for mut child in [qemu, backend] {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
+                end_qemu(&mut qemu);
+                end_backend(&mut backend);
                 Err(BootError::Broken(reason))
             }
         }

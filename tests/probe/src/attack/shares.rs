@@ -17,6 +17,7 @@ pub(super) const ALL: &[Attempt] = &[
     ("share_hard_links", hard_links),
     ("share_parents", parents),
     ("grow", grow),
+    ("flood", flood),
 ];
 
 /// Tries to make the file `file`, shared read-only, one of the folder `path`, which is writable, and to write `text` to it: by links, by
@@ -163,4 +164,15 @@ fn grow(params: &Value) -> Value {
         look::io_outcome(opened.and_then(|file| file.set_len(bytes)))
     });
     json!({ "grown": grown.collect::<Vec<_>>() })
+}
+
+/// Writes 192 MiB to its standard output, as fast as they are taken: for a process of its own (`attempt flood`), whose output is nothing
+/// else.
+fn flood(_: &Value) -> Value {
+    use std::io::Write as _;
+    const BYTES: usize = 192 << 20;
+    let block = vec![b'.'; 64 << 10];
+    let mut output = std::io::stdout();
+    let written = (0..BYTES / block.len()).try_for_each(|_| output.write_all(&block));
+    json!({ "written": look::io_outcome(written) })
 }

@@ -3,9 +3,7 @@
 use proptest::prelude::*;
 use sandbox_types::MemMib;
 use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
-use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
 use vm_memory::{Bytes as _, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,8 +15,8 @@ use super::request::{
 use super::*;
 use crate::memory::later::Later;
 use crate::memory::{Sharing, create};
-use crate::virtio::worker::WorkerTask as _;
-use crate::virtio::{ActiveQueue, Interrupt, WorkerThread};
+use crate::virtio::answering::served::{self, descriptor};
+use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice as _, WorkerThread};
 
 const BLOCK: u64 = 2 << 20;
 const FIRST: u64 = 64;
@@ -178,33 +176,10 @@ proptest! {
     }
 }
 
-fn descriptor(address: u64, length: u32, flags: u32) -> RawDescriptor {
-    let flags = u16::try_from(flags).unwrap();
-    RawDescriptor::from(Descriptor::new(address, length, flags, 0))
-}
-
 /// Serves one chain, and says how many bytes the used ring has for it.
 fn serve(bench: &Bench, chain: &[RawDescriptor]) -> u32 {
-    let memory = &bench.memory;
-    let mock = MockSplitQueue::new(memory, 16);
-    mock.build_desc_chain(chain).unwrap();
-    let queue: Queue = mock.create_queue().unwrap();
-    let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut task = AnsweringTask {
-        answers: Plugging {
-            size: bench.size.clone(),
-        },
-        queue: ActiveQueue {
-            queue,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: memory.clone(),
-        interrupt: Interrupt::new(irq),
-    };
-    task.ready(0).unwrap();
-    memory
-        .read_obj(GuestAddress(mock.used_addr().0 + 8))
-        .unwrap()
+    let size = bench.size.clone();
+    served::serve(Plugging { size }, &bench.memory, chain)
 }
 
 #[test]

@@ -6,31 +6,18 @@ use std::io::Write as _;
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{PMEM_ALIGNMENT, PMEM_HEADER_BYTES};
 use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
-use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::memory::window::{Window, WindowFile};
 use crate::memory::{Sharing, create};
-use crate::virtio::worker::WorkerTask as _;
-use crate::virtio::{ActiveQueue, Interrupt};
+use crate::virtio::VirtioDevice as _;
+use crate::virtio::answering::served::{self, descriptor};
 
 const REQUEST: u64 = 0x10_0000;
 const RESPONSE: u64 = 0x10_1000;
 const UNTOUCHED: u32 = 0x5555_5555;
-
-fn descriptor(address: u64, length: u32, flags: u32) -> RawDescriptor {
-    RawDescriptor::from(Descriptor::new(
-        address,
-        length,
-        u16::try_from(flags).unwrap(),
-        0,
-    ))
-}
 
 fn window() -> Window {
     let mut file: File = tempfile::tempfile().unwrap();
@@ -54,24 +41,8 @@ fn serve_in(window: &Window, kind: u32, chain: &[RawDescriptor]) -> (u32, u32) {
     .unwrap();
     memory.write_obj(kind, GuestAddress(REQUEST)).unwrap();
     memory.write_obj(UNTOUCHED, GuestAddress(RESPONSE)).unwrap();
-    let mock = MockSplitQueue::new(memory, 16);
-    mock.build_desc_chain(chain).unwrap();
-    let queue: Queue = mock.create_queue().unwrap();
-    let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut task = AnsweringTask {
-        answers: Flushes,
-        queue: ActiveQueue {
-            queue,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: memory.clone(),
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
-    };
-    task.ready(0).unwrap();
-    assert!(irq.read().is_ok());
-    let used = memory
-        .read_obj(GuestAddress(mock.used_addr().0 + 8))
-        .unwrap();
+    let config = [0; CONFIG_BYTES];
+    let used = served::serve(Flushes { config }, memory, chain);
     (used, memory.read_obj(GuestAddress(RESPONSE)).unwrap())
 }
 

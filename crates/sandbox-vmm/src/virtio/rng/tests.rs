@@ -1,53 +1,21 @@
 //! A driver's requests, well-formed and not.
 
 use virtio_bindings::virtio_ring::VRING_DESC_F_WRITE;
-use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
 use vm_memory::GuestAddress;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::MAX_REQUEST_BYTES;
 use super::*;
-use crate::virtio::worker::WorkerTask as _;
-use crate::virtio::{ActiveQueue, Interrupt};
+use crate::virtio::answering::served::{self, descriptor};
 
 const DATA: u64 = 0x10_0000;
-
-fn descriptor(address: u64, length: u32, flags: u32) -> RawDescriptor {
-    RawDescriptor::from(Descriptor::new(
-        address,
-        length,
-        u16::try_from(flags).unwrap(),
-        0,
-    ))
-}
 
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x40_0000)]).unwrap()
 }
 
-/// Serves one chain, and says what the used ring has for it.
 fn serve(memory: &GuestMemoryMmap, chain: &[RawDescriptor]) -> u32 {
-    let mock = MockSplitQueue::new(memory, 16);
-    mock.build_desc_chain(chain).unwrap();
-    let queue: Queue = mock.create_queue().unwrap();
-    let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-    let mut task = AnsweringTask {
-        answers: HostEntropy,
-        queue: ActiveQueue {
-            queue,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: memory.clone(),
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
-    };
-    task.ready(0).unwrap();
-    assert!(irq.read().is_ok());
-    memory
-        .read_obj(GuestAddress(mock.used_addr().0 + 8))
-        .unwrap()
+    served::serve(HostEntropy, memory, chain)
 }
 
 #[test]
