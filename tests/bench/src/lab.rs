@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sandbox_harness::bundle::{self, PROBE};
-use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::containerd::{Containerd, DEMO_IMAGE, RUNTIME};
 use sandbox_harness::{Driver, Setup, World, process};
 use serde_json::json;
 
@@ -37,7 +37,7 @@ pub(crate) struct Lab {
     host: Host,
     runs: usize,
     at_once: Vec<usize>,
-    containerd: OnceCell<std::result::Result<(Containerd, &'static str), String>>,
+    containerd: OnceCell<std::result::Result<Containerd, String>>,
     names: Cell<u32>,
 }
 
@@ -183,19 +183,18 @@ impl Lab {
     }
 
     /// The containerd of this lab, started when it is first asked for, and the image in it.
-    fn containerd(&self) -> Result<(&Containerd, &'static str)> {
+    fn containerd(&self) -> Result<&Containerd> {
         let started = self.containerd.get_or_init(|| {
             let start = || -> Result<_> {
                 let containerd = Containerd::start(&self.world)?;
-                let image = containerd.import_demo(&self.world)?;
-                Ok((containerd, image))
+                containerd.import_demo(&self.world)?;
+                Ok(containerd)
             };
             start().map_err(|error| format!("{error:#}"))
         });
-        match started {
-            Ok((containerd, image)) => Ok((containerd, *image)),
-            Err(why) => Err(anyhow!("containerd does not start: {why}")),
-        }
+        started
+            .as_ref()
+            .map_err(|why| anyhow!("containerd does not start: {why}"))
     }
 
     /// A command that runs a program in a new container, with its streams, to its end. Without a container, the program.
@@ -227,12 +226,12 @@ impl Lab {
                 Ok(self.sandboxctl(subject, &[&options[..], &[IMAGE], arguments].concat()))
             }
             (Way::Containerd, runtime) => {
-                let (containerd, image) = self.containerd()?;
+                let containerd = self.containerd()?;
                 let runtime = match runtime {
                     Runtime::Runc => RUNC_RUNTIME,
                     _ => RUNTIME,
                 };
-                let options = ["run", "--rm", "--runtime", runtime, image, name];
+                let options = ["run", "--rm", "--runtime", runtime, DEMO_IMAGE, name];
                 Ok(containerd.ctr_command(&[&options, arguments].concat()))
             }
             (Way::Task, _) => bail!("the task service has no command line"),
@@ -355,7 +354,6 @@ impl Lab {
                 let exec = self.name();
                 let options = ["task", "exec", "--exec-id", &exec, name];
                 self.containerd()?
-                    .0
                     .ctr_command(&[&options, arguments].concat())
             }
             (Way::Task, _) | (_, Runtime::Host) => bail!("no command line adds a process to it"),
