@@ -1,5 +1,5 @@
 //! `delete`: what is called when a shim was killed. Removes everything of its pod, runs the container's `poststop` hooks
-//! if they did not run, and answers with the exit that containerd then reports.
+//! if they did not run, and answers with the exit that containerd then reports. Where the engine does not call it, [`crate::sweep`] does the same.
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | `start` | binds the task socket, starts the server, prints the socket's address ([`start`]) |
 //! | `delete` | removes what a killed shim left, prints a `DeleteResponse` ([`delete`]) |
-//! | none | the server itself: the task service in front of one virtual machine ([`server`]) |
+//! | none | the server itself: the task service in front of one virtual machine ([`server`]); it begins with what other shims have left ([`sweep`]) |
 //!
 //! `-v` prints the version, `-info` what the shim is ([`info`]). A library, so that what reads bytes of others can be tested with any:
 //! [`untrusted`].
@@ -32,6 +32,7 @@ mod spec;
 mod start;
 mod stats;
 mod stdio;
+mod sweep;
 mod task;
 #[doc(hidden)]
 pub mod untrusted;

@@ -213,6 +213,8 @@ pub(crate) struct Pod {
     id: SandboxId,
     namespace: String,
     config: Config,
+    /// Where it is served.
+    socket: PathBuf,
     publisher: Publisher,
     state: Mutex<State>,
     /// Held while a container is made: one at a time, so that the pod's first is there before its second.
@@ -229,12 +231,14 @@ impl Pod {
         id: SandboxId,
         namespace: String,
         config: Config,
+        socket: PathBuf,
         publisher: Publisher,
     ) -> Self {
         Self {
             id,
             namespace,
             config,
+            socket,
             publisher,
             state: Mutex::new(State::default()),
             making: tokio::sync::Mutex::default(),

@@ -27,7 +27,7 @@ use crate::flags::Flags;
 use crate::pod::Pod;
 use crate::sandbox::SandboxService;
 use crate::task::TaskService;
-use crate::{log, privileges, start};
+use crate::{log, privileges, start, sweep};
 
 /// How long who asked for the end may take to hang up after the answer. Clients in Go take a connection that is closed behind an answer for
 /// one that was closed before it, now and then (`github.com/containerd/ttrpc`, `client.go`).
@@ -139,10 +139,12 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
     let socket = start::socket(&config, flags, &flags.id)?;
     let id = SandboxId::new(flags.id.as_str())?;
     let publisher = Publisher::from_environment(&flags.namespace);
+    let sweep = sweep::sweep(config.clone(), config.sandbox_dir(&flags.namespace, &id));
     let pod = Arc::new(Pod::new(
         id,
         flags.namespace.clone(),
         config,
+        socket.clone(),
         publisher.clone(),
     ));
 
@@ -165,6 +167,8 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
             pod: Arc::clone(&pod),
         })));
     server.start().await.map_err(ShimError::Serve)?;
+    // Nobody waits for it.
+    tokio::spawn(sweep);
     tracing::info!("serving pod {} on {}", flags.id, socket.display());
 
     let mut terminate =

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sandbox_runtime::Config;
+use sandbox_runtime::cleanup::FolderClaim;
 use sandbox_types::SandboxId;
 
 use crate::address::socket_path;
@@ -100,7 +101,8 @@ pub(crate) fn socket(config: &Config, flags: &Flags, pod: &str) -> Result<PathBu
     })
 }
 
-fn bind(path: &Path) -> Result<UnixListener, ShimError> {
+/// `folder` is that of the pod's sandbox.
+fn bind(path: &Path, folder: &Path) -> Result<UnixListener, ShimError> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
@@ -108,8 +110,13 @@ fn bind(path: &Path) -> Result<UnixListener, ShimError> {
                     path: path.to_owned(),
                 });
             }
-            // Of a shim that was killed.
-            fs::remove_file(path).map_err(ShimError::system(format!(
+            // Of a shim that was killed. Who clears its sandbox away takes it away too, before we put ours there.
+            let _claim = FolderClaim::of_left(folder);
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+            .map_err(ShimError::system(format!(
                 "remove the stale socket {}",
                 path.display()
             )))?;
@@ -125,7 +132,7 @@ fn bind(path: &Path) -> Result<UnixListener, ShimError> {
 /// # Errors
 /// [`ShimError`]; no process and no socket is left then.
 pub(crate) fn start(flags: &Flags) -> Result<(), ShimError> {
-    SandboxId::new(flags.id.as_str())?;
+    let id = SandboxId::new(flags.id.as_str())?;
     let bundle = bundle(flags)?;
     let bootstrap = Bootstrap::read(flags)?;
     remember(&bundle, &bootstrap)?;
@@ -143,7 +150,7 @@ pub(crate) fn start(flags: &Flags) -> Result<(), ShimError> {
         "create the socket folder {}",
         config.socket_dir.display()
     )))?;
-    let listener = bind(&socket)?;
+    let listener = bind(&socket, &config.sandbox_dir(&flags.namespace, &id))?;
     let started = spawn(flags, &bundle, &bootstrap, &socket, listener);
     if started.is_err() {
         let _ = fs::remove_file(&socket);
@@ -234,8 +241,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let listener = bind(&path).unwrap();
-        assert!(matches!(bind(&path), Err(ShimError::AlreadyServed { .. })));
+        let sandbox = folder.path().join("sandbox");
+        let listener = bind(&path, &sandbox).unwrap();
+        assert!(matches!(
+            bind(&path, &sandbox),
+            Err(ShimError::AlreadyServed { .. })
+        ));
         drop(listener);
+        // Nor is the sandbox that it has left in the way.
+        fs::create_dir(&sandbox).unwrap();
+        drop(bind(&path, &sandbox).unwrap());
     }
 }

@@ -5,6 +5,12 @@
 //! control group is made. A process is named by its number **and** its start time (`/proc/PID/stat`, field 22), so a
 //! number that the kernel has given to another process since is never killed. Each process leads a process
 //! group; while a member of it lives the kernel does not give the number away, so the members are found by it.
+//!
+//! Only one at a time clears a folder away, its server among them (`claim`). Where the engine does not ask for it, the next server that is
+//! started does ([`orphans`]).
+
+mod claim;
+mod sweep;
 
 use std::ffi::OsString;
 use std::io;
@@ -24,6 +30,10 @@ use crate::config::Config;
 use crate::console::Console;
 use crate::share::unmount;
 use crate::timeline::write_atomically;
+
+pub(crate) use claim::Attempt;
+pub use claim::FolderClaim;
+pub use sweep::{Orphan, SweepNote, orphans};
 
 const PROCESSES_FILE: &str = "processes.json";
 const MOUNTS_FILE: &str = "mounts.json";
@@ -192,7 +202,8 @@ pub fn console_tail(config: &Config, namespace: &str, id: &SandboxId) -> Vec<Str
 }
 
 /// Kills the recorded processes of a sandbox, undoes its mounts, and removes its control group and its folder. Nothing to remove is
-/// no error. For `shim delete`, after the shim has ended. Blocks until the processes are gone.
+/// no error. For `shim delete`, after the shim has ended. Blocks until the processes are gone, and before for a while if somebody else clears the
+/// sandbox away, or its shim has not ended after all.
 ///
 /// # Errors
 /// [`CleanupError`] names the first thing that is left; everything else is removed all the same.
@@ -201,9 +212,13 @@ pub fn remove_sandbox(
     namespace: &str,
     id: &SandboxId,
 ) -> Result<Removed, CleanupError> {
-    remove_dir(&config.sandbox_dir(namespace, id))
+    let dir = config.sandbox_dir(namespace, id);
+    // Without it too: who calls this knows better than a shim that hangs.
+    let _claim = FolderClaim::of_left(&dir);
+    remove_dir(&dir)
 }
 
+/// As [`remove_sandbox`], of the folder `dir`, which is claimed.
 pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
     let mut removed = Removed::default();
     let mut first_error = None;

@@ -3,7 +3,7 @@
 //! [`Sandbox`] is a handle; the machine is owned by a task of its own (`supervisor`), whose states are in
 //! `lifecycle`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::{AgentClient, AgentError};
 use crate::cgroup::CgroupPath;
-use crate::cleanup::CleanupError;
+use crate::cleanup::{CleanupError, SweepNote};
 use crate::config::{Config, ConfigError, check_socket_path};
 use crate::console::Console;
 use crate::driver::{Driver, DriverError};
@@ -83,6 +83,8 @@ pub struct SandboxPlan {
     pub cgroup: Option<CgroupPath>,
     /// More may be shared later ([`Sandbox::share`]), even if nothing is at first.
     pub shares_later: bool,
+    /// What is noted for [`orphans`](crate::cleanup::orphans), where nobody else clears the sandbox away if this process is killed.
+    pub sweep: Option<SweepNote>,
 }
 
 /// Why a sandbox did not start or stop.
@@ -245,7 +247,7 @@ impl Sandbox {
             loopback: None,
             jail: None,
             shares: None,
-            owns_dir: false,
+            claim: None,
         };
         let links = Links {
             ready,
@@ -420,6 +422,14 @@ impl Sandbox {
             Some(shares) => Ok(shares.remove(container)?),
             None => Ok(()),
         }
+    }
+
+    /// Notes that something is due in the bundle of a container when that has ended. Only [`SandboxPlan::sweep`] takes it.
+    ///
+    /// # Errors
+    /// [`SandboxError::Record`].
+    pub fn note_bundle(&self, bundle: &Path) -> Result<(), SandboxError> {
+        Ok(SweepNote::add_bundle(&self.dir, bundle)?)
     }
 
     /// The process identifier of the monitor (or QEMU).

@@ -12,19 +12,25 @@ use super::{Hooks, State, When};
 
 const FILE: &str = "poststop.json";
 
+/// The last hooks of a container, which are to run.
 #[derive(Serialize, Deserialize)]
-struct Due {
+pub(crate) struct Due {
     hooks: Vec<Hook>,
     state: State,
 }
 
 impl Hooks {
+    /// Whether any run when the container has ended.
+    pub(crate) fn has_last(&self) -> bool {
+        !self.poststop.is_empty()
+    }
+
     /// Notes that the last hooks will have to run, before the first ones do.
     ///
     /// # Errors
     /// When the bundle cannot be written to.
     pub(crate) fn begin(&self, bundle: &Path) -> io::Result<()> {
-        if self.poststop.is_empty() {
+        if !self.has_last() {
             return Ok(());
         }
         let due = Due {
@@ -37,24 +43,34 @@ impl Hooks {
 
 /// Runs the `poststop` hooks of the bundle's container, unless they ran; each failure is logged, the others still run.
 pub(crate) async fn run(bundle: &Path) {
-    match claim(bundle) {
-        Ok(Some(Due { hooks, state })) => {
-            let last = Hooks {
-                poststop: hooks,
-                state,
-                ..Hooks::default()
-            };
-            last.run_all(When::Stopped, None).await;
-        }
-        Ok(None) => {}
-        Err(error) => tracing::warn!(
-            "the poststop hooks do not run: {} cannot be read: {error}",
-            bundle.join(FILE).display()
-        ),
+    if let Some(due) = take(bundle) {
+        due.run().await;
     }
 }
 
-/// Takes what is due; none if there is nothing, or somebody else took it.
+/// Takes what is due, to be run; none if there is nothing, or somebody else took it.
+pub(crate) fn take(bundle: &Path) -> Option<Due> {
+    claim(bundle).unwrap_or_else(|error| {
+        tracing::warn!(
+            "the poststop hooks do not run: {} cannot be read: {error}",
+            bundle.join(FILE).display()
+        );
+        None
+    })
+}
+
+impl Due {
+    /// Runs the hooks; each failure is logged, the others still run.
+    pub(crate) async fn run(self) {
+        let last = Hooks {
+            poststop: self.hooks,
+            state: self.state,
+            ..Hooks::default()
+        };
+        last.run_all(When::Stopped, None).await;
+    }
+}
+
 fn claim(bundle: &Path) -> io::Result<Option<Due>> {
     let path = bundle.join(FILE);
     let taken = fs::read(&path).and_then(|json| fs::remove_file(&path).map(|()| json));

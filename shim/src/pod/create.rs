@@ -7,6 +7,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::GUEST_RUN_DIR;
 use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
+use sandbox_runtime::cleanup::SweepNote;
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
@@ -28,6 +29,7 @@ use crate::spec::role::Role;
 use crate::spec::size::Demand;
 use crate::start;
 use crate::stdio::{OpenStdio, StdioPaths};
+use crate::sweep;
 
 /// Which streams the agent is to keep for us.
 pub(super) fn wanted(stdio: &StdioPaths) -> Stdio {
@@ -309,6 +311,12 @@ impl Pod {
         spec.adapt(&mut namespaces)?;
         let annotations = spec.spec.annotations().iter().flatten();
         let late = draft.config()?;
+        if let Some(late) = &late
+            && late.run_dir != self.config.run_dir
+        {
+            let own = late.sandbox_dir(&self.namespace, &self.id);
+            tokio::spawn(sweep::sweep(late.clone(), own));
+        }
         let config = late
             .as_ref()
             .unwrap_or(&self.config)
@@ -347,6 +355,7 @@ impl Pod {
             shares_later,
             network,
             cgroup: spec.cgroup()?,
+            sweep: self.sweep_note(&draft, &spec),
         };
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
@@ -366,6 +375,17 @@ impl Pod {
             state.has_shm = has_shm;
         }
         self.make(&sandbox, draft, parts).await
+    }
+
+    /// What others need who clear the pod away, where its engine would not.
+    fn sweep_note(&self, draft: &Draft<'_>, spec: &BundleSpec) -> Option<SweepNote> {
+        let is_needed = sweep::is_needed(spec.spec.annotations().as_ref());
+        (is_needed && draft.sandbox.is_none()).then(|| SweepNote {
+            namespace: self.namespace.clone(),
+            id: self.id.clone(),
+            socket: self.socket.clone(),
+            bundles: vec![draft.bundle.to_owned()],
+        })
     }
 
     /// Adds a container to the running machine.
@@ -465,6 +485,9 @@ impl Pod {
         };
         let pid = sandbox.monitor_pid();
         let made = async {
+            if hooks.has_last() {
+                sandbox.note_bundle(draft.bundle)?;
+            }
             hooks.begin(draft.bundle).map_err(TaskError::NoteHooks)?;
             hooks.run(When::Creating, Some(pid)).await?;
             sandbox.agent().create_container(&create).await?;

@@ -345,7 +345,14 @@ mod tests {
     fn pod() -> Arc<Pod> {
         let id = SandboxId::new("pod1").unwrap();
         let publisher = Publisher::from_environment("ns");
-        Arc::new(Pod::new(id, "ns".to_owned(), Config::default(), publisher))
+        let socket = PathBuf::from("/nonexistent");
+        Arc::new(Pod::new(
+            id,
+            "ns".to_owned(),
+            Config::default(),
+            socket,
+            publisher,
+        ))
     }
 
     fn create(pod: &Pod) -> Result<(), TaskError> {

@@ -216,7 +216,8 @@ impl Bench {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (publisher, published) = Publisher::to_test("ns");
         let id = SandboxId::new("c0").unwrap();
-        let pod = Pod::new(id, "ns".to_owned(), Config::default(), publisher);
+        let socket = PathBuf::from("/nonexistent");
+        let pod = Pod::new(id, "ns".to_owned(), Config::default(), socket, publisher);
         let sandbox = Sandbox::without_machine(ours, PathBuf::from("/nonexistent"));
         {
             let mut state = pod.state();

@@ -16,17 +16,23 @@ use serde::Deserialize;
 
 use super::{SpecError, parse, read_bounded};
 
-/// Kind and pod, of each engine that has pods.
-const ENGINES: [(&str, &str); 2] = [
-    (
-        "io.kubernetes.cri.container-type",
-        "io.kubernetes.cri.sandbox-id",
-    ),
-    (
-        "io.kubernetes.cri-o.ContainerType",
-        "io.kubernetes.cri-o.SandboxID",
-    ),
-];
+/// Kind and pod, of containerd's CRI plugin.
+const CONTAINERD: (&str, &str) = (
+    "io.kubernetes.cri.container-type",
+    "io.kubernetes.cri.sandbox-id",
+);
+/// Kind and pod, of CRI-O.
+const CRI_O: (&str, &str) = (
+    "io.kubernetes.cri-o.ContainerType",
+    "io.kubernetes.cri-o.SandboxID",
+);
+/// Each engine that has pods. The first that says a kind is the container's.
+const ENGINES: [(&str, &str); 2] = [CONTAINERD, CRI_O];
+
+/// Whether CRI-O made a container of these annotations.
+pub(crate) fn is_of_crio(annotations: Option<&HashMap<String, String>>) -> bool {
+    annotations.is_some_and(|all| all.contains_key(CRI_O.0) && !all.contains_key(CONTAINERD.0))
+}
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, PartialEq, Eq)]

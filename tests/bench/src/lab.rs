@@ -1,5 +1,6 @@
 //! What all parts share: one world, one image in it, and how each subject runs a container of that image.
 
+mod about;
 mod task;
 
 use std::cell::{Cell, OnceCell};
@@ -7,29 +8,27 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sandbox_harness::bundle::{self, PROBE};
-use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::containerd::{Containerd, DEMO_IMAGE, RUNTIME};
 use sandbox_harness::{Driver, Setup, World, process};
 use serde_json::json;
 
 use crate::fixture;
 use crate::host::Host;
-use crate::order::{self, Turn};
-use crate::report::{Board, Measured, Part, Value};
+use crate::order::Turns;
 use crate::subject::{Runtime, Subject, Way};
 use crate::timed::Timed;
+pub(crate) use about::{About, Contender};
 pub(crate) use task::{Root, SCRIPT, Task};
 
 /// The image's name in this runtime's store, as the harness imports it.
 const IMAGE: &str = "demo";
 /// containerd's runtime of plain containers.
 const RUNC_RUNTIME: &str = "io.containerd.runc.v2";
-/// After so many failures a subject is left out of the rest of a part.
-const PATIENCE: usize = 2;
 
 /// Everything there is to measure with.
 pub(crate) struct Lab {
@@ -37,7 +36,7 @@ pub(crate) struct Lab {
     host: Host,
     runs: usize,
     at_once: Vec<usize>,
-    containerd: OnceCell<std::result::Result<(Containerd, &'static str), String>>,
+    containerd: OnceCell<std::result::Result<Containerd, String>>,
     names: Cell<u32>,
 }
 
@@ -141,6 +140,11 @@ impl Lab {
         self.runs
     }
 
+    /// As many runs of each subject, once it has warmed up.
+    pub(crate) fn turns(&self) -> Turns {
+        Turns::warmed_up(self.runs)
+    }
+
     /// How many sandboxes are started at once, in turn.
     pub(crate) fn at_once(&self) -> &[usize] {
         &self.at_once
@@ -183,19 +187,18 @@ impl Lab {
     }
 
     /// The containerd of this lab, started when it is first asked for, and the image in it.
-    fn containerd(&self) -> Result<(&Containerd, &'static str)> {
+    fn containerd(&self) -> Result<&Containerd> {
         let started = self.containerd.get_or_init(|| {
             let start = || -> Result<_> {
                 let containerd = Containerd::start(&self.world)?;
-                let image = containerd.import_demo(&self.world)?;
-                Ok((containerd, image))
+                containerd.import_demo(&self.world)?;
+                Ok(containerd)
             };
             start().map_err(|error| format!("{error:#}"))
         });
-        match started {
-            Ok((containerd, image)) => Ok((containerd, *image)),
-            Err(why) => Err(anyhow!("containerd does not start: {why}")),
-        }
+        started
+            .as_ref()
+            .map_err(|why| anyhow!("containerd does not start: {why}"))
     }
 
     /// A command that runs a program in a new container, with its streams, to its end. Without a container, the program.
@@ -227,12 +230,12 @@ impl Lab {
                 Ok(self.sandboxctl(subject, &[&options[..], &[IMAGE], arguments].concat()))
             }
             (Way::Containerd, runtime) => {
-                let (containerd, image) = self.containerd()?;
+                let containerd = self.containerd()?;
                 let runtime = match runtime {
                     Runtime::Runc => RUNC_RUNTIME,
                     _ => RUNTIME,
                 };
-                let options = ["run", "--rm", "--runtime", runtime, image, name];
+                let options = ["run", "--rm", "--runtime", runtime, DEMO_IMAGE, name];
                 Ok(containerd.ctr_command(&[&options, arguments].concat()))
             }
             (Way::Task, _) => bail!("the task service has no command line"),
@@ -355,7 +358,6 @@ impl Lab {
                 let exec = self.name();
                 let options = ["task", "exec", "--exec-id", &exec, name];
                 self.containerd()?
-                    .0
                     .ctr_command(&[&options, arguments].concat())
             }
             (Way::Task, _) | (_, Runtime::Host) => bail!("no command line adds a process to it"),
@@ -414,123 +416,15 @@ impl Lab {
         subject.obstacle(&self.host, self.driver())
     }
 
-    /// Has every subject measured in turn, and collects what came of it. One that fails again and again is left out of the rest.
-    pub(crate) fn measure(
-        &self,
-        about: &About,
-        subjects: &[Subject],
-        runs: usize,
-        mut turn: impl FnMut(usize) -> Result<Vec<Value>>,
-    ) -> Part {
-        let turns = order::alternate(subjects.len(), runs);
-        self.measure_in(about, subjects, turns, &mut turn)
-    }
-
-    /// As [`Self::measure`], of what a run before it does not change: nobody warms up.
-    pub(crate) fn measure_at_once(
-        &self,
-        about: &About,
-        subjects: &[Subject],
-        runs: usize,
-        mut turn: impl FnMut(usize) -> Result<Vec<Value>>,
-    ) -> Part {
-        let turns = order::alternate(subjects.len(), runs).filter(|turn| turn.run.is_some());
-        self.measure_in(about, subjects, turns, &mut turn)
-    }
-
-    fn measure_in(
-        &self,
-        about: &About,
-        subjects: &[Subject],
-        turns: impl Iterator<Item = Turn>,
-        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
-    ) -> Part {
-        let labels = subjects
+    /// Those who take part where these subjects are measured.
+    pub(crate) fn contenders(&self, subjects: &[Subject]) -> Vec<Contender> {
+        subjects
             .iter()
-            .map(|one| one.label(self.driver()))
-            .collect();
-        let obstacles: Vec<Option<String>> = subjects
-            .iter()
-            .map(|subject| self.obstacle(*subject))
-            .collect();
-        self.measure_turns(about, labels, &obstacles, turns, turn)
-    }
-
-    /// As [`Self::measure`], of subjects that have names of their own.
-    pub(crate) fn measure_labelled(
-        &self,
-        about: &About,
-        labels: Vec<String>,
-        obstacles: &[Option<String>],
-        runs: usize,
-        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
-    ) -> Part {
-        let turns = order::alternate(labels.len(), runs);
-        self.measure_turns(about, labels, obstacles, turns, turn)
-    }
-
-    fn measure_turns(
-        &self,
-        about: &About,
-        labels: Vec<String>,
-        obstacles: &[Option<String>],
-        turns: impl Iterator<Item = Turn>,
-        turn: &mut dyn FnMut(usize) -> Result<Vec<Value>>,
-    ) -> Part {
-        let names = labels.clone();
-        let mut board = about.board(labels);
-        for (subject, obstacle) in obstacles.iter().enumerate() {
-            if let Some(reason) = obstacle {
-                board.problem(subject, reason.clone());
-            }
-        }
-        let mut failures = vec![0; names.len()];
-        for next in turns {
-            let subject = next.subject;
-            if obstacles[subject].is_some() || failures[subject] >= PATIENCE {
-                continue;
-            }
-            match (turn(subject), next.run) {
-                (Ok(_), None) => {}
-                (Ok(values), Some(_)) => board.add(subject, values),
-                (Err(error), _) => {
-                    let text = format!("{error:#}");
-                    eprintln!("    {}: {text}", names[subject]);
-                    failures[subject] += 1;
-                    let line = text.lines().next().unwrap_or_default();
-                    board.problem(subject, format!("a run failed: {line}"));
-                }
-            }
-        }
-        board.finish()
-    }
-}
-
-/// What a part is, before it is measured.
-pub(crate) struct About {
-    pub(crate) name: &'static str,
-    pub(crate) title: &'static str,
-    pub(crate) about: &'static str,
-    pub(crate) one_scale: bool,
-}
-
-impl About {
-    fn board(&self, labels: Vec<String>) -> Board {
-        Board::new(Part {
-            name: self.name.to_owned(),
-            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            title: self.title.to_owned(),
-            about: self.about.to_owned(),
-            subjects: labels
-                .into_iter()
-                .map(|label| Measured {
-                    label,
-                    problems: Vec::new(),
-                })
-                .collect(),
-            rows: Vec::new(),
-            one_scale: self.one_scale,
-        })
+            .map(|&subject| Contender {
+                label: subject.label(self.driver()),
+                obstacle: self.obstacle(subject),
+            })
+            .collect()
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
-use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::containerd::Containerd;
 use sandbox_harness::process;
 
 use crate::Case;
@@ -20,19 +20,11 @@ pub(crate) const CASES: &[Case] = &[
 
 fn run(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
-    let image = containerd.import_demo(world)?;
+    containerd.import_demo(world)?;
     let script = "uname -r; echo changed > /etc/passwd; exit 7";
-    let finished = containerd.ctr(&[
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c1",
-        "sh",
-        "-c",
-        script,
-    ])?;
+    let finished = containerd
+        .ctr_run(&["--rm"], "c1", &["sh", "-c", script])?
+        .finish()?;
     ensure!(
         finished.code == 7 && finished.text().starts_with("6.12."),
         "exit code {}: {}{}\n{}",
@@ -41,19 +33,9 @@ fn run(world: &World) -> Result<()> {
         finished.stderr,
         containerd.log()
     );
-    let again = containerd.ctr(&[
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c2",
-        "head",
-        "-n",
-        "1",
-        "/etc/passwd",
-    ])?;
+    let again = containerd.ctr_run(&["--rm"], "c2", &["head", "-n", "1", "/etc/passwd"])?;
     again
+        .finish()?
         .expect_code(0)?
         .expect_stdout("root:x:0:0:root:/root:/bin/sh\n")?;
     Ok(())
@@ -61,9 +43,8 @@ fn run(world: &World) -> Result<()> {
 
 fn stdin(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
-    let image = containerd.import_demo(world)?;
-    let mut running =
-        containerd.start_ctr(&["run", "--rm", "--runtime", RUNTIME, image, "c1", "cat"])?;
+    containerd.import_demo(world)?;
+    let mut running = containerd.ctr_run(&["--rm"], "c1", &["cat"])?;
     running.write(b"through containerd\n")?;
     // ctr passes the end of its input on only once the task exists, so it must not come before.
     running.wait_for_line("through containerd")?;
@@ -77,17 +58,9 @@ fn stdin(world: &World) -> Result<()> {
 
 fn exec_and_kill(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
-    let image = containerd.import_demo(world)?;
-    let mut running = containerd.start_ctr(&[
-        "run",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c1",
-        "sh",
-        "-c",
-        "echo up; while :; do sleep 1; done",
-    ])?;
+    containerd.import_demo(world)?;
+    let service = "echo up; while :; do sleep 1; done";
+    let mut running = containerd.ctr_run(&[], "c1", &["sh", "-c", service])?;
     running.wait_for_line("up")?;
     containerd
         .ctr(&[
@@ -145,7 +118,7 @@ fn exec_and_kill(world: &World) -> Result<()> {
 
 fn shim_killed(world: &World) -> Result<()> {
     let containerd = Containerd::start(world)?;
-    let image = containerd.import_demo(world)?;
+    containerd.import_demo(world)?;
     // What a killed shim's sandbox shared is none the worse for the cleaning up.
     let shared = world.path().join("shared");
     fs::create_dir(&shared)?;
@@ -154,18 +127,8 @@ fn shim_killed(world: &World) -> Result<()> {
         "type=bind,src={},dst=/shared,options=rbind:rw",
         shared.display()
     );
-    let mut running = containerd.start_ctr(&[
-        "run",
-        "--mount",
-        &mount,
-        "--runtime",
-        RUNTIME,
-        image,
-        "c1",
-        "sh",
-        "-c",
-        "cat /shared/f && echo up; cat",
-    ])?;
+    let script = "cat /shared/f && echo up; cat";
+    let mut running = containerd.ctr_run(&["--mount", &mount], "c1", &["sh", "-c", script])?;
     running.wait_for_line("keptup")?;
     world.kill_process("containerd-shim-sandbox-v2")?;
     process::wait_until("the monitor ends", world.setup().limit, || {

@@ -58,19 +58,9 @@ fn ctr(world: &World) -> Result<()> {
     let containerd = Containerd::start_newer(world, Newer::of_the_shim())?;
     let version = containerd.ctr(&["version"])?.expect_code(0)?.text();
     ensure!(version.contains("2."), "{version}");
-    let image = containerd.import_demo(world)?;
+    containerd.import_demo(world)?;
     let script = "uname -r; read line; echo \"$line\"; exit 7";
-    let mut once = containerd.start_ctr(&[
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c1",
-        "sh",
-        "-c",
-        script,
-    ])?;
+    let mut once = containerd.ctr_run(&["--rm"], "c1", &["sh", "-c", script])?;
     once.wait_for_line("6.12.")
         .with_context(|| containerd.log())?;
     once.write(b"through containerd\n")?;
@@ -78,16 +68,7 @@ fn ctr(world: &World) -> Result<()> {
     once.finish()?.expect_code(7)?;
 
     let service = "echo up; while :; do sleep 1; done";
-    let mut running = containerd.start_ctr(&[
-        "run",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c2",
-        "sh",
-        "-c",
-        service,
-    ])?;
+    let mut running = containerd.ctr_run(&[], "c2", &["sh", "-c", service])?;
     running
         .wait_for_line("up")
         .with_context(|| containerd.log())?;

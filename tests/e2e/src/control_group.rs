@@ -29,7 +29,7 @@ const TOUCHED_BYTES: u64 = 16 << 20;
 const MAX_PIDS: &str = "4096";
 
 /// The group that a process is in, of the hierarchy with this controller (cgroups(7)): by its path there and on the host.
-fn group(pid: i32, controller: &str) -> Result<(String, PathBuf)> {
+pub(crate) fn group(pid: i32, controller: &str) -> Result<(String, PathBuf)> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     let lines = text.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -48,7 +48,7 @@ fn group(pid: i32, controller: &str) -> Result<(String, PathBuf)> {
 }
 
 /// A place that nobody else uses, below a group that is not there.
-fn place(name: &str) -> String {
+pub(crate) fn place(name: &str) -> String {
     format!("/sandbox-test-{}-{name}/{name}", std::process::id())
 }
 
@@ -91,7 +91,8 @@ fn expect_all_in(world: &World, place: &str) -> Result<[PathBuf; 2]> {
     Ok([group(monitor, "memory")?.1, group(monitor, "pids")?.1])
 }
 
-fn expect_gone(groups: &[PathBuf]) -> Result<()> {
+/// Requires that the groups are gone, and what was made for them.
+pub(crate) fn expect_gone(groups: &[PathBuf]) -> Result<()> {
     for group in groups {
         let above = group.parent().context("the root")?;
         ensure!(!group.exists(), "{} is left", group.display());

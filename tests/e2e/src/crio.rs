@@ -3,19 +3,28 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use containerd_shim_protos::api;
+use protobuf::Message as _;
 use protobuf::well_known_types::any::Any;
 use sandbox_harness::process::wait_until;
 use sandbox_harness::shim::Shim;
 use sandbox_harness::{World, bundle, process};
-use serde_json::json;
+use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::Case;
+use crate::network::Net;
+use crate::{Case, control_group};
 
-pub(crate) const CASES: &[Case] = &[("crio_pod_runs_by_its_task_service", pod)];
+pub(crate) const CASES: &[Case] = &[
+    ("crio_pod_runs_by_its_task_service", pod),
+    (
+        "crio_pod_of_a_killed_shim_is_cleared_away_by_the_next_pods_shim",
+        killed_shim,
+    ),
+];
 
 /// The pod, whose sandbox container has its name.
 const POD: &str = "p1";
@@ -24,48 +33,49 @@ const LIMIT_BYTES: u64 = 200 << 20;
 /// What the late configuration adds to them, in MiB.
 const OVERHEAD_MIB: u64 = 160;
 
-/// A bundle with what CRI-O says of every container.
-fn make(
-    world: &World,
-    name: &str,
-    kind: &str,
-    args: &[&str],
-    limit: Option<u64>,
-) -> Result<PathBuf> {
+/// A container's specification with what CRI-O says of every one. The pod's sandbox has its name.
+fn spec(world: &World, pod: &str, name: &str, args: &[&str]) -> Value {
     let mut spec = bundle::spec(args);
-    let pinned = |kind: &str| json!({"type": kind, "path": format!("/var/run/{kind}ns/{POD}")});
+    let pinned = |kind: &str| json!({"type": kind, "path": format!("/var/run/{kind}ns/{pod}")});
     spec["linux"]["namespaces"] = json!([
         {"type": "pid"}, {"type": "mount"}, {"type": "cgroup"}, pinned("ipc"), pinned("uts"),
     ]);
     // The root is a mount of CRI-O's own, anywhere.
     spec["root"]["path"] = json!(world.path().join(name).join("rootfs"));
-    if let Some(limit) = limit {
-        spec["linux"]["resources"] = json!({"memory": {"limit": limit}});
-    }
     let resources = json!({"cpu_period": 100_000, "memory_limit_in_bytes": LIMIT_BYTES});
     spec["annotations"] = json!({
-        "io.kubernetes.cri-o.ContainerType": kind,
-        "io.kubernetes.cri-o.SandboxID": POD,
+        "io.kubernetes.cri-o.ContainerType": if name == pod { "sandbox" } else { "container" },
+        "io.kubernetes.cri-o.SandboxID": pod,
         "pod-linux-resources.crio.io": resources.to_string(),
     });
-    bundle::make(world, name, &spec)
+    spec
 }
 
-/// Starts the shim, or finds it, as CRI-O does before each container: it knows no events, and takes all that is said for the address.
-fn start(world: &World, id: &str, folder: &Path) -> Result<Shim> {
-    let config = world.path().join("early.toml");
-    world.write_config(&config)?;
-    fs::File::create(folder.join("log"))?;
+/// The specification of a pod's sandbox, which does nothing.
+fn idle(world: &World, pod: &str) -> Value {
+    spec(world, pod, pod, &["sleep", "100000"])
+}
+
+/// The shim's program in a bundle, up to the command; it knows no events.
+fn shim_command(world: &World, id: &str, folder: &Path) -> Command {
     let mut command = world.command("containerd-shim-sandbox-v2");
     command
         .args(["-namespace", "default", "-address", ""])
-        .args(["-publish-binary", "/usr/bin/crio", "-id", id, "start"])
+        .args(["-publish-binary", "/usr/bin/crio", "-id", id])
         .current_dir(folder)
-        .env("SANDBOX_CONFIG", &config)
+        .env("SANDBOX_CONFIG", world.path().join("early.toml"))
         .env("MAX_SHIM_VERSION", "2")
         .env("TTRPC_ADDRESS", "")
         .env("GRPC_ADDRESS", "");
-    let said = process::run(&mut command, b"", world.setup().limit)?.expect_code(0)?;
+    command
+}
+
+/// Starts the shim, or finds it, as CRI-O does before each container: it takes all that is said for the address.
+fn start(world: &World, id: &str, folder: &Path) -> Result<Shim> {
+    world.write_config(&world.path().join("early.toml"))?;
+    fs::File::create(folder.join("log"))?;
+    let mut command = shim_command(world, id, folder);
+    let said = process::run(command.arg("start"), b"", world.setup().limit)?.expect_code(0)?;
     ensure!(
         said.stderr.is_empty(),
         "beside the address: {}",
@@ -89,15 +99,15 @@ fn options(path: &Path) -> Result<Any> {
 }
 
 /// The sandbox container, and with it the machine.
-fn sandbox(world: &World) -> Result<Shim> {
-    let folder = make(world, POD, "sandbox", &["sleep", "100000"], None)?;
-    let shim = start(world, POD, &folder)?;
+fn sandbox(world: &World, pod: &str, spec: &Value) -> Result<Shim> {
+    let folder = bundle::make(world, pod, spec)?;
+    let shim = start(world, pod, &folder)?;
     let late = world.path().join("late.toml");
     world.write_config(&late)?;
     let text = fs::read_to_string(&late)? + &format!("memory_overhead_mib = {OVERHEAD_MIB}\n");
     fs::write(&late, text)?;
     let request = api::CreateTaskRequest {
-        id: POD.to_owned(),
+        id: pod.to_owned(),
         bundle: folder.display().to_string(),
         options: Some(options(&late)?).into(),
         ..Default::default()
@@ -105,8 +115,14 @@ fn sandbox(world: &World) -> Result<Shim> {
     shim.tasks()
         .create(Shim::context(), &request)
         .with_context(|| shim.log())?;
-    shim.start_process(POD, "")?;
+    shim.start_process(pod, "")?;
     Ok(shim)
+}
+
+/// Another container of the pod.
+fn member(world: &World, name: &str, spec: &Value) -> Result<Shim> {
+    let folder = bundle::make(world, name, spec)?;
+    start(world, name, &folder)
 }
 
 /// By signal 0 CRI-O asks whether a container lives, before each exec.
@@ -120,12 +136,11 @@ fn kill(shim: &Shim, id: &str, signal: i32) -> ttrpc::Result<api::Empty> {
 }
 
 fn pod(world: &World) -> Result<()> {
-    let holder = sandbox(world)?;
+    let holder = sandbox(world, POD, &idle(world, POD))?;
     kill(&holder, POD, 0)?;
 
     let service = ["sh", "-c", "echo up; while :; do sleep 1; done"];
-    let folder = make(world, "m1", "container", &service, None)?;
-    let first = start(world, "m1", &folder)?;
+    let first = member(world, "m1", &spec(world, POD, "m1", &service))?;
     let mut output = first.run("m1", false)?;
     ensure!(output.line()? == "up");
     kill(&first, "m1", 0)?;
@@ -145,19 +160,14 @@ fn pod(world: &World) -> Result<()> {
 
     // One whose memory runs out, in the same ipc namespace. CRI-O looks for the file.
     let hungry = "busybox readlink /proc/1/ns/ipc; x=x; while :; do x=$x$x; done";
-    let folder = make(
-        world,
-        "m2",
-        "container",
-        &["sh", "-c", hungry],
-        Some(24 << 20),
-    )?;
-    let second = start(world, "m2", &folder)?;
+    let mut hungry = spec(world, POD, "m2", &["sh", "-c", hungry]);
+    hungry["linux"]["resources"] = json!({"memory": {"limit": 24 << 20}});
+    let second = member(world, "m2", &hungry)?;
     let mut output = second.run("m2", false)?;
     ensure!(output.line()? == ipc);
     ensure!(second.wait("m2", "")? == 137);
     wait_until("the note of the end's reason", world.setup().limit, || {
-        folder.join("oom").exists().then_some(())
+        world.path().join("m2/oom").exists().then_some(())
     })?;
 
     // Each container that is removed is followed by a shutdown, which is not the pod's.
@@ -173,8 +183,73 @@ fn pod(world: &World) -> Result<()> {
         shim.shutdown(id)?;
     }
     kill(&holder, POD, 0)?;
-    kill(&holder, POD, nix::libc::SIGKILL)?;
-    ensure!(holder.wait(POD, "")? == 137);
-    holder.delete(POD, "")?;
-    holder.shutdown(POD)
+    end(&holder, POD)
+}
+
+/// What CRI-O does with a pod that is to be removed.
+fn end(holder: &Shim, pod: &str) -> Result<()> {
+    kill(holder, pod, nix::libc::SIGKILL)?;
+    ensure!(holder.wait(pod, "")? == 137);
+    holder.delete(pod, "")?;
+    holder.shutdown(pod)
+}
+
+/// Everything that a pod has on the host, and that its shim did not take away because it was killed.
+fn killed_shim(world: &World) -> Result<()> {
+    let net = Net::filled()?;
+    let place = control_group::place("swept");
+    let ran = world.path().join("ran");
+    let last = |name: &str| {
+        let script = format!("echo {name} >> {}", ran.display());
+        json!({"poststop": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]})
+    };
+    let mut lost = idle(world, "lost");
+    lost["linux"]["cgroupsPath"] = json!(place);
+    lost["hooks"] = last("lost");
+    lost["linux"]["namespaces"]
+        .as_array_mut()
+        .context("there are namespaces")?
+        .push(json!({"type": "network", "path": format!("/run/netns/{}", net.pod())}));
+    sandbox(world, "lost", &lost)?;
+    let mut also = spec(
+        world,
+        "lost",
+        "also",
+        &["sh", "-c", "echo up; sleep 100000"],
+    );
+    also["hooks"] = last("also");
+    ensure!(member(world, "also", &also)?.run("also", false)?.line()? == "up");
+
+    let monitor = world.process(world.setup().driver.monitor())?.pid;
+    let groups = [
+        control_group::group(monitor, "memory")?.1,
+        control_group::group(monitor, "pids")?.1,
+    ];
+    let address = fs::read_to_string(world.path().join("lost/address"))?;
+    let socket = PathBuf::from(address.trim_start_matches("unix://"));
+    world.kill_process("containerd-shim-sandbox-v2")?;
+    let sandboxes = || fs::read_dir(world.run_dir()).map_or(0, Iterator::count);
+    ensure!(sandboxes() == 1 && socket.exists() && groups.iter().all(|group| group.is_dir()));
+
+    let next = sandbox(world, POD, &idle(world, POD))?;
+    wait_until(
+        "that the other pod is cleared away",
+        world.setup().limit,
+        || next.log().contains("cleared away pod lost").then_some(()),
+    )
+    .with_context(|| next.log())?;
+    let hooks = fs::read_to_string(&ran)?;
+    ensure!(hooks == "lost\nalso\n", "the last hooks: {hooks}");
+    ensure!(sandboxes() == 1, "not only the next pod's is left");
+    ensure!(!socket.exists(), "{} is left", socket.display());
+    control_group::expect_gone(&groups)?;
+    net.expect_untouched()?;
+    // Who asks for it by hand all the same is answered as ever.
+    let mut delete = shim_command(world, "lost", &world.path().join("lost"));
+    let said = process::run(delete.arg("delete"), b"", world.setup().limit)?.expect_code(0)?;
+    let answer = api::DeleteResponse::parse_from_bytes(&said.stdout)?;
+    ensure!(answer.exit_status == 137, "{answer:?}");
+    // The one that did it lives on.
+    kill(&next, POD, 0)?;
+    end(&next, POD)
 }

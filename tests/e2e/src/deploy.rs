@@ -88,18 +88,9 @@ fn installer(world: &World) -> Result<()> {
     }
     ensure!(!measured.contains("a run failed"), "{measured}");
     let containerd = Containerd::start(&node)?;
-    let image = containerd.import_demo(&node)?;
-    let ctr = [
-        "run",
-        "--rm",
-        "--runtime",
-        RUNTIME,
-        image,
-        "c1",
-        "uname",
-        "-r",
-    ];
-    let seen = containerd.ctr(&ctr)?.expect_code(0)?.text();
+    containerd.import_demo(&node)?;
+    let run = containerd.ctr_run(&["--rm"], "c1", &["uname", "-r"])?;
+    let seen = run.finish()?.expect_code(0)?.text();
     ensure!(seen == kernel, "{seen}");
     drop(containerd);
     node.finish()?;

@@ -288,14 +288,22 @@ impl Containerd {
         Running::start(&mut self.ctr_command(arguments), self.limit)
     }
 
-    /// Imports the demo image under the name that the tests use.
+    /// Starts a container of the demo image in a sandbox by `ctr run`, with these options, and this command in it.
+    ///
+    /// # Errors
+    /// When `ctr` cannot be started.
+    pub fn ctr_run(&self, options: &[&str], name: &str, command: &[&str]) -> Result<Running> {
+        let what = ["--runtime", RUNTIME, DEMO_IMAGE, name];
+        self.start_ctr(&[&["run"], options, &what, command].concat())
+    }
+
+    /// Imports the demo image as [`DEMO_IMAGE`].
     ///
     /// # Errors
     /// With what the tools said.
-    pub fn import_demo(&self, world: &World) -> Result<&'static str> {
+    pub fn import_demo(&self, world: &World) -> Result<()> {
         let demo = fs::canonicalize(&world.setup().demo)?;
-        self.import(world, &[], &demo, DEMO_IMAGE)?;
-        Ok(DEMO_IMAGE)
+        self.import(world, &[], &demo, DEMO_IMAGE)
     }
 
     /// Imports the layout in `folder` under this name, with these options of `ctr`'s own.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use sandbox_network::{Joined, NicOptions};
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
@@ -22,7 +23,7 @@ use super::lifecycle::{Lifecycle, State, Step};
 use super::{MachineSize, SandboxError, SandboxPlan};
 use crate::agent::{AgentClient, AgentError};
 use crate::cgroup::{self, Limits};
-use crate::cleanup::{self, CleanupError, Record};
+use crate::cleanup::{self, Attempt, CleanupError, FolderClaim, Record};
 use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, MemoryControl, Sign};
@@ -38,6 +39,9 @@ use crate::vsock;
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the machine's end, how long events that it sent before may take to be read.
 const EVENTS_DRAIN: Duration = Duration::from_millis(500);
+
+/// How often a folder is made that others clear away at the same time.
+const MAKE_ATTEMPTS: usize = 4;
 
 /// How the removal of a sandbox went; `None` while there is one.
 pub(super) type Outcome = Option<Result<(), Arc<CleanupError>>>;
@@ -77,8 +81,8 @@ pub(super) struct Supervisor {
     /// What leads connections on the host to the pod's loopback interface, where the kernel can.
     pub(super) loopback: Option<LoopbackService>,
     pub(super) shares: Option<ShareMounts>,
-    /// The folder is ours to remove: it may be that of another sandbox of the same name.
-    pub(super) owns_dir: bool,
+    /// The folder is ours, and to be removed by us: there may be another sandbox of the same name.
+    pub(super) claim: Option<FolderClaim>,
 }
 
 /// Who wants a sandbox to end.
@@ -233,8 +237,10 @@ impl Supervisor {
 
     /// Makes the folder, mounts and sockets, and starts the processes. Returns where the agent will announce itself.
     fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
-        make_dir(&self.dir)?;
-        self.owns_dir = true;
+        self.claim = Some(make_dir(&self.dir)?);
+        if let Some(note) = &self.plan.sweep {
+            note.write(&self.dir)?;
+        }
         let mut record = Record::new(&self.dir);
         // Before anything that its memory is to be charged for.
         if let Some(path) = &self.plan.cgroup {
@@ -352,10 +358,12 @@ impl Supervisor {
         self.jail = None;
         // The taps go with it; the rest is on record.
         self.network.lock().take();
-        let dir = self.owns_dir.then(|| self.dir.clone());
+        let claim = self.claim.take();
+        let dir = self.dir.clone();
         // It waits for processes and file systems, so not on the runtime's own thread.
         let removal = tokio::task::spawn_blocking(move || {
-            dir.map_or(Ok(()), |dir| cleanup::remove_dir(&dir).map(drop))
+            // It is held until the folder is gone.
+            claim.map_or(Ok(()), |_claim| cleanup::remove_dir(&dir).map(drop))
         });
         let removed = match removal.await {
             Ok(removed) => removed.map_err(Arc::new),
@@ -429,25 +437,35 @@ fn mark_ready(timeline: &Timeline, ready: &Ready, arrived_ns: u64) {
     timeline.mark_at(Phase::AgentReady, arrived_ns);
 }
 
-/// Makes the sandbox's folder, readable by its owner only. What a sandbox of the same name left is removed first,
+/// Makes the sandbox's folder, readable by its owner only, and claims it. What a sandbox of the same name left is removed first,
 /// unless it lives.
-fn make_dir(dir: &Path) -> Result<(), SandboxError> {
+fn make_dir(dir: &Path) -> Result<FolderClaim, SandboxError> {
     let error = |source| SandboxError::RunDir {
         path: dir.to_owned(),
         source,
     };
-    if dir.exists() {
-        if cleanup::has_live_process(dir) {
-            return Err(SandboxError::AlreadyRunning {
-                dir: dir.to_owned(),
-            });
-        }
-        cleanup::remove_dir(dir)?;
-    }
     if let Some(parent) = dir.parent() {
         std::fs::create_dir_all(parent).map_err(error)?;
     }
-    rustix::fs::mkdir(dir, rustix::fs::Mode::RWXU).map_err(|errno| error(errno.into()))
+    for _ in 0..MAKE_ATTEMPTS {
+        let is_new = match rustix::fs::mkdir(dir, rustix::fs::Mode::RWXU) {
+            Ok(()) => true,
+            Err(Errno::EXIST) if cleanup::has_live_process(dir) => break,
+            Err(Errno::EXIST) => false,
+            Err(errno) => return Err(error(errno.into())),
+        };
+        match FolderClaim::take(dir).map_err(error)? {
+            Attempt::Taken(claim) if is_new => return Ok(claim),
+            // Still held while it is removed.
+            Attempt::Taken(_claim) => drop(cleanup::remove_dir(dir)?),
+            Attempt::Held => break,
+            // Somebody has cleared it away.
+            Attempt::Missing => {}
+        }
+    }
+    Err(SandboxError::AlreadyRunning {
+        dir: dir.to_owned(),
+    })
 }
 
 /// Makes the folder of a socket, which others may enter: the sandbox's own lets nobody as far as here.
@@ -475,4 +493,25 @@ fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SandboxError> {
             source,
         })?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folder_that_was_left_is_made_anew_and_one_that_is_held_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = parent.path().join("run/box");
+        let first = make_dir(&dir).unwrap();
+        std::fs::write(dir.join("left"), "").unwrap();
+        let refused = make_dir(&dir).unwrap_err();
+        assert!(
+            matches!(refused, SandboxError::AlreadyRunning { .. }),
+            "{refused}"
+        );
+        drop(first);
+        let _second = make_dir(&dir).unwrap();
+        assert!(!dir.join("left").exists());
+    }
 }

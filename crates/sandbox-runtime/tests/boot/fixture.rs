@@ -175,6 +175,7 @@ impl Fixture {
             shared: root.shared.clone(),
             network: None,
             shares_later: false,
+            sweep: None,
         }
     }
 

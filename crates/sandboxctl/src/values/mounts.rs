@@ -388,24 +388,19 @@ fn flag((key, value): &Field<'_>) -> Result<bool, MountError> {
     }
 }
 
-/// What mounts of something of this host's have in common.
+/// What all mounts have in common.
 #[derive(Default)]
-struct FromHost {
-    source: Option<PathBuf>,
+struct Common {
     target: Option<String>,
     read_only: bool,
 }
 
-impl FromHost {
+impl Common {
     /// Takes a field that all of them have; whether it is one.
     fn take(&mut self, field: &Field<'_>) -> Result<bool, MountError> {
         let (key, value) = field;
         match (key.as_str(), *value) {
             ("type" | "consistency", _) => {}
-            ("source" | "src", Some(path)) if !path.is_empty() => {
-                self.source = Some(host_path(path)?);
-            }
-            ("source" | "src", value) => return Err(bad_value(key, value)),
             ("target" | "dst" | "destination", Some(path)) => self.target = Some(target(path)?),
             ("readonly" | "ro", _) => self.read_only = flag(field)?,
             _ => return Ok(false),
@@ -413,21 +408,51 @@ impl FromHost {
         Ok(true)
     }
 
+    /// The target, which a mount of that `kind` must have.
+    fn target(self, kind: &'static str) -> Result<String, MountError> {
+        self.target.ok_or(MountError::Missing {
+            kind,
+            field: "target",
+        })
+    }
+}
+
+/// What mounts of a path of this host have in common.
+#[derive(Default)]
+struct FromHost {
+    source: Option<PathBuf>,
+    common: Common,
+}
+
+impl FromHost {
+    /// Takes a field that all of them have; whether it is one.
+    fn take(&mut self, field: &Field<'_>) -> Result<bool, MountError> {
+        let (key, value) = field;
+        match (key.as_str(), *value) {
+            ("source" | "src", Some(path)) if !path.is_empty() => {
+                self.source = Some(host_path(path)?);
+            }
+            ("source" | "src", value) => return Err(bad_value(key, value)),
+            _ => return self.common.take(field),
+        }
+        Ok(true)
+    }
+
     /// The source and the target, both of which a mount of that `kind` must have.
     fn ends(self, kind: &'static str) -> Result<(PathBuf, String), MountError> {
-        let missing = |field| MountError::Missing { kind, field };
-        Ok((
-            self.source.ok_or_else(|| missing("source"))?,
-            self.target.ok_or_else(|| missing("target"))?,
-        ))
+        let source = self.source.ok_or(MountError::Missing {
+            kind,
+            field: "source",
+        })?;
+        Ok((source, self.common.target(kind)?))
     }
 }
 
 fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
-    let mut common = FromHost::default();
+    let mut host = FromHost::default();
     let mut submounts = Submounts::Shown;
     for field in fields {
-        if common.take(field)? {
+        if host.take(field)? {
             continue;
         }
         let (key, value) = field;
@@ -460,8 +485,8 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
             }
         }
     }
-    let read_only = common.read_only;
-    let (source, target) = common.ends("bind")?;
+    let read_only = host.common.read_only;
+    let (source, target) = host.ends("bind")?;
     Ok(Bind {
         source: Source::Host(source),
         target,
@@ -473,10 +498,10 @@ fn bind_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
 }
 
 fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
-    let mut common = FromHost::default();
+    let mut host = FromHost::default();
     let mut fstype = None;
     for field in fields {
-        if common.take(field)? {
+        if host.take(field)? {
             continue;
         }
         let (key, value) = field;
@@ -494,8 +519,8 @@ fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
             }
         }
     }
-    let read_only = common.read_only;
-    let (source, target) = common.ends("block")?;
+    let read_only = host.common.read_only;
+    let (source, target) = host.ends("block")?;
     Ok(Block {
         source,
         target,
@@ -505,15 +530,17 @@ fn block_mount(fields: &[Field<'_>]) -> Result<Block, MountError> {
 }
 
 fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
-    let (mut name, mut to, mut read_only, mut fills) = (None, None, false, true);
+    let mut common = Common::default();
+    let (mut name, mut fills) = (None, true);
     for field in fields {
+        if common.take(field)? {
+            continue;
+        }
         let (key, value) = field;
         match (key.as_str(), *value) {
-            ("type" | "consistency", _) | ("volume-driver", Some("local")) => {}
+            ("volume-driver", Some("local")) => {}
             ("volume-nocopy", _) => fills = !flag(field)?,
             ("source" | "src", Some(source)) => name = Some(VolumeName::new(source)?),
-            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
-            ("readonly" | "ro", _) => read_only = flag(field)?,
             ("source" | "src" | "volume-driver", value) => return Err(bad_value(key, value)),
             _ => {
                 return Err(MountError::Field {
@@ -524,10 +551,8 @@ fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
             }
         }
     }
-    let target = to.ok_or(MountError::Missing {
-        kind: "volume",
-        field: "target",
-    })?;
+    let read_only = common.read_only;
+    let target = common.target("volume")?;
     let source = match name {
         Some(name) => Source::Volume(name),
         None => Bind::anonymous(&target)?.source,
@@ -543,18 +568,14 @@ fn volume_mount(fields: &[Field<'_>]) -> Result<Bind, MountError> {
 }
 
 fn tmpfs_mount(fields: &[Field<'_>]) -> Result<Tmpfs, MountError> {
-    let mut to = None;
+    let mut common = Common::default();
     let mut options = Vec::new();
     for field in fields {
+        if common.take(field)? {
+            continue;
+        }
         let (key, value) = field;
         match (key.as_str(), *value) {
-            ("type" | "consistency", _) => {}
-            ("target" | "dst" | "destination", Some(path)) => to = Some(target(path)?),
-            ("readonly" | "ro", _) => {
-                if flag(field)? {
-                    options.push("ro".to_owned());
-                }
-            }
             ("tmpfs-size", Some(size)) => {
                 let bytes = super::size(size).map_err(|_| bad_value(key, Some(size)))?;
                 options.push(format!("size={bytes}"));
@@ -576,11 +597,11 @@ fn tmpfs_mount(fields: &[Field<'_>]) -> Result<Tmpfs, MountError> {
             }
         }
     }
+    if common.read_only {
+        options.push("ro".to_owned());
+    }
     Ok(Tmpfs {
-        target: to.ok_or(MountError::Missing {
-            kind: "tmpfs",
-            field: "target",
-        })?,
+        target: common.target("tmpfs")?,
         options: tmpfs_options(options.iter().map(String::as_str)),
     })
 }
@@ -756,6 +777,7 @@ mod tests {
                 "lies between",
             ),
             ("type=tmpfs,target=/a,source=/b", "not a field"),
+            ("type=tmpfs,tmpfs-size=1m", "a tmpfs mount needs target"),
             ("type=tmpfs,target=/a,tmpfs-mode=9", "not a value"),
             ("type=tmpfs,\"target=/a", "unclosed quote"),
         ] {
@@ -779,6 +801,10 @@ mod tests {
             ["noexec", "nosuid", "nodev", "rw"]
         );
         assert!(tmpfs("tmp").is_err());
+        assert_eq!(
+            mount("type=tmpfs,ro,target=/tmp").unwrap(),
+            Mount::Tmpfs(tmpfs("/tmp:ro").unwrap())
+        );
     }
 
     proptest::proptest! {

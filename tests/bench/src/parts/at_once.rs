@@ -18,7 +18,7 @@ const ABOUT: About = About {
 };
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &COMMANDS, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&COMMANDS), lab.turns(), |subject| {
         let mut values = Vec::new();
         for count in lab.at_once() {
             values.extend(together(lab, COMMANDS[subject], *count)?);

@@ -6,7 +6,7 @@ use anyhow::Result;
 use sandbox_harness::Driver;
 
 use self::machine::{Booted, Files};
-use crate::lab::{About, Lab};
+use crate::lab::{About, Contender, Lab};
 use crate::report::{Part, Value};
 use crate::subject::{Runtime, Subject, Way};
 
@@ -54,14 +54,16 @@ pub(super) fn measure(lab: &Lab) -> Part {
         Driver::Kvm => &[Kind::Monitor, Kind::QemuKvm],
         Driver::Qemu => &[Kind::Monitor, Kind::QemuKvm, Kind::QemuEmulating],
     };
-    let labels = kinds.iter().map(|kind| kind.label().to_owned()).collect();
     let files = Files::make(lab).map_err(|error| format!("{error:#}"));
     let missing = files.as_ref().err();
-    let obstacles: Vec<Option<String>> = kinds
+    let contenders = kinds
         .iter()
-        .map(|kind| kind.obstacle(lab).or_else(|| missing.cloned()))
+        .map(|kind| Contender {
+            label: kind.label().to_owned(),
+            obstacle: kind.obstacle(lab).or_else(|| missing.cloned()),
+        })
         .collect();
-    lab.measure_labelled(&ABOUT, labels, &obstacles, lab.runs(), &mut |index| {
+    ABOUT.measure(contenders, lab.turns(), |index| {
         let files = files.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
         let mut values = Vec::new();
         for count in lab.at_once() {

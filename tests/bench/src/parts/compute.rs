@@ -52,7 +52,7 @@ const READINGS: [Reading; 7] = [
 ];
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &BESIDE_THE_HOST, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&BESIDE_THE_HOST), lab.turns(), |subject| {
         probe(lab, BESIDE_THE_HOST[subject], &LOOPS, &READINGS)
     })
 }

@@ -11,6 +11,7 @@ use super::SHIMS;
 use crate::exits::{Exits, Reasons};
 use crate::family::{family, role};
 use crate::lab::{About, Lab, Root, SCRIPT};
+use crate::order::Turns;
 use crate::report::{Part, Unit, Value, number};
 use crate::smaps::{self, Kind, Owner};
 use crate::strace::{self, Tally};
@@ -31,9 +32,9 @@ const MAX_RUNS: usize = 3;
 const CONTAINER: &str = "container's processes";
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    let runs = lab.runs().min(MAX_RUNS);
+    let turns = Turns::warmed_up(lab.runs().min(MAX_RUNS));
     let folder = lab.world().path().join("exits");
-    let mut part = lab.measure(&ABOUT, &SHIMS, runs, |subject| {
+    let mut part = ABOUT.measure(lab.contenders(&SHIMS), turns, |subject| {
         let runtime = SHIMS[subject].runtime;
         let mut values = plain(lab, runtime, &folder)?;
         if is_installed("strace") {

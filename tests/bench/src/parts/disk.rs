@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use super::{COMMANDS, ENGINES};
 use crate::lab::{About, Lab};
+use crate::order::Turns;
 use crate::report::{Part, Unit, Value};
 
 const ABOUT: About = About {
@@ -26,7 +27,8 @@ const MAX_RUNS: usize = 3;
 pub(super) fn measure(lab: &Lab) -> Part {
     // By a command line, runc has its caller's folder as it is.
     let subjects = [ENGINES[0], COMMANDS[1], ENGINES[1]];
-    lab.measure_at_once(&ABOUT, &subjects, lab.runs().min(MAX_RUNS), |subject| {
+    let turns = Turns::at_once(lab.runs().min(MAX_RUNS));
+    ABOUT.measure(lab.contenders(&subjects), turns, |subject| {
         let subject = subjects[subject];
         let folder = lab.world().path();
         // Unpacks the image where that is left to the first container.

@@ -20,7 +20,7 @@ pub(super) fn measure(lab: &Lab) -> Part {
     let mut running: Vec<Option<(String, Timed)>> = subjects.iter().map(|_| None).collect();
     let execs = u32::try_from(subjects.len() * (lab.runs() + 2)).unwrap_or(u32::MAX);
     let whole_part = lab.limit().saturating_mul(execs);
-    let part = lab.measure(&ABOUT, &subjects, lab.runs(), |subject| {
+    let part = ABOUT.measure(lab.contenders(&subjects), lab.turns(), |subject| {
         let slot = &mut running[subject];
         if slot.is_none() {
             let name = lab.name();

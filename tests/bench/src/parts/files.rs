@@ -67,7 +67,7 @@ const READINGS: [Reading; 9] = [
 ];
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &BESIDE_THE_HOST, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&BESIDE_THE_HOST), lab.turns(), |subject| {
         probe(lab, BESIDE_THE_HOST[subject])
     })
 }

@@ -9,7 +9,8 @@ use sandbox_harness::bundle::PROBE;
 
 use super::network::Wire;
 use crate::family::{family, is_there, role};
-use crate::lab::{About, Lab, Root, Task, tool};
+use crate::lab::{About, Contender, Lab, Root, Task, tool};
+use crate::order::Turns;
 use crate::report::{Part, Unit, Value};
 use crate::smaps::{self, Kind, Memory};
 use crate::subject::{Runtime, Subject, Way};
@@ -66,16 +67,15 @@ impl Starter {
 }
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    let labels = STARTERS
+    let contenders = STARTERS
         .iter()
-        .map(|(starter, how)| format!("{}{how}", starter.subject().label(lab.driver())))
+        .map(|(starter, how)| Contender {
+            label: format!("{}{how}", starter.subject().label(lab.driver())),
+            obstacle: lab.obstacle(starter.subject()),
+        })
         .collect();
-    let obstacles: Vec<Option<String>> = STARTERS
-        .iter()
-        .map(|(starter, _)| lab.obstacle(starter.subject()))
-        .collect();
-    let runs = lab.runs().min(MAX_RUNS);
-    lab.measure_labelled(&ABOUT, labels, &obstacles, runs, &mut |index| {
+    let turns = Turns::warmed_up(lab.runs().min(MAX_RUNS));
+    ABOUT.measure(contenders, turns, |index| {
         let mut values = Vec::new();
         for count in COUNTS {
             values.extend(idle(lab, STARTERS[index].0, count)?);

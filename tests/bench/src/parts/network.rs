@@ -35,7 +35,7 @@ const BYTES: usize = 32 << 20;
 const SILENCE: Duration = Duration::from_secs(60);
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &SHIMS, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&SHIMS), lab.turns(), |subject| {
         let wire = Wire::new(lab)?;
         let spec = wire.spec(&[PROBE, "answer", &wire.port()])?;
         let (task, _) = lab.start_task_of(SHIMS[subject].runtime, Root::Image, &spec)?;

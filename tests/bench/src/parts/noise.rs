@@ -50,7 +50,7 @@ const READINGS: [Reading; 3] = [
 const ALONE: Subject = Subject::new(Way::Command, Runtime::Host);
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &BESIDE_THE_HOST, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&BESIDE_THE_HOST), lab.turns(), |subject| {
         let subject = BESIDE_THE_HOST[subject];
         if subject == ALONE {
             let alone = victim(lab)?;

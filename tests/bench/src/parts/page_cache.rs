@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::COMMANDS;
 use crate::fixture;
 use crate::lab::{About, Given, Lab, tool};
+use crate::order::Turns;
 use crate::report::{Part, Unit, Value};
 use crate::subject::Subject;
 
@@ -30,8 +31,9 @@ const LARGE: &str = "large";
 pub(super) fn measure(lab: &Lab) -> Part {
     let prepared = prepare(lab).map_err(|error| format!("{error:#}"));
     let counts = counts();
-    let runs = lab.runs().min(MAX_RUNS);
-    lab.measure_at_once(&ABOUT, &COMMANDS, runs, |subject| match &prepared {
+    let turns = Turns::at_once(lab.runs().min(MAX_RUNS));
+    let contenders = lab.contenders(&COMMANDS);
+    ABOUT.measure(contenders, turns, |subject| match &prepared {
         Ok(given) => read_by(lab, COMMANDS[subject], given, &counts),
         Err(why) => anyhow::bail!("the large image cannot be made: {why}"),
     })

@@ -69,7 +69,7 @@ const SPANS: [(&str, &str, &str); 9] = [
 
 pub(super) fn measure(lab: &Lab) -> Part {
     let subjects = commands_and_engines();
-    lab.measure(&ABOUT, &subjects, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&subjects), lab.turns(), |subject| {
         let name = lab.name();
         let mut run = lab.run(subjects[subject], &name, &["echo", "up"])?;
         let (line, first) = run.line()?;

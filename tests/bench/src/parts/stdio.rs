@@ -22,7 +22,7 @@ const BYTES: usize = 32 << 20;
 
 pub(super) fn measure(lab: &Lab) -> Part {
     let subjects = commands_and_engines();
-    lab.measure(&ABOUT, &subjects, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&subjects), lab.turns(), |subject| {
         let name = lab.name();
         let mut run = lab.run(subjects[subject], &name, &["sh", "-c", "echo up; exec cat"])?;
         run.line()?;

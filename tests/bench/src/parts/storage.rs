@@ -44,7 +44,7 @@ const READINGS: [(&str, &str, Unit); 5] = [
 ];
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &BESIDE_THE_HOST, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&BESIDE_THE_HOST), lab.turns(), |subject| {
         let subject = BESIDE_THE_HOST[subject];
         let (image, writable) = if subject.runtime == Runtime::Host {
             let folder = lab.world().path().join("written");

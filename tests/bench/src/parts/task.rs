@@ -16,7 +16,7 @@ const ABOUT: About = About {
 const EXECS: usize = 3;
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    lab.measure(&ABOUT, &SHIMS, lab.runs(), |subject| {
+    ABOUT.measure(lab.contenders(&SHIMS), lab.turns(), |subject| {
         let (mut task, mut values) = lab.start_task(SHIMS[subject].runtime, Root::Image)?;
         values.push(Value::took("first exec", task.exec()?));
         for _ in 0..EXECS {

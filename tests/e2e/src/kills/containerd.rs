@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
-use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::containerd::Containerd;
 use sandbox_harness::process::wait_until;
 
 use super::BOUND;
@@ -16,7 +16,7 @@ use super::moment::{Dice, Sign, Victim, When};
 /// At every moment, one after the other.
 pub(super) fn row(world: &World) -> Result<()> {
     let mut containerd = Containerd::start(world)?;
-    let image = containerd.import_demo(world)?;
+    containerd.import_demo(world)?;
     let mut dice = Dice::new()?;
     let creating = When::Creating(Sign::Process(Victim::Machine));
     let moments = [
@@ -31,15 +31,9 @@ pub(super) fn row(world: &World) -> Result<()> {
             When::Creating(_) => dice.boot(),
             _ => dice.short(),
         };
-        containerd_killed(
-            world,
-            &mut containerd,
-            image,
-            &format!("c{index}"),
-            when,
-            pause,
-        )
-        .with_context(|| {
+        let name = format!("c{index}");
+        let killed = containerd_killed(world, &mut containerd, &name, when, pause);
+        killed.with_context(|| {
             let moment = dice.within(when, pause);
             format!(
                 "containerd killed when {moment}; its log:\n{}",
@@ -54,14 +48,12 @@ pub(super) fn row(world: &World) -> Result<()> {
 fn containerd_killed(
     world: &World,
     containerd: &mut Containerd,
-    image: &str,
     name: &str,
     when: When,
     pause: Duration,
 ) -> Result<()> {
     let script = "echo up; while :; do sleep 1; done";
-    let run = ["run", "--runtime", RUNTIME, image, name, "sh", "-c", script];
-    let mut callers = vec![containerd.start_ctr(&run)?];
+    let mut callers = vec![containerd.ctr_run(&[], name, &["sh", "-c", script])?];
     match when {
         When::Creating(sign) => sign.wait(world)?,
         _ => drop(callers[0].wait_for_line("up")?),
