@@ -231,7 +231,7 @@ fn killed_shim(world: &World) -> Result<()> {
     let sandboxes = || fs::read_dir(world.run_dir()).map_or(0, Iterator::count);
     ensure!(sandboxes() == 1 && socket.exists() && groups.iter().all(|group| group.is_dir()));
 
-    let next = sandbox(world, POD, &idle(world, POD))?;
+    let next = sandbox(world, "next", &idle(world, "next"))?;
     wait_until(
         "that the other pod is cleared away",
         world.setup().limit,
@@ -250,6 +250,6 @@ fn killed_shim(world: &World) -> Result<()> {
     let answer = api::DeleteResponse::parse_from_bytes(&said.stdout)?;
     ensure!(answer.exit_status == 137, "{answer:?}");
     // The one that did it lives on.
-    kill(&next, POD, 0)?;
-    end(&next, POD)
+    kill(&next, "next", 0)?;
+    end(&next, "next")
 }

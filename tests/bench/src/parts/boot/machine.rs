@@ -104,7 +104,7 @@ impl Files {
         let (port, value) = END;
         format!(
             "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro init={PROBE} panic=-1 oops=panic \
-             reboot={reboot} tsc=reliable no_timer_check swiotlb=noforce random.trust_cpu=on noreplace-smp percpu_alloc=page end {port} {value}"
+             reboot={reboot} tsc=reliable no_timer_check swiotlb=noforce random.trust_cpu=on noreplace-smp percpu_alloc=page rcupdate.rcu_expedited=1 end {port} {value}"
         )
     }
 
