@@ -73,29 +73,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_this_process_and_one_with_a_mark_use_is_seen() {
-        let before = resident_mib(&[]);
-        let block = vec![1_u8; 64 << 20];
-        let with_block = resident_mib(&[]);
-        assert!(with_block >= before + 48, "{before} MiB, then {with_block}");
-        assert_eq!(block.iter().rev().take(3).copied().sum::<u8>(), 3);
+    fn what_a_process_with_a_mark_uses_is_seen() {
+        let mark = "x-marked-for-its-weight";
+        // It keeps 20 MB, of which this process has none.
         let mut marked = Command::new("sh")
-            .args(["-c", "echo; read a"])
-            .env("MARK", "x-marked-for-its-weight")
+            .args([
+                "-c",
+                "a=$(head -c 20000000 /dev/zero | tr '\\0' x); echo; read b",
+            ])
+            .env("MARK", mark)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // What says something has its environment.
+        // What says something has its environment, and all that it keeps.
         let stdout = marked.stdout.as_mut().unwrap();
         stdout.read_exact(&mut [0]).unwrap();
-        let marks = ["x-marked-for-its-weight".to_owned()];
-        let seen = Process::read(marked.id(), &marks);
+        let seen = Process::read(marked.id(), &[mark.to_owned()]);
         let unmarked = Process::read(marked.id(), &["y-of-nobody".to_owned()]);
+        let together = resident_mib(&[]);
         marked.kill().unwrap();
         marked.wait().unwrap();
         let (seen, unmarked) = (seen.unwrap(), unmarked.unwrap());
         assert!(seen.is_marked && !unmarked.is_marked);
         assert_eq!(seen.parent, std::process::id());
+        assert!(seen.kib >= 18_000, "{} KiB", seen.kib);
+        assert!(together >= 17, "{together} MiB with what it started");
     }
 }
