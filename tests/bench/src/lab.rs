@@ -300,13 +300,7 @@ impl Lab {
                 let memory = format!("--memory={LIMIT_MIB}m");
                 let processes = format!("--pids-limit={LIMIT_PROCESSES}");
                 if given.limited {
-                    let limits = [
-                        "--network=none",
-                        "--cpus=1",
-                        memory.as_str(),
-                        processes.as_str(),
-                    ];
-                    options.extend(limits);
+                    options.extend(["--cpus=1", memory.as_str(), processes.as_str()]);
                 }
                 options.push(given.image);
                 self.sandboxctl(subject, &[&options[..], arguments].concat())
