@@ -233,29 +233,14 @@ impl Session {
 
     /// Waits for the first that a process writes without end.
     fn begun(&self, stdout: &mut ChildStdout) -> Result<(), SessionError> {
-        let start = Instant::now();
-        loop {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(SessionError::Interrupted);
-            }
-            let left = ATTEMPT.saturating_sub(start.elapsed());
-            if left.is_zero() {
-                let (limit, said) = (ATTEMPT, self.said());
-                return Err(SessionError::Silent { limit, said });
-            }
-            if readable(stdout, left.min(LOOK))? {
-                break;
-            }
-        }
+        self.wait_for(stdout, Instant::now(), ATTEMPT)?;
         let mut part = [0u8; 4096];
         let length = stdout.read(&mut part)?;
         let part = part.get(..length).unwrap_or_default();
         match part {
             [] => Err(self.none_added()),
             part if part.iter().all(|byte| *byte == FLOOD_BYTE) => Ok(()),
-            part => Err(SessionError::Answer {
-                answer: String::from_utf8_lossy(part).chars().take(200).collect(),
-            }),
+            part => Err(unexpected(part)),
         }
     }
 
@@ -302,10 +287,7 @@ impl Session {
         let line = answer?;
         serde_json::from_slice(&line).map_err(|_| {
             self.broken = true;
-            let text = String::from_utf8_lossy(&line);
-            SessionError::Answer {
-                answer: text.chars().take(200).collect(),
-            }
+            unexpected(&line)
         })
     }
 
@@ -320,6 +302,25 @@ impl Session {
                 let answer = "a line without end".to_owned();
                 return Err(SessionError::Answer { answer });
             }
+            self.wait_for(&self.stdout, start, limit)?;
+            let mut part = [0u8; 16 << 10];
+            let length = self.stdout.read(&mut part)?;
+            if length == 0 {
+                return Err(SessionError::Ended { said: self.said() });
+            }
+            self.unread
+                .extend_from_slice(part.get(..length).unwrap_or_default());
+        }
+    }
+
+    /// Waits until there is something to be read, or an end: from `start` on no longer than `limit`.
+    fn wait_for(
+        &self,
+        stdout: &ChildStdout,
+        start: Instant,
+        limit: Duration,
+    ) -> Result<(), SessionError> {
+        loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(SessionError::Interrupted);
             }
@@ -328,16 +329,9 @@ impl Session {
                 let said = self.said();
                 return Err(SessionError::Silent { limit, said });
             }
-            if !readable(&self.stdout, left.min(LOOK))? {
-                continue;
+            if readable(stdout, left.min(LOOK))? {
+                return Ok(());
             }
-            let mut part = [0u8; 16 << 10];
-            let length = self.stdout.read(&mut part)?;
-            if length == 0 {
-                return Err(SessionError::Ended { said: self.said() });
-            }
-            self.unread
-                .extend_from_slice(part.get(..length).unwrap_or_default());
         }
     }
 
@@ -403,6 +397,14 @@ impl Drop for Session {
             let _ = self.child.wait();
             self.remove();
         }
+    }
+}
+
+/// What came is no answer: its beginning.
+fn unexpected(bytes: &[u8]) -> SessionError {
+    let text = String::from_utf8_lossy(bytes);
+    SessionError::Answer {
+        answer: text.chars().take(200).collect(),
     }
 }
 
