@@ -1,7 +1,8 @@
 //! PID 1 of the guest: builds the containers and serves the host over vsock.
 //!
 //! ```text
-//! sandbox-agent              as PID 1: brings the guest up and serves (see `sandbox_protocol` for the ports)
+//! sandbox-agent              as PID 1: brings the guest up and serves (see `sandbox_protocol` for the ports), after it has gone over
+//!                            to the image that all guests have in memory, where it is told to (see `root`)
 //! sandbox-agent helper       makes one process of a container, for the agent (see `helper`)
 //! sandbox-agent init|archive-read|archive-write ARGUMENTS
 //!                            in a container: a program of the agent's own (see `programs`)
@@ -30,6 +31,7 @@ mod processors;
 mod programs;
 mod reaper;
 mod resolver;
+mod root;
 mod serve;
 mod service;
 mod spec;
@@ -85,7 +87,10 @@ fn main() -> ExitCode {
     }));
     let directory = match (first, arguments.next()) {
         (Some(word), Some(directory)) if word == "unix" => Some(PathBuf::from(directory)),
-        _ if std::process::id() == 1 => None,
+        _ if std::process::id() == 1 => {
+            root::become_agent_in_memory();
+            None
+        }
         _ => {
             log!("this is the first process of a guest, not a program to run by hand");
             return ExitCode::FAILURE;

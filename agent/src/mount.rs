@@ -3,7 +3,7 @@
 
 mod loop_device;
 mod options;
-mod pmem;
+pub(crate) mod pmem;
 mod verity;
 
 use std::fs::{self, DirBuilder};

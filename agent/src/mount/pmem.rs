@@ -42,14 +42,14 @@ pub(crate) enum PmemError {
 
 /// A part of the device. It is no longer one when this is dropped, unless it is in use then.
 #[derive(Debug)]
-pub(super) struct Partition {
+pub(crate) struct Partition {
     disk: File,
     number: i32,
 }
 
 impl Partition {
     /// Makes a part of the device a partition.
-    pub(super) fn make(range: &PmemRange) -> Result<Self, PmemError> {
+    pub(crate) fn make(range: &PmemRange) -> Result<Self, PmemError> {
         wait_for_devices(Path::new(BUSES)).map_err(PmemError::NoDevice)?;
         let disk = File::open(DISK).map_err(PmemError::NoDevice)?;
         let failed = |source| PmemError::Partition {
@@ -72,7 +72,7 @@ impl Partition {
     }
 
     /// Its device node.
-    pub(super) fn node(&self) -> String {
+    pub(crate) fn node(&self) -> String {
         format!("{DISK}p{}", self.number)
     }
 }

@@ -55,6 +55,13 @@ generated! {
 /// Type URL of [`details::ProcessDetails`] in the `info`.
 pub const PROCESS_DETAILS_TYPE: &str = "containerd.runc.v1.ProcessDetails";
 
+/// The variable by which the agent, as the kernel's first process, is told where in the persistent memory device the guest image is, which
+/// is the root disk's too: `OFFSET+BYTES`, in whole pages. The kernel hands words of its command line that it does not know to its first
+/// process (kernel `Documentation/admin-guide/kernel-parameters.rst`).
+pub const ROOT_VARIABLE: &str = "SANDBOX_ROOT";
+/// The number of the guest image's partition of that device; those of layers follow.
+pub const ROOT_PARTITION: u32 = 1;
+
 /// Guest port of the agent's ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
 /// Guest port of the byte streams.

@@ -88,27 +88,22 @@ impl DeviceAllocator {
         }
     }
 
-    /// Lets layers be mapped into the guest, where the driver can and `config` says so; the guest has that much memory.
+    /// Lets layers be mapped into the guest, where the driver can and `config` says so, which takes a device; the guest has that
+    /// much memory.
     #[must_use]
     pub fn with_window(mut self, config: &Config, memory: MemMib) -> Self {
-        self.window = match self.driver {
-            Driver::Kvm if config.image_dax => Some(LayerWindow::new(memory)),
-            _ => None,
-        };
+        if self.driver == Driver::Kvm && config.image_dax {
+            // Without one nothing starts, and whoever opens it says so.
+            let image = config.image_path().unwrap_or_default();
+            self.window = Some(LayerWindow::behind(memory, &image));
+            self.taken += 1;
+        }
         self
     }
 
-    /// Maps a layer, if it is a file for which there is room. The first one takes a device.
+    /// Maps a layer, if it is a file for which there is room.
     fn map_layer(&mut self, path: &Path) -> Option<MappedLayer> {
-        let needs_device = self.window.as_ref()?.is_empty();
-        if needs_device && self.room() == 0 {
-            return None;
-        }
-        let layer = self.window.as_mut()?.add(path)?;
-        if needs_device {
-            self.taken += 1;
-        }
-        Some(layer)
+        self.window.as_mut()?.add(path)
     }
 
     /// Takes the one device that everything shared comes through.

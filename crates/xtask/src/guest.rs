@@ -129,7 +129,7 @@ fn cargo_home() -> Result<PathBuf> {
 /// A read-only EROFS with the agent as the only program.
 fn rootfs(agent: &Path) -> Result<PathBuf> {
     let inputs = Inputs::default()
-        .text("recipe", "1")
+        .text("recipe", "2")
         .text(
             "mkfs",
             &shell::read("dpkg-query", &["-W", "-f=${Version}", "erofs-utils"])?,
@@ -164,6 +164,8 @@ fn rootfs(agent: &Path) -> Result<PathBuf> {
         shell::run_quietly(
             Command::new("mkfs.erofs")
                 .args(["-T0", "-U", ROOTFS_UUID, "--all-root"])
+                // So that files can be mapped as they are (mkfs.erofs(1)).
+                .args(["-E", "noinline_data"])
                 .arg(folder.join("rootfs.erofs"))
                 .arg(&tree),
             None,

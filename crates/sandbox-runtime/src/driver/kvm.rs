@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
+use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MonitorConfig,
     MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
@@ -27,7 +28,7 @@ use super::{
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
-use crate::rootfs::window::{MappedLayer, device_bytes};
+use crate::rootfs::window::{MappedLayer, device_bytes, place_of_image};
 use crate::share::TAG;
 use crate::timeline::Timeline;
 
@@ -47,14 +48,14 @@ struct Report {
 pub(super) struct Kvm {
     report: Arc<Mutex<Report>>,
     /// The files that the guest has as memory, in the order of the monitor's configuration.
-    layers: Vec<PathBuf>,
+    mapped: Vec<PathBuf>,
 }
 
 impl Kvm {
     pub(super) fn new() -> Self {
         Self {
             report: Arc::default(),
-            layers: Vec::new(),
+            mapped: Vec::new(),
         }
     }
 }
@@ -95,8 +96,17 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
-        self.layers = plan.layers.iter().map(|one| one.path.clone()).collect();
-        let pmem = persistent_memory(&mut launch, &plan.layers)?;
+        let mut command_line = request.command_line();
+        let root = config
+            .image_dax
+            .then(|| place_of_image(plan.memory, &image));
+        let root = root.flatten();
+        if let Some(root) = &root {
+            command_line.push_str(&root_word(root));
+        }
+        let mapped: Vec<_> = root.iter().chain(&plan.layers).collect();
+        self.mapped = mapped.iter().map(|one| one.path.clone()).collect();
+        let pmem = persistent_memory(&mut launch, &mapped)?;
         let mut net = Vec::new();
         for nic in request.nics {
             net.push(NetConfig {
@@ -108,7 +118,7 @@ impl HypervisorDriver for Kvm {
         let monitor_config = MonitorConfig {
             kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
             kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
-            command_line: request.command_line(),
+            command_line,
             memory: plan.memory,
             max_memory: request.most.memory,
             vcpus: request.most.vcpus,
@@ -155,29 +165,35 @@ impl HypervisorDriver for Kvm {
 
     fn cause(&self, end: ProcessEnd, process: &Process, console: &Console) -> DeathCause {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        cause(&report, end, || process.last_words(), console, &self.layers)
+        cause(&report, end, || process.last_words(), console, &self.mapped)
     }
 }
 
-/// The device of the image layers that the guest gets as memory, if there are any.
+/// By what the agent is told where its root is in the persistent memory.
+fn root_word(root: &MappedLayer) -> String {
+    let place = root.guest_range();
+    format!(" {ROOT_VARIABLE}={}+{}", place.offset, place.bytes)
+}
+
+/// The device of what the guest gets as memory, if it does: its own image, and the layers.
 fn persistent_memory(
     launch: &mut Launch,
-    layers: &[MappedLayer],
+    mapped: &[&MappedLayer],
 ) -> Result<Option<PmemConfig>, DriverError> {
-    if layers.is_empty() {
+    let Some(last) = mapped.last() else {
         return Ok(None);
-    }
-    let mut files = Vec::with_capacity(layers.len());
-    for layer in layers {
+    };
+    let mut files = Vec::with_capacity(mapped.len());
+    for one in mapped {
         files.push(PmemFileConfig {
-            fd: launch.pass(open("the image layer", &layer.path, true)?)?,
-            offset: layer.offset,
-            bytes: layer.bytes,
+            fd: launch.pass(open("an image to map", &one.path, true)?)?,
+            offset: one.offset,
+            bytes: one.bytes,
         });
     }
     Ok(Some(PmemConfig {
         files,
-        bytes: device_bytes(layers),
+        bytes: device_bytes(last),
     }))
 }
 
@@ -242,7 +258,7 @@ fn cause(
     end: ProcessEnd,
     last_words: impl FnOnce() -> String,
     console: &Console,
-    layers: &[PathBuf],
+    mapped: &[PathBuf],
 ) -> DeathCause {
     if end.is_violation() {
         // Whatever it reported before.
@@ -265,10 +281,10 @@ fn cause(
                 bytes,
                 expected,
             } => {
-                let layer = usize::try_from(*index)
+                let file = usize::try_from(*index)
                     .ok()
-                    .and_then(|index| layers.get(index));
-                let name = layer.map_or_else(|| "a layer".to_owned(), |l| l.display().to_string());
+                    .and_then(|index| mapped.get(index));
+                let name = file.map_or_else(|| "a layer".to_owned(), |f| f.display().to_string());
                 DeathCause::LayerLost(format!("{name} has {bytes} of its {expected} bytes left"))
             }
         };

@@ -296,6 +296,14 @@ fn layer_file(bytes: u64) -> (tempfile::NamedTempFile, String) {
     (file, path)
 }
 
+/// A configuration whose guest image is a file of that size.
+fn config_of(image: &tempfile::NamedTempFile) -> Config {
+    Config {
+        image: Some(image.path().to_owned()),
+        ..Config::default()
+    }
+}
+
 /// The plan, and how many devices are left, in a machine of 64 MiB whose window has 128.
 fn mapped(config: &Config, driver: Driver, mounts: &[Mount]) -> (RootfsPlan, usize, usize) {
     let container = ContainerId::new("c1").unwrap();
@@ -321,7 +329,8 @@ fn layers_that_are_files_are_parts_of_one_device() {
         .iter()
         .map(|(_, path)| mount("erofs", path, &["ro", "loop"]));
     let mounts = with_overlay(mounts.collect());
-    let (plan, room, shared) = mapped(&Config::default(), Driver::Kvm, &mounts);
+    let (image, _) = layer_file(3 << 20);
+    let (plan, room, shared) = mapped(&config_of(&image), Driver::Kvm, &mounts);
     assert_eq!((room, shared), (Driver::Kvm.device_slots() - 2, 0));
     let places: Vec<_> = plan
         .layers
@@ -329,11 +338,12 @@ fn layers_that_are_files_are_parts_of_one_device() {
         .map(|l| (l.path.to_str().unwrap(), l.offset, l.bytes))
         .collect();
     let [a, b, c] = files.each_ref().map(|(_, path)| path.as_str());
-    let behind = 5 << 20;
+    // The image is in front.
+    let behind = 9 << 20;
     assert_eq!(
         places,
         [
-            (a, 2 << 20, 3 << 20),
+            (a, 6 << 20, 3 << 20),
             (b, behind, 5000),
             (c, behind + 8192, 4096)
         ]
@@ -346,7 +356,7 @@ fn layers_that_are_files_are_parts_of_one_device() {
     let range = second.pmem();
     assert_eq!(
         (range.partition, range.offset, range.bytes),
-        (2, behind, 8192)
+        (3, behind, 8192)
     );
     assert_eq!(plan.block.len(), 1);
     assert_eq!(plan.block[0].path, Path::new("/rw"));
@@ -356,7 +366,8 @@ fn layers_that_are_files_are_parts_of_one_device() {
 fn layers_that_are_not_mapped_are_devices_or_files() {
     let (_large, large) = layer_file(100 << 20);
     let (_other, other) = layer_file(50 << 20);
-    let config = Config::default();
+    let (image, _) = layer_file(1);
+    let config = config_of(&image);
     let mounts = with_overlay(vec![
         mount("erofs", &large, &[]),
         mount("erofs", &other, &[]),
@@ -381,7 +392,8 @@ fn layers_that_are_not_mapped_are_devices_or_files() {
 fn hundred_layers_take_one_device() {
     let (_file, path) = layer_file(9000);
     let mounts = with_overlay(vec![mount("erofs", &path, &[]); 100]);
-    let (plan, room, shared) = mapped(&Config::default(), Driver::Kvm, &mounts);
+    let (image, _) = layer_file(1);
+    let (plan, room, shared) = mapped(&config_of(&image), Driver::Kvm, &mounts);
     assert_eq!((plan.layers.len(), plan.block.len(), shared), (100, 1, 0));
     assert_eq!(room, Driver::Kvm.device_slots() - 2);
 }

@@ -1,10 +1,11 @@
-//! Which layers are mapped into the guest, and where.
+//! Which layers are mapped into the guest, and where: behind the guest image, from which the agent runs.
 //!
-//! All of them are in one virtio-pmem device, which costs the guest a `struct page` of 64 bytes for each page of 4 KiB, whether it is read
+//! All of it is one virtio-pmem device, which costs the guest a `struct page` of 64 bytes for each page of 4 KiB, whether it is read
 //! or not: 16 MiB for each GiB, of the guest's own memory and from the start. So there is a limit that goes with the guest's memory, and
 //! layers beyond it are read through block devices instead, which cost nothing until they are read.
 //!
-//! The device is cut into partitions by the agent, one for each layer, so that each is mounted as a file system of its own.
+//! The device is cut into partitions by the agent, one for the image and one for each layer, so that each is mounted as a file system of
+//! its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ const BYTES_PER_MEMORY_BYTE: u64 = 2;
 /// The monitor's limit (`sandbox_vmm::memory::window::MAX_BYTES`).
 const MAX_BYTES: u64 = 64 << 30;
 /// The monitor's limit (`MAX_FILES`), below that of a disk's partitions in Linux (255).
-const MAX_LAYERS: usize = 128;
+const MAX_FILES: usize = 128;
 /// What a layer begins at a multiple of, unless it is large enough to have a huge page.
 const PAGE: u64 = 4096;
 
@@ -37,7 +38,7 @@ pub struct MappedLayer {
 
 impl MappedLayer {
     /// Where it is, for the agent.
-    pub(super) fn guest_range(&self) -> agent::PmemRange {
+    pub(crate) fn guest_range(&self) -> agent::PmemRange {
         agent::PmemRange {
             partition: self.partition,
             offset: self.offset,
@@ -47,13 +48,15 @@ impl MappedLayer {
     }
 }
 
-/// The size of a device with these layers.
+/// Where the guest image is in the device of a guest with that much memory. None if it is no file: whoever opens it will say so.
+pub(crate) fn place_of_image(memory: MemMib, image: &Path) -> Option<MappedLayer> {
+    LayerWindow::new(memory).add(image)
+}
+
+/// The size of a device of which this is the last, in bytes.
 #[must_use]
-pub fn device_bytes(layers: &[MappedLayer]) -> u64 {
-    let end = layers
-        .last()
-        .map_or(PMEM_HEADER_BYTES, |layer| layer.offset + layer.bytes);
-    end.next_multiple_of(PMEM_ALIGNMENT)
+pub fn device_bytes(last: &MappedLayer) -> u64 {
+    (last.offset + last.bytes).next_multiple_of(PMEM_ALIGNMENT)
 }
 
 /// The places that are taken.
@@ -65,18 +68,20 @@ pub(super) struct LayerWindow {
 }
 
 impl LayerWindow {
-    /// For a guest with that much memory.
-    pub(super) fn new(memory: MemMib) -> Self {
+    /// For a guest with that much memory and that image.
+    pub(super) fn behind(memory: MemMib, image: &Path) -> Self {
+        let mut window = Self::new(memory);
+        window.add(image);
+        window
+    }
+
+    fn new(memory: MemMib) -> Self {
         let limit = memory.bytes().saturating_mul(BYTES_PER_MEMORY_BYTE);
         Self {
             limit: limit.min(MAX_BYTES),
             end: PMEM_HEADER_BYTES,
             count: 0,
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// A place for the file at `path`. None if there is no room, or it is no file (a block device, or nothing at all: whoever opens it
@@ -95,7 +100,7 @@ impl LayerWindow {
             .checked_next_multiple_of(PAGE)
             .filter(|end| *end <= self.limit)?;
         let partition = self.count + 1;
-        if usize::try_from(partition).is_ok_and(|number| number > MAX_LAYERS) {
+        if usize::try_from(partition).is_ok_and(|number| number > MAX_FILES) {
             return None;
         }
         self.end = end;
@@ -113,6 +118,7 @@ impl LayerWindow {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use sandbox_protocol::ROOT_PARTITION;
 
     fn file(bytes: u64) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -143,8 +149,10 @@ mod tests {
                 prop_assert!(before <= layer.offset);
                 layers.push(layer);
             }
-            let device = device_bytes(&layers);
-            prop_assert!(device.is_multiple_of(PMEM_ALIGNMENT) && device <= window.limit);
+            if let Some(last) = layers.last() {
+                let device = device_bytes(last);
+                prop_assert!(device.is_multiple_of(PMEM_ALIGNMENT) && device <= window.limit);
+            }
             let numbers: Vec<_> = layers.iter().map(|layer| layer.partition).collect();
             let expected: Vec<_> = (1..).take(layers.len()).collect();
             prop_assert_eq!(numbers, expected);
@@ -162,6 +170,31 @@ mod tests {
     }
 
     #[test]
+    fn image_is_the_first_and_layers_follow() {
+        let memory = MemMib::new(64).unwrap();
+        let image = file(3 << 20);
+        let placed = place_of_image(memory, image.path()).unwrap();
+        assert_eq!(
+            (placed.partition, placed.offset),
+            (ROOT_PARTITION, PMEM_ALIGNMENT)
+        );
+        let layer = LayerWindow::behind(memory, image.path())
+            .add(file(1).path())
+            .unwrap();
+        assert_eq!(
+            (layer.partition, layer.offset),
+            (2, placed.offset + placed.bytes)
+        );
+        // Without an image there are only layers.
+        let none = Path::new("/nowhere");
+        assert!(place_of_image(memory, none).is_none());
+        let layer = LayerWindow::behind(memory, none)
+            .add(file(1).path())
+            .unwrap();
+        assert_eq!((layer.partition, layer.offset), (1, PMEM_HEADER_BYTES));
+    }
+
+    #[test]
     fn what_is_no_file_has_no_place() {
         for path in ["/dev/null", "/proc", "/nowhere"] {
             assert!(window().add(Path::new(path)).is_none(), "{path}");
@@ -170,10 +203,10 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_as_many_as_the_monitor_maps() {
+    fn files_are_as_many_as_the_monitor_maps() {
         let mut window = window();
         let file = file(1);
-        for number in 1..=MAX_LAYERS {
+        for number in 1..=MAX_FILES {
             let layer = window.add(file.path()).unwrap();
             assert_eq!(usize::try_from(layer.partition).unwrap(), number);
         }
