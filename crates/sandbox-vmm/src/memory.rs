@@ -203,6 +203,13 @@ impl RamPages {
         }
         Ok(Self { start, bytes })
     }
+
+    /// Which region they are in, from which byte on, and how many bytes they are; not in another memory.
+    fn within(self, memory: &GuestMemoryMmap) -> Option<(&GuestRegionMmap, usize, usize)> {
+        let region = memory.find_region(self.start)?;
+        let offset = usize::try_from(region.to_region_addr(self.start)?.0).ok()?;
+        Some((region, offset, usize::try_from(self.bytes).ok()?))
+    }
 }
 
 /// Gives pages back to the host. They read as zeroes until they are written to; the guest, the monitor and back ends may go on
@@ -211,12 +218,18 @@ impl RamPages {
 /// # Errors
 /// What `madvise` says; they are kept then. Pages of another memory are refused.
 pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
-    let outside = || io::Error::from(io::ErrorKind::InvalidInput);
-    let region = memory.find_region(pages.start).ok_or_else(outside)?;
-    let offset = region.to_region_addr(pages.start).ok_or_else(outside)?;
-    let offset = usize::try_from(offset.0).map_err(|_| outside())?;
-    let bytes = usize::try_from(pages.bytes).map_err(|_| outside())?;
+    let (region, offset, bytes) = pages.within(memory).ok_or(io::ErrorKind::InvalidInput)?;
     mapping::discard(region, offset, bytes)
+}
+
+/// Asks for pages not to be parts of huge ones, from now on. Only advice, and nothing where memory is a file: its huge pages are
+/// its own, and it has a mapping in each process.
+pub fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {
+    if let Some((region, offset, bytes)) = pages.within(memory)
+        && region.file_offset().is_none()
+    {
+        mapping::advise_small(region, offset, bytes);
+    }
 }
 
 fn memory_file(memory: MemMib, later: Option<Later>) -> Result<File, MemoryError> {
@@ -270,16 +283,68 @@ mod tests {
         held
     }
 
-    /// How much of the first piece is there (proc_pid_smaps(5)).
-    fn resident_bytes(memory: &GuestMemoryMmap) -> u64 {
+    /// The mappings that the first region is in: where each begins in it, how much of it is there, and its flags
+    /// (proc_pid_smaps(5)).
+    fn mappings(memory: &GuestMemoryMmap) -> Vec<(u64, u64, String)> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let start = memory.iter().next().unwrap().as_ptr() as usize;
-        let mut lines = smaps
-            .lines()
-            .skip_while(|line| !line.starts_with(&format!("{start:x}-")));
-        let line = lines.find(|line| line.starts_with("Rss:")).unwrap();
-        let number = line.split_whitespace().nth(1).unwrap();
-        number.parse::<u64>().unwrap() << 10
+        let region = memory.iter().next().unwrap();
+        let start = region.as_ptr() as u64;
+        let mut mappings: Vec<(u64, u64, String)> = Vec::new();
+        let mut offset = None;
+        for line in smaps.lines() {
+            let (first, rest) = line.split_once(' ').unwrap();
+            if let Some((first, _)) = first.split_once('-') {
+                let first = u64::from_str_radix(first, 16).unwrap();
+                offset = first.checked_sub(start).filter(|it| *it < region.len());
+                mappings.extend(offset.map(|offset| (offset, 0, String::new())));
+            }
+            let Some(mapping) = mappings.last_mut().filter(|_| offset.is_some()) else {
+                continue;
+            };
+            match first {
+                "Rss:" => {
+                    let kib = rest.trim().strip_suffix(" kB").unwrap();
+                    mapping.1 = kib.parse::<u64>().unwrap() << 10;
+                }
+                "VmFlags:" => mapping.2 = rest.trim().to_owned(),
+                _ => {}
+            }
+        }
+        mappings
+    }
+
+    /// How much of the first region is there.
+    fn resident_bytes(memory: &GuestMemoryMmap) -> u64 {
+        mappings(memory).iter().map(|mapping| mapping.1).sum()
+    }
+
+    #[test]
+    fn private_pages_that_are_to_be_small_come_one_by_one_and_others_as_before() {
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Private, None, None).unwrap();
+        let before = mappings(&memory);
+        let start = 8 << 20;
+        let pages = RamPages::new(&memory, GuestAddress(start), 2 * PIECE).unwrap();
+        advise_small(&memory, pages);
+        for address in [start, start + 2 * PIECE - 1] {
+            memory.write_obj(1_u8, GuestAddress(address)).unwrap();
+        }
+        assert_eq!(resident_bytes(&memory), 2 * PAGE_BYTES);
+        // Where the host knows no huge pages, it is one mapping still.
+        for (offset, _, flags) in mappings(&memory) {
+            if offset != start {
+                assert_eq!(flags, before[0].2, "from {offset:#x} on");
+            }
+        }
+    }
+
+    #[test]
+    fn shared_pages_are_not_advised_and_those_of_another_memory_are_not_there() {
+        let shared = create(MemMib::new(64).unwrap(), Sharing::Shared, None, None).unwrap();
+        let pages = RamPages::new(&shared, GuestAddress(32 << 20), PIECE).unwrap();
+        advise_small(&shared, pages);
+        let other = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        advise_small(&other, pages);
+        assert!(discard(&other, pages).is_err());
     }
 
     #[test]

@@ -1,4 +1,7 @@
-//! The guest kernel: Debian's kernel source, or a tree of the user's own, with `guest-image/kernel.config`.
+//! The guest kernel: Debian's kernel source, or a tree of the user's own, with `guest-image/kernel.config`; and
+//! without its [`padding`].
+
+mod padding;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,11 +27,31 @@ const REPRODUCIBLE: &[(&str, &str)] = &[
     ("LC_ALL", "C"),
 ];
 
-/// The uncompressed `vmlinux`, built when it is not in the cache.
+/// The uncompressed `vmlinux` as guests get it, built when it is not in the cache.
 ///
 /// # Errors
 /// When the source is missing, an option does not take, or the build fails.
 pub(crate) fn vmlinux() -> Result<PathBuf> {
+    let built = built()?;
+    // By its bytes, because a tree of the user's has one name for whatever is built from it.
+    let inputs = Inputs::default().text("recipe", "1").file(&built)?;
+    let folder = cache::product("vmlinux", inputs, |folder| {
+        let mut file =
+            fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+        let bytes = padding::leave_out(&mut file)
+            .with_context(|| format!("cannot leave the padding out of {}", built.display()))?;
+        shell::step(format!(
+            "leaving {} KiB of padding out of the kernel",
+            bytes >> 10
+        ));
+        fs::write(folder.join("vmlinux"), file)?;
+        Ok(())
+    })?;
+    Ok(folder.join("vmlinux"))
+}
+
+/// `vmlinux` as its build makes it.
+fn built() -> Result<PathBuf> {
     let fragment = project_root().join("guest-image/kernel.config");
     if let Some(source) = std::env::var_os(SOURCE_VARIABLE).filter(|value| !value.is_empty()) {
         return from_tree(&PathBuf::from(source), &fragment);

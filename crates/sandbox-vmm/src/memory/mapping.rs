@@ -98,6 +98,18 @@ pub(super) fn advise_huge(region: &MmapRegion) {
     unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
 }
 
+/// Takes the advice back for a part of a region, where nothing is yet. What is around keeps it: both ends are to be multiples of
+/// [`HUGE_PAGE`], or a huge page is lost at each.
+pub(super) fn advise_small(region: &GuestRegionMmap, offset: usize, bytes: usize) {
+    let end = offset.checked_add(bytes);
+    if end.is_none_or(|end| end > region.size()) {
+        return;
+    }
+    let start = region.as_ptr().wrapping_add(offset);
+    // SAFETY: the range lies in a mapping of guest memory; this advice does not change what is in it.
+    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
+}
+
 /// Gives the pages of a part of a region back to the host. They read as zeroes until something is written to them, for everyone who
 /// has mapped them.
 pub(super) fn discard(region: &GuestRegionMmap, offset: usize, bytes: usize) -> io::Result<()> {

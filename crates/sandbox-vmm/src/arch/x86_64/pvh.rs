@@ -9,7 +9,8 @@ use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout::{self, MapKind};
-use super::mptable;
+use super::{image, mptable};
+use crate::memory::{self, RamPages};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const START_MAGIC: u32 = 0x336e_c578;
@@ -65,7 +66,7 @@ pub enum BootError {
     },
 }
 
-/// Loads `kernel` and returns its PVH entry point.
+/// Loads `kernel` and returns its PVH entry point. Memory that its image leaves mostly empty is no longer to be huge pages.
 ///
 /// # Errors
 /// [`BootError`].
@@ -74,13 +75,21 @@ pub fn load_kernel(
     size: MemMib,
     kernel: &mut File,
 ) -> Result<GuestAddress, BootError> {
+    let below_hole = size.bytes().min(layout::HOLE_START);
+    // Before anything is written there.
+    let segments = image::segments(kernel).unwrap_or_default();
+    for block in image::sparse(&segments, below_hole) {
+        let bytes = block.end.saturating_sub(block.start);
+        if let Ok(pages) = RamPages::new(memory, GuestAddress(block.start), bytes) {
+            memory::advise_small(memory, pages);
+        }
+    }
     let start = GuestAddress(layout::HIGH_RAM_START);
     let loaded =
         Elf::load(memory, None, kernel, Some(start)).map_err(|source| BootError::Load {
             memory: size,
             source,
         })?;
-    let below_hole = size.bytes().min(layout::HOLE_START);
     if loaded.kernel_end > below_hole {
         return Err(BootError::TooLarge {
             end: loaded.kernel_end,
@@ -175,6 +184,11 @@ fn memory_map(size: MemMib) -> (Vec<u8>, u32) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
+    use vm_memory::ByteValued as _;
+
     use super::*;
 
     fn memory() -> (GuestMemoryMmap, MemMib) {
@@ -216,5 +230,38 @@ mod tests {
         std::io::Write::write_all(&mut file, &[0x4d; 4096]).unwrap();
         let error = load_kernel(&memory, size, &mut file).unwrap_err();
         assert!(matches!(error, BootError::Load { .. }));
+    }
+
+    #[test]
+    fn kernel_in_pieces_is_loaded_with_zeroes_in_between() {
+        let (memory, size) = memory();
+        let mut header = Elf64_Ehdr {
+            e_entry: 0x100_0000,
+            e_phoff: 64,
+            e_phentsize: 56,
+            e_phnum: 2,
+            ..Elf64_Ehdr::default()
+        };
+        header.e_ident[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all_at(header.as_slice(), 0).unwrap();
+        let pieces = [(64, 0x1000, 0x100_0000), (64 + 56, 0x2000, 0x180_0000)];
+        for (position, p_offset, p_paddr) in pieces {
+            let entry = Elf64_Phdr {
+                p_type: PT_LOAD,
+                p_offset,
+                p_paddr,
+                p_filesz: 4096,
+                p_memsz: 4096,
+                ..Elf64_Phdr::default()
+            };
+            file.write_all_at(entry.as_slice(), position).unwrap();
+            file.write_all_at(&[0x5a; 4096], p_offset).unwrap();
+        }
+        let error = load_kernel(&memory, size, &mut file).unwrap_err();
+        assert!(matches!(error, BootError::NoPvhEntry));
+        let bytes = [0x100_0fff, 0x100_1000, 0x17f_ffff, 0x180_0000]
+            .map(|address| memory.read_obj::<u8>(GuestAddress(address)).unwrap());
+        assert_eq!(bytes, [0x5a, 0, 0, 0x5a]);
     }
 }
