@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use sandbox_runtime::Config;
-use sandbox_runtime::cleanup::FolderClaim;
+use sandbox_runtime::cleanup::{FolderClaim, is_served, release_socket};
 use sandbox_types::SandboxId;
 
 use crate::address::socket_path;
@@ -105,21 +105,19 @@ pub(crate) fn socket(config: &Config, flags: &Flags, pod: &str) -> Result<PathBu
 fn bind(path: &Path, folder: &Path) -> Result<UnixListener, ShimError> {
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(ShimError::AlreadyServed {
-                    path: path.to_owned(),
-                });
+            let served = || ShimError::AlreadyServed {
+                path: path.to_owned(),
+            };
+            // Who serves it has the claim, and would be waited for.
+            if is_served(path) {
+                return Err(served());
             }
-            // Of a shim that was killed. Who clears its sandbox away takes it away too, before we put ours there.
+            // Of a shim that was killed. Who clears its sandbox away takes it away too, before we put ours there; so may another start.
             let _claim = FolderClaim::of_left(folder);
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
+            let stays = ShimError::system(format!("remove the stale socket {}", path.display()));
+            if !release_socket(path).map_err(stays)? {
+                return Err(served());
             }
-            .map_err(ShimError::system(format!(
-                "remove the stale socket {}",
-                path.display()
-            )))?;
             UnixListener::bind(path)
         }
         other => other,

@@ -33,7 +33,7 @@ use crate::timeline::write_atomically;
 
 pub(crate) use claim::Attempt;
 pub use claim::FolderClaim;
-pub use sweep::{Orphan, SweepNote, orphans};
+pub use sweep::{Orphan, SweepNote, is_served, orphans, release_socket};
 
 const PROCESSES_FILE: &str = "processes.json";
 const MOUNTS_FILE: &str = "mounts.json";

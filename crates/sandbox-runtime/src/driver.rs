@@ -36,7 +36,8 @@ mod virtiofsd;
 pub(crate) use memory::MemoryControl;
 pub use memory::MemoryError;
 
-/// The base of the guest kernel's command line. `vda` is always the guest image.
+/// The base of the guest kernel's command line, in one line of a file, which the benchmark of the bare boot reads too. `vda` is always the
+/// guest image.
 ///
 /// `memhp_default_state=online`: memory that comes later is used at once, and for everything.
 ///
@@ -50,9 +51,7 @@ pub use memory::MemoryError;
 /// namespace or a network device) interrupts the few processors there are, and does not wait for two ticks of 10 ms each.
 ///
 /// `swiotlb=noforce`: no device here reaches only a part of memory. From 3.25 GiB on the kernel would keep 64 MiB for such.
-const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro \
-    init=/sbin/sandbox-agent panic=-1 oops=panic reboot=k tsc=reliable no_timer_check swiotlb=noforce memhp_default_state=online random.trust_cpu=on \
-    noreplace-smp percpu_alloc=page rcupdate.rcu_expedited=1";
+const COMMAND_LINE: &str = include_str!("../../../guest-image/kernel.command-line").trim_ascii();
 /// Serial number of the guest image's disk.
 const ROOT_SERIAL: &str = "guest-root";
 /// After a first sign of death, how long the machine may take to say what it died of.
@@ -428,6 +427,14 @@ mod tests {
             name: "virtiofsd".into(),
             how: "exit code 1".into(),
             detail: String::new(),
+        }
+    }
+
+    #[test]
+    fn command_line_is_one_line_with_the_words_that_others_replace() {
+        assert!(!COMMAND_LINE.contains('\n'));
+        for word in ["init=/sbin/sandbox-agent", "reboot=k"] {
+            assert!(COMMAND_LINE.split(' ').any(|one| one == word), "{word}");
         }
     }
 

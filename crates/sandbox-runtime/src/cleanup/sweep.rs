@@ -112,7 +112,14 @@ impl Orphan {
             }
         };
         let is_its_own = config.sandbox_dir(&note.namespace, &note.id) == dir;
-        (is_its_own && release_socket(&note.socket)).then_some(Self {
+        let is_dead = || {
+            release_socket(&note.socket).unwrap_or_else(|error| {
+                // Its folder can go all the same.
+                tracing::warn!("cannot remove {}: {error}", note.socket.display());
+                true
+            })
+        };
+        (is_its_own && is_dead()).then_some(Self {
             dir,
             note,
             _claim: claim,
@@ -139,21 +146,22 @@ pub fn orphans(config: &Config, own: &Path) -> Vec<Orphan> {
 
 /// Removes a socket at which nobody listens; false where somebody does. To be called with the claim of the folder: who starts a
 /// server at an old socket waits for that.
-fn release_socket(socket: &Path) -> bool {
+///
+/// # Errors
+/// When it cannot be removed. Nobody listens at it then.
+pub fn release_socket(socket: &Path) -> io::Result<bool> {
     if is_served(socket) {
-        return false;
+        return Ok(false);
     }
     match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!("cannot remove {}: {error}", socket.display());
-        }
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(true),
     }
-    true
 }
 
-/// Without waiting for who does not take connections.
-fn is_served(socket: &Path) -> bool {
+/// Whether somebody listens at a socket. Does not wait for who does not take connections.
+#[must_use]
+pub fn is_served(socket: &Path) -> bool {
     let connected = || -> Result<(), Errno> {
         let address = SocketAddrUnix::new(socket)?;
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -281,6 +289,25 @@ mod tests {
         // It made no sandbox, and has died too.
         drop(listener);
         drop(host.find(&["a"]));
+    }
+
+    #[test]
+    fn socket_is_removed_where_nobody_listens_and_kept_where_somebody_does() {
+        let host = Host::new();
+        let socket = host.socket("a");
+        // Bound is not listening.
+        let address = SocketAddrUnix::new(&socket).unwrap();
+        let flags = SocketFlags::CLOEXEC;
+        let bound = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&bound, &address).unwrap();
+        assert!(release_socket(&socket).unwrap() && !socket.exists());
+        assert!(release_socket(&socket).unwrap());
+        let _listener = UnixListener::bind(&socket).unwrap();
+        assert!(!release_socket(&socket).unwrap() && socket.exists());
+        // What is there and cannot be removed.
+        let folder = host.socket("folder");
+        std::fs::create_dir(&folder).unwrap();
+        assert!(release_socket(&folder).is_err() && folder.exists());
     }
 
     #[test]

@@ -120,11 +120,8 @@ impl<A: Answers> VirtioDevice for Answering<A> {
             interrupt: activation.interrupt.clone(),
         };
         self.answers.begin(&activation.interrupt);
-        self.state = State::Active(Worker::start(
-            &activation.thread,
-            task,
-            activation.interrupt,
-        )?);
+        let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
+        self.state = State::Active(worker);
         Ok(())
     }
 

@@ -133,11 +133,8 @@ impl VirtioDevice for Balloon {
             memory: activation.memory,
             interrupt: activation.interrupt.clone(),
         };
-        self.state = State::Active(Worker::start(
-            &activation.thread,
-            task,
-            activation.interrupt,
-        )?);
+        let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
+        self.state = State::Active(worker);
         Ok(())
     }
 

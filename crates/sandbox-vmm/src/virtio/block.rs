@@ -169,11 +169,8 @@ impl VirtioDevice for Block {
                     memory: activation.memory,
                     interrupt: activation.interrupt.clone(),
                 };
-                self.state = State::Active(Worker::start(
-                    &activation.thread,
-                    task,
-                    activation.interrupt,
-                )?);
+                let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
+                self.state = State::Active(worker);
                 Ok(())
             }
             other => {

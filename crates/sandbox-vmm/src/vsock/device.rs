@@ -91,11 +91,8 @@ impl VirtioDevice for Vsock {
                     interrupt: activation.interrupt.clone(),
                     again,
                 };
-                self.state = State::Active(Worker::start(
-                    &activation.thread,
-                    task,
-                    activation.interrupt,
-                )?);
+                let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
+                self.state = State::Active(worker);
                 Ok(())
             }
             other => {

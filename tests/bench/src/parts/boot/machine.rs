@@ -30,6 +30,9 @@ const FIRST_FD: i32 = 10;
 /// The size of the console's memory file.
 const CONSOLE_BYTES: u64 = 64 + (64 << 10);
 const MEMORY_MIB: u64 = 128;
+/// What the shim tells its guests' kernel (`sandbox_runtime::driver`).
+const COMMAND_LINE: &str =
+    include_str!("../../../../../guest-image/kernel.command-line").trim_ascii();
 
 /// What machines boot.
 pub(super) struct Files {
@@ -102,10 +105,10 @@ impl Files {
     /// Words that the kernel does not know are init's. Not behind `--`: both monitors append the devices.
     fn command_line(reboot: &str) -> String {
         let (port, value) = END;
-        format!(
-            "console=ttyS0 quiet loglevel=4 8250.nr_uarts=1 root=/dev/vda rootfstype=erofs ro init={PROBE} panic=-1 oops=panic \
-             reboot={reboot} tsc=reliable no_timer_check swiotlb=noforce random.trust_cpu=on noreplace-smp percpu_alloc=page rcupdate.rcu_expedited=1 end {port} {value}"
-        )
+        let line = COMMAND_LINE
+            .replace("init=/sbin/sandbox-agent", &format!("init={PROBE}"))
+            .replace("reboot=k", &format!("reboot={reboot}"));
+        format!("{line} end {port} {value}")
     }
 
     fn start_monitor(&self, lab: &Lab) -> Result<Machine> {
