@@ -194,7 +194,7 @@ pub struct Config {
     /// one processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandbox_cpu_overhead_percent: Option<u32>,
-    /// Whether a guest under `kvm` gets image layers as memory that it shares with the host and all other guests.
+    /// Whether a guest under `kvm` gets image layers, and its own image, as memory that it shares with the host and all other guests.
     pub image_dax: bool,
     /// Whether pages that the guest frees go back to the host.
     pub free_page_reporting: bool,

@@ -17,6 +17,7 @@ use futures::future::FutureExt;
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use sandbox_network::{Namespace, Nic};
+use sandbox_protocol::ROOT_VARIABLE;
 
 use crate::cleanup::{CleanupError, Record};
 use crate::config::ConfigError;
@@ -24,6 +25,7 @@ use crate::console::Console;
 use crate::event::DeathCause;
 use crate::jail::{JailError, SandboxJail};
 use crate::process::{Launch, Process, ProcessEnd, SpawnError};
+use crate::rootfs::window::MappedLayer;
 use crate::sandbox::{BlockDevice, MachineSize, SandboxPlan};
 use crate::share::ShareMounts;
 use crate::timeline::Timeline;
@@ -211,9 +213,15 @@ fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
 }
 
 impl MachineRequest<'_> {
-    /// The guest kernel's command line, without what describes devices.
-    fn command_line(&self) -> String {
+    /// The guest kernel's command line, without what describes devices. The guest image may be in memory too.
+    fn command_line(&self, root: Option<&MappedLayer>) -> String {
         let mut line = COMMAND_LINE.to_owned();
+        if let Some(place) = root.map(MappedLayer::guest_range) {
+            line.push_str(&format!(
+                " {ROOT_VARIABLE}={}+{}",
+                place.offset, place.bytes
+            ));
+        }
         if self.most.vcpus > self.plan.vcpus {
             // The others are brought up when they are needed.
             line.push_str(&format!(" maxcpus={}", self.plan.vcpus));

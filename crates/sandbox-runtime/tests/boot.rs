@@ -17,6 +17,7 @@ use std::process::ExitCode;
 
 use fixture::{Fixture, Outcome, Root};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_protocol::agent::StreamKind;
 use sandbox_runtime::{AgentError, DeathCause, Driver, Sandbox, SandboxError, SandboxEvent};
 use sandbox_types::timeline::Phase;
@@ -66,6 +67,10 @@ const CASES: &[(&str, Case)] = &[
     (
         "agent_that_dies_is_told_as_such",
         agent_that_dies_is_told_as_such,
+    ),
+    (
+        "guest_image_that_is_not_in_memory_is_read_from_its_disk",
+        guest_image_that_is_not_in_memory_is_read_from_its_disk,
     ),
     ("boot_out_of_time_is_told", boot_out_of_time_is_told),
     ("name_in_use_is_refused", name_in_use_is_refused),
@@ -283,6 +288,24 @@ fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
             }
             other => Err(format!("not a death while booting: {other:?}").into()),
         }
+    })
+}
+
+/// The agent is told of a place where there is no image, or, under `qemu`, no device.
+fn guest_image_that_is_not_in_memory_is_read_from_its_disk(fixture: &Fixture) -> Outcome {
+    fixture.run(async {
+        let mut plan = fixture.plan(&Root::none());
+        plan.config.kernel_arguments = format!("{ROOT_VARIABLE}=0+4096");
+        let (sandbox, _events) = Sandbox::start(plan).await?;
+        let console = sandbox.console_tail();
+        assert!(
+            console
+                .iter()
+                .any(|line| line.contains("is read from its disk")),
+            "{console:?}"
+        );
+        sandbox.stop().await?;
+        Ok(())
     })
 }
 

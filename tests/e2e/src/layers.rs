@@ -17,7 +17,7 @@ pub(crate) const CASES: &[Case] = &[
     ("layers_of_a_hundred_run", hundred),
     ("layers_mapped_are_not_copied_into_the_guest", not_copied),
     (
-        "layers_mapped_by_two_sandboxes_are_in_memory_once",
+        "layers_mapped_by_two_sandboxes_are_in_memory_once_and_so_is_the_guest_image",
         in_memory_once,
     ),
     (
@@ -39,6 +39,10 @@ pub(crate) fn obstacle(name: &str, driver: Driver) -> Option<&'static str> {
 /// Of the file that is read, in KiB: far more than what else moves in a guest.
 const FILE_KIB: u64 = 24 << 10;
 const FILE_BYTES: usize = 24 << 20;
+
+const GUEST_IMAGE: &str = "guest.erofs";
+/// What an agent reads of the guest image at least, in KiB: a part of its code.
+const IMAGE_KIB: u64 = 2 << 10;
 
 /// Bytes that are nowhere else, and are not compressed by anything.
 fn content() -> Vec<u8> {
@@ -80,11 +84,26 @@ fn import_big(world: &World) -> Result<PathBuf> {
     path.with_context(|| format!("no layer {digest} among {names:?}"))
 }
 
+/// A copy of the guest image beside the layers. Where the product is on a share, who opens a file of it anew takes away what others have
+/// mapped of it.
+fn guest_image(world: &World) -> Result<PathBuf> {
+    let copy = world.path().join(GUEST_IMAGE);
+    if !copy.exists() {
+        let built = world.setup().binaries.join("../artifacts/rootfs.erofs");
+        fs::copy(&built, &copy).with_context(|| format!("copying {}", built.display()))?;
+    }
+    Ok(copy)
+}
+
 /// `sandboxctl run` of a script in the image with the file, with layers mapped or not.
 fn command(world: &World, mapped: bool, options: &[&str], script: &str) -> Result<Command> {
     let config = world.path().join(format!("mapped-{mapped}.toml"));
     let defaults = fs::read_to_string(world.path().join("defaults.toml"))?;
-    fs::write(&config, format!("{defaults}image_dax = {mapped}\n"))?;
+    let image = guest_image(world)?;
+    fs::write(
+        &config,
+        format!("{defaults}image_dax = {mapped}\nimage = {image:?}\n"),
+    )?;
     let arguments = [&["run", "--rm"], options, &["big", "sh", "-c", script]].concat();
     let mut command = world.sandboxctl_command(&arguments);
     command.env("SANDBOX_CONFIG", &config);
@@ -202,6 +221,12 @@ fn in_memory_once(world: &World) -> Result<()> {
         let half = now.resident / 2 + 512;
         ensure!(now.proportional <= half, "it is not shared: {now:?}");
         ensure!(now.private <= 512, "{now:?}");
+        // The agents run from theirs.
+        let image = mapped(monitor.pid, GUEST_IMAGE)?;
+        ensure!(
+            image.resident >= IMAGE_KIB && image.private <= 1024,
+            "the guest image: {image:?}"
+        );
     }
     for running in [&mut one, &mut two] {
         running.close_stdin();

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
-use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_types::monitor::{
     BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MonitorConfig,
     MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
@@ -96,14 +95,8 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
-        let mut command_line = request.command_line();
-        let root = config
-            .image_dax
-            .then(|| place_of_image(plan.memory, &image));
-        let root = root.flatten();
-        if let Some(root) = &root {
-            command_line.push_str(&root_word(root));
-        }
+        let place = || place_of_image(plan.memory, &image);
+        let root = config.image_dax.then(place).flatten();
         let mapped: Vec<_> = root.iter().chain(&plan.layers).collect();
         self.mapped = mapped.iter().map(|one| one.path.clone()).collect();
         let pmem = persistent_memory(&mut launch, &mapped)?;
@@ -118,7 +111,7 @@ impl HypervisorDriver for Kvm {
         let monitor_config = MonitorConfig {
             kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
             kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
-            command_line,
+            command_line: request.command_line(root.as_ref()),
             memory: plan.memory,
             max_memory: request.most.memory,
             vcpus: request.most.vcpus,
@@ -167,12 +160,6 @@ impl HypervisorDriver for Kvm {
         let report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         cause(&report, end, || process.last_words(), console, &self.mapped)
     }
-}
-
-/// By what the agent is told where its root is in the persistent memory.
-fn root_word(root: &MappedLayer) -> String {
-    let place = root.guest_range();
-    format!(" {ROOT_VARIABLE}={}+{}", place.offset, place.bytes)
 }
 
 /// The device of what the guest gets as memory, if it does: its own image, and the layers.
