@@ -99,7 +99,7 @@ fn run(name: &str, case: Case) -> Result<Completion, Failed> {
 
 fn container_gives_its_output_and_exit_code(fixture: &Fixture, root: &Root) -> Outcome {
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(root)).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(root), None).await?;
         let container = fixture.container();
         let agent = sandbox.agent();
         let script = "echo out; echo err >&2; echo kept > /kept && cat /kept; exit 42";
@@ -159,7 +159,7 @@ fn disk_missing_is_named(fixture: &Fixture) -> Outcome {
     let root = fixture.layered_root(1)?;
     std::fs::remove_file(fixture.path("layer0.erofs"))?;
     fixture.run(async {
-        let error = match Sandbox::start(fixture.plan(&root)).await {
+        let error = match Sandbox::start(fixture.plan(&root), None).await {
             Err(SandboxError::Driver(error)) => error.to_string(),
             other => return Err(format!("not refused: {other:?}").into()),
         };
@@ -178,7 +178,7 @@ fn container_from_a_host_overlay_gives_its_output_and_exit_code(fixture: &Fixtur
 fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
     let root = Root::none();
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(&root), None).await?;
         let phases: Vec<Phase> = sandbox.marks().iter().map(|mark| mark.phase).collect();
         assert_eq!(
             phases,
@@ -196,7 +196,7 @@ fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
         sandbox.stop().await?;
         assert_eq!(events.recv().await, None);
         // The name is free again.
-        let (again, _events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (again, _events) = Sandbox::start(fixture.plan(&root), None).await?;
         again.stop().await?;
         Ok(())
     })
@@ -204,7 +204,7 @@ fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
 
 fn sandbox_handle_dropped_leaves_nothing(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(&Root::none())).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
         drop(sandbox);
         // The channel closes when everything has been removed.
         assert_eq!(events.recv().await, None);
@@ -214,7 +214,7 @@ fn sandbox_handle_dropped_leaves_nothing(fixture: &Fixture) -> Outcome {
 
 fn start_dropped_while_booting_leaves_nothing(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let start = Sandbox::start(fixture.plan(&Root::none()));
+        let start = Sandbox::start(fixture.plan(&Root::none()), None);
         let begun = fixture.folder_appears();
         tokio::select! {
             result = start => Err(format!("it came up: {result:?}").into()),
@@ -240,7 +240,7 @@ async fn death(
 
 fn monitor_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, events) = Sandbox::start(fixture.plan(&Root::none())).await?;
+        let (sandbox, events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
         fixture::kill(sandbox.monitor_pid());
         let death = death(events).await?;
         assert_eq!(death.cause, DeathCause::MonitorKilled { signal: 9 });
@@ -252,7 +252,7 @@ fn monitor_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
 fn helper_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
     let root = fixture.overlay_root()?;
     fixture.run(async {
-        let (sandbox, events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (sandbox, events) = Sandbox::start(fixture.plan(&root), None).await?;
         fixture::kill(fixture.recorded_process("virtiofsd")?);
         let death = death(events).await?;
         let DeathCause::HelperEnded { name, how, .. } = &death.cause else {
@@ -269,7 +269,7 @@ fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         plan.config.kernel_arguments = "root=/dev/nonexistent".to_owned();
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::GuestPanic, "{death}");
                 assert!(
@@ -291,7 +291,7 @@ fn agent_that_dies_is_told_as_such(fixture: &Fixture) -> Outcome {
         let mut plan = fixture.plan(&Root::none());
         // In its place a program that ends at once.
         plan.config.image = Some(fixture.image_without_agent()?);
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::AgentDied, "{death}");
                 Ok(())
@@ -305,7 +305,7 @@ fn boot_out_of_time_is_told(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         plan.config.boot_timeout_s = 0;
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::BootTimeout { .. }) => Ok(()),
             other => Err(format!("not out of time: {other:?}").into()),
         }
@@ -314,8 +314,8 @@ fn boot_out_of_time_is_told(fixture: &Fixture) -> Outcome {
 
 fn name_in_use_is_refused(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, _events) = Sandbox::start(fixture.plan(&Root::none())).await?;
-        match Sandbox::start(fixture.plan(&Root::none())).await {
+        let (sandbox, _events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
+        match Sandbox::start(fixture.plan(&Root::none()), None).await {
             Err(SandboxError::AlreadyRunning { .. }) => {}
             other => return Err(format!("not refused: {other:?}").into()),
         }

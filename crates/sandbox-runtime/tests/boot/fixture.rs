@@ -404,7 +404,7 @@ pub(crate) fn run_as_victim(dir: &Path) -> ExitCode {
         let options: Vec<String> = serde_json::from_slice(&fs::read(dir.join("victim.json"))?)?;
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let root = fixture.root(&[mount("overlay", "overlay", &options)])?;
-        let (_sandbox, _events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (_sandbox, _events) = Sandbox::start(fixture.plan(&root), None).await?;
         println!("ready");
         std::future::pending().await
     });
