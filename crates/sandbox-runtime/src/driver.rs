@@ -241,7 +241,7 @@ impl BegunMachine {
 
     /// Whether the monitor has given up waiting.
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.process.wait().now_or_never().is_some()
+        self.0.process.has_ended()
     }
 
     /// What it said last.

@@ -70,6 +70,18 @@ const CASES: &[(&str, Case)] = &[
     ("boot_out_of_time_is_told", boot_out_of_time_is_told),
     ("name_in_use_is_refused", name_in_use_is_refused),
     (
+        "head_start_is_gone_on_with_by_its_plan_alone",
+        head_start_is_gone_on_with_by_its_plan_alone,
+    ),
+    (
+        "head_start_whose_monitor_is_killed_is_done_without",
+        head_start_whose_monitor_is_killed_is_done_without,
+    ),
+    (
+        "head_start_that_nobody_wants_leaves_nothing",
+        head_start_that_nobody_wants_leaves_nothing,
+    ),
+    (
         "shim_killed_leaves_what_cleanup_removes",
         shim_killed_leaves_what_cleanup_removes,
     ),
@@ -326,6 +338,78 @@ fn name_in_use_is_refused(fixture: &Fixture) -> Outcome {
             "{processes:?}"
         );
         sandbox.stop().await?;
+        Ok(())
+    })
+}
+
+/// The monitor that waits. There is none under the other driver.
+async fn early_monitor(fixture: &Fixture) -> Result<u32, fixture::Failure> {
+    let begun = tokio::time::timeout(fixture::PATIENCE, fixture.folder_appears());
+    begun.await?;
+    fixture.recorded_process("sandbox-vmm")
+}
+
+fn head_start_is_gone_on_with_by_its_plan_alone(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    let (own, shared) = (Root::none(), fixture.overlay_root()?);
+    fixture.run(async {
+        for (begun_of, root, same) in [
+            (&own, &own, true),
+            (&shared, &shared, true),
+            (&own, &shared, false),
+        ] {
+            let begun = Fixture::head_start(&fixture.plan(begun_of));
+            let early = early_monitor(fixture).await?;
+            let (sandbox, _events) = Sandbox::start(fixture.plan(root), Some(begun)).await?;
+            assert_eq!(sandbox.monitor_pid() == early, same);
+            sandbox.stop().await?;
+        }
+        let begun = Fixture::head_start(&fixture.plan(&own));
+        early_monitor(fixture).await?;
+        let mut plan = fixture.plan(&own);
+        plan.config.image = Some(fixture.path("missing"));
+        let failed = Sandbox::start(plan, Some(begun)).await;
+        assert!(matches!(failed, Err(SandboxError::Driver(_))), "{failed:?}");
+        Ok(())
+    })
+}
+
+fn head_start_whose_monitor_is_killed_is_done_without(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    fixture.run(async {
+        let plan = fixture.plan(&Root::none());
+        let begun = Fixture::head_start(&plan);
+        let early = early_monitor(fixture).await?;
+        fixture::kill(early);
+        fixture.processes_end(&fixture.recorded_processes()?)?;
+        let (sandbox, _events) = Sandbox::start(plan, Some(begun)).await?;
+        assert_ne!(sandbox.monitor_pid(), early);
+        sandbox.stop().await?;
+        Ok(())
+    })
+}
+
+fn head_start_that_nobody_wants_leaves_nothing(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    fixture.run(async {
+        let plan = fixture.plan(&Root::none());
+        let begun = Fixture::head_start(&plan);
+        early_monitor(fixture).await?;
+        begun.release().await;
+        assert!(!fixture.sandbox_dir().exists());
+        let begun = Fixture::head_start(&plan);
+        early_monitor(fixture).await?;
+        drop(begun);
+        fixture.folder_is_gone().await;
+        // However far it is.
+        Fixture::head_start(&plan).release().await;
+        assert!(!fixture.sandbox_dir().exists());
         Ok(())
     })
 }

@@ -39,6 +39,10 @@ impl HeadStart {
     /// [`Sandbox::start`](super::Sandbox::start).
     #[must_use]
     pub fn begin(find: impl FnOnce() -> Option<EarlyPlan> + Send + 'static) -> Self {
+        Self::begin_under_kvm(move || find().filter(is_for_kvm))
+    }
+
+    fn begin_under_kvm(find: impl FnOnce() -> Option<EarlyPlan> + Send + 'static) -> Self {
         let (wanted, is_wanted) = oneshot::channel();
         Self {
             wanted,
@@ -75,6 +79,10 @@ impl HeadStart {
     }
 }
 
+fn is_for_kvm(plan: &EarlyPlan) -> bool {
+    matches!(choose_driver(&plan.config), Ok((Driver::Kvm, _)))
+}
+
 async fn make(
     find: impl FnOnce() -> Option<EarlyPlan> + Send + 'static,
     wanted: oneshot::Receiver<()>,
@@ -82,10 +90,6 @@ async fn make(
     // It waits for the folder and the control group. The monitor is not started there: it ends with the thread that starts it.
     let made = tokio::task::spawn_blocking(move || {
         let plan = find()?;
-        match choose_driver(&plan.config) {
-            Ok((Driver::Kvm, _)) => {}
-            _ => return None,
-        }
         match Ground::claim(&plan, Driver::Kvm) {
             Ok(mut ground) => {
                 let furnished = ground.furnish(&plan);
@@ -115,5 +119,75 @@ fn report(error: &SandboxError) {
 async fn release(ground: Ground) {
     if let Err(leak) = ground.release().await {
         tracing::error!(error = %leak, "a head start left something behind");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use sandbox_types::SandboxId;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// One whose kernel is missing.
+    fn plan(folder: &Path) -> EarlyPlan {
+        let config = Config {
+            run_dir: folder.join("run"),
+            kernel: Some(folder.join("missing")),
+            jail: false,
+            ..Config::default()
+        };
+        EarlyPlan {
+            id: SandboxId::new("box").unwrap(),
+            namespace: "ns".to_owned(),
+            memory: config.memory().unwrap(),
+            vcpus: config.vcpu_count().unwrap(),
+            cgroup: None,
+            sweep: None,
+            shares: false,
+            config,
+        }
+    }
+
+    #[tokio::test]
+    async fn head_start_that_fails_leaves_nothing_and_is_no_ground() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = plan(folder.path());
+        let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+        let was_there = Arc::new(AtomicBool::new(false));
+        let found = plan.clone();
+        let looked = Arc::clone(&was_there);
+        let begun = HeadStart::begin_under_kvm(move || {
+            looked.store(true, Ordering::Relaxed);
+            Some(found)
+        });
+        assert!(begun.take(Some(&plan)).await.is_none());
+        assert!(was_there.load(Ordering::Relaxed));
+        // Made, and removed again.
+        assert!(dir.parent().unwrap().exists() && !dir.exists());
+        HeadStart::begin_under_kvm(move || Some(plan))
+            .release()
+            .await;
+        assert!(!dir.exists());
+    }
+
+    #[tokio::test]
+    async fn head_start_of_nothing_is_no_ground() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = plan(folder.path());
+        let begun = HeadStart::begin_under_kvm(|| None);
+        assert!(begun.take(Some(&plan)).await.is_none());
+        HeadStart::begin_under_kvm(|| None).release().await;
+        assert!(
+            HeadStart::begin_under_kvm(|| None)
+                .take(None)
+                .await
+                .is_none()
+        );
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }
