@@ -5,6 +5,7 @@
 //! follow what.
 
 mod create;
+mod early;
 mod process;
 pub(crate) mod sandbox;
 #[cfg(test)]
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
-use sandbox_runtime::{AgentError, Config, Sandbox, SandboxDeath, SandboxError, SandboxEvent};
+use sandbox_runtime::{
+    AgentError, Config, HeadStart, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
+};
 use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
 use serde::Serialize;
@@ -115,6 +118,8 @@ enum Contents {
 
 #[derive(Default)]
 struct State {
+    /// What was begun of the machine before its first container was asked for.
+    head_start: Option<HeadStart>,
     sandbox: Option<Arc<Sandbox>>,
     contents: Contents,
     /// The pod's namespaces, as the host names them.
@@ -315,8 +320,9 @@ impl Pod {
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// Ends the machine, whatever runs in it.
+    /// Ends the machine, whatever runs in it, or what was begun of it.
     pub(crate) async fn stop_sandbox(&self) -> Result<(), TaskError> {
+        self.release_early().await;
         let Some(sandbox) = self.state().sandbox.clone() else {
             return Ok(());
         };

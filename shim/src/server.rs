@@ -167,7 +167,8 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
             pod: Arc::clone(&pod),
         })));
     server.start().await.map_err(ShimError::Serve)?;
-    // Nobody waits for it.
+    // Nobody waits for either.
+    pod.begin_early(start::bundle(flags)?);
     tokio::spawn(sweep);
     tracing::info!("serving pod {} on {}", flags.id, socket.display());
 

@@ -50,13 +50,18 @@ pub(crate) fn load_config(bundle: &Path) -> Result<Config, ShimError> {
     Ok(config)
 }
 
+/// Whether the start was told a configuration, or a call later.
+pub(crate) fn is_told_config(bundle: &Path) -> bool {
+    remembered(bundle, CONFIG_FILE).is_some()
+}
+
 /// The configuration of a pod whose first container names this file, kept for the `delete` that may follow; none where the start
 /// was told one.
 ///
 /// # Errors
 /// [`ShimError`] when it cannot be used, or not be kept.
 pub(crate) fn late_config(bundle: &Path, path: &Path) -> Result<Option<Config>, ShimError> {
-    if remembered(bundle, CONFIG_FILE).is_some() {
+    if is_told_config(bundle) {
         return Ok(None);
     }
     let config = Config::from_file(path)?;

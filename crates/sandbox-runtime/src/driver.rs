@@ -18,20 +18,22 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use sandbox_network::{Namespace, Nic};
 use sandbox_protocol::ROOT_VARIABLE;
+use sandbox_types::monitor::MAX_PASSED_FDS;
 
 use crate::cleanup::{CleanupError, Record};
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
 use crate::console::Console;
 use crate::event::DeathCause;
 use crate::jail::{JailError, SandboxJail};
 use crate::process::{Launch, Process, ProcessEnd, SpawnError};
-use crate::rootfs::window::MappedLayer;
+use crate::rootfs::window::{MappedLayer, place_of_image};
 use crate::sandbox::{BlockDevice, MachineSize, SandboxPlan};
 use crate::share::ShareMounts;
 use crate::timeline::Timeline;
 
 mod kvm;
 mod memory;
+mod passing;
 mod qemu;
 mod virtiofsd;
 
@@ -129,6 +131,12 @@ pub enum DriverError {
         /// Where.
         path: PathBuf,
     },
+    /// More devices, or layers, than the monitor can be told of.
+    #[error(
+        "the sandbox has more than {MAX_PASSED_FDS} files and sockets for its devices; `image_dax = false`, or fewer layers, networks or \
+         vCPUs, need fewer"
+    )]
+    TooManyDescriptors,
     /// A socket or memory file between the processes could not be made.
     #[error("cannot make {what}")]
     Plumbing {
@@ -179,8 +187,93 @@ fn open_disk(device: &BlockDevice) -> Result<File, DriverError> {
     }
 }
 
+/// What a machine is begun with.
+#[derive(Clone, Copy)]
+pub(crate) struct MachineBasis<'a> {
+    pub(crate) config: &'a Config,
+    /// What it begins with.
+    pub(crate) size: MachineSize,
+    /// What it may become.
+    pub(crate) most: MachineSize,
+    /// Helpers share its memory.
+    pub(crate) shared_memory: bool,
+    /// The sandbox's folder.
+    pub(crate) dir: &'a Path,
+    /// What its processes are jailed in, if they are to be.
+    pub(crate) jail: Option<&'a SandboxJail>,
+    /// The network namespace in which the process that runs the guest is to be, if not in one of its jail's own.
+    pub(crate) namespace: Option<&'a Namespace>,
+}
+
+impl MachineBasis<'_> {
+    /// Where the guest image is in the machine's memory, if it is there: under `kvm`, and if the configuration says so.
+    fn image_in_memory(&self) -> Option<MappedLayer> {
+        let image = self.config.image_path().ok()?;
+        let place = || place_of_image(self.size.memory, &image);
+        self.config.image_dax.then(place).flatten()
+    }
+
+    /// The guest kernel's command line, without what describes devices. The guest image may be in memory too.
+    fn command_line(&self, root: Option<&MappedLayer>) -> String {
+        let mut line = COMMAND_LINE.to_owned();
+        if let Some(place) = root.map(MappedLayer::guest_range) {
+            line.push_str(&format!(
+                " {ROOT_VARIABLE}={}+{}",
+                place.offset, place.bytes
+            ));
+        }
+        if self.most.vcpus > self.size.vcpus {
+            // The others are brought up when they are needed.
+            line.push_str(&format!(" maxcpus={}", self.size.vcpus));
+        }
+        let extra = self.config.kernel_arguments.trim();
+        if !extra.is_empty() {
+            line.push(' ');
+            line.push_str(extra);
+        }
+        line
+    }
+
+    /// Has the process that runs the guest begin in the network namespace that is its own, if there is one.
+    fn place(&self, launch: &mut Launch) -> Result<(), DriverError> {
+        if let Some(namespace) = self.namespace {
+            launch.begin_in_network(namespace)?;
+        }
+        Ok(())
+    }
+}
+
+/// A machine of the `kvm` driver of which the monitor is there, and waits to be told the devices. Dropping it kills the process.
+#[derive(Debug)]
+pub(crate) struct BegunMachine(kvm::Waiting);
+
+impl BegunMachine {
+    /// Begins one. Must run on a thread that lives as long as the machine should.
+    pub(crate) fn begin(basis: MachineBasis<'_>, record: &mut Record) -> Result<Self, DriverError> {
+        kvm::Waiting::begin(basis, record).map(Self)
+    }
+
+    /// Whether the monitor has given up waiting.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.process.has_ended()
+    }
+
+    /// What it said last.
+    pub(crate) fn last_words(&self) -> String {
+        self.0.process.last_words()
+    }
+
+    /// Kills the monitor and waits until it is gone.
+    pub(crate) async fn kill(&mut self) {
+        self.0.process.kill();
+        self.0.process.wait().await;
+    }
+}
+
 /// What a driver starts a machine from.
 pub(crate) struct MachineRequest<'a> {
+    /// What has been begun of it, where a driver can.
+    pub(crate) begun: Option<BegunMachine>,
     pub(crate) plan: &'a SandboxPlan,
     /// What the machine may become.
     pub(crate) most: MachineSize,
@@ -212,26 +305,33 @@ fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
     move |source| DriverError::Plumbing { what, source }
 }
 
-impl MachineRequest<'_> {
-    /// The guest kernel's command line, without what describes devices. The guest image may be in memory too.
-    fn command_line(&self, root: Option<&MappedLayer>) -> String {
-        let mut line = COMMAND_LINE.to_owned();
-        if let Some(place) = root.map(MappedLayer::guest_range) {
-            line.push_str(&format!(
-                " {ROOT_VARIABLE}={}+{}",
-                place.offset, place.bytes
-            ));
+impl<'a> MachineRequest<'a> {
+    /// What it is begun with.
+    fn basis(&self) -> MachineBasis<'a> {
+        MachineBasis {
+            config: &self.plan.config,
+            size: self.plan.size(),
+            most: self.most,
+            shared_memory: self.share.is_some(),
+            dir: self.dir,
+            jail: self.jail,
+            namespace: self.namespace,
         }
-        if self.most.vcpus > self.plan.vcpus {
-            // The others are brought up when they are needed.
-            line.push_str(&format!(" maxcpus={}", self.plan.vcpus));
-        }
-        let extra = self.plan.config.kernel_arguments.trim();
-        if !extra.is_empty() {
-            line.push(' ');
-            line.push_str(extra);
-        }
-        line
+    }
+
+    /// Begins it, where that has not been done before.
+    fn begin(&mut self) -> Result<kvm::Waiting, DriverError> {
+        kvm::Waiting::begin(self.basis(), self.record)
+    }
+
+    /// [`MachineBasis::command_line`].
+    fn command_line(&self) -> String {
+        self.basis().command_line(None)
+    }
+
+    /// [`MachineBasis::place`].
+    fn place(&self, launch: &mut Launch) -> Result<(), DriverError> {
+        self.basis().place(launch)
     }
 
     /// The prefix of the sockets of the guest's ports, for the process that connects to them.
@@ -240,14 +340,6 @@ impl MachineRequest<'_> {
             Some(jail) => jail.inside(self.ports),
             None => self.ports.to_owned(),
         }
-    }
-
-    /// Has the process that runs the guest begin in the network namespace that is its own, if there is one.
-    fn place(&self, launch: &mut Launch) -> Result<(), DriverError> {
-        if let Some(namespace) = self.namespace {
-            launch.begin_in_network(namespace)?;
-        }
-        Ok(())
     }
 
     /// A listening socket for a helper's vhost-user device.

@@ -38,5 +38,7 @@ pub use agent::{AgentClient, AgentError};
 pub use config::{Config, ConfigError, Hypervisor};
 pub use driver::Driver;
 pub use event::{DeathCause, SandboxDeath, SandboxEvent};
-pub use sandbox::{BlockDevice, MachineSize, ResizeError, Sandbox, SandboxError, SandboxPlan};
+pub use sandbox::{
+    BlockDevice, EarlyPlan, HeadStart, MachineSize, ResizeError, Sandbox, SandboxError, SandboxPlan,
+};
 pub use vsock::StreamError;

@@ -446,6 +446,11 @@ impl Process {
         self.stderr.lines(5).join("; ")
     }
 
+    /// Whether it has ended, asked of the kernel.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Waits for its end and until its output has been read. Cancel-safe; may be called again.
     pub(crate) async fn wait(&mut self) -> ProcessEnd {
         if let Some(end) = self.end {

@@ -32,10 +32,14 @@ use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
 
 pub(crate) mod events;
+mod ground;
+mod head_start;
 mod lifecycle;
 mod size;
 mod supervisor;
 
+pub use ground::EarlyPlan;
+pub use head_start::HeadStart;
 pub use size::{MachineSize, ResizeError};
 
 use lifecycle::Lifecycle;
@@ -85,6 +89,21 @@ pub struct SandboxPlan {
     pub shares_later: bool,
     /// What is noted for [`orphans`](crate::cleanup::orphans), where nobody else clears the sandbox away if this process is killed.
     pub sweep: Option<SweepNote>,
+}
+
+impl SandboxPlan {
+    /// What its machine begins with.
+    pub(crate) fn size(&self) -> MachineSize {
+        MachineSize {
+            memory: self.memory,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// Whether something is shared, or may be later.
+    fn shares(&self) -> bool {
+        self.shares_later || !self.shared.is_empty()
+    }
 }
 
 /// Why a sandbox did not start or stop.
@@ -203,10 +222,24 @@ pub struct Sandbox {
     outcome: watch::Receiver<Outcome>,
 }
 
+/// The vsock device's socket in the sandbox's folder.
+const SOCKET: &str = "vsock.sock";
+
+/// The driver for a plan that can be carried out, and why it emulates.
+fn choose(plan: &SandboxPlan) -> Result<(Driver, Option<String>), SandboxError> {
+    let chosen = choose_driver(&plan.config)?;
+    let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+    check_socket_path(&dir.join(SOCKET))?;
+    check_socket_path(&vsock::event_socket(&vsock::ports(&dir)))?;
+    Ok(chosen)
+}
+
 impl Sandbox {
     /// Makes the virtual machine and waits until its agent is ready. As long as there is one with a control group of its own,
     /// the calling process is in it too. Dropping the future, or the sandbox, ends the
     /// machine and removes what was made for it.
+    ///
+    /// A head start of the same plan is gone on with; of any other, or one that failed, nothing is left when the sandbox is made.
     ///
     /// When the sandbox ends by itself, the last event is [`SandboxEvent::Died`], sent when everything of it has been
     /// removed. When it is stopped, the channel closes without one.
@@ -215,12 +248,19 @@ impl Sandbox {
     /// [`SandboxError`]; nothing of the sandbox is left then.
     pub async fn start(
         plan: SandboxPlan,
+        head_start: Option<HeadStart>,
     ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
-        let (driver, emulation_notice) = choose_driver(&plan.config)?;
+        let (driver, emulation_notice) = match choose(&plan) {
+            Ok(chosen) => chosen,
+            Err(error) => {
+                if let Some(head_start) = head_start {
+                    head_start.release().await;
+                }
+                return Err(error);
+            }
+        };
         let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
-        let vsock = dir.join("vsock.sock");
-        check_socket_path(&vsock)?;
-        check_socket_path(&vsock::event_socket(&vsock::ports(&dir)))?;
+        let vsock = dir.join(SOCKET);
         let timeline = Arc::new(Timeline::new(plan.config.timeline.clone()));
         let (ready, came_up) = oneshot::channel();
         let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
@@ -228,10 +268,7 @@ impl Sandbox {
         let (outcome, outcome_receiver) = watch::channel(None);
         let network = SharedNetwork::default();
         let makes_network = plan.network == Some(PodNetwork::New);
-        let begin = MachineSize {
-            memory: plan.memory,
-            vcpus: plan.vcpus,
-        };
+        let begin = plan.size();
         let most = begin.most(driver, &plan.config);
         let config = plan.config.clone();
         let supervisor = Supervisor {
@@ -245,9 +282,9 @@ impl Sandbox {
             lifecycle: Lifecycle::new(),
             machine: None,
             loopback: None,
-            jail: None,
             shares: None,
-            claim: None,
+            head_start,
+            ground: None,
         };
         let links = Links {
             ready,
@@ -258,6 +295,7 @@ impl Sandbox {
         tokio::spawn(supervisor.run(links));
         let Started {
             agent,
+            most,
             monitor_pid,
             console,
             memory,
@@ -302,7 +340,7 @@ impl Sandbox {
             monitor_pid: std::process::id(),
             console: None,
             shares: None,
-            vsock: dir.join("vsock.sock"),
+            vsock: dir.join(SOCKET),
             dir,
             network: SharedNetwork::default(),
             makes_network: false,

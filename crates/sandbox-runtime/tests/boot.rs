@@ -75,6 +75,18 @@ const CASES: &[(&str, Case)] = &[
     ("boot_out_of_time_is_told", boot_out_of_time_is_told),
     ("name_in_use_is_refused", name_in_use_is_refused),
     (
+        "head_start_is_gone_on_with_by_its_plan_alone",
+        head_start_is_gone_on_with_by_its_plan_alone,
+    ),
+    (
+        "head_start_whose_monitor_is_killed_is_done_without",
+        head_start_whose_monitor_is_killed_is_done_without,
+    ),
+    (
+        "head_start_that_nobody_wants_leaves_nothing",
+        head_start_that_nobody_wants_leaves_nothing,
+    ),
+    (
         "shim_killed_leaves_what_cleanup_removes",
         shim_killed_leaves_what_cleanup_removes,
     ),
@@ -104,7 +116,7 @@ fn run(name: &str, case: Case) -> Result<Completion, Failed> {
 
 fn container_gives_its_output_and_exit_code(fixture: &Fixture, root: &Root) -> Outcome {
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(root)).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(root), None).await?;
         let container = fixture.container();
         let agent = sandbox.agent();
         let script = "echo out; echo err >&2; echo kept > /kept && cat /kept; exit 42";
@@ -164,7 +176,7 @@ fn disk_missing_is_named(fixture: &Fixture) -> Outcome {
     let root = fixture.layered_root(1)?;
     std::fs::remove_file(fixture.path("layer0.erofs"))?;
     fixture.run(async {
-        let error = match Sandbox::start(fixture.plan(&root)).await {
+        let error = match Sandbox::start(fixture.plan(&root), None).await {
             Err(SandboxError::Driver(error)) => error.to_string(),
             other => return Err(format!("not refused: {other:?}").into()),
         };
@@ -183,7 +195,7 @@ fn container_from_a_host_overlay_gives_its_output_and_exit_code(fixture: &Fixtur
 fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
     let root = Root::none();
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(&root), None).await?;
         let phases: Vec<Phase> = sandbox.marks().iter().map(|mark| mark.phase).collect();
         assert_eq!(
             phases,
@@ -201,7 +213,7 @@ fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
         sandbox.stop().await?;
         assert_eq!(events.recv().await, None);
         // The name is free again.
-        let (again, _events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (again, _events) = Sandbox::start(fixture.plan(&root), None).await?;
         again.stop().await?;
         Ok(())
     })
@@ -209,7 +221,7 @@ fn sandbox_stopped_twice_is_gone_once(fixture: &Fixture) -> Outcome {
 
 fn sandbox_handle_dropped_leaves_nothing(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, mut events) = Sandbox::start(fixture.plan(&Root::none())).await?;
+        let (sandbox, mut events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
         drop(sandbox);
         // The channel closes when everything has been removed.
         assert_eq!(events.recv().await, None);
@@ -219,7 +231,7 @@ fn sandbox_handle_dropped_leaves_nothing(fixture: &Fixture) -> Outcome {
 
 fn start_dropped_while_booting_leaves_nothing(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let start = Sandbox::start(fixture.plan(&Root::none()));
+        let start = Sandbox::start(fixture.plan(&Root::none()), None);
         let begun = fixture.folder_appears();
         tokio::select! {
             result = start => Err(format!("it came up: {result:?}").into()),
@@ -245,7 +257,7 @@ async fn death(
 
 fn monitor_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, events) = Sandbox::start(fixture.plan(&Root::none())).await?;
+        let (sandbox, events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
         fixture::kill(sandbox.monitor_pid());
         let death = death(events).await?;
         assert_eq!(death.cause, DeathCause::MonitorKilled { signal: 9 });
@@ -257,7 +269,7 @@ fn monitor_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
 fn helper_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
     let root = fixture.overlay_root()?;
     fixture.run(async {
-        let (sandbox, events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (sandbox, events) = Sandbox::start(fixture.plan(&root), None).await?;
         fixture::kill(fixture.recorded_process("virtiofsd")?);
         let death = death(events).await?;
         let DeathCause::HelperEnded { name, how, .. } = &death.cause else {
@@ -274,7 +286,7 @@ fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         plan.config.kernel_arguments = "root=/dev/nonexistent".to_owned();
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::GuestPanic, "{death}");
                 assert!(
@@ -314,7 +326,7 @@ fn agent_that_dies_is_told_as_such(fixture: &Fixture) -> Outcome {
         let mut plan = fixture.plan(&Root::none());
         // In its place a program that ends at once.
         plan.config.image = Some(fixture.image_without_agent()?);
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::AgentDied, "{death}");
                 Ok(())
@@ -328,7 +340,7 @@ fn boot_out_of_time_is_told(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         plan.config.boot_timeout_s = 0;
-        match Sandbox::start(plan).await {
+        match Sandbox::start(plan, None).await {
             Err(SandboxError::BootTimeout { .. }) => Ok(()),
             other => Err(format!("not out of time: {other:?}").into()),
         }
@@ -337,8 +349,8 @@ fn boot_out_of_time_is_told(fixture: &Fixture) -> Outcome {
 
 fn name_in_use_is_refused(fixture: &Fixture) -> Outcome {
     fixture.run(async {
-        let (sandbox, _events) = Sandbox::start(fixture.plan(&Root::none())).await?;
-        match Sandbox::start(fixture.plan(&Root::none())).await {
+        let (sandbox, _events) = Sandbox::start(fixture.plan(&Root::none()), None).await?;
+        match Sandbox::start(fixture.plan(&Root::none()), None).await {
             Err(SandboxError::AlreadyRunning { .. }) => {}
             other => return Err(format!("not refused: {other:?}").into()),
         }
@@ -349,6 +361,78 @@ fn name_in_use_is_refused(fixture: &Fixture) -> Outcome {
             "{processes:?}"
         );
         sandbox.stop().await?;
+        Ok(())
+    })
+}
+
+/// The monitor that waits. There is none under the other driver.
+async fn early_monitor(fixture: &Fixture) -> Result<u32, fixture::Failure> {
+    let begun = tokio::time::timeout(fixture::PATIENCE, fixture.folder_appears());
+    begun.await?;
+    fixture.recorded_process("sandbox-vmm")
+}
+
+fn head_start_is_gone_on_with_by_its_plan_alone(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    let (own, shared) = (Root::none(), fixture.overlay_root()?);
+    fixture.run(async {
+        for (begun_of, root, same) in [
+            (&own, &own, true),
+            (&shared, &shared, true),
+            (&own, &shared, false),
+        ] {
+            let begun = Fixture::head_start(&fixture.plan(begun_of));
+            let early = early_monitor(fixture).await?;
+            let (sandbox, _events) = Sandbox::start(fixture.plan(root), Some(begun)).await?;
+            assert_eq!(sandbox.monitor_pid() == early, same);
+            sandbox.stop().await?;
+        }
+        let begun = Fixture::head_start(&fixture.plan(&own));
+        early_monitor(fixture).await?;
+        let mut plan = fixture.plan(&own);
+        plan.config.image = Some(fixture.path("missing"));
+        let failed = Sandbox::start(plan, Some(begun)).await;
+        assert!(matches!(failed, Err(SandboxError::Driver(_))), "{failed:?}");
+        Ok(())
+    })
+}
+
+fn head_start_whose_monitor_is_killed_is_done_without(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    fixture.run(async {
+        let plan = fixture.plan(&Root::none());
+        let begun = Fixture::head_start(&plan);
+        let early = early_monitor(fixture).await?;
+        fixture::kill(early);
+        fixture.processes_end(&fixture.recorded_processes()?)?;
+        let (sandbox, _events) = Sandbox::start(plan, Some(begun)).await?;
+        assert_ne!(sandbox.monitor_pid(), early);
+        sandbox.stop().await?;
+        Ok(())
+    })
+}
+
+fn head_start_that_nobody_wants_leaves_nothing(fixture: &Fixture) -> Outcome {
+    if fixture.driver() != Driver::Kvm {
+        return Ok(());
+    }
+    fixture.run(async {
+        let plan = fixture.plan(&Root::none());
+        let begun = Fixture::head_start(&plan);
+        early_monitor(fixture).await?;
+        begun.release().await;
+        assert!(!fixture.sandbox_dir().exists());
+        let begun = Fixture::head_start(&plan);
+        early_monitor(fixture).await?;
+        drop(begun);
+        fixture.folder_is_gone().await;
+        // However far it is.
+        Fixture::head_start(&plan).release().await;
+        assert!(!fixture.sandbox_dir().exists());
         Ok(())
     })
 }

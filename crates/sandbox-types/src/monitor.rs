@@ -1,10 +1,20 @@
 //! What the shim tells the monitor, and what the monitor reports back.
 //!
-//! The monitor (`sandbox-vmm run`) is started with a [`MonitorConfig`] as JSON on descriptor
-//! [`CONFIG_FD`] (read to its end) and a connected Unix stream socket on descriptor [`CONTROL_FD`]. Every
-//! other descriptor it needs is already open and named by number in the configuration. It writes
-//! [`MonitorEvent`]s to the control socket, one JSON object a line, and reads [`MonitorRequest`]s from it in the same form; when
-//! the socket reads end-of-file (the shim died, or wants it gone) it ends the guest and exits.
+//! The monitor (`sandbox-vmm run`) is told in two steps, so that it can begin before all is known:
+//!
+//! ```text
+//! runtime                                              monitor
+//!    | spawn: MonitorConfig on CONFIG_FD  ------------>  enters its jail, makes the VM, maps memory, loads the kernel
+//!    | MonitorRequest::Run, with descriptors  -------->  makes devices and vCPUs, and runs the guest
+//!    | <---------------------------  MonitorEvent::Started
+//! ```
+//!
+//! It is started with a [`MonitorConfig`] as JSON on descriptor [`CONFIG_FD`] (read to its end) and a connected Unix stream socket on
+//! descriptor [`CONTROL_FD`]; the descriptors in that configuration are open, and named by number. It writes [`MonitorEvent`]s to the
+//! control socket, one JSON object a line, and reads [`MonitorRequest`]s from it in the same form. The first of them is
+//! [`MonitorRequest::Run`], and its descriptors come along with its first byte (`SCM_RIGHTS`, unix(7)), in one message: the
+//! [`MachineDevices`] name each of them, once, by its place among them. When the socket reads end-of-file (the shim died, or wants it gone)
+//! the monitor ends the guest, if there is one yet, and exits.
 
 use std::num::NonZeroU64;
 
@@ -20,7 +30,12 @@ pub const CONTROL_FD: i32 = 4;
 /// The most queue pairs of a network device: more than vCPUs are of no use, and each has a thread.
 pub const MAX_QUEUE_PAIRS: usize = 8;
 
-/// A machine to build. Descriptor numbers are those of the monitor process.
+/// The most descriptors of a [`MonitorRequest::Run`]: what the kernel passes in one message (`SCM_MAX_FD`, `include/net/scm.h`).
+pub const MAX_PASSED_FDS: usize = 253;
+/// The longest [`MonitorRequest::Run`], in bytes: several times what one with the most descriptors has, and less than a socket holds.
+pub const MAX_RUN_BYTES: usize = 64 << 10;
+
+/// A machine to build, as far as it is known before its devices. Descriptor numbers are those of the monitor process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MonitorConfig {
@@ -36,6 +51,17 @@ pub struct MonitorConfig {
     pub max_memory: MemMib,
     /// Processors. How many of them the kernel brings up by itself is its command line's to say (`maxcpus=`).
     pub vcpus: VcpuCount,
+    /// Whether back ends of devices share guest memory, so that it has to be a file: needed where there are
+    /// [shares](MachineDevices::shares).
+    pub shared_memory: bool,
+    /// A memory file that holds the guest's console, in the layout of [`console_ring`].
+    pub console_fd: i32,
+}
+
+/// What else it takes to build the machine. Descriptors are named by their places among those that come with the request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineDevices {
     /// Block devices in the order in which the guest numbers them: `vda`, `vdb`, …
     pub block: Vec<BlockConfig>,
     /// A persistent memory device of files that are only read.
@@ -50,8 +76,6 @@ pub struct MonitorConfig {
     pub vsock: VsockConfig,
     /// Offer a balloon device, through which pages that the guest frees go back to the host.
     pub free_page_reporting: bool,
-    /// A memory file that holds the guest's console, in the layout of [`console_ring`].
-    pub console_fd: i32,
 }
 
 /// A virtio block device over a raw file or block device.
@@ -59,7 +83,7 @@ pub struct MonitorConfig {
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// The image, opened for reading, and for writing unless `read_only`.
-    pub fd: i32,
+    pub fd: usize,
     /// Offer `VIRTIO_BLK_F_RO` and refuse writes.
     pub read_only: bool,
     /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
@@ -90,7 +114,7 @@ pub struct PmemConfig {
 #[serde(deny_unknown_fields)]
 pub struct PmemFileConfig {
     /// The file, opened for reading.
-    pub fd: i32,
+    pub fd: usize,
     /// Where in the device it begins, in whole pages.
     pub offset: u64,
     /// How long it is; never 0. A shorter file is refused, and one that becomes shorter ends the machine when the guest reads there.
@@ -113,7 +137,7 @@ pub struct DiskLimits {
 pub struct NetConfig {
     /// The queues of the tap, opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and `IFF_MULTI_QUEUE` if they are several; at
     /// most [`MAX_QUEUE_PAIRS`]. The device has a pair of queues for each.
-    pub fds: Vec<i32>,
+    pub fds: Vec<usize>,
     /// The hardware address that the device has at first.
     pub mac: MacAddress,
     /// The largest packet, without the Ethernet header, in bytes: at least 68.
@@ -125,7 +149,7 @@ pub struct NetConfig {
 #[serde(deny_unknown_fields)]
 pub struct ShareConfig {
     /// A Unix stream socket connected to the back end.
-    pub fd: i32,
+    pub fd: usize,
     /// The tag by which the guest mounts it; at most 36 bytes.
     pub tag: String,
 }
@@ -139,7 +163,7 @@ pub struct VsockConfig {
     /// The guest's context identifier.
     pub cid: GuestCid,
     /// A listening Unix stream socket bound to `path`.
-    pub listener_fd: i32,
+    pub listener_fd: usize,
     /// Prefix of the sockets that guest-opened connections go to.
     pub path: String,
 }
@@ -148,6 +172,11 @@ pub struct VsockConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum MonitorRequest {
+    /// The machine is to have these devices, and to run. The first request, and no later one.
+    Run {
+        /// Which.
+        devices: Box<MachineDevices>,
+    },
     /// The guest is to have this much memory. What is above the maximum, or below what it had from the start, is taken for that.
     SetMemory {
         /// How much.

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A point that every start passes, in the order in which it passes them.
+/// A point that every start passes, in the order in which it passes them, but for [`Self::MonitorStarted`]: the shim begins the monitor
+/// when it starts itself, where it can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -15,7 +16,7 @@ pub enum Phase {
     ImageReady,
     /// The shim answers.
     ShimStarted,
-    /// The monitor process (or QEMU) runs.
+    /// The monitor process (or QEMU) runs. It may wait for the rest then.
     MonitorStarted,
     /// The first guest instruction is about to run. Under QEMU: the process was told to start.
     FirstInstruction,

@@ -1,4 +1,6 @@
-//! What the monitor is told when it starts, and what it tells: see [`sandbox_types::monitor`].
+//! What the monitor is told, and what it tells: see [`sandbox_types::monitor`].
+
+mod first;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use sandbox_types::monitor::{CONFIG_FD, MonitorConfig, MonitorEvent, MonitorRequest};
+
+pub use first::FirstRequestError;
 
 /// The longest configuration, in bytes: far more than one with every device has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -92,15 +96,26 @@ impl Control {
         };
         self.begun
             .extend_from_slice(bytes.get(..count).unwrap_or_default());
+        let requests = self.begun_requests();
+        (self.begun.len() <= MAX_REQUEST_BYTES).then_some(requests)
+    }
+
+    /// What has been asked and read already. The socket does not become readable for it: what came along with the first request.
+    pub fn begun_requests(&mut self) -> Vec<MonitorRequest> {
         let mut requests = Vec::new();
-        while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.begun.drain(..=end).collect();
+        while let Some(line) = self.take_line() {
             match serde_json::from_slice(&line) {
                 Ok(request) => requests.push(request),
                 Err(error) => eprintln!("sandbox-vmm: a request is not understood: {error}"),
             }
         }
-        (self.begun.len() <= MAX_REQUEST_BYTES).then_some(requests)
+        requests
+    }
+
+    /// The first line of what has been read.
+    fn take_line(&mut self) -> Option<Vec<u8>> {
+        let end = self.begun.iter().position(|byte| *byte == b'\n')?;
+        Some(self.begun.drain(..=end).collect())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Descriptors handed over by number, and borrowing from types without [`AsFd`](std::os::fd::AsFd).
+//! Descriptors handed over by number, or with a message, and borrowing from types without [`AsFd`](std::os::fd::AsFd).
 #![expect(
     unsafe_code,
     reason = "descriptors arrive as numbers from the parent process, and EventFd has no AsFd"
@@ -61,6 +61,72 @@ impl Inherited {
         // SAFETY: fcntl(F_SETFD) has no memory operands.
         unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         Ok(owned)
+    }
+}
+
+/// The place of a descriptor among those that came with a message, of which there is none to be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PassedError {
+    /// Fewer came.
+    #[error("descriptor {index} ({purpose}) did not come with the message")]
+    Missing {
+        /// Its place.
+        index: usize,
+        /// What it was to be.
+        purpose: &'static str,
+    },
+    /// The message names a place twice.
+    #[error("descriptor {index} ({purpose}) of the message is already used for something else")]
+    Taken {
+        /// Its place.
+        index: usize,
+        /// What it was to be.
+        purpose: &'static str,
+    },
+    /// The message does not name a place.
+    #[error("descriptor {index} came with the message and is not used for anything")]
+    Unused {
+        /// Its place.
+        index: usize,
+    },
+}
+
+/// Descriptors that came with a message, to be taken once each.
+#[derive(Debug)]
+pub struct Passed {
+    fds: Vec<Option<OwnedFd>>,
+}
+
+impl Passed {
+    /// In the order in which they came.
+    #[must_use]
+    pub fn new(fds: Vec<OwnedFd>) -> Self {
+        Self {
+            fds: fds.into_iter().map(Some).collect(),
+        }
+    }
+
+    /// Takes the one at this place.
+    ///
+    /// # Errors
+    /// [`PassedError`] if there is none, or it was taken before.
+    pub fn take(&mut self, index: usize, purpose: &'static str) -> Result<OwnedFd, PassedError> {
+        let place = self
+            .fds
+            .get_mut(index)
+            .ok_or(PassedError::Missing { index, purpose })?;
+        place.take().ok_or(PassedError::Taken { index, purpose })
+    }
+
+    /// To be called when all are taken.
+    ///
+    /// # Errors
+    /// [`PassedError::Unused`] if they are not.
+    pub fn finish(self) -> Result<(), PassedError> {
+        match self.fds.iter().position(Option::is_some) {
+            Some(index) => Err(PassedError::Unused { index }),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,21 +1,23 @@
 //! A machine: a KVM virtual machine with memory, processors and devices.
 //!
 //! ```text
-//! MachineConfig ──build──> Machine ──start──> RunningMachine ──> its MachineEnd is set
+//! MachineBasis ──load──> LoadedMachine ──build──> Machine ──start──> RunningMachine ──> its MachineEnd is set
+//!                           MachineParts ──┘
 //! ```
 //!
 //! KVM waits for a grace period on each change of a bus or of the memory slots once there are readers, so the
-//! order is: all memory slots, the interrupt controllers, then vCPUs and devices.
+//! order is: all memory slots, the interrupt controllers, then vCPUs and devices. How many slots there are the devices decide, so that none
+//! is made before.
 
 mod kvm;
+mod loaded;
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Barrier, Mutex};
 
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use sandbox_jail::seccomp::SeccompError;
-use sandbox_types::{MemMib, VcpuCount};
+use sandbox_types::VcpuCount;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -30,32 +32,21 @@ use crate::devices::{ConsoleRing, ExitPort, ResetPort, SerialPort};
 use crate::end::MachineEnd;
 use crate::memory::later::Later;
 use crate::memory::window::{ReadOnly, Window};
-use crate::memory::{self, MemoryError, Sharing, lost, unplugged};
+use crate::memory::{self, MemoryError, lost, unplugged};
 use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
 use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::{Interrupt, VirtioDevice, WorkerThread};
 
 pub use kvm::from_fd;
+pub use loaded::{LoadedMachine, MachineBasis};
 
-/// What to build.
-pub struct MachineConfig {
-    /// `/dev/kvm`.
-    pub kvm: Kvm,
-    /// An ELF kernel with a PVH note.
-    pub kernel: File,
-    /// Its command line, to which the devices are appended.
-    pub command_line: String,
-    /// Guest memory.
-    pub memory: MemMib,
-    /// Whether back ends share it.
-    pub sharing: Sharing,
+/// What else to build it of.
+pub struct MachineParts {
     /// Files that the guest reads as memory, of which one of the devices tells it.
     pub window: Option<Window>,
     /// Memory that it may get later, which one of the devices gives.
     pub later: Option<Later>,
-    /// Processors.
-    pub vcpus: VcpuCount,
     /// Virtio devices in the order of their addresses, which is that in which the kernel finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
     /// Where the serial port's output goes.
@@ -163,45 +154,40 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn build(mut config: MachineConfig) -> Result<Self, MachineError> {
-        let version = config.kvm.get_api_version();
-        if version != 12 {
-            return Err(MachineError::ApiVersion { version });
-        }
-        if let Some(window) = &config.window {
-            if !config.kvm.check_extension(Cap::ReadonlyMem) {
+    pub fn build(loaded: LoadedMachine, parts: MachineParts) -> Result<Self, MachineError> {
+        let LoadedMachine { kvm, vm, vcpus, .. } = loaded;
+        if let Some(window) = &parts.window {
+            if !kvm.check_extension(Cap::ReadonlyMem) {
                 return Err(MachineError::NoReadOnlyMemory);
             }
             lost::end_when_read(&window.host_range())
                 .map_err(|source| MachineError::Lost { source })?;
         }
-        let vm = config.kvm.create_vm().map_err(refused("create a VM"))?;
-        let window = config.window.as_ref();
-        let memory = memory::create(config.memory, config.sharing, window, config.later)?;
-        if let Some(range) = config.later.and_then(|later| later.host_range(&memory)) {
+        let window = parts.window.as_ref();
+        let memory = memory::add(&loaded.ram, loaded.memory, window, parts.later)?;
+        if let Some(range) = parts.later.and_then(|later| later.host_range(&memory)) {
             unplugged::end_when_used(&range).map_err(|source| MachineError::Lost { source })?;
         }
         kvm::add_memory(&vm, &memory)?;
         kvm::create_interrupt_controllers(&vm)?;
-        let entry = pvh::load_kernel(&memory, config.memory, &mut config.kernel)?;
-        let vcpus = create_vcpus(&config.kvm, &vm, config.vcpus, entry)?;
+        let processors = create_vcpus(&kvm, &vm, vcpus, loaded.entry)?;
         let end = MachineEnd::new().map_err(|source| MachineError::Event { source })?;
-        let ports = port_devices(&vm, config.console, &end)?;
-        let mut command_line = config.command_line;
-        let mut roll = RollCall::new(config.confinement);
-        let mut mmio = virtio_devices(&vm, &memory, config.devices, &mut command_line, &mut roll)?;
-        if let Some(window) = &config.window {
+        let ports = port_devices(&vm, parts.console, &end)?;
+        let mut command_line = loaded.command_line;
+        let mut roll = RollCall::new(parts.confinement);
+        let mut mmio = virtio_devices(&vm, &memory, parts.devices, &mut command_line, &mut roll)?;
+        if let Some(window) = &parts.window {
             mmio.insert(window.range(), Arc::new(Mutex::new(ReadOnly::new())))?;
         }
-        pvh::write_boot_data(&memory, config.memory, config.vcpus, &command_line)?;
+        pvh::write_boot_data(&memory, loaded.memory, vcpus, &command_line)?;
         Ok(Self {
             vm,
             memory,
-            vcpus,
+            vcpus: processors,
             buses: Buses {
                 ports: Arc::new(ports),
                 mmio: Arc::new(mmio),
-                window: config.window.map(Arc::new),
+                window: parts.window.map(Arc::new),
             },
             end,
             roll,

@@ -24,7 +24,7 @@ use vm_memory::{
 
 use self::later::Later;
 use self::window::{Window, WindowError};
-use crate::arch::x86_64::layout;
+use crate::arch::x86_64::layout::{self, RamRange};
 
 /// Who reaches guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,49 +86,91 @@ pub fn create(
     window: Option<&Window>,
     later: Option<Later>,
 ) -> Result<GuestMemoryMmap, MemoryError> {
+    let room = later.map_or(0, |later| later.range().bytes);
+    let ram = create_ram(memory, sharing, room)?;
+    add(&ram, memory, window, later)
+}
+
+/// The first half of [`create`]: what the machine has from the start. Back ends that share it get it as a file, in which there is `room`
+/// for what comes later, in bytes.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn create_ram(
+    memory: MemMib,
+    sharing: Sharing,
+    room: u64,
+) -> Result<GuestMemoryMmap, MemoryError> {
     let file = match sharing {
         Sharing::Private => None,
-        Sharing::Shared => Some(Arc::new(memory_file(memory, later)?)),
+        Sharing::Shared => Some(Arc::new(memory_file(memory, room)?)),
     };
     let mut regions = Vec::new();
     let mut offset = 0;
-    let at_once = layout::ram_ranges(memory);
-    let count = at_once.len();
-    let ranges = at_once.into_iter().chain(later.map(Later::range));
-    for (index, range) in ranges.enumerate() {
-        let too_large = || MemoryError::TooLarge { memory };
-        let bytes = usize::try_from(range.bytes).map_err(|_| too_large())?;
-        let region = match &file {
-            None => mapping::anonymous(bytes, index < count)
-                .map_err(|source| MemoryError::Map { memory, source })?,
-            Some(file) => {
-                let at = FileOffset::from_arc(Arc::clone(file), offset);
-                MmapRegion::from_file(at, bytes)
-                    .map_err(|source| MemoryError::Map { memory, source })?
-            }
-        };
-        mapping::advise_huge(&region);
+    for range in layout::ram_ranges(memory) {
+        let at = file
+            .as_ref()
+            .map(|file| FileOffset::from_arc(Arc::clone(file), offset));
+        regions.push(map(memory, range, at, true)?);
         offset += range.bytes;
-        let start = GuestAddress(range.start);
-        let region = GuestRegionMmap::new(region, start).ok_or_else(too_large)?;
-        if index >= count {
-            let action = "keep the guest from what it gets later,";
-            mapping::set_accessible(&region, 0, bytes, false).map_err(|source| {
-                MemoryError::Host {
-                    action,
-                    memory,
-                    source,
-                }
-            })?;
-        }
-        regions.push(region);
-    }
-    if let Some(window) = window {
-        regions.push(window.region()?);
     }
     regions.sort_by_key(GuestMemoryRegion::start_addr);
     GuestMemoryMmap::from_regions(regions)
         .map_err(|source| MemoryError::Assemble { memory, source })
+}
+
+/// The second half of [`create`]: puts the rest beside `ram`.
+///
+/// # Errors
+/// [`MemoryError`].
+pub fn add(
+    ram: &GuestMemoryMmap,
+    memory: MemMib,
+    window: Option<&Window>,
+    later: Option<Later>,
+) -> Result<GuestMemoryMmap, MemoryError> {
+    let mut all = ram.clone();
+    let mut insert = |region| -> Result<(), MemoryError> {
+        let with = all.insert_region(Arc::new(region));
+        all = with.map_err(|source| MemoryError::Assemble { memory, source })?;
+        Ok(())
+    };
+    if let Some(window) = window {
+        insert(window.region()?)?;
+    }
+    if let Some(later) = later {
+        let file = ram.iter().find_map(GuestRegionMmap::file_offset);
+        // Behind the rest.
+        let at = file.map(|file| FileOffset::from_arc(Arc::clone(file.arc()), memory.bytes()));
+        let region = map(memory, later.range(), at, false)?;
+        let bytes = region.size();
+        let action = "keep the guest from what it gets later,";
+        mapping::set_accessible(&region, 0, bytes, false).map_err(|source| MemoryError::Host {
+            action,
+            memory,
+            source,
+        })?;
+        insert(region)?;
+    }
+    Ok(all)
+}
+
+/// Maps a range of guest memory, of a file if there is one.
+fn map(
+    memory: MemMib,
+    range: RamRange,
+    file: Option<FileOffset>,
+    at_once: bool,
+) -> Result<GuestRegionMmap, MemoryError> {
+    let too_large = || MemoryError::TooLarge { memory };
+    let bytes = usize::try_from(range.bytes).map_err(|_| too_large())?;
+    let region = match file {
+        None => mapping::anonymous(bytes, at_once),
+        Some(at) => MmapRegion::from_file(at, bytes),
+    };
+    let region = region.map_err(|source| MemoryError::Map { memory, source })?;
+    mapping::advise_huge(&region);
+    GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(too_large)
 }
 
 /// Whether the region is one that is not only read.
@@ -232,7 +274,7 @@ pub fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {
     }
 }
 
-fn memory_file(memory: MemMib, later: Option<Later>) -> Result<File, MemoryError> {
+fn memory_file(memory: MemMib, room: u64) -> Result<File, MemoryError> {
     let host = |action| {
         move |source: rustix::io::Errno| MemoryError::Host {
             action,
@@ -242,8 +284,7 @@ fn memory_file(memory: MemMib, later: Option<Later>) -> Result<File, MemoryError
     };
     let file =
         memfd_create("guest-memory", MemfdFlags::CLOEXEC).map_err(host("make a memory file"))?;
-    let later = later.map_or(0, |later| later.range().bytes);
-    let bytes = memory.bytes().saturating_add(later);
+    let bytes = memory.bytes().saturating_add(room);
     ftruncate(&file, bytes).map_err(host("size a memory file"))?;
     Ok(file.into())
 }

@@ -1,45 +1,34 @@
 //! `sandbox-vmm run`: from the configuration to the guest's end.
 
+mod parts;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_jail::seccomp::SeccompError;
-use sandbox_types::MemMib;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest,
-    NetConfig, PmemConfig,
+    CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest,
 };
 
-use crate::control::{ConfigError, Control, read_config};
+use crate::control::{ConfigError, Control, FirstRequestError, read_config};
 use crate::devices::{ConsoleError, ConsoleRing};
 use crate::fd::{FdError, Inherited};
 use crate::jail::{EnterError, JailArguments};
 use crate::log;
-use crate::machine::{self, Machine, MachineConfig, MachineError, RunningMachine};
+use crate::machine::{
+    self, LoadedMachine, Machine, MachineBasis, MachineError, MachineParts, RunningMachine,
+};
 use crate::memory::Sharing;
-use crate::memory::later::Later;
-use crate::memory::window::{Window, WindowError, WindowFile};
 use crate::seccomp::Confinement;
-use crate::virtio::VirtioDevice;
-use crate::virtio::balloon::Balloon;
-use crate::virtio::block::Block;
-use crate::virtio::block::error::BlockError;
-use crate::virtio::block::pace::DiskPace;
-use crate::virtio::fs::{FsDevice, FsError};
-use crate::virtio::mem::{Mem, MemorySize};
-use crate::virtio::net::Net;
-use crate::virtio::net::error::NetError;
-use crate::virtio::net::tap::Tap;
-use crate::virtio::pmem::Pmem;
-use crate::virtio::rng::Rng;
-use crate::vsock::{MuxerConfig, Vsock, VsockError};
+use crate::virtio::mem::MemorySize;
+
+use parts::Devices;
+pub use parts::DevicesError;
 
 /// Exit code when the machine could not be built.
 pub const EXIT_FAILED: u8 = 1;
@@ -68,44 +57,12 @@ pub enum RunError {
     /// The console.
     #[error(transparent)]
     Console(#[from] ConsoleError),
-    /// A disk.
-    #[error("disk {index} ({serial:?})")]
-    Block {
-        /// Its place in the configuration.
-        index: usize,
-        /// Its serial number.
-        serial: String,
-        /// What is wrong.
-        source: BlockError,
-    },
-    /// Persistent memory.
-    #[error("persistent memory")]
-    Pmem(#[from] WindowError),
-    /// The memory device.
-    #[error("the memory device has no event descriptor")]
-    Mem {
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A network device.
-    #[error("network device {index}")]
-    Net {
-        /// Its place in the configuration.
-        index: usize,
-        /// What is wrong.
-        source: NetError,
-    },
-    /// A shared directory.
-    #[error("shared directory {tag:?}")]
-    Share {
-        /// Its tag.
-        tag: String,
-        /// What is wrong.
-        source: FsError,
-    },
-    /// The vsock device.
+    /// The request that names the devices.
     #[error(transparent)]
-    Vsock(#[from] VsockError),
+    FirstRequest(#[from] FirstRequestError),
+    /// The devices.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -130,7 +87,7 @@ pub fn monotonic_ns() -> u64 {
         .saturating_add(part(now.tv_nsec))
 }
 
-/// Builds and runs the machine of the configuration on [`CONFIG_FD`], and returns the process's exit code.
+/// Builds and runs the machine of the configuration on [`CONFIG_FD`] and of the first request, and returns the process's exit code.
 /// `arguments` are those behind `run`, `process_ns` is when `main` began.
 ///
 /// The devices and vCPUs still exist when it returns; the process is to exit at once.
@@ -177,13 +134,30 @@ fn run_machine(
     jail.enter(inherited)?;
     let config = read_config(inherited.take(CONFIG_FD, "the configuration")?)?;
     make_room_for_descriptors(&*control);
-    let (config, size) = machine_config(inherited, config)?;
-    let machine = Machine::build(config)?;
+    let (basis, console) = basis(inherited, config)?;
+    let loaded = LoadedMachine::load(basis)?;
+    let confinement = Confinement::new()?;
+    let Some((devices, passed)) = control.first_request()? else {
+        return Ok(None);
+    };
+    let devices = Devices::make(&loaded, devices, passed)?;
+    let size = devices.size;
+    let parts = MachineParts {
+        window: devices.window,
+        later: devices.later,
+        devices: devices.all,
+        console,
+        confinement,
+    };
+    let machine = Machine::build(loaded, parts)?;
     let (running, first_instruction_ns) = machine.start(monotonic_ns)?;
     control.tell(&MonitorEvent::Started {
         process_ns,
         first_instruction_ns,
     });
+    for request in control.begun_requests() {
+        serve(&request, control, size.as_ref());
+    }
     let end = wait(&running, control, size.as_ref())?;
     // Neither joined nor dropped: taking a VM apart takes KVM milliseconds, which would delay the news of its
     // end. The process ends, and the kernel does it.
@@ -197,133 +171,25 @@ fn make_room_for_descriptors(any: impl AsFd) {
     drop(rustix::io::fcntl_dupfd_cloexec(any, DESCRIPTORS - 1));
 }
 
-fn machine_config(
+/// What the configuration names.
+fn basis(
     inherited: &mut Inherited,
     config: MonitorConfig,
-) -> Result<(MachineConfig, Option<MemorySize>), RunError> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    let pace = DiskPace::new(&config.disk_limits);
-    for (index, disk) in config.block.iter().enumerate() {
-        let fd = inherited.take(disk.fd, "a disk")?;
-        devices.push(Box::new(block(index, disk, fd, pace.clone())?));
-    }
-    let window = match &config.pmem {
-        Some(pmem) => Some(window(inherited, config.memory, pmem)?),
-        None => None,
-    };
-    if let Some(window) = &window {
-        devices.push(Box::new(Pmem::new(window.range())));
-    }
-    devices.push(Box::new(Rng::new()));
-    if config.free_page_reporting {
-        devices.push(Box::new(Balloon::new()));
-    }
-    let window_bytes = window.as_ref().map_or(0, |window| window.range().length);
-    let later = Later::new(config.memory, config.max_memory, window_bytes);
-    let size = match later {
-        Some(later) => {
-            let size = MemorySize::new(config.memory, later);
-            Some(size.map_err(|source| RunError::Mem { source })?)
-        }
-        None => None,
-    };
-    if let Some(size) = &size {
-        devices.push(Box::new(Mem::new(size.clone())));
-    }
-    let listener = inherited.take(config.vsock.listener_fd, "the vsock listener")?;
-    devices.push(Box::new(Vsock::new(MuxerConfig {
-        guest_cid: config.vsock.cid,
-        listener: UnixListener::from(listener),
-        path: PathBuf::from(config.vsock.path),
-    })?));
-    for (index, net) in config.net.iter().enumerate() {
-        devices.push(Box::new(network(inherited, index, net)?));
-    }
-    for share in &config.shares {
-        let fd = inherited.take(share.fd, "a vhost-user back end")?;
-        let device =
-            FsDevice::new(&share.tag, UnixStream::from(fd)).map_err(|source| RunError::Share {
-                tag: share.tag.clone(),
-                source,
-            })?;
-        devices.push(Box::new(device));
-    }
+) -> Result<(MachineBasis, ConsoleRing), RunError> {
     let console = File::from(inherited.take(config.console_fd, "the console's memory file")?);
-    let config = MachineConfig {
+    let basis = MachineBasis {
         kvm: machine::from_fd(inherited.take(config.kvm_fd, "/dev/kvm")?),
         kernel: File::from(inherited.take(config.kernel_fd, "the guest kernel")?),
         command_line: config.command_line,
         memory: config.memory,
-        sharing: if config.shares.is_empty() {
-            Sharing::Private
-        } else {
-            Sharing::Shared
+        max_memory: config.max_memory,
+        sharing: match config.shared_memory {
+            true => Sharing::Shared,
+            false => Sharing::Private,
         },
-        window,
-        later,
         vcpus: config.vcpus,
-        devices,
-        console: ConsoleRing::new(console)?,
-        confinement: Confinement::new()?,
     };
-    Ok((config, size))
-}
-
-fn network(inherited: &mut Inherited, index: usize, net: &NetConfig) -> Result<Net, RunError> {
-    let mut queues = Vec::with_capacity(net.fds.len());
-    for fd in &net.fds {
-        queues.push(File::from(inherited.take(*fd, "a queue of a tap")?));
-    }
-    queues
-        .into_iter()
-        .map(Tap::new)
-        .collect::<Result<Vec<_>, _>>()
-        .and_then(|taps| Net::new(&format!("net{index}"), taps, net.mac, net.mtu))
-        .map_err(|source| RunError::Net { index, source })
-}
-
-fn window(
-    inherited: &mut Inherited,
-    memory: MemMib,
-    pmem: &PmemConfig,
-) -> Result<Window, RunError> {
-    let mut files = Vec::with_capacity(pmem.files.len());
-    for file in &pmem.files {
-        files.push(WindowFile {
-            file: File::from(inherited.take(file.fd, "a file for persistent memory")?),
-            offset: file.offset,
-            bytes: file.bytes,
-        });
-    }
-    Ok(Window::map(memory, pmem.bytes, files)?)
-}
-
-fn block(
-    index: usize,
-    disk: &BlockConfig,
-    fd: OwnedFd,
-    pace: Option<DiskPace>,
-) -> Result<Block, RunError> {
-    // Linux's name of the disk: there are fewer than 26.
-    let letter = u8::try_from(index)
-        .ok()
-        .and_then(|index| b'a'.checked_add(index))
-        .map_or('?', char::from);
-    Block::new(
-        &format!("vd{letter}"),
-        File::from(fd),
-        disk.read_only,
-        &disk.serial,
-    )
-    .and_then(|block| match pace {
-        Some(pace) => block.with_pace(pace),
-        None => Ok(block),
-    })
-    .map_err(|source| RunError::Block {
-        index,
-        serial: disk.serial.clone(),
-        source,
-    })
+    Ok((basis, ConsoleRing::new(console)?))
 }
 
 /// Waits until the guest ends, or the other side of the control socket is gone (`None`), and does what that asks for meanwhile.
@@ -370,10 +236,12 @@ fn wait(
 }
 
 fn serve(request: &MonitorRequest, control: &mut Control, size: Option<&MemorySize>) {
-    match (request, size) {
-        (MonitorRequest::SetMemory { memory }, Some(size)) => size.request(*memory),
-        (MonitorRequest::SetMemory { .. }, None) => control.tell(&MonitorEvent::Refused {
-            message: "the machine has no memory device".to_owned(),
-        }),
-    }
+    let message = match (request, size) {
+        (MonitorRequest::SetMemory { memory }, Some(size)) => return size.request(*memory),
+        (MonitorRequest::SetMemory { .. }, None) => "the machine has no memory device",
+        (MonitorRequest::Run { .. }, _) => "the machine runs already",
+    };
+    control.tell(&MonitorEvent::Refused {
+        message: message.to_owned(),
+    });
 }

@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use monitor::{Disk, Ended, Guest, Monitor};
+use monitor::{Disk, Ended, Guest, Monitor, Place};
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{GuestExit, MonitorEvent, MonitorRequest};
 use sha2::{Digest, Sha256};
@@ -50,6 +50,20 @@ fn main() -> ExitCode {
         booting("parent_that_hangs_up_ends_the_guest", hang_up),
         Trial::ignorable_test("kernel_that_is_none_is_reported", || {
             run(host::without_kvm(), bad_kernel)
+        }),
+        Trial::ignorable_test("monitor_that_is_left_waiting_ends_without_a_word", || {
+            let kernel = match host::artifact("SANDBOX_TEST_KERNEL", "vmlinux") {
+                Ok(kernel) => kernel,
+                Err(reason) => return Ok(Completion::ignored_with(reason)),
+            };
+            run(host::without_kvm(), || left_waiting(&kernel))
+        }),
+        Trial::ignorable_test("request_that_names_no_devices_is_reported", || {
+            let kernel = match host::artifact("SANDBOX_TEST_KERNEL", "vmlinux") {
+                Ok(kernel) => kernel,
+                Err(reason) => return Ok(Completion::ignored_with(reason)),
+            };
+            run(host::without_kvm(), || no_devices(&kernel))
         }),
         Trial::ignorable_test("configuration_that_is_none_is_reported", || {
             run(None, bad_configuration)
@@ -390,6 +404,23 @@ fn bad_kernel() -> Result<()> {
         arguments: String::new(),
     };
     expect_failure(Monitor::start(guest)?.wait()?, "kernel")
+}
+
+fn left_waiting(kernel: &Path) -> Result<()> {
+    for shared in [false, true] {
+        let mut monitor = Monitor::begin_at(Place::usual()?, kernel, "", 1, shared)?;
+        monitor.hang_up();
+        let code = monitor.exit_code()?;
+        ensure!(code == Some(0), "exit code {code:?}");
+    }
+    Ok(())
+}
+
+fn no_devices(kernel: &Path) -> Result<()> {
+    let mut monitor = Monitor::begin_at(Place::usual()?, kernel, "", 1, false)?;
+    let memory = MemMib::new(256)?;
+    monitor.ask(&MonitorRequest::SetMemory { memory })?;
+    expect_failure(monitor.wait()?, "devices")
 }
 
 fn bad_configuration() -> Result<()> {

@@ -7,11 +7,10 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::GUEST_RUN_DIR;
 use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
-use sandbox_runtime::cleanup::SweepNote;
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{BlockDevice, Config, Sandbox, SandboxPlan, host};
+use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
@@ -114,17 +113,14 @@ impl Draft<'_> {
         }
     }
 
-    /// The configuration that its options name, where the start was told none.
-    fn config(&self) -> Result<Option<Config>, TaskError> {
+    /// Where the configuration is that its options name, where the start was told none.
+    fn config_path(&self) -> Result<Option<PathBuf>, TaskError> {
         let Some(options) = self.request.options.as_ref() else {
             return Ok(None);
         };
         let path = bootstrap::config_path(&options.type_url, &options.value);
-        match path.map_err(TaskError::Options)? {
-            None => Ok(None),
-            Some(path) => start::late_config(self.bundle, &path)
-                .map_err(|error| TaskError::Config(Box::new(error))),
-        }
+        let path = path.map_err(TaskError::Options)?;
+        Ok(path.filter(|_| !start::is_told_config(self.bundle)))
     }
 
     /// Plans its files, and names them in the specification as the guest has them.
@@ -223,6 +219,7 @@ impl Pod {
             }
             Err(error) => {
                 tracing::error!("container {id} was not created: {}", chain(&error));
+                self.release_early().await;
                 if unwanted {
                     self.end();
                 }
@@ -309,23 +306,28 @@ impl Pod {
             _ => (Contents::One, Namespaces::default()),
         };
         spec.adapt(&mut namespaces)?;
-        let annotations = spec.spec.annotations().iter().flatten();
-        let late = draft.config()?;
+        let late = self.late_config(&draft).await?;
         if let Some(late) = &late
             && late.run_dir != self.config.run_dir
         {
             let own = late.sandbox_dir(&self.namespace, &self.id);
             tokio::spawn(sweep::sweep(late.clone(), own));
         }
-        let config = late
-            .as_ref()
-            .unwrap_or(&self.config)
-            .with_annotations(annotations.map(|(name, value)| (name.as_str(), value.as_str())))?;
+        let config = late.as_ref().unwrap_or(&self.config);
+        let EarlyPlan {
+            id,
+            namespace,
+            config,
+            memory,
+            vcpus,
+            cgroup,
+            sweep,
+            ..
+        } = self.early_plan(&spec, role, draft.bundle, config)?;
         let (driver, notice) = host::choose_driver(&config)?;
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }
-        let (memory, vcpus) = spec.machine(role, &config)?;
         let mut devices = DeviceAllocator::new(driver).with_window(&config, memory);
         let network = match spec.network() {
             Some(network) => {
@@ -343,8 +345,8 @@ impl Pod {
         let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
         let has_shm = guest.add_own_shm(shm);
         let plan = SandboxPlan {
-            id: self.id.clone(),
-            namespace: self.namespace.clone(),
+            id,
+            namespace,
             config,
             memory,
             vcpus,
@@ -354,8 +356,9 @@ impl Pod {
             shared: std::mem::take(&mut guest.shared),
             shares_later,
             network,
-            cgroup: spec.cgroup()?,
-            sweep: self.sweep_note(&draft, &spec),
+            cgroup,
+            // A pod of the sandbox service is cleared away by its engine.
+            sweep: sweep.filter(|_| draft.sandbox.is_none()),
         };
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
@@ -377,15 +380,14 @@ impl Pod {
         self.make(&sandbox, draft, parts).await
     }
 
-    /// What others need who clear the pod away, where its engine would not.
-    fn sweep_note(&self, draft: &Draft<'_>, spec: &BundleSpec) -> Option<SweepNote> {
-        let is_needed = sweep::is_needed(spec.spec.annotations().as_ref());
-        (is_needed && draft.sandbox.is_none()).then(|| SweepNote {
-            namespace: self.namespace.clone(),
-            id: self.id.clone(),
-            socket: self.socket.clone(),
-            bundles: vec![draft.bundle.to_owned()],
-        })
+    /// The configuration that the call names, where the start was told none.
+    async fn late_config(&self, draft: &Draft<'_>) -> Result<Option<Config>, TaskError> {
+        let Some(path) = draft.config_path()? else {
+            return Ok(None);
+        };
+        // From now on a `delete` looks where that says.
+        self.release_early().await;
+        start::late_config(draft.bundle, &path).map_err(|error| TaskError::Config(Box::new(error)))
     }
 
     /// Adds a container to the running machine.
@@ -520,7 +522,8 @@ impl Pod {
         let size = (plan.memory, plan.vcpus);
         self.state().died = None;
         self.death.send_replace(false);
-        let (sandbox, events) = Sandbox::start(plan).await?;
+        let head_start = self.state().head_start.take();
+        let (sandbox, events) = Sandbox::start(plan, head_start).await?;
         let sandbox = Arc::new(sandbox);
         {
             let mut state = self.state();

@@ -78,6 +78,20 @@ pub(super) fn options_of(mount: &Value) -> Vec<String> {
         .collect()
 }
 
+fn is_bind(mount: &Value, options: &[String]) -> bool {
+    mount.get("type").and_then(Value::as_str) == Some("bind")
+        || options.iter().any(|o| o == "bind" || o == "rbind")
+}
+
+/// Whether a container that is no pod's has a bind mount of which the source is shared with the guest.
+pub(crate) fn are_shared(spec: &Value) -> bool {
+    let mounts = spec.get("mounts").and_then(Value::as_array);
+    mounts.into_iter().flatten().any(|mount| {
+        let options = options_of(mount);
+        is_bind(mount, &options) && !options.iter().any(|option| option == COPY_OPTION)
+    })
+}
+
 /// One mount of the spec.
 struct Mount<'a> {
     value: &'a mut Value,
@@ -88,9 +102,7 @@ impl<'a> Mount<'a> {
     /// `None` when it is no bind mount.
     fn bind(value: &'a mut Value) -> Option<Self> {
         let options = options_of(value);
-        let is_bind = value.get("type").and_then(Value::as_str) == Some("bind")
-            || options.iter().any(|o| o == "bind" || o == "rbind");
-        is_bind.then_some(Self { value, options })
+        is_bind(value, &options).then_some(Self { value, options })
     }
 
     fn has(&self, option: &str) -> bool {

@@ -106,7 +106,8 @@ const LATER: [When; 4] = [
 fn shim(world: &World) -> Result<()> {
     let net = Net::filled()?;
     let moments = [
-        WHILE_CREATING.as_slice(),
+        [When::Waiting; 2].as_slice(),
+        &WHILE_CREATING,
         &[When::Creating(Sign::Process(Victim::Virtiofsd))],
         &LATER,
     ]
@@ -117,7 +118,11 @@ fn shim(world: &World) -> Result<()> {
 fn machine(world: &World) -> Result<()> {
     let net = Net::filled()?;
     // Its folder is no sign of it.
-    let moments = [&WHILE_CREATING[1..], &LATER].concat();
+    let waiting = match When::machine_waits(world) {
+        true => [When::Waiting].as_slice(),
+        false => &[],
+    };
+    let moments = [waiting, &WHILE_CREATING[1..], &LATER].concat();
     row(
         world,
         Some(&net),

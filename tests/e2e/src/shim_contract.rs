@@ -11,7 +11,7 @@ use containerd_shim_protos::sandbox_sync::SandboxClient;
 use containerd_shim_protos::types::introspection::RuntimeInfo;
 use protobuf::Message;
 use sandbox_harness::shim::{NAMESPACE, Shim, start_command};
-use sandbox_harness::{World, bundle, process};
+use sandbox_harness::{Driver, World, bundle, process};
 use serde_json::{Value, json};
 use ttrpc::Code;
 
@@ -20,6 +20,10 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("shim_answers_in_the_form_of_its_caller", forms),
     ("shim_says_what_it_is", info),
+    (
+        "shim_that_is_asked_for_no_container_leaves_nothing",
+        no_container,
+    ),
     ("shim_sandbox_service_runs_a_pod", service),
     (
         "shim_refuses_annotations_that_contradict_themselves",
@@ -116,6 +120,21 @@ fn info(world: &World) -> Result<()> {
         output.status.success() && answer.exit_status == 137,
         "{output:?}"
     );
+    Ok(())
+}
+
+fn no_container(world: &World) -> Result<()> {
+    let folder = bundle::make(world, "unasked", &bundle::spec(&["true"]))?;
+    // Once at whatever it is then, and once when what it begins by itself is there.
+    for waits in [false, world.setup().driver == Driver::Kvm] {
+        let shim = Shim::start(world, "unasked", &folder)?;
+        if waits {
+            world.process(world.setup().driver.monitor())?;
+        }
+        shim.shutdown("unasked")?;
+        shim.hang_up();
+        world.expect_nothing_left()?;
+    }
     Ok(())
 }
 

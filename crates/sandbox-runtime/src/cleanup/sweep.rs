@@ -11,7 +11,8 @@
 //! | a `delete`, or another sweep, clears the same folder away | one has the claim; the other does not find the folder when it gets it |
 //! | a server is started, or makes its folder, while the same sandbox's old one is cleared away | it waits for the claim |
 //!
-//! What is not found this way: a server killed before it wrote the note leaves an empty folder, or its socket alone. The next server of the
+//! What is not found this way: a server killed before it wrote the note leaves an empty folder, or its socket alone. It writes the note when it
+//! begins to serve, where it begins its sandbox then ([`HeadStart`](crate::HeadStart)), or with the first container. The next server of the
 //! same sandbox takes both over.
 //!
 //! [`remove_sandbox`]: super::remove_sandbox

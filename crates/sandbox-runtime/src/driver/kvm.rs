@@ -1,7 +1,7 @@
 //! The `kvm` driver: our monitor, `sandbox-vmm run`, described in [`sandbox_types::monitor`].
 //!
-//! It gets every file it needs as an open descriptor, its configuration as JSON on descriptor 3 and a socket on
-//! descriptor 4, on which it reports what happens; it ends when that socket does.
+//! It gets every file it needs as an open descriptor: what it can begin with, and its configuration as JSON, when it is started, the rest
+//! with a request on the socket on which it reports what happens. It ends when that socket does.
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -12,22 +12,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MonitorConfig,
-    MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MachineDevices,
+    MonitorConfig, MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
 };
 use sandbox_types::timeline::Phase;
 use sandbox_types::{GuestCid, MemMib};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::sync::watch;
 
+use super::passing::Passing;
 use super::{
-    DriverError, HypervisorDriver, MachineRequest, MemoryControl, Parts, ROOT_SERIAL, open,
-    open_disk, pass_queues, plumbing, virtiofsd,
+    BegunMachine, DriverError, HypervisorDriver, MachineBasis, MachineRequest, MemoryControl,
+    Parts, ROOT_SERIAL, open, open_disk, plumbing, virtiofsd,
 };
+use crate::cleanup::Record;
 use crate::console::{Console, printable};
 use crate::event::DeathCause;
 use crate::process::{Launch, Process, ProcessEnd};
-use crate::rootfs::window::{MappedLayer, device_bytes, place_of_image};
+use crate::rootfs::window::{MappedLayer, device_bytes};
 use crate::share::TAG;
 use crate::timeline::Timeline;
 
@@ -59,17 +61,60 @@ impl Kvm {
     }
 }
 
+/// A monitor that has been started, loads the kernel, and then waits to be told its devices.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) process: Process,
+    console: Console,
+    control: UnixStream,
+}
+
+impl Waiting {
+    /// Starts one.
+    pub(super) fn begin(basis: MachineBasis<'_>, record: &mut Record) -> Result<Self, DriverError> {
+        let config = basis.config;
+        let mut launch = Launch::new("sandbox-vmm", config.monitor_path()?);
+        launch.arg("run");
+        if let Some(jail) = basis.jail {
+            launch.jail(jail.monitor(), basis.dir)?;
+        }
+        basis.place(&mut launch)?;
+        let console = Console::create(basis.dir).map_err(plumbing("the console's file"))?;
+        let monitor_config = MonitorConfig {
+            kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
+            kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
+            command_line: basis.command_line(basis.image_in_memory().as_ref()),
+            memory: basis.size.memory,
+            max_memory: basis.most.memory,
+            vcpus: basis.most.vcpus,
+            shared_memory: basis.shared_memory,
+            console_fd: launch.pass(&console)?,
+        };
+        let (control, theirs) = UnixStream::pair().map_err(plumbing("the control socket"))?;
+        let config_file =
+            config_file(&monitor_config).map_err(plumbing("the monitor's configuration"))?;
+        launch
+            .pass_as(config_file, CONFIG_FD)
+            .pass_as(theirs.into(), CONTROL_FD);
+        let process = launch.spawn()?;
+        record.add_process(process.name(), process.pid())?;
+        Ok(Self {
+            process,
+            console,
+            control,
+        })
+    }
+}
+
 impl HypervisorDriver for Kvm {
     fn start(&mut self, request: &mut MachineRequest<'_>) -> Result<Parts, DriverError> {
         let plan = request.plan;
         let config = &plan.config;
-        let mut launch = Launch::new("sandbox-vmm", config.monitor_path()?);
-        launch.arg("run");
-        if let Some(jail) = request.jail {
-            launch.jail(jail.monitor(), request.dir)?;
-        }
-        request.place(&mut launch)?;
-        let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
+        let waiting = match request.begun.take() {
+            Some(BegunMachine(waiting)) => waiting,
+            None => request.begin()?,
+        };
+        let mut passing = Passing::default();
         let mut helpers = Vec::new();
         let mut shares = Vec::new();
         if let Some(share) = request.share {
@@ -78,43 +123,39 @@ impl HypervisorDriver for Kvm {
             let stream =
                 UnixStream::connect(path).map_err(plumbing("a connection to virtiofsd"))?;
             shares.push(ShareConfig {
-                fd: launch.pass(&stream)?,
+                fd: passing.pass(&stream)?,
                 tag: TAG.to_owned(),
             });
         }
         let image = config.image_path()?;
         let mut block = vec![BlockConfig {
-            fd: launch.pass(open("the guest image", &image, true)?)?,
+            fd: passing.pass(open("the guest image", &image, true)?)?,
             read_only: true,
             serial: ROOT_SERIAL.to_owned(),
         }];
         for device in &plan.block {
             block.push(BlockConfig {
-                fd: launch.pass(open_disk(device)?)?,
+                fd: passing.pass(open_disk(device)?)?,
                 read_only: device.read_only,
                 serial: device.serial.clone(),
             });
         }
-        let place = || place_of_image(plan.memory, &image);
-        let root = config.image_dax.then(place).flatten();
+        let root = request.basis().image_in_memory();
         let mapped: Vec<_> = root.iter().chain(&plan.layers).collect();
         self.mapped = mapped.iter().map(|one| one.path.clone()).collect();
-        let pmem = persistent_memory(&mut launch, &mapped)?;
+        let pmem = persistent_memory(&mut passing, &mapped)?;
         let mut net = Vec::new();
         for nic in request.nics {
+            let queues = nic.queues.iter();
             net.push(NetConfig {
-                fds: pass_queues(&mut launch, nic)?,
+                fds: queues
+                    .map(|queue| passing.pass(queue))
+                    .collect::<Result<_, _>>()?,
                 mac: nic.mac,
                 mtu: nic.max_mtu,
             });
         }
-        let monitor_config = MonitorConfig {
-            kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
-            kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
-            command_line: request.command_line(root.as_ref()),
-            memory: plan.memory,
-            max_memory: request.most.memory,
-            vcpus: request.most.vcpus,
+        let devices = MachineDevices {
             block,
             pmem,
             disk_limits: config.disk_limits(),
@@ -122,23 +163,20 @@ impl HypervisorDriver for Kvm {
             shares,
             vsock: VsockConfig {
                 cid: GuestCid::FIRST,
-                listener_fd: launch.pass(request.vsock_listener)?,
+                listener_fd: passing.pass(request.vsock_listener)?,
                 path: request.ports_inside().display().to_string(),
             },
             free_page_reporting: config.free_page_reporting,
-            console_fd: launch.pass(&console)?,
         };
-        let (ours, theirs) = UnixStream::pair().map_err(plumbing("the control socket"))?;
-        let config_file =
-            config_file(&monitor_config).map_err(plumbing("the monitor's configuration"))?;
-        launch
-            .pass_as(config_file, CONFIG_FD)
-            .pass_as(theirs.into(), CONTROL_FD);
-        let mut process = launch.spawn()?;
-        request.record.add_process(process.name(), process.pid())?;
-        let control = ours
+        let Waiting {
+            mut process,
+            console,
+            control,
+        } = waiting;
+        passing.send(devices, &control)?;
+        let control = control
             .set_nonblocking(true)
-            .and_then(|()| tokio::net::UnixStream::from_std(ours))
+            .and_then(|()| tokio::net::UnixStream::from_std(control))
             .map_err(plumbing("the control socket"))?;
         let (events, requests) = control.into_split();
         let (said, set) = watch::channel(None);
@@ -164,7 +202,7 @@ impl HypervisorDriver for Kvm {
 
 /// The device of what the guest gets as memory, if it does: its own image, and the layers.
 fn persistent_memory(
-    launch: &mut Launch,
+    passing: &mut Passing,
     mapped: &[&MappedLayer],
 ) -> Result<Option<PmemConfig>, DriverError> {
     let Some(last) = mapped.last() else {
@@ -173,7 +211,7 @@ fn persistent_memory(
     let mut files = Vec::with_capacity(mapped.len());
     for one in mapped {
         files.push(PmemFileConfig {
-            fd: launch.pass(open("an image to map", &one.path, true)?)?,
+            fd: passing.pass(open("an image to map", &one.path, true)?)?,
             offset: one.offset,
             bytes: one.bytes,
         });

@@ -155,7 +155,7 @@ impl HypervisorDriver for Qemu {
 ///   that once held code and is then filled by another process, virtiofsd, with a program would run the old
 ///   code. A kernel that clears every page before it is used again makes the translator forget it.
 fn kernel_command_line(request: &MachineRequest<'_>) -> String {
-    let common = request.command_line(None).replace("reboot=k", "reboot=t");
+    let common = request.command_line().replace("reboot=k", "reboot=t");
     if request.share.is_none() {
         common
     } else {

@@ -3,12 +3,10 @@
 //! Everything that can end a sandbox meets here: its processes, the agent's connection, a request to stop, and the
 //! handle being dropped. Whichever it is, [`Supervisor::release`] is the one way out.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::Errno;
 use sandbox_network::{Joined, NicOptions};
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
@@ -19,16 +17,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::events::{EventsEnd, accept_ready, forward};
+use super::ground::{EarlyPlan, Ground};
+use super::head_start::HeadStart;
 use super::lifecycle::{Lifecycle, State, Step};
 use super::{MachineSize, SandboxError, SandboxPlan};
 use crate::agent::{AgentClient, AgentError};
-use crate::cgroup::{self, Limits};
-use crate::cleanup::{self, Attempt, CleanupError, FolderClaim, Record};
+use crate::cleanup::CleanupError;
 use crate::config::check_socket_path;
 use crate::console::Console;
 use crate::driver::{Driver, Machine, MachineRequest, MemoryControl, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
-use crate::jail::SandboxJail;
 use crate::loopback::LoopbackService;
 use crate::network::{PodNetwork, SharedNetwork};
 use crate::share::ShareMounts;
@@ -40,15 +38,14 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// After the machine's end, how long events that it sent before may take to be read.
 const EVENTS_DRAIN: Duration = Duration::from_millis(500);
 
-/// How often a folder is made that others clear away at the same time.
-const MAKE_ATTEMPTS: usize = 4;
-
 /// How the removal of a sandbox went; `None` while there is one.
 pub(super) type Outcome = Option<Result<(), Arc<CleanupError>>>;
 
 /// What the handle of a sandbox that has come up needs.
 pub(super) struct Started {
     pub(super) agent: AgentClient,
+    /// What its machine may become.
+    pub(super) most: MachineSize,
     pub(super) monitor_pid: u32,
     pub(super) console: Option<Console>,
     /// The way to add memory, if there is one.
@@ -75,14 +72,13 @@ pub(super) struct Supervisor {
     pub(super) timeline: Arc<Timeline>,
     pub(super) lifecycle: Lifecycle,
     pub(super) machine: Option<Machine>,
-    /// What its processes are jailed in; outlives them.
-    pub(super) jail: Option<SandboxJail>,
+    /// Whose ground it stands on, if that is of its plan.
+    pub(super) head_start: Option<HeadStart>,
     pub(super) network: SharedNetwork,
     /// What leads connections on the host to the pod's loopback interface, where the kernel can.
     pub(super) loopback: Option<LoopbackService>,
     pub(super) shares: Option<ShareMounts>,
-    /// The folder is ours, and to be removed by us: there may be another sandbox of the same name.
-    pub(super) claim: Option<FolderClaim>,
+    pub(super) ground: Option<Ground>,
 }
 
 /// Who wants a sandbox to end.
@@ -107,6 +103,8 @@ impl Supervisor {
             mut stop,
             outcome,
         } = links;
+        // To its end, even when it is given up meanwhile.
+        self.take_ground().await;
         let came_up = tokio::select! {
             biased;
             _ = stop_requested(&mut stop) => {
@@ -130,6 +128,7 @@ impl Supervisor {
         };
         let started = Started {
             agent: agent.clone(),
+            most: self.most,
             monitor_pid: self.machine.as_ref().map_or(0, Machine::pid),
             console: self
                 .machine
@@ -236,37 +235,40 @@ impl Supervisor {
     }
 
     /// Makes the folder, mounts and sockets, and starts the processes. Returns where the agent will announce itself.
+    ///
+    /// What takes the machine longest to begin with begins first, where it is known by then, and goes on beside the rest.
     fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
-        self.claim = Some(make_dir(&self.dir)?);
-        if let Some(note) = &self.plan.sweep {
-            note.write(&self.dir)?;
+        let plan = &self.plan;
+        if self.ground.is_none() {
+            let early = EarlyPlan::of(plan);
+            let ground = self.ground.insert(Ground::claim(&early, self.driver)?);
+            ground.furnish(&early)?;
+            // One whose process is to be in a namespace that is still to be made cannot be begun yet.
+            if self.driver == Driver::Kvm && plan.network != Some(PodNetwork::New) {
+                ground.begin_machine(&early)?;
+            }
         }
-        let mut record = Record::new(&self.dir);
-        // Before anything that its memory is to be charged for.
-        if let Some(path) = &self.plan.cgroup {
-            let limits = Limits::new(self.plan.memory, self.plan.vcpus, &self.plan.config);
-            cgroup::enter(path, limits, &self.dir)?;
-        }
-        self.shares = match self.plan.shared.as_slice() {
-            [] if !self.plan.shares_later => None,
-            entries => Some(ShareMounts::make(&self.dir, entries, &mut record)?),
+        let Some(ground) = &mut self.ground else {
+            return Err(SandboxError::Abandoned);
         };
-        if let Some(network) = &self.plan.network {
+        self.most = ground.most;
+        self.shares = match plan.shared.as_slice() {
+            [] if !plan.shares() => None,
+            entries => Some(ShareMounts::make(&self.dir, entries, &mut ground.record)?),
+        };
+        if let Some(network) = &plan.network {
             let options = NicOptions {
                 // One for each vCPU: more are of no use to it.
-                queues: usize::from(self.plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
-                bytes_per_second: self.plan.config.network_bytes_per_second,
+                queues: usize::from(plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
+                bytes_per_second: plan.config.network_bytes_per_second,
             };
             self.network.join(network, options, &self.dir)?;
-            self.loopback = self.forward_loopback();
+            self.loopback = forward_loopback(&self.network, &self.vsock);
         }
         let ports = vsock::ports(&self.dir);
         let events_path = vsock::event_socket(&ports);
-        make_parent(&events_path)?;
         let events = bind(&events_path)?;
-        let jail_ports = ports.parent().unwrap_or(&self.dir);
-        self.jail = SandboxJail::make(&self.plan.config, &self.dir, jail_ports)?;
-        if let Some(jail) = &self.jail {
+        if let Some(jail) = &ground.jail {
             jail.admit(&events_path)?;
         }
         let events = UnixListener::from_std(events).map_err(|source| SandboxError::Socket {
@@ -277,36 +279,34 @@ impl Supervisor {
         let vsock = bind(&self.vsock)?;
         let network = self.network.lock();
         let request = MachineRequest {
+            begun: ground.machine.take(),
             nics: network.as_ref().map_or(&[], Joined::nics),
-            namespace: match self.plan.network {
+            namespace: match plan.network {
                 Some(PodNetwork::New) => network.as_ref().map(Joined::namespace),
                 _ => None,
             },
-            plan: &self.plan,
+            plan,
             most: self.most,
             dir: &self.dir,
             share: self.shares.as_ref(),
             vsock_listener: &vsock,
             ports: &ports,
-            jail: self.jail.as_ref(),
+            jail: ground.jail.as_ref(),
             timeline: Arc::clone(&self.timeline),
-            record: &mut record,
+            record: &mut ground.record,
         };
         self.machine = Some(Machine::start(self.driver, request)?);
         Ok(events)
     }
 
-    /// Leads connections on the host to the pod's loopback interface, where that is possible.
-    fn forward_loopback(&self) -> Option<LoopbackService> {
-        let network = self.network.lock();
-        match LoopbackService::start(network.as_ref()?.namespace(), &self.vsock) {
-            Ok(service) => Some(service),
-            Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "ports of the pod cannot be forwarded");
-                None
-            }
-        }
+    /// Takes the ground that has been made before, if it is that of this sandbox; any other is removed.
+    async fn take_ground(&mut self) {
+        let Some(head_start) = self.head_start.take() else {
+            return;
+        };
+        let is_kvm = self.driver == Driver::Kvm && self.plan.network != Some(PodNetwork::New);
+        let wanted = is_kvm.then(|| EarlyPlan::of(&self.plan));
+        self.ground = head_start.take(wanted.as_ref()).await;
     }
 
     /// Waits for the end of a running sandbox; says what it died of, or nothing if it was stopped.
@@ -354,24 +354,27 @@ impl Supervisor {
         }
         self.machine = None;
         self.loopback = None;
-        // Nobody runs as its user any more.
-        self.jail = None;
         // The taps go with it; the rest is on record.
         self.network.lock().take();
-        let claim = self.claim.take();
-        let dir = self.dir.clone();
-        // It waits for processes and file systems, so not on the runtime's own thread.
-        let removal = tokio::task::spawn_blocking(move || {
-            // It is held until the folder is gone.
-            claim.map_or(Ok(()), |_claim| cleanup::remove_dir(&dir).map(drop))
-        });
-        let removed = match removal.await {
-            Ok(removed) => removed.map_err(Arc::new),
-            // It panicked, or the runtime is ending: then there is nobody to tell.
-            Err(_) => Ok(()),
+        let removed = match self.ground.take() {
+            Some(ground) => ground.release().await,
+            None => Ok(()),
         };
         self.lifecycle.take(Step::Released);
         removed
+    }
+}
+
+/// Leads connections on the host to the pod's loopback interface, where that is possible.
+fn forward_loopback(network: &SharedNetwork, vsock: &Path) -> Option<LoopbackService> {
+    let network = network.lock();
+    match LoopbackService::start(network.as_ref()?.namespace(), vsock) {
+        Ok(service) => Some(service),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "ports of the pod cannot be forwarded");
+            None
+        }
     }
 }
 
@@ -437,48 +440,6 @@ fn mark_ready(timeline: &Timeline, ready: &Ready, arrived_ns: u64) {
     timeline.mark_at(Phase::AgentReady, arrived_ns);
 }
 
-/// Makes the sandbox's folder, readable by its owner only, and claims it. What a sandbox of the same name left is removed first,
-/// unless it lives.
-fn make_dir(dir: &Path) -> Result<FolderClaim, SandboxError> {
-    let error = |source| SandboxError::RunDir {
-        path: dir.to_owned(),
-        source,
-    };
-    if let Some(parent) = dir.parent() {
-        std::fs::create_dir_all(parent).map_err(error)?;
-    }
-    for _ in 0..MAKE_ATTEMPTS {
-        let is_new = match rustix::fs::mkdir(dir, rustix::fs::Mode::RWXU) {
-            Ok(()) => true,
-            Err(Errno::EXIST) if cleanup::has_live_process(dir) => break,
-            Err(Errno::EXIST) => false,
-            Err(errno) => return Err(error(errno.into())),
-        };
-        match FolderClaim::take(dir).map_err(error)? {
-            Attempt::Taken(claim) if is_new => return Ok(claim),
-            // Still held while it is removed.
-            Attempt::Taken(_claim) => drop(cleanup::remove_dir(dir)?),
-            Attempt::Held => break,
-            // Somebody has cleared it away.
-            Attempt::Missing => {}
-        }
-    }
-    Err(SandboxError::AlreadyRunning {
-        dir: dir.to_owned(),
-    })
-}
-
-/// Makes the folder of a socket, which others may enter: the sandbox's own lets nobody as far as here.
-fn make_parent(socket: &Path) -> Result<(), SandboxError> {
-    let folder = socket.parent().unwrap_or(socket);
-    let error = |source| SandboxError::RunDir {
-        path: folder.to_owned(),
-        source,
-    };
-    std::fs::create_dir(folder).map_err(error)?;
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).map_err(error)
-}
-
 fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SandboxError> {
     check_socket_path(path)?;
     let listener =
@@ -493,25 +454,4 @@ fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, SandboxError> {
             source,
         })?;
     Ok(listener)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn folder_that_was_left_is_made_anew_and_one_that_is_held_is_refused() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("run/box");
-        let first = make_dir(&dir).unwrap();
-        std::fs::write(dir.join("left"), "").unwrap();
-        let refused = make_dir(&dir).unwrap_err();
-        assert!(
-            matches!(refused, SandboxError::AlreadyRunning { .. }),
-            "{refused}"
-        );
-        drop(first);
-        let _second = make_dir(&dir).unwrap();
-        assert!(!dir.join("left").exists());
-    }
 }

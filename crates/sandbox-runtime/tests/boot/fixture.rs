@@ -13,7 +13,7 @@ use sandbox_protocol::agent::{CreateContainerRequest, Stdio as AgentStdio};
 use sandbox_runtime::host::choose_driver;
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{Config, Driver, Hypervisor, Sandbox, SandboxPlan};
+use sandbox_runtime::{Config, Driver, EarlyPlan, HeadStart, Hypervisor, Sandbox, SandboxPlan};
 use sandbox_types::{ContainerId, SandboxId};
 use serde_json::json;
 
@@ -177,6 +177,23 @@ impl Fixture {
             shares_later: false,
             sweep: None,
         }
+    }
+
+    /// What a sandbox of this plan is begun with.
+    pub(crate) fn head_start(plan: &SandboxPlan) -> HeadStart {
+        let plan = plan.clone();
+        HeadStart::begin(move || {
+            Some(EarlyPlan {
+                shares: plan.shares_later || !plan.shared.is_empty(),
+                id: plan.id,
+                namespace: plan.namespace,
+                config: plan.config,
+                memory: plan.memory,
+                vcpus: plan.vcpus,
+                cgroup: plan.cgroup,
+                sweep: plan.sweep,
+            })
+        })
     }
 
     fn root(&self, mounts: &[Mount]) -> Result<Root, Failure> {
@@ -404,7 +421,7 @@ pub(crate) fn run_as_victim(dir: &Path) -> ExitCode {
         let options: Vec<String> = serde_json::from_slice(&fs::read(dir.join("victim.json"))?)?;
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let root = fixture.root(&[mount("overlay", "overlay", &options)])?;
-        let (_sandbox, _events) = Sandbox::start(fixture.plan(&root)).await?;
+        let (_sandbox, _events) = Sandbox::start(fixture.plan(&root), None).await?;
         println!("ready");
         std::future::pending().await
     });

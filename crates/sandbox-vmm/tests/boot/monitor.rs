@@ -5,8 +5,9 @@
 )]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Seek, SeekFrom, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,10 +17,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MonitorConfig, MonitorEvent,
-    MonitorRequest, NetConfig, PMEM_ALIGNMENT, PMEM_HEADER_BYTES, PmemConfig, PmemFileConfig,
-    ShareConfig, VsockConfig, console_ring,
+    BlockConfig, CONFIG_FD, CONTROL_FD, DiskLimits, GuestExit, MAX_PASSED_FDS, MachineDevices,
+    MonitorConfig, MonitorEvent, MonitorRequest, NetConfig, PMEM_ALIGNMENT, PMEM_HEADER_BYTES,
+    PmemConfig, PmemFileConfig, ShareConfig, VsockConfig, console_ring,
 };
 use sandbox_types::{GuestCid, MemMib, VcpuCount};
 
@@ -66,7 +68,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn usual() -> Result<Self> {
+    pub(crate) fn usual() -> Result<Self> {
         Ok(Self {
             dir: tempfile::tempdir()?,
             memory: MemMib::new(192)?,
@@ -112,14 +114,25 @@ impl Descriptors {
     }
 }
 
-fn persistent_memory(paths: &[PathBuf], fds: &mut Descriptors) -> Result<Option<PmemConfig>> {
+/// Descriptors that come with the first request.
+#[derive(Default)]
+struct Passed(Vec<OwnedFd>);
+
+impl Passed {
+    fn add(&mut self, fd: impl Into<OwnedFd>) -> usize {
+        self.0.push(fd.into());
+        self.0.len() - 1
+    }
+}
+
+fn persistent_memory(paths: &[PathBuf], fds: &mut Passed) -> Result<Option<PmemConfig>> {
     let mut files = Vec::new();
     let mut offset = PMEM_ALIGNMENT;
     for path in paths {
         let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
         let bytes = file.metadata()?.len();
         files.push(PmemFileConfig {
-            fd: fds.add(file)?,
+            fd: fds.add(file),
             offset,
             bytes,
         });
@@ -132,6 +145,62 @@ fn persistent_memory(paths: &[PathBuf], fds: &mut Descriptors) -> Result<Option<
     }))
 }
 
+fn devices(place: &Place, guest: Guest<'_>, passed: &mut Passed) -> Result<MachineDevices> {
+    let block = guest
+        .disks
+        .iter()
+        .map(|disk| {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(disk.writable)
+                .open(&disk.path)
+                .with_context(|| format!("cannot open {}", disk.path.display()))?;
+            Ok(BlockConfig {
+                fd: passed.add(file),
+                read_only: !disk.writable,
+                serial: disk.serial.to_owned(),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let pmem = persistent_memory(&guest.memory, passed)?;
+    let shares = guest
+        .shares
+        .into_iter()
+        .map(|(tag, socket)| ShareConfig {
+            fd: passed.add(socket),
+            tag,
+        })
+        .collect();
+    let net = guest
+        .taps
+        .into_iter()
+        .map(|tap| {
+            Ok(NetConfig {
+                fds: vec![passed.add(tap)],
+                mac: "02:00:00:00:00:01".parse()?,
+                mtu: 1500,
+            })
+        })
+        .collect::<Result<_>>()?;
+    let vsock = place.dir.path().join("vsock.sock");
+    Ok(MachineDevices {
+        block,
+        pmem,
+        disk_limits: DiskLimits::default(),
+        net,
+        shares,
+        vsock: VsockConfig {
+            cid: GuestCid::FIRST,
+            listener_fd: passed.add(UnixListener::bind(&vsock)?),
+            path: vsock
+                .to_str()
+                .context("the folder's name is no text")?
+                .to_owned(),
+        },
+        free_page_reporting: true,
+    })
+}
+
 impl Monitor {
     /// Starts a monitor for `guest`.
     pub(crate) fn start(guest: Guest<'_>) -> Result<Self> {
@@ -140,76 +209,58 @@ impl Monitor {
 
     /// The same at a place.
     pub(crate) fn start_at(place: Place, guest: Guest<'_>) -> Result<Self> {
+        let mut passed = Passed::default();
+        let (kernel, arguments, vcpus) = (guest.kernel, guest.arguments.clone(), guest.vcpus);
+        let devices = Box::new(devices(&place, guest, &mut passed)?);
+        let shared = !devices.shares.is_empty();
+        let mut monitor = Self::begin_at(place, kernel, &arguments, vcpus, shared)?;
+        monitor.run(devices, &passed.0)?;
+        Ok(monitor)
+    }
+
+    /// Starts a monitor that is not told its devices yet.
+    pub(crate) fn begin_at(
+        place: Place,
+        kernel: &Path,
+        arguments: &str,
+        vcpus: u64,
+        shared_memory: bool,
+    ) -> Result<Self> {
         let mut fds = Descriptors(Vec::new());
         let console = console_file()?;
         let kvm = fs::OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/kvm")?;
-        let block = guest
-            .disks
-            .iter()
-            .map(|disk| {
-                let file = fs::OpenOptions::new()
-                    .read(true)
-                    .write(disk.writable)
-                    .open(&disk.path)
-                    .with_context(|| format!("cannot open {}", disk.path.display()))?;
-                Ok(BlockConfig {
-                    fd: fds.add(file)?,
-                    read_only: !disk.writable,
-                    serial: disk.serial.to_owned(),
-                })
-            })
-            .collect::<Result<_>>()?;
-        let pmem = persistent_memory(&guest.memory, &mut fds)?;
-        let shares = guest
-            .shares
-            .into_iter()
-            .map(|(tag, socket)| {
-                Ok(ShareConfig {
-                    fd: fds.add(socket)?,
-                    tag,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let net = guest
-            .taps
-            .into_iter()
-            .map(|tap| {
-                Ok(NetConfig {
-                    fds: vec![fds.add(tap)?],
-                    mac: "02:00:00:00:00:01".parse()?,
-                    mtu: 1500,
-                })
-            })
-            .collect::<Result<_>>()?;
-        let vsock = place.dir.path().join("vsock.sock");
         let config = MonitorConfig {
             kvm_fd: fds.add(kvm)?,
-            kernel_fd: fds.add(File::open(guest.kernel).context("cannot open the kernel")?)?,
-            command_line: format!("{COMMAND_LINE} {}", guest.arguments),
+            kernel_fd: fds.add(File::open(kernel).context("cannot open the kernel")?)?,
+            command_line: format!("{COMMAND_LINE} {arguments}"),
             memory: place.memory,
             max_memory: place.max_memory,
-            vcpus: VcpuCount::new(guest.vcpus)?,
-            block,
-            pmem,
-            disk_limits: DiskLimits::default(),
-            net,
-            shares,
-            vsock: VsockConfig {
-                cid: GuestCid::FIRST,
-                listener_fd: fds.add(UnixListener::bind(&vsock)?)?,
-                path: vsock
-                    .to_str()
-                    .context("the folder's name is no text")?
-                    .to_owned(),
-            },
-            free_page_reporting: true,
+            vcpus: VcpuCount::new(vcpus)?,
+            shared_memory,
             console_fd: fds.add(console.try_clone()?)?,
         };
         let config = serde_json::to_vec(&config)?;
         Self::spawn(&config, fds, console, place)
+    }
+
+    /// Tells it its devices.
+    fn run(&mut self, devices: Box<MachineDevices>, passed: &[OwnedFd]) -> Result<()> {
+        let mut line = serde_json::to_vec(&MonitorRequest::Run { devices })?;
+        line.push(b'\n');
+        let fds: Vec<_> = passed.iter().map(OwnedFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_PASSED_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        ensure!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let socket = self.control.as_ref().context("hung up")?.get_ref();
+        let line = [IoSlice::new(&line)];
+        match sendmsg(socket, &line, &mut control, SendFlags::NOSIGNAL) {
+            // One that has failed by now says why.
+            Ok(_) | Err(rustix::io::Errno::PIPE) => Ok(()),
+            Err(errno) => Err(errno).context("cannot tell the monitor its devices"),
+        }
     }
 
     /// Starts a monitor with `config` for its configuration and nothing else.
@@ -276,6 +327,8 @@ impl Monitor {
         let mut line = String::new();
         match control.read_line(&mut line) {
             Ok(0) => Ok(None),
+            // It ended without having read what it was asked.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(None),
             Ok(_) => Ok(Some(
                 serde_json::from_str(&line).with_context(|| line.clone())?,
             )),

@@ -23,7 +23,7 @@ struct Mark {
 }
 
 /// Spans between phases: what each is called, and where it begins and ends.
-const SPANS: [(&str, &str, &str); 9] = [
+const SPANS: [(&str, &str, &str); 10] = [
     ("phase: request to image ready", "requested", "image-ready"),
     (
         "phase: image ready to shim started",
@@ -38,6 +38,12 @@ const SPANS: [(&str, &str, &str); 9] = [
     (
         "phase: monitor started to first guest instruction",
         "monitor-started",
+        "first-instruction",
+    ),
+    // The monitor may have been begun before.
+    (
+        "phase: shim started to first guest instruction",
+        "shim-started",
         "first-instruction",
     ),
     (

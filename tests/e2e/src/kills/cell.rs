@@ -136,12 +136,28 @@ impl Cell {
     ) -> Result<()> {
         let named = victim.named();
         match when {
+            When::Waiting => {
+                if When::machine_waits(world) {
+                    Sign::Process(Victim::Machine).wait(world)?;
+                }
+                thread::sleep(pause);
+                ensure!(!kill_now(world, victim).is_empty(), "nothing to kill");
+                if victim != Victim::Shim {
+                    // It is done without.
+                    self.run()?;
+                    self.kill_all()?;
+                }
+            }
             When::Creating(sign) => {
                 let call = self.call("Create", |shim, id| shim.create(id, false));
                 sign.wait(world)?;
                 thread::sleep(pause);
                 kill_now(world, victim);
                 self.output = judge("Create", call.answer()?, named)?;
+                if self.output.is_some() {
+                    // One that waited since before the call, and was done without; or nothing was there to kill.
+                    kill_now(world, victim);
+                }
             }
             When::Created => {
                 self.output = Some(self.shim.create(&self.id, false)?);

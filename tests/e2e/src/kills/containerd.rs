@@ -69,7 +69,7 @@ fn containerd_killed(
                 .expect_code(0)?;
             callers.push(containerd.start_ctr(&["task", "rm", name])?);
         }
-        When::Creating(_) | When::Created | When::Running => {}
+        When::Waiting | When::Creating(_) | When::Created | When::Running => {}
     }
     thread::sleep(pause);
     containerd.kill();

@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use sandbox_harness::World;
 use sandbox_harness::leaks::{self, Process};
 use sandbox_harness::process::wait_until;
+use sandbox_harness::{Driver, World};
 
 /// Who is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,8 @@ impl Victim {
 /// When it is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum When {
+    /// Before anything is asked for, once what the shim begins by itself is there.
+    Waiting,
     /// Between Create's call and its answer, once this is there.
     Creating(Sign),
     /// Before the Start of what was created; or while it is on its way.
@@ -70,6 +72,13 @@ pub(super) enum Sign {
     Folder,
     /// A process.
     Process(Victim),
+}
+
+impl When {
+    /// Whether the driver has a machine that waits.
+    pub(super) fn machine_waits(world: &World) -> bool {
+        world.setup().driver == Driver::Kvm
+    }
 }
 
 impl Sign {

@@ -2,8 +2,9 @@
 //! command line of the `qemu` driver.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{BufRead as _, BufReader, IoSlice, Seek as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_harness::bundle::PROBE;
 use serde_json::{Value as Json, json};
@@ -116,25 +118,28 @@ impl Files {
         let console = File::from(memfd_create("console", MemfdFlags::CLOEXEC)?);
         ftruncate(&console, CONSOLE_BYTES)?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
-        let given: [OwnedFd; 5] = [
-            kvm.into(),
-            File::open(&self.kernel)?.into(),
+        let given: [OwnedFd; 3] = [kvm.into(), File::open(&self.kernel)?.into(), console.into()];
+        let passed: [OwnedFd; 2] = [
             File::open(&self.root)?.into(),
             UnixListener::bind(&socket)?.into(),
-            console.into(),
         ];
         let config = json!({
             "kvm_fd": FIRST_FD, "kernel_fd": FIRST_FD + 1, "command_line": Self::command_line("k"), "memory": MEMORY_MIB, "max_memory": MEMORY_MIB, "vcpus": 1,
-            "block": [{"fd": FIRST_FD + 2, "read_only": true, "serial": "root"}], "pmem": null,
-            "disk_limits": {"bytes_per_second": null, "operations_per_second": null}, "net": [], "shares": [],
-            "vsock": {"cid": 3, "listener_fd": FIRST_FD + 3, "path": socket},
-            "free_page_reporting": true, "console_fd": FIRST_FD + 4,
+            "shared_memory": false, "console_fd": FIRST_FD + 2,
         });
+        let run = json!({"request": "run", "devices": {
+            "block": [{"fd": 0, "read_only": true, "serial": "root"}], "pmem": null,
+            "disk_limits": {"bytes_per_second": null, "operations_per_second": null}, "net": [], "shares": [],
+            "vsock": {"cid": 3, "listener_fd": 1, "path": socket},
+            "free_page_reporting": true,
+        }});
         let mut file = File::from(memfd_create("config", MemfdFlags::CLOEXEC)?);
         file.write_all(config.to_string().as_bytes())?;
         file.rewind()?;
         let (control, theirs) = UnixStream::pair()?;
         control.set_read_timeout(Some(lab.limit()))?;
+        // It waits in the socket until the monitor is there.
+        send(&control, &format!("{run}\n"), &passed)?;
         let mut mappings = vec![mapping(file, CONFIG_FD), mapping(theirs, CONTROL_FD)];
         mappings.extend(
             (FIRST_FD..)
@@ -172,6 +177,16 @@ impl Files {
             .arg(Self::command_line("t"));
         Machine::start(lab, command, kind, None, None)
     }
+}
+
+fn send(control: &UnixStream, line: &str, fds: &[OwnedFd; 2]) -> Result<()> {
+    let fds = fds.each_ref().map(OwnedFd::as_fd);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let line = [IoSlice::new(line.as_bytes())];
+    sendmsg(control, &line, &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
 }
 
 fn mapping(parent_fd: impl Into<OwnedFd>, child_fd: i32) -> FdMapping {
