@@ -17,7 +17,7 @@ use sandbox_harness::{World, bundle};
 use serde_json::Value;
 
 use super::BOUND;
-use super::moment::{Victim, When, kill_now};
+use super::moment::{Sign, Victim, When, kill_now};
 
 /// A call that is under way, on a thread of its own.
 pub(super) struct Call<T> {
