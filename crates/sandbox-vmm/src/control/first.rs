@@ -176,7 +176,7 @@ mod tests {
             // It is not said again that something is there to be read.
             let memory = MemMib::new(256).unwrap();
             let request = MonitorRequest::SetMemory { memory };
-            assert_eq!(control.begun_requests(), [request.clone()]);
+            assert_eq!(control.begun_requests(), std::slice::from_ref(&request));
             ours.write_all(SET_MEMORY).unwrap();
             assert_eq!(control.requests(), Some(vec![request]));
         }
