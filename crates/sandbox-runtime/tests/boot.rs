@@ -20,6 +20,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_protocol::agent::StreamKind;
 use sandbox_runtime::{AgentError, DeathCause, Driver, Sandbox, SandboxError, SandboxEvent};
+use sandbox_types::MemMib;
 use sandbox_types::timeline::Phase;
 use tokio::io::AsyncReadExt;
 
@@ -308,7 +309,7 @@ fn guest_image_that_is_not_in_memory_is_read_from_its_disk(fixture: &Fixture) ->
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         plan.config.kernel_arguments = format!("{ROOT_VARIABLE}=0+4096");
-        let (sandbox, _events) = Sandbox::start(plan).await?;
+        let (sandbox, _events) = Sandbox::start(plan, None).await?;
         let console = sandbox.console_tail();
         assert!(
             console
@@ -381,7 +382,9 @@ fn head_start_is_gone_on_with_by_its_plan_alone(fixture: &Fixture) -> Outcome {
         for (begun_of, root, same) in [
             (&own, &own, true),
             (&shared, &shared, true),
-            (&own, &shared, false),
+            // The monitor has it shared then.
+            (&own, &shared, true),
+            (&shared, &own, false),
         ] {
             let begun = Fixture::head_start(&fixture.plan(begun_of));
             let early = early_monitor(fixture).await?;
@@ -389,6 +392,13 @@ fn head_start_is_gone_on_with_by_its_plan_alone(fixture: &Fixture) -> Outcome {
             assert_eq!(sandbox.monitor_pid() == early, same);
             sandbox.stop().await?;
         }
+        let begun = Fixture::head_start(&fixture.plan(&own));
+        let early = early_monitor(fixture).await?;
+        let mut larger = fixture.plan(&own);
+        larger.memory = MemMib::new(u64::from(larger.memory.get()) + 64)?;
+        let (sandbox, _events) = Sandbox::start(larger, Some(begun)).await?;
+        assert_ne!(sandbox.monitor_pid(), early);
+        sandbox.stop().await?;
         let begun = Fixture::head_start(&fixture.plan(&own));
         early_monitor(fixture).await?;
         let mut plan = fixture.plan(&own);

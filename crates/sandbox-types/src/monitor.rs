@@ -51,8 +51,8 @@ pub struct MonitorConfig {
     pub max_memory: MemMib,
     /// Processors. How many of them the kernel brings up by itself is its command line's to say (`maxcpus=`).
     pub vcpus: VcpuCount,
-    /// Whether back ends of devices share guest memory, so that it has to be a file: needed where there are
-    /// [shares](MachineDevices::shares).
+    /// Whether back ends of devices share guest memory, so that it has to be a file. Where there are [shares](MachineDevices::shares) after
+    /// all, the monitor makes it one, and loads the kernel again.
     pub shared_memory: bool,
     /// A memory file that holds the guest's console, in the layout of [`console_ring`].
     pub console_fd: i32,

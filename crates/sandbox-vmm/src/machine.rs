@@ -84,6 +84,12 @@ pub enum MachineError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Memory that has to be replaced.
+    #[error("cannot give back memory that devices cannot share")]
+    GiveBack {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Kernel and boot data.
     #[error(transparent)]
     Boot(#[from] BootError),

@@ -264,6 +264,16 @@ pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
     mapping::discard(region, offset, bytes)
 }
 
+/// As [`discard`], for all of it.
+///
+/// # Errors
+/// As there.
+pub fn discard_all(memory: &GuestMemoryMmap) -> io::Result<()> {
+    memory
+        .iter()
+        .try_for_each(|region| mapping::discard(region, 0, region.size()))
+}
+
 /// Asks for pages not to be parts of huge ones, from now on. Only advice, and nothing where memory is a file: its huge pages are
 /// its own, and it has a mapping in each process.
 pub fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {

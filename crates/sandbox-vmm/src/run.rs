@@ -135,11 +135,14 @@ fn run_machine(
     let config = read_config(inherited.take(CONFIG_FD, "the configuration")?)?;
     make_room_for_descriptors(&*control);
     let (basis, console) = basis(inherited, config)?;
-    let loaded = LoadedMachine::load(basis)?;
+    let mut loaded = LoadedMachine::load(basis)?;
     let confinement = Confinement::new()?;
     let Some((devices, passed)) = control.first_request()? else {
         return Ok(None);
     };
+    if !devices.shares.is_empty() {
+        loaded.share()?;
+    }
     let devices = Devices::make(&loaded, devices, passed)?;
     let size = devices.size;
     let parts = MachineParts {

@@ -35,7 +35,8 @@ pub struct EarlyPlan {
     pub cgroup: Option<CgroupPath>,
     /// What is noted for [`orphans`](crate::cleanup::orphans).
     pub sweep: Option<SweepNote>,
-    /// Something of the host's file system is shared with the guest, or may be later, so that its memory has to be shared too.
+    /// Something of the host's file system is shared with the guest, or may be later, so that its memory has to be shared too. Not to know
+    /// of it yet costs a few milliseconds ([`Self::serves`]).
     pub shares: bool,
 }
 
@@ -52,6 +53,15 @@ impl EarlyPlan {
             sweep: plan.sweep.clone(),
             shares: plan.shares(),
         }
+    }
+
+    /// Whether what was begun with this is of use to a sandbox with `other`. The monitor makes memory shared that is not, but not the reverse.
+    pub(super) fn serves(&self, other: &Self) -> bool {
+        let shared = Self {
+            shares: self.shares || other.shares,
+            ..self.clone()
+        };
+        shared == *other
     }
 
     fn size(&self) -> MachineSize {

@@ -1,7 +1,7 @@
 //! A sandbox that is begun before all is known of it.
 //!
 //! ```text
-//! begin ──> being made ──┬──> made ──┬── taken by a sandbox of the same plan
+//! begin ──> being made ──┬──> made ──┬── taken by a sandbox whose plan it serves
 //!                        │           └── released, or dropped, or taken by one of another plan ──┐
 //!                        └──> failed ──────────────────────────────────────────────────────────> removed
 //! ```
@@ -68,7 +68,7 @@ impl HeadStart {
         let mut made = self.made.await.ok().flatten()?;
         let machine = made.ground.machine.as_mut();
         let waits = machine.is_some_and(|machine| !machine.has_ended());
-        if waits && made.plan == *plan {
+        if waits && made.plan.serves(plan) {
             return Some(made.ground);
         }
         let machine = made.ground.machine.as_ref();
@@ -173,6 +173,21 @@ mod tests {
             .release()
             .await;
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn plan_serves_its_own_and_one_that_shares_after_all() {
+        let own = plan(Path::new("/x"));
+        let shares = EarlyPlan {
+            shares: true,
+            ..own.clone()
+        };
+        let larger = EarlyPlan {
+            memory: sandbox_types::MemMib::new(own.memory.get() + 1).unwrap(),
+            ..shares.clone()
+        };
+        assert!(own.serves(&own) && shares.serves(&shares) && own.serves(&shares));
+        assert!(!shares.serves(&own) && !own.serves(&larger) && !shares.serves(&larger));
     }
 
     #[tokio::test]

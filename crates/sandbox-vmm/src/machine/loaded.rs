@@ -34,6 +34,7 @@ pub struct MachineBasis {
 pub struct LoadedMachine {
     pub(super) kvm: Kvm,
     pub(super) vm: VmFd,
+    kernel: File,
     /// What the guest has from the start. No memory slot of the VM yet.
     pub(super) ram: GuestMemoryMmap,
     /// Where the kernel is entered.
@@ -56,14 +57,13 @@ impl LoadedMachine {
             return Err(MachineError::ApiVersion { version });
         }
         let vm = basis.kvm.create_vm().map_err(refused("create a VM"))?;
-        // However large a window is, it moves what comes later and does not change its size.
-        let room =
-            Later::new(basis.memory, basis.max_memory, 0).map_or(0, |later| later.range().bytes);
+        let room = room(basis.memory, basis.max_memory);
         let ram = memory::create_ram(basis.memory, basis.sharing, room)?;
         let entry = pvh::load_kernel(&ram, basis.memory, &mut basis.kernel)?;
         Ok(Self {
             kvm: basis.kvm,
             vm,
+            kernel: basis.kernel,
             ram,
             entry,
             command_line: basis.command_line,
@@ -80,10 +80,22 @@ impl LoadedMachine {
         self.memory
     }
 
-    /// Whether back ends can share its memory.
-    #[must_use]
-    pub fn is_shared(&self) -> bool {
-        self.sharing == Sharing::Shared
+    /// Has back ends able to share its memory. Where it was begun with memory of its own, it gets other, and the kernel is loaded again: a
+    /// few milliseconds.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn share(&mut self) -> Result<(), MachineError> {
+        if self.sharing == Sharing::Shared {
+            return Ok(());
+        }
+        // Nobody has looked at it.
+        memory::discard_all(&self.ram).map_err(|source| MachineError::GiveBack { source })?;
+        let room = room(self.memory, self.max_memory);
+        self.ram = memory::create_ram(self.memory, Sharing::Shared, room)?;
+        self.entry = pvh::load_kernel(&self.ram, self.memory, &mut self.kernel)?;
+        self.sharing = Sharing::Shared;
+        Ok(())
     }
 
     /// The memory that it may get later, behind a window of `window` bytes.
@@ -91,4 +103,9 @@ impl LoadedMachine {
     pub fn later(&self, window: u64) -> Option<Later> {
         Later::new(self.memory, self.max_memory, window)
     }
+}
+
+/// How much may come later, in bytes. However large a window is, it moves that and does not change its size.
+fn room(memory: MemMib, max_memory: MemMib) -> u64 {
+    Later::new(memory, max_memory, 0).map_or(0, |later| later.range().bytes)
 }

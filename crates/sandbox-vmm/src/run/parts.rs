@@ -60,14 +60,6 @@ pub enum DevicesError {
         /// What is wrong.
         source: NetError,
     },
-    /// A shared directory without memory that is shared with its back end.
-    #[error(
-        "shared directory {tag:?} needs memory that is shared, and the machine was begun without"
-    )]
-    NotShared {
-        /// Its tag.
-        tag: String,
-    },
     /// A shared directory.
     #[error("shared directory {tag:?}")]
     Share {
@@ -137,9 +129,6 @@ impl Devices {
         }
         for share in request.shares {
             let tag = share.tag;
-            if !loaded.is_shared() {
-                return Err(DevicesError::NotShared { tag });
-            }
             let fd = passed.take(share.fd, "a vhost-user back end")?;
             match FsDevice::new(&tag, UnixStream::from(fd)) {
                 Ok(device) => all.push(Box::new(device)),
