@@ -183,7 +183,7 @@ mod tests {
             ..own.clone()
         };
         let larger = EarlyPlan {
-            memory: sandbox_types::MemMib::new(own.memory.get() + 1).unwrap(),
+            memory: sandbox_types::MemMib::new(u64::from(own.memory.get()) + 1).unwrap(),
             ..shares.clone()
         };
         assert!(own.serves(&own) && shares.serves(&shares) && own.serves(&shares));
