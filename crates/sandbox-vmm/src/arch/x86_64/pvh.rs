@@ -2,14 +2,16 @@
 //! `public/arch-x86/hvm/start_info.h`).
 
 use std::fs::File;
+use std::ops::Range;
 
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::image::{self, HUGE_PAGE_BYTES};
 use super::layout::{self, MapKind};
-use super::{image, mptable};
+use super::mptable;
 use crate::memory::{self, RamPages};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
@@ -78,7 +80,8 @@ pub fn load_kernel(
     let below_hole = size.bytes().min(layout::HOLE_START);
     // Before anything is written there.
     let segments = image::segments(kernel).unwrap_or_default();
-    for block in image::sparse(&segments, below_hole) {
+    let blocks = image::sparse(&segments, below_hole);
+    for block in blocks.into_iter().chain(boot_data(&segments)) {
         let bytes = block.end.saturating_sub(block.start);
         if let Ok(pages) = RamPages::new(memory, GuestAddress(block.start), bytes) {
             memory::advise_small(memory, pages);
@@ -102,6 +105,12 @@ pub fn load_kernel(
             Err(BootError::NoPvhEntry)
         }
     }
+}
+
+/// The block of memory that [`write_boot_data`] writes a few pages of, if no segment is in it.
+fn boot_data(segments: &[Range<u64>]) -> Option<Range<u64>> {
+    let is_free = |segment: &Range<u64>| segment.start >= HUGE_PAGE_BYTES;
+    (segments.iter().all(is_free) && !segments.is_empty()).then_some(0..HUGE_PAGE_BYTES)
 }
 
 /// Writes what the kernel looks for: start of day information, memory map, command line and MP table.
@@ -221,6 +230,14 @@ mod tests {
             error,
             BootError::CommandLineTooLong { length: 2048 }
         ));
+    }
+
+    #[test]
+    fn block_of_the_boot_data_is_nobody_elses() {
+        let kernel = (16 << 20)..(30 << 20);
+        assert_eq!(boot_data(std::slice::from_ref(&kernel)), Some(0..2 << 20));
+        assert_eq!(boot_data(&[kernel, (1 << 20)..(3 << 20)]), None);
+        assert_eq!(boot_data(&[]), None);
     }
 
     #[test]
