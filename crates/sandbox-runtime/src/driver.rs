@@ -35,6 +35,7 @@ mod kvm;
 mod memory;
 mod passing;
 mod qemu;
+mod tsc;
 mod virtiofsd;
 
 pub(crate) use memory::MemoryControl;

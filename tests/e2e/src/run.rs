@@ -9,6 +9,7 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("run_prints_what_the_container_prints", prints),
     ("run_is_behind_another_kernel", other_kernel),
+    ("run_clock_is_a_counter_and_not_the_tick", clock),
     ("run_exit_code_is_the_containers", exit_code),
     (
         "run_memory_limit_is_in_the_cgroup_and_sizes_the_machine",
@@ -45,6 +46,22 @@ fn prints(world: &World) -> Result<()> {
         .sandboxctl(&["run", "--rm", "demo", "echo", "hello"])?
         .expect_code(0)?
         .expect_stdout("hello\n")?;
+    Ok(())
+}
+
+/// Where the kernel gives its counter up, its clock moves on a hundred times a second, and timers with it.
+fn clock(world: &World) -> Result<()> {
+    let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    let source = world
+        .sandboxctl(&["run", "--rm", "demo", "cat", file])?
+        .expect_code(0)?
+        .text();
+    let expected: &[&str] = match world.setup().driver {
+        Driver::Kvm => &["kvm-clock"],
+        // The one until all is up.
+        Driver::Qemu => &["tsc", "tsc-early"],
+    };
+    ensure!(expected.contains(&source.trim()), "{source}");
     Ok(())
 }
 

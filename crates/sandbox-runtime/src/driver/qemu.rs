@@ -18,7 +18,7 @@ use sandbox_types::timeline::Phase;
 
 use super::{
     DriverError, HypervisorDriver, MachineRequest, Parts, ROOT_SERIAL, open, open_disk,
-    pass_queues, plumbing, virtiofsd,
+    pass_queues, plumbing, tsc, virtiofsd,
 };
 use crate::console::Console;
 use crate::event::DeathCause;
@@ -154,13 +154,17 @@ impl HypervisorDriver for Qemu {
 /// - `init_on_alloc=1`, with a shared folder: QEMU's translator keeps code by physical page and sees only the guest's own writes. A page
 ///   that once held code and is then filled by another process, virtiofsd, with a program would run the old
 ///   code. A kernel that clears every page before it is used again makes the translator forget it.
+/// - `tsc_early_khz=`: the time stamp counter is the host's. A kernel that measures it against the PIT gives it up where it is held up in
+///   between, as it is on a host with other work, and has a clock then that moves on a hundred times a second, and timers that go by it.
 fn kernel_command_line(request: &MachineRequest<'_>) -> String {
-    let common = request.command_line().replace("reboot=k", "reboot=t");
-    if request.share.is_none() {
-        common
-    } else {
-        format!("{common} init_on_alloc=1")
+    let mut line = request.command_line().replace("reboot=k", "reboot=t");
+    if request.share.is_some() {
+        line.push_str(" init_on_alloc=1");
     }
+    if let Some(khz) = tsc::khz() {
+        line.push_str(&format!(" tsc_early_khz={khz}"));
+    }
+    line
 }
 
 fn start_vsock(
