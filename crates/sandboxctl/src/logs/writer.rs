@@ -40,14 +40,25 @@ impl Log {
         })))
     }
 
-    fn append(&self, entries: &[u8]) -> io::Result<()> {
+    /// Writes entries, as many to a file as there is room for. One that is larger than a file has one of its own.
+    fn append(&self, mut entries: &[u8]) -> io::Result<()> {
         let mut current = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.size > 0 && current.size.saturating_add(len(entries)) > self.max_size {
-            self.rotate()?;
-            *current = Current::open(&self.folder)?;
+        while !entries.is_empty() {
+            let room = self.max_size.saturating_sub(current.size);
+            let fits = match entries_within(entries, room) {
+                0 if current.size > 0 => {
+                    self.rotate()?;
+                    *current = Current::open(&self.folder)?;
+                    continue;
+                }
+                0 => first_entry(entries),
+                fits => fits,
+            };
+            let (now, later) = entries.split_at(fits);
+            current.file.write_all(now)?;
+            current.size += len(now);
+            entries = later;
         }
-        current.file.write_all(entries)?;
-        current.size += len(entries);
         Ok(())
     }
 
@@ -78,6 +89,19 @@ impl Current {
         let size = file.metadata()?.len();
         Ok(Self { file, size })
     }
+}
+
+/// The length of the whole entries among the first `room` bytes. An entry ends with the only newline in it.
+fn entries_within(entries: &[u8], room: u64) -> usize {
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    let first = entries.get(..room).unwrap_or(entries);
+    let last = first.iter().rposition(|byte| *byte == b'\n');
+    last.map_or(0, |last| last + 1)
+}
+
+fn first_entry(entries: &[u8]) -> usize {
+    let end = entries.iter().position(|byte| *byte == b'\n');
+    end.map_or(entries.len(), |end| end + 1)
 }
 
 fn len(bytes: &[u8]) -> u64 {
@@ -227,17 +251,43 @@ mod tests {
     }
 
     #[test]
-    fn log_is_bounded() {
+    fn entry_that_is_larger_than_a_file_has_one_of_its_own() {
         let folder = tempfile::tempdir().unwrap();
-        let options = LogOptions {
+        let log = Log::open(folder.path(), &bounded()).unwrap().unwrap();
+        let long = "x".repeat(2000);
+        LogStream::new(log, "stdout").take(format!("a\n{long}\nb\n").as_bytes());
+        for (file, text) in [
+            ("container.log.2", "a"),
+            ("container.log.1", &long),
+            (FILE, "b"),
+        ] {
+            let line = ("stdout".to_owned(), format!("{text}\n"));
+            assert_eq!(entries(folder.path(), file), [line]);
+        }
+    }
+
+    fn bounded() -> LogOptions {
+        LogOptions {
             max_size: 1000,
             max_file: 3,
             ..LogOptions::default()
-        };
-        let log = Log::open(folder.path(), &options).unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn log_is_bounded_however_much_comes_at_a_time() {
+        let lines: Vec<String> = (0..100).map(|number| format!("{number}\n")).collect();
+        for at_a_time in [1, 3, 100] {
+            log_is_bounded(&lines, at_a_time);
+        }
+    }
+
+    fn log_is_bounded(lines: &[String], at_a_time: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path(), &bounded()).unwrap().unwrap();
         let mut stream = LogStream::new(log, "stdout");
-        for number in 0..100 {
-            stream.take(format!("{number}\n").as_bytes());
+        for some in lines.chunks(at_a_time) {
+            stream.take(some.concat().as_bytes());
         }
         let mut files: Vec<_> = fs::read_dir(folder.path())
             .unwrap()
@@ -250,6 +300,10 @@ mod tests {
                 .iter()
                 .all(|file| file.metadata().unwrap().len() <= 1000)
         );
-        assert_eq!(entries(folder.path(), FILE).pop().unwrap().1, "99\n");
+        let kept = ["container.log.2", "container.log.1", FILE];
+        let kept = kept.map(|file| entries(folder.path(), file)).concat();
+        assert!(kept.len() > 20, "{}", kept.len());
+        let newest = lines.iter().rev().take(kept.len()).rev();
+        assert!(kept.iter().map(|(_, line)| line).eq(newest));
     }
 }
