@@ -64,12 +64,14 @@ pub(crate) enum Owner {
     Plain,
 }
 
-/// Mappings of a machine's process from this size on that have no file are the guest's. No guest has less.
-const GUEST_KIB: u64 = 48 << 10;
+/// Mappings of a machine's process from this size on that have no file are the guest's. No guest has less. One that is several mappings,
+/// because its parts are advised to have large pages or small ones, is counted as a whole.
+const GUEST_BYTES: u64 = 48 << 20;
 
 /// One mapping's first line: `55d0c3a00000-55d0c3a21000 rw-p 00000000 00:00 0    [heap]`.
 struct Header<'a> {
-    size_kib: u64,
+    from: u64,
+    to: u64,
     executable: bool,
     name: &'a str,
 }
@@ -93,16 +95,66 @@ fn header(line: &str) -> Option<Header<'_>> {
         name = behind;
     }
     Some(Header {
-        size_kib: to.checked_sub(from)? / 1024,
+        from,
+        to: (to >= from).then_some(to)?,
         executable: permissions.contains('x'),
         name: name.trim(),
     })
 }
 
-fn kind(header: &Header<'_>, owner: Owner, programs: &[&str]) -> Kind {
+impl Header<'_> {
+    fn has_no_file(&self) -> bool {
+        let name = self.name;
+        name.is_empty() || name.starts_with("/memfd:") || name.starts_with("[anon")
+    }
+}
+
+/// A mapping, and what is told of it.
+struct Mapping<'a> {
+    header: Header<'a>,
+    memory: Memory,
+    /// Advised to have large pages, or small ones (`hg`, `nh`).
+    is_advised: bool,
+    /// Of all mappings without a file that are advised and lie one behind the other, this one among them.
+    together_bytes: u64,
+}
+
+/// All of them, in the order of their addresses. Lines that are neither a mapping's first nor counted are skipped.
+fn mappings(smaps: &str) -> Vec<Mapping<'_>> {
+    let mut all: Vec<Mapping<'_>> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(header) = header(line) {
+            all.push(Mapping {
+                together_bytes: header.to - header.from,
+                header,
+                memory: Memory::default(),
+                is_advised: false,
+            });
+        } else if let Some(now) = all.last_mut() {
+            count(&mut now.memory, line);
+            if let Some(flags) = line.strip_prefix("VmFlags:") {
+                now.is_advised = flags.split(' ').any(|flag| matches!(flag, "hg" | "nh"));
+            }
+        }
+    }
+    let follows = |before: &Mapping<'_>, next: &Mapping<'_>| {
+        let one = |mapping: &Mapping<'_>| mapping.is_advised && mapping.header.has_no_file();
+        one(before) && one(next) && before.header.to == next.header.from
+    };
+    for run in all.chunk_by_mut(follows) {
+        let bytes = run.iter().map(|one| one.together_bytes).sum();
+        for one in run {
+            one.together_bytes = bytes;
+        }
+    }
+    all
+}
+
+fn kind(mapping: &Mapping<'_>, owner: Owner, programs: &[&str]) -> Kind {
+    let header = &mapping.header;
     let name = header.name;
-    let no_file = name.is_empty() || name.starts_with("/memfd:") || name.starts_with("[anon");
-    if owner == Owner::Machine && no_file && header.size_kib >= GUEST_KIB {
+    let no_file = header.has_no_file();
+    if owner == Owner::Machine && no_file && mapping.together_bytes >= GUEST_BYTES {
         return Kind::Guest;
     }
     match name {
@@ -131,23 +183,19 @@ fn count(memory: &mut Memory, line: &str) {
     }
 }
 
-/// Sums mappings up by what they are. Lines that are neither a mapping's first nor counted are skipped.
+/// Sums mappings up by what they are.
 pub(crate) fn by_kind(smaps: &str, owner: Owner) -> BTreeMap<Kind, Memory> {
     // A program's data is not executable; that its file is, shows elsewhere.
-    let programs: Vec<&str> = smaps
-        .lines()
-        .filter_map(header)
+    let all = mappings(smaps);
+    let programs: Vec<&str> = all
+        .iter()
+        .map(|mapping| &mapping.header)
         .filter(|header| header.executable && header.name.starts_with('/'))
         .map(|header| header.name)
         .collect();
     let mut sums: BTreeMap<Kind, Memory> = BTreeMap::new();
-    let mut now = None;
-    for line in smaps.lines() {
-        if let Some(header) = header(line) {
-            now = Some(kind(&header, owner, &programs));
-        } else if let Some(kind) = now {
-            count(sums.entry(kind).or_default(), line);
-        }
+    for mapping in &all {
+        *sums.entry(kind(mapping, owner, &programs)).or_default() += mapping.memory;
     }
     sums
 }
@@ -243,6 +291,22 @@ Pss:                   0 kB
                 (Kind::Stack, memory(16, 16)),
             ])
         );
+    }
+
+    #[test]
+    fn guest_memory_of_several_mappings_is_counted_as_a_whole() {
+        let text = "\
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0 \nPss: 7 kB\nVmFlags: rd wr nh \n\
+7f0000200000-7f0003000000 rw-p 00000000 00:00 0 \nPss: 70 kB\nVmFlags: rd wr hg \n\
+7f0003000000-7f0003040000 rw-p 00000000 00:00 0 \nPss: 700 kB\nVmFlags: rd wr \n\
+7f0008000000-7f0008200000 rw-p 00000000 00:00 0 \nPss: 7000 kB\nVmFlags: rd wr hg \n";
+        let sums = by_kind(text, Owner::Machine);
+        // A thread's stack beside it, and what lies elsewhere, is not.
+        let expected = [
+            (Kind::Guest, memory(77, 0)),
+            (Kind::Anonymous, memory(7700, 0)),
+        ];
+        assert_eq!(sums, BTreeMap::from(expected));
     }
 
     #[test]
