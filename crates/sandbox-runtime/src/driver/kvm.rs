@@ -67,6 +67,8 @@ pub(super) struct Waiting {
     pub(super) process: Process,
     console: Console,
     control: UnixStream,
+    /// Where the guest has been told that its image is in memory.
+    root: Option<MappedLayer>,
 }
 
 impl Waiting {
@@ -80,10 +82,11 @@ impl Waiting {
         }
         basis.place(&mut launch)?;
         let console = Console::create(basis.dir).map_err(plumbing("the console's file"))?;
+        let root = basis.image_in_memory();
         let monitor_config = MonitorConfig {
             kvm_fd: launch.pass(open("the KVM device", Path::new("/dev/kvm"), false)?)?,
             kernel_fd: launch.pass(open("the guest kernel", &config.kernel_path()?, true)?)?,
-            command_line: basis.command_line(basis.image_in_memory().as_ref()),
+            command_line: basis.command_line(root.as_ref()),
             memory: basis.size.memory,
             max_memory: basis.most.memory,
             vcpus: basis.most.vcpus,
@@ -102,6 +105,7 @@ impl Waiting {
             process,
             console,
             control,
+            root,
         })
     }
 }
@@ -140,8 +144,7 @@ impl HypervisorDriver for Kvm {
                 serial: device.serial.clone(),
             });
         }
-        let root = request.basis().image_in_memory();
-        let mapped: Vec<_> = root.iter().chain(&plan.layers).collect();
+        let mapped: Vec<_> = waiting.root.iter().chain(&plan.layers).collect();
         self.mapped = mapped.iter().map(|one| one.path.clone()).collect();
         let pmem = persistent_memory(&mut passing, &mapped)?;
         let mut net = Vec::new();
@@ -172,6 +175,7 @@ impl HypervisorDriver for Kvm {
             mut process,
             console,
             control,
+            ..
         } = waiting;
         passing.send(devices, &control)?;
         let control = control

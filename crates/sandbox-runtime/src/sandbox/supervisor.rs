@@ -238,13 +238,13 @@ impl Supervisor {
     ///
     /// What takes the machine longest to begin with begins first, where it is known by then, and goes on beside the rest.
     fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
+        let begins_early = self.begins_early();
         let plan = &self.plan;
         if self.ground.is_none() {
             let early = EarlyPlan::of(plan);
             let ground = self.ground.insert(Ground::claim(&early, self.driver)?);
             ground.furnish(&early)?;
-            // One whose process is to be in a namespace that is still to be made cannot be begun yet.
-            if self.driver == Driver::Kvm && plan.network != Some(PodNetwork::New) {
+            if begins_early {
                 ground.begin_machine(&early)?;
             }
         }
@@ -299,13 +299,17 @@ impl Supervisor {
         Ok(events)
     }
 
+    /// Whether its machine can be begun before its devices are known: not one whose process is to be in a namespace that is still to be made.
+    fn begins_early(&self) -> bool {
+        self.driver == Driver::Kvm && self.plan.network != Some(PodNetwork::New)
+    }
+
     /// Takes the ground that has been made before, if it is that of this sandbox; any other is removed.
     async fn take_ground(&mut self) {
         let Some(head_start) = self.head_start.take() else {
             return;
         };
-        let is_kvm = self.driver == Driver::Kvm && self.plan.network != Some(PodNetwork::New);
-        let wanted = is_kvm.then(|| EarlyPlan::of(&self.plan));
+        let wanted = self.begins_early().then(|| EarlyPlan::of(&self.plan));
         self.ground = head_start.take(wanted.as_ref()).await;
     }
 
