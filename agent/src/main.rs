@@ -25,6 +25,7 @@ mod helper;
 mod launch;
 mod mount;
 mod network;
+mod page_reports;
 mod process;
 mod process_list;
 mod processors;

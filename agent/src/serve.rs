@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::stream::{BoxStream, StreamExt as _};
 use sandbox_protocol::{AGENT_PORT, EVENT_PORT, STREAM_PORT, agent_ttrpc};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
@@ -17,6 +17,7 @@ use crate::boot::{self, BootError};
 use crate::containers::Containers;
 use crate::events::Events;
 use crate::guest;
+use crate::page_reports;
 use crate::reaper::Reaper;
 use crate::service::AgentService;
 use crate::stdio::Connection;
@@ -84,8 +85,10 @@ async fn serve(sockets: Sockets, started_ns: u64) -> Result<(), ServeError> {
     let (shutdown, mut shutdown_wanted) = mpsc::channel(1);
     let (events, queue) = Events::new();
     let containers = Arc::new(Containers::new(reaper, events));
+    let starts = Arc::new(Notify::new());
     let service = AgentService {
         containers: containers.clone(),
+        starts: Arc::clone(&starts),
         shutdown,
     };
     let mut server = Server::new()
@@ -93,6 +96,10 @@ async fn serve(sockets: Sockets, started_ns: u64) -> Result<(), ServeError> {
         .register_service(agent_ttrpc::create_agent(Arc::new(service)));
     server.start().await?;
     queue.announce(host, started_ns);
+    // Without a machine the kernel is the host's.
+    if sockets.is_of_guest() {
+        tokio::spawn(async move { page_reports::follow(&starts).await });
+    }
     loop {
         tokio::select! {
             connection = connections.next() => match connection {
@@ -128,6 +135,10 @@ fn at(directory: &Path, port: u32) -> PathBuf {
 }
 
 impl Sockets {
+    fn is_of_guest(&self) -> bool {
+        matches!(self, Self::Vsock)
+    }
+
     fn vsock_listener(port: u32) -> Result<VsockListener, ServeError> {
         VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
             .map_err(failed(format!("listen on vsock port {port}")))

@@ -14,7 +14,7 @@ use sandbox_protocol::agent::{
 use sandbox_protocol::agent_ttrpc::Agent;
 use sandbox_protocol::limits::MAX_REPLY_BYTES;
 use sandbox_types::{ContainerId, ExecId, IdError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::proto::Code;
 
@@ -28,6 +28,8 @@ use crate::processors;
 #[derive(Debug, Clone)]
 pub(crate) struct AgentService {
     pub(crate) containers: Arc<Containers>,
+    /// Told when a container is being started.
+    pub(crate) starts: Arc<Notify>,
     /// Told when the host wants the machine off.
     pub(crate) shutdown: mpsc::Sender<()>,
 }
@@ -205,6 +207,9 @@ impl Agent for AgentService {
         request: ProcessRequest,
     ) -> Reply<ProcessReply> {
         let containers = self.containers.clone();
+        if request.exec_id.is_empty() {
+            self.starts.notify_one();
+        }
         answer(async move {
             let (id, exec) = ids(&request.container_id, &request.exec_id)?;
             containers

@@ -8,6 +8,7 @@ mod fault;
 pub mod later;
 pub mod lost;
 mod mapping;
+pub mod reclaim;
 pub mod unplugged;
 pub mod window;
 
@@ -23,6 +24,7 @@ use vm_memory::{
 };
 
 use self::later::Later;
+use self::mapping::Hold;
 use self::window::{Window, WindowError};
 use crate::arch::x86_64::layout::{self, RamRange};
 
@@ -277,10 +279,14 @@ pub fn discard_all(memory: &GuestMemoryMmap) -> io::Result<()> {
 /// Asks for pages not to be parts of huge ones, from now on. Only advice, and nothing where memory is a file: its huge pages are
 /// its own, and it has a mapping in each process.
 pub fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {
+    advise(memory, pages, Hold::Small);
+}
+
+fn advise(memory: &GuestMemoryMmap, pages: RamPages, hold: Hold) {
     if let Some((region, offset, bytes)) = pages.within(memory)
         && region.file_offset().is_none()
     {
-        mapping::advise_small(region, offset, bytes);
+        mapping::advise(region, offset, bytes, hold);
     }
 }
 
@@ -334,30 +340,46 @@ mod tests {
         held
     }
 
-    /// The mappings that the first region is in: where each begins in it, how much of it is there, and its flags
-    /// (proc_pid_smaps(5)).
-    fn mappings(memory: &GuestMemoryMmap) -> Vec<(u64, u64, String)> {
+    /// A mapping of guest memory, by proc_pid_smaps(5).
+    #[derive(Default)]
+    pub(super) struct Mapping {
+        /// Where it begins in its region.
+        pub(super) offset: u64,
+        pub(super) bytes: u64,
+        /// How much of it is there.
+        pub(super) resident: u64,
+        pub(super) flags: String,
+    }
+
+    /// The mappings that the first region is in.
+    pub(super) fn mappings(memory: &GuestMemoryMmap) -> Vec<Mapping> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
         let region = memory.iter().next().unwrap();
         let start = region.as_ptr() as u64;
-        let mut mappings: Vec<(u64, u64, String)> = Vec::new();
-        let mut offset = None;
+        let mut mappings: Vec<Mapping> = Vec::new();
+        let mut ours = false;
         for line in smaps.lines() {
             let (first, rest) = line.split_once(' ').unwrap();
-            if let Some((first, _)) = first.split_once('-') {
-                let first = u64::from_str_radix(first, 16).unwrap();
-                offset = first.checked_sub(start).filter(|it| *it < region.len());
-                mappings.extend(offset.map(|offset| (offset, 0, String::new())));
+            if let Some((first, end)) = first.split_once('-') {
+                let [first, end] = [first, end].map(|it| u64::from_str_radix(it, 16).unwrap());
+                let offset = first.checked_sub(start).filter(|it| *it < region.len());
+                ours = offset.is_some();
+                mappings.extend(offset.map(|offset| Mapping {
+                    offset,
+                    bytes: end - first,
+                    ..Mapping::default()
+                }));
             }
-            let Some(mapping) = mappings.last_mut().filter(|_| offset.is_some()) else {
+            let Some(mapping) = mappings.last_mut().filter(|_| ours) else {
                 continue;
             };
+            let bytes = || {
+                let kib = rest.trim().strip_suffix(" kB").unwrap();
+                kib.parse::<u64>().unwrap() << 10
+            };
             match first {
-                "Rss:" => {
-                    let kib = rest.trim().strip_suffix(" kB").unwrap();
-                    mapping.1 = kib.parse::<u64>().unwrap() << 10;
-                }
-                "VmFlags:" => mapping.2 = rest.trim().to_owned(),
+                "Rss:" => mapping.resident = bytes(),
+                "VmFlags:" => mapping.flags = rest.trim().to_owned(),
                 _ => {}
             }
         }
@@ -366,7 +388,10 @@ mod tests {
 
     /// How much of the first region is there.
     fn resident_bytes(memory: &GuestMemoryMmap) -> u64 {
-        mappings(memory).iter().map(|mapping| mapping.1).sum()
+        mappings(memory)
+            .iter()
+            .map(|mapping| mapping.resident)
+            .sum()
     }
 
     #[test]
@@ -381,9 +406,13 @@ mod tests {
         }
         assert_eq!(resident_bytes(&memory), 2 * PAGE_BYTES);
         // Where the host knows no huge pages, it is one mapping still.
-        for (offset, _, flags) in mappings(&memory) {
-            if offset != start {
-                assert_eq!(flags, before[0].2, "from {offset:#x} on");
+        for mapping in mappings(&memory) {
+            if mapping.offset != start {
+                assert_eq!(
+                    mapping.flags, before[0].flags,
+                    "from {:#x} on",
+                    mapping.offset
+                );
             }
         }
     }

@@ -15,7 +15,7 @@ use vm_memory::mmap::MmapRegionError;
 use vm_memory::{GuestMemoryRegion as _, GuestRegionMmap, MmapRegion};
 
 /// A huge page of the first level.
-const HUGE_PAGE: usize = 2 << 20;
+pub(super) const HUGE_PAGE: usize = 2 << 20;
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// Not reserved: an idle guest touches little of what it has.
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -92,22 +92,43 @@ pub(super) fn discard_inaccessible(
     )?)
 }
 
-/// Asks for huge pages. Only advice: without them the guest is slower.
+/// How the host is to hold pages (madvise(2)). Only advice: without it the guest is slower, or larger.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hold {
+    /// As parts of huge ones, from now on.
+    Huge,
+    /// Not as parts of huge ones, from now on. What is around keeps its advice: both ends are to be multiples of [`HUGE_PAGE`], or a
+    /// huge page is lost at each.
+    Small,
+    /// As what is not needed soon. Of a huge page of which a part is gone, what is left becomes small pages, so that the host has the rest.
+    Cold,
+}
+
+impl Hold {
+    fn advice(self) -> i32 {
+        match self {
+            Self::Huge => libc::MADV_HUGEPAGE,
+            Self::Small => libc::MADV_NOHUGEPAGE,
+            Self::Cold => libc::MADV_COLD,
+        }
+    }
+}
+
+/// Asks for huge pages in a mapping which is to be a region.
 pub(super) fn advise_huge(region: &MmapRegion) {
     // SAFETY: the range is a mapping of ours; this advice does not change what is in it.
     unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
 }
 
-/// Takes the advice back for a part of a region, where nothing is yet. What is around keeps it: both ends are to be multiples of
-/// [`HUGE_PAGE`], or a huge page is lost at each.
-pub(super) fn advise_small(region: &GuestRegionMmap, offset: usize, bytes: usize) {
+/// Advises the host on a part of a region.
+pub(super) fn advise(region: &GuestRegionMmap, offset: usize, bytes: usize, hold: Hold) {
     let end = offset.checked_add(bytes);
     if end.is_none_or(|end| end > region.size()) {
         return;
     }
     let start = region.as_ptr().wrapping_add(offset);
     // SAFETY: the range lies in a mapping of guest memory; this advice does not change what is in it.
-    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_NOHUGEPAGE) };
+    unsafe { libc::madvise(start.cast(), bytes, hold.advice()) };
 }
 
 /// Gives the pages of a part of a region back to the host. They read as zeroes until something is written to them, for everyone who

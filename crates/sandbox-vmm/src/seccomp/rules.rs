@@ -210,7 +210,13 @@ pub const BALLOON: &[Rule] = &[allow!(
     SYS_madvise,
     "pages that the guest does not use go back to the host"
 )
-.with(&[&[advice(libc::MADV_DONTNEED)], &[advice(libc::MADV_REMOVE)]])];
+.with(&[
+    &[advice(libc::MADV_DONTNEED)],
+    &[advice(libc::MADV_REMOVE)],
+    &[advice(libc::MADV_NOHUGEPAGE)],
+    &[advice(libc::MADV_COLD)],
+    &[advice(libc::MADV_HUGEPAGE)],
+])];
 
 /// The thread of the memory device. What makes memory accessible and not, and discards it, is in [`EVERY_THREAD`].
 pub const MEM: &[Rule] = &[allow!(

@@ -6,7 +6,7 @@
 //! zeroes, to it and to the devices, which copy what they read.
 //!
 //! Linux reports free blocks of 2 MiB and more, two seconds after there are some (Linux: `mm/page_reporting.c`). That is also a huge
-//! page of the host's, which would not be freed in parts.
+//! page of the host's. Smaller blocks, which our guests report for a while after a start, break one up ([`Reclaim`]).
 //!
 //! Members: the device; [`request`], the parser; [`error`].
 
@@ -29,7 +29,8 @@ use super::{
     copy_config,
 };
 use crate::log;
-use crate::memory::{RamPages, discard};
+use crate::memory::RamPages;
+use crate::memory::reclaim::Reclaim;
 use crate::seccomp::ThreadKind;
 
 /// Entries in each queue. Linux reports 32 ranges at a time, and does without reporting where there is no room for them.
@@ -131,6 +132,7 @@ impl VirtioDevice for Balloon {
         let task = BalloonTask {
             queues: queues.collect(),
             memory: activation.memory,
+            reclaim: Reclaim::default(),
             interrupt: activation.interrupt.clone(),
         };
         let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
@@ -151,6 +153,7 @@ impl VirtioDevice for Balloon {
 struct BalloonTask {
     queues: Vec<(Purpose, ActiveQueue)>,
     memory: GuestMemoryMmap,
+    reclaim: Reclaim,
     interrupt: Interrupt,
 }
 
@@ -184,7 +187,7 @@ impl WorkerTask for BalloonTask {
                 return Ok(());
             };
             let head = chain.head_index();
-            if let Err(error) = serve(*purpose, chain, memory) {
+            if let Err(error) = serve(*purpose, chain, memory, &mut self.reclaim) {
                 log::guest(format_args!("balloon: {}", crate::error_chain(&error)));
             }
             // Nothing is written into the buffers.
@@ -205,6 +208,7 @@ fn serve(
     purpose: Purpose,
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
+    reclaim: &mut Reclaim,
 ) -> Result<(), BalloonError> {
     let pages: Vec<RamPages> = match purpose {
         Purpose::Inflate => request::parse_inflate(chain, memory)?,
@@ -213,7 +217,7 @@ fn serve(
         Purpose::Deflate => return Ok(()),
     };
     for range in pages {
-        discard(memory, range).map_err(BalloonError::Host)?;
+        reclaim.take(memory, range).map_err(BalloonError::Host)?;
     }
     Ok(())
 }

@@ -24,14 +24,14 @@ const ABOUT: About = About {
     one_scale: true,
 };
 
-/// How many at a time.
-const COUNTS: [usize; 3] = [1, 5, 10];
-/// How many web servers.
-const SERVERS: usize = 10;
+/// The most of each, whatever else is measured with more at once.
+const MOST: usize = 10;
 /// What they serve.
 const SITE: &str = "/data/tree/0";
 /// Memory does not scatter as times do.
 const MAX_RUNS: usize = 3;
+/// What a start has used and no longer needs goes back to the host a few seconds later.
+const SETTLES: Duration = Duration::from_secs(6);
 /// Two readings this far apart, with a difference of less than a hundredth, are of something that is idle.
 const APART: Duration = Duration::from_millis(500);
 /// Else the last one counts.
@@ -74,18 +74,25 @@ pub(super) fn measure(lab: &Lab) -> Part {
             obstacle: lab.obstacle(starter.subject()),
         })
         .collect();
-    let turns = Turns::warmed_up(lab.runs().min(MAX_RUNS));
+    let turns = Turns::at_once(lab.runs().min(MAX_RUNS));
+    let counts = counts(lab.at_once());
     ABOUT.measure(contenders, turns, |index| {
         let mut values = Vec::new();
-        for count in COUNTS {
-            values.extend(idle(lab, STARTERS[index].0, count)?);
+        for count in &counts {
+            values.extend(idle(lab, STARTERS[index].0, *count)?);
         }
         // Without an engine's plugins `sandboxctl` would make a bridge of the whole host's.
-        if let Starter::Shim(runtime, root) = STARTERS[index].0 {
-            values.extend(servers(lab, runtime, root)?);
+        if let (Starter::Shim(runtime, root), Some(most)) = (STARTERS[index].0, counts.last()) {
+            values.extend(servers(lab, runtime, root, *most)?);
         }
         Ok(values)
     })
+}
+
+/// How many idle ones at a time; the last is how many web servers. Memory needs no more than [`MOST`] to show what they share.
+fn counts(at_once: &[usize]) -> Vec<usize> {
+    let few: BTreeSet<usize> = at_once.iter().map(|count| *count.min(&MOST)).collect();
+    few.into_iter().collect()
 }
 
 /// Containers that sleep. Dropped without [`Sleepers::end`] they are left to the world.
@@ -133,17 +140,17 @@ fn idle(lab: &Lab, starter: Starter, count: usize) -> Result<Vec<Value>> {
     values
 }
 
-fn servers(lab: &Lab, runtime: Runtime, root: Root) -> Result<Vec<Value>> {
+fn servers(lab: &Lab, runtime: Runtime, root: Root, count: usize) -> Result<Vec<Value>> {
     let before = pids(lab);
-    let mut servers = Vec::with_capacity(SERVERS);
-    for _ in 0..SERVERS {
+    let mut servers = Vec::with_capacity(count);
+    for _ in 0..count {
         let wire = Wire::new(lab)?;
         let spec = wire.spec(&[PROBE, "web", &wire.port(), SITE])?;
         let (task, _) = lab.start_task_of(runtime, root, &spec)?;
         wire.get("/0")?;
         servers.push((task, wire));
     }
-    let values = measured(lab, &before).map(|parts| table(&parts, SERVERS, "web servers"));
+    let values = measured(lab, &before).map(|parts| table(&parts, count, "web servers"));
     for (task, _wire) in servers {
         task.end()?;
     }
@@ -154,8 +161,9 @@ fn pids(lab: &Lab) -> BTreeSet<i32> {
     family(lab).into_iter().map(|one| one.pid).collect()
 }
 
-/// What everything takes that was not there before, once it stays the same.
+/// What everything takes that was not there before, six seconds later, once it stays the same.
 fn measured(lab: &Lab, before: &BTreeSet<i32>) -> Result<Reading> {
+    std::thread::sleep(SETTLES);
     steady(|| proportional(lab, before))?;
     reading(lab, before)
 }
@@ -254,6 +262,13 @@ fn table(reading: &Reading, count: usize, doing: &str) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_are_those_of_at_once_as_far_as_they_say_something_new() {
+        assert_eq!(counts(&[1, 5, 10, 20]), [1, 5, 10]);
+        assert_eq!(counts(&[20, 1]), [1, 10]);
+        assert!(counts(&[]).is_empty());
+    }
 
     #[test]
     fn memory_of_several_is_divided_and_the_guests_is_apart() {

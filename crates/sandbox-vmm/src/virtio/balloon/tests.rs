@@ -70,6 +70,7 @@ fn serve_all(memory: &GuestMemoryMmap, purpose: Purpose, chains: &[Vec<RawDescri
             },
         )],
         memory: memory.clone(),
+        reclaim: Reclaim::default(),
         interrupt: Interrupt::new(irq.try_clone().unwrap()),
     };
     let mut times = 0;
