@@ -10,6 +10,10 @@ pub(crate) const CASES: &[Case] = &[
     ("run_prints_what_the_container_prints", prints),
     ("run_is_behind_another_kernel", other_kernel),
     ("run_clock_is_a_counter_and_not_the_tick", clock),
+    (
+        "run_small_pieces_of_memory_are_reported_after_a_start_only",
+        reports,
+    ),
     ("run_exit_code_is_the_containers", exit_code),
     (
         "run_memory_limit_is_in_the_cgroup_and_sizes_the_machine",
@@ -62,6 +66,18 @@ fn clock(world: &World) -> Result<()> {
         Driver::Qemu => &["tsc", "tsc-early"],
     };
     ensure!(expected.contains(&source.trim()), "{source}");
+    Ok(())
+}
+
+/// By the order of blocks that the guest's kernel reports to the host: 32 KiB, then 2 MiB.
+fn reports(world: &World) -> Result<()> {
+    let script = "order=/sys/module/page_reporting/parameters/page_reporting_order; cat $order
+        for second in $(seq 60); do grep -qx 9 $order && break; sleep 1; done; cat $order";
+    let orders = world
+        .sandboxctl(&["run", "--rm", "demo", "sh", "-c", script])?
+        .expect_code(0)?
+        .text();
+    ensure!(orders == "3\n9\n", "{orders}");
     Ok(())
 }
 
