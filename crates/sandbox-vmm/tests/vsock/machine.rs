@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -264,8 +264,21 @@ impl Machine {
     }
 
     fn end(&mut self) -> io::Result<(Option<i32>, Option<i32>)> {
-        // The guest is gone before it can answer.
-        let _ = self.connect(9)?.read(&mut [0]);
+        match self.connect(9) {
+            // The guest is gone before it can answer.
+            Ok(mut stream) => drop(stream.read(&mut [0])),
+            // Or before the host has seen that there is a connection. If it is still there, it refused.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let begun = Instant::now();
+                while self.qemu.try_wait()?.is_none() {
+                    if begun.elapsed() > IO_LIMIT {
+                        return Err(error);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            Err(error) => return Err(error),
+        }
         Ok((self.qemu.wait()?.code(), self.backend.wait()?.code()))
     }
 
