@@ -171,8 +171,9 @@ fn map(
         Some(at) => MmapRegion::from_file(at, bytes),
     };
     let region = region.map_err(|source| MemoryError::Map { memory, source })?;
-    mapping::advise_huge(&region);
-    GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(too_large)
+    let region = GuestRegionMmap::new(region, GuestAddress(range.start)).ok_or_else(too_large)?;
+    mapping::advise(&region, 0, region.size(), Hold::Huge);
+    Ok(region)
 }
 
 /// Whether the region is one that is not only read.
@@ -373,12 +374,11 @@ mod tests {
             let Some(mapping) = mappings.last_mut().filter(|_| ours) else {
                 continue;
             };
-            let bytes = || {
-                let kib = rest.trim().strip_suffix(" kB").unwrap();
-                kib.parse::<u64>().unwrap() << 10
-            };
             match first {
-                "Rss:" => mapping.resident = bytes(),
+                "Rss:" => {
+                    let kib = rest.trim().strip_suffix(" kB").unwrap();
+                    mapping.resident = kib.parse::<u64>().unwrap() << 10;
+                }
                 "VmFlags:" => mapping.flags = rest.trim().to_owned(),
                 _ => {}
             }

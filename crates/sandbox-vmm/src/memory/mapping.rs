@@ -114,12 +114,6 @@ impl Hold {
     }
 }
 
-/// Asks for huge pages in a mapping which is to be a region.
-pub(super) fn advise_huge(region: &MmapRegion) {
-    // SAFETY: the range is a mapping of ours; this advice does not change what is in it.
-    unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
-}
-
 /// Advises the host on a part of a region.
 pub(super) fn advise(region: &GuestRegionMmap, offset: usize, bytes: usize, hold: Hold) {
     let end = offset.checked_add(bytes);
