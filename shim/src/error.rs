@@ -195,8 +195,10 @@ pub(crate) enum TaskError {
     /// The caller's ends of the streams cannot be used.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The shim was told to end while a container was being made.
-    #[error("the shim was shut down while the container was being created")]
+    /// The shim was told to end while a container was being made, or whoever wanted it is gone.
+    #[error(
+        "the shim was shut down, or its caller went away, while the container was being created"
+    )]
     Unwanted,
     /// The pod died meanwhile.
     #[error("{reason}")]

@@ -14,6 +14,7 @@
 
 mod address;
 mod bootstrap;
+mod caller;
 mod delete;
 mod error;
 mod events;

@@ -19,6 +19,7 @@ use sandbox_runtime::agent::{Code, ListedProcess};
 use sandbox_types::ContainerId;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::caller::Caller;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::memory;
@@ -34,23 +35,25 @@ pub(crate) struct TaskService {
 impl TaskService {
     /// Does what a call asks for to its end ([`to_its_end`]). If its caller is gone then and nothing is in the pod, the shim
     /// ends too: nobody knows of it any more (containerd 1.6, started again, does not end a shim without a container).
-    async fn finish<T: Send + 'static>(
+    async fn finish<T: Send + 'static, F>(
         &self,
-        work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
-    ) -> Result<T, TaskError> {
+        work: impl FnOnce(Arc<Pod>, Caller) -> F,
+    ) -> Result<T, TaskError>
+    where
+        F: Future<Output = Result<T, TaskError>> + Send + 'static,
+    {
         let pod = Arc::clone(&self.pod);
-        // Gone with this call, when its caller is.
-        let caller = Arc::new(());
-        let waiting = Arc::downgrade(&caller);
+        let (caller, waiting) = Caller::of_call();
+        let work = work(Arc::clone(&pod), caller.clone());
         let work = async move {
             let done = work.await;
-            if waiting.upgrade().is_none() && pod.is_empty() {
+            if caller.is_gone() && pod.is_empty() {
                 pod.end();
             }
             done
         };
         let done = to_its_end(work).await;
-        drop(caller);
+        drop(waiting);
         done
     }
 }
@@ -144,9 +147,8 @@ impl Task for TaskService {
         if !request.checkpoint.is_empty() {
             return unsupported("restoring a checkpoint");
         }
-        let pod = Arc::clone(&self.pod);
         let pid = self
-            .finish(async move { pod.create(request).await })
+            .finish(|pod, caller| async move { pod.create(request, &caller).await })
             .await
             .map_err(|error| error.answer_to(&context.metadata))?;
         Ok(CreateTaskResponse {
@@ -179,8 +181,9 @@ impl Task for TaskService {
     ) -> ttrpc::Result<DeleteResponse> {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
         let pid = self.pod.pid();
-        let pod = Arc::clone(&self.pod);
-        let exit = self.finish(async move { pod.delete(&key).await }).await?;
+        let exit = self
+            .finish(|pod, _| async move { pod.delete(&key).await })
+            .await?;
         Ok(DeleteResponse {
             pid,
             exit_status: exit.status,

@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use sandbox_network::{Namespace, Nic};
 use sandbox_protocol::ROOT_VARIABLE;
+use sandbox_types::MemMib;
 use sandbox_types::monitor::MAX_PASSED_FDS;
 
 use crate::cleanup::{CleanupError, Record};
@@ -57,6 +58,8 @@ pub use memory::MemoryError;
 ///
 /// `swiotlb=noforce`: no device here reaches only a part of memory. From 3.25 GiB on the kernel would keep 64 MiB for such.
 const COMMAND_LINE: &str = include_str!("../../../guest-image/kernel.command-line").trim_ascii();
+/// Bytes of a guest's memory for each entry of its kernel's hash table of names ([`hash_tables`]).
+const MEMORY_PER_NAME: u64 = 32 << 10;
 /// Serial number of the guest image's disk.
 const ROOT_SERIAL: &str = "guest-root";
 /// After a first sign of death, how long the machine may take to say what it died of.
@@ -223,6 +226,7 @@ impl MachineBasis<'_> {
                 place.offset, place.bytes
             ));
         }
+        line.push_str(&hash_tables(self.size.memory));
         if self.most.vcpus > self.size.vcpus {
             // The others are brought up when they are needed.
             line.push_str(&format!(" maxcpus={}", self.size.vcpus));
@@ -294,6 +298,13 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) jail: Option<&'a SandboxJail>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) record: &'a mut Record,
+}
+
+/// The sizes of the guest kernel's hash tables of names and of inodes (kernel-parameters.txt: `dhash_entries`, `ihash_entries`), a quarter
+/// of what it chooses for this memory: it clears them at boot, so that they are the host's memory in a guest that never has so many files.
+fn hash_tables(memory: MemMib) -> String {
+    let names = memory.bytes() / MEMORY_PER_NAME;
+    format!(" dhash_entries={names} ihash_entries={}", names / 2)
 }
 
 /// Hands the queues of a network device over; their numbers.
@@ -537,6 +548,20 @@ mod tests {
         for word in ["init=/sbin/sandbox-agent", "reboot=k"] {
             assert!(COMMAND_LINE.split(' ').any(|one| one == word), "{word}");
         }
+    }
+
+    #[test]
+    fn hash_tables_are_a_quarter_of_what_linux_takes() {
+        // It takes an entry for 8 KiB, and for 16.
+        assert_eq!(
+            hash_tables(MemMib::new(512).unwrap()),
+            " dhash_entries=16384 ihash_entries=8192"
+        );
+        // The least that a guest has; a table may not be empty.
+        assert_eq!(
+            hash_tables(MemMib::new(64).unwrap()),
+            " dhash_entries=2048 ihash_entries=1024"
+        );
     }
 
     #[test]

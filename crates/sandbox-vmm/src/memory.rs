@@ -24,6 +24,7 @@ use vm_memory::{
 };
 
 use self::later::Later;
+pub(crate) use self::mapping::HUGE_PAGE_BYTES;
 use self::mapping::Hold;
 use self::window::{Window, WindowError};
 use crate::arch::x86_64::layout::{self, RamRange};

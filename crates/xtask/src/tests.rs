@@ -28,7 +28,7 @@ const NEED_CGROUP_V2: &str = "namespaces::";
 const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// In how many test hosts a suite may run: an emulated machine fails now and then.
-const TEST_HOSTS: u32 = 4;
+const TEST_HOSTS: u32 = 6;
 
 /// Suites that run only when `--only` names them, where emulation is too slow for every test twice: the agent's cases that have
 /// run in a guest, once more outside one; and all of the end-to-end tests with the second driver.

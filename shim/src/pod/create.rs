@@ -16,6 +16,7 @@ use sandbox_types::timeline::Phase;
 
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::bootstrap;
+use crate::caller::Caller;
 use crate::error::{TaskError, chain};
 use crate::hooks::{Hooks, When, due};
 use crate::program;
@@ -177,13 +178,16 @@ impl Draft<'_> {
 }
 
 impl Pod {
-    /// Makes the container, up to the point where its process waits to be started; the first of a pod with the machine.
+    /// Makes the container, up to the point where its process waits to be started; the first of a pod with the machine. If its caller is
+    /// gone by then, it is undone: nobody has learnt that it is there. containerd that was started again meanwhile has taken it for one that was
+    /// never made, and does not ask once more.
     ///
     /// # Errors
     /// [`TaskError`]; nothing of the container, and no machine that was made for it, is left then.
     pub(crate) async fn create(
         self: &Arc<Self>,
         request: CreateTaskRequest,
+        caller: &Caller,
     ) -> Result<u32, TaskError> {
         let id = ContainerId::new(request.id.as_str())?;
         {
@@ -204,13 +208,16 @@ impl Pod {
             state.creating.is_empty() && std::mem::take(&mut state.unwanted)
         };
         match created {
-            Ok(_) if unwanted => {
+            Ok(_) if unwanted || caller.is_gone() => {
+                tracing::info!("container {id} was created, and nobody waits for it any more");
                 let key = ProcessKey {
                     container: id,
                     exec: None,
                 };
                 let deleted = self.delete(&key).await;
-                self.end();
+                if unwanted {
+                    self.end();
+                }
                 deleted.and(Err(TaskError::Unwanted))
             }
             Ok(pid) => {

@@ -104,6 +104,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::caller::Caller;
     use crate::events::Publisher;
 
     fn pod() -> Arc<Pod> {
@@ -196,7 +197,8 @@ mod tests {
             bundle: "/nonexistent".to_owned(),
             ..Default::default()
         };
-        assert!(pod.create(request).await.is_err());
+        let (caller, _waiting) = Caller::of_call();
+        assert!(pod.create(request, &caller).await.is_err());
         assert!(pod.state().head_start.is_none());
         pod.begin_early(bundle.path().to_owned());
         pod.stop_sandbox().await.unwrap();

@@ -337,6 +337,7 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::caller::Caller;
     use crate::events::Publisher;
     use sandbox_runtime::Config;
     use sandbox_runtime::network::PodNetwork;
@@ -399,7 +400,8 @@ mod tests {
             ..Default::default()
         };
         let creator = Arc::clone(&pod);
-        let creating = tokio::spawn(async move { creator.create(request).await });
+        let (caller, _waiting) = Caller::of_call();
+        let creating = tokio::spawn(async move { creator.create(request, &caller).await });
         while pod.state().creating.is_empty() {
             tokio::task::yield_now().await;
         }

@@ -4,10 +4,13 @@
 //! Each case is a row of a table: one victim, at every moment. A moment within a call is a sign (a process or a folder that
 //! is there) and a pause after it. The pauses are chosen by a seed; a failure names it, and `SANDBOX_TEST_SEED` sets it.
 
+use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, anyhow, ensure};
+use sandbox_harness::process::wait_until;
 use sandbox_harness::{Driver, World, bundle};
+use serde_json::json;
 
 use self::cell::Cell;
 use self::moment::{Dice, Sign, Victim, When};
@@ -41,6 +44,7 @@ pub(crate) const CASES: &[Case] = &[
         "kill_guest_at_any_moment_is_named_and_leaves_nothing",
         guest::row,
     ),
+    ("kill_caller_while_its_container_is_made_undoes_it", caller),
     (
         "kill_containerd_at_any_moment_leaves_nothing_after_its_restart",
         containerd::row,
@@ -79,14 +83,36 @@ fn row(
                 _ => cell.end(),
             });
         let log = cell.shim.log();
-        done.and_then(|()| cell.expect_nothing_left(world))
-            .and_then(|()| net.map_or(Ok(()), Net::expect_untouched))
-            .with_context(|| {
-                let moment = dice.within(when, pause);
-                format!("{victim:?} killed when {moment}; the shim's log:\n{log}")
-            })?;
+        let done = done
+            .and_then(|()| cell.expect_nothing_left(world))
+            .and_then(|()| net.map_or(Ok(()), Net::expect_untouched));
+        let moment = dice.within(when, pause);
+        told(done, &format!("{victim:?} killed when {moment}"), &log)?;
     }
     Ok(())
+}
+
+/// Create is under way when its caller goes, and nobody says anything to the shim thereafter. A hook tells that it is, and waits
+/// until the caller is gone: nothing of it fails.
+fn caller(world: &World) -> Result<()> {
+    let (reached, gone) = (world.path().join("reached"), world.path().join("gone"));
+    let script = format!("touch {reached:?}; until [ -e {gone:?} ]; do sleep 0.05; done");
+    let mut spec = bundle::spec(&["/bin/busybox", "sh", "-c", WAITS]);
+    spec["hooks"] = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", script]}]});
+    let cell = Cell::start(world, "wanted".to_owned(), &spec)?;
+    let call = cell.call("Create", |shim, id| shim.create(id, false));
+    wait_until("the hook runs", BOUND, || reached.exists().then_some(()))?;
+    cell.shim.hang_up();
+    ensure!(call.answer()?.is_err(), "it was answered");
+    fs::write(gone, "")?;
+    let log = cell.shim.log();
+    let left = cell.expect_nothing_left(world);
+    told(left, "the caller of Create went away", &log)
+}
+
+/// Says of a failure when it was, then what, and last what was logged, of which a report shows the beginning.
+fn told(done: Result<()>, when: &str, log: &str) -> Result<()> {
+    done.map_err(|error| anyhow!("{when}: {error:#}\nthe log:\n{log}"))
 }
 
 /// Once Create has begun to make what the machine needs, and thrice while this boots and the container is made.

@@ -16,6 +16,8 @@ use vm_memory::{GuestMemoryRegion as _, GuestRegionMmap, MmapRegion};
 
 /// A huge page of the first level.
 pub(super) const HUGE_PAGE: usize = 2 << 20;
+/// The same, in a guest's addresses.
+pub(crate) const HUGE_PAGE_BYTES: u64 = HUGE_PAGE as u64;
 const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// Not reserved: an idle guest touches little of what it has.
 const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;

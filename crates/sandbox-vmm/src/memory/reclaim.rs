@@ -9,10 +9,9 @@ use std::io;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::mapping::{HUGE_PAGE, Hold};
-use super::{RamPages, advise, discard};
+use super::mapping::Hold;
+use super::{HUGE_PAGE_BYTES, RamPages, advise, discard};
 
-const HUGE_BYTES: u64 = HUGE_PAGE as u64;
 /// How many huge pages may be broken up at a time. What a guest leaves free between what stays is a few; each is a mapping or two of
 /// the process, which may have 65,530 (`vm.max_map_count`).
 const MAX_BROKEN: usize = 64;
@@ -33,17 +32,17 @@ impl Reclaim {
         let start = pages.start.0;
         // Of memory: far from the largest number.
         let end = start + pages.bytes;
-        let whole = start.next_multiple_of(HUGE_BYTES)..start_of_huge(end);
+        let whole = start.next_multiple_of(HUGE_PAGE_BYTES)..start_of_huge(end);
         if !whole.is_empty() {
             for block in self.broken.extract_if(whole, |_| true) {
-                if let Ok(block) = RamPages::new(memory, GuestAddress(block), HUGE_BYTES) {
+                if let Ok(block) = RamPages::new(memory, GuestAddress(block), HUGE_PAGE_BYTES) {
                     advise(memory, block, Hold::Huge);
                 }
             }
         }
         discard(memory, pages)?;
         for border in [start, end] {
-            if !border.is_multiple_of(HUGE_BYTES) {
+            if !border.is_multiple_of(HUGE_PAGE_BYTES) {
                 self.break_up(memory, start_of_huge(border));
             }
         }
@@ -55,7 +54,7 @@ impl Reclaim {
             return;
         }
         // What is at the end of memory may be no whole one.
-        if let Ok(pages) = RamPages::new(memory, GuestAddress(block), HUGE_BYTES) {
+        if let Ok(pages) = RamPages::new(memory, GuestAddress(block), HUGE_PAGE_BYTES) {
             advise(memory, pages, Hold::Small);
             advise(memory, pages, Hold::Cold);
             self.broken.insert(block);
@@ -65,7 +64,7 @@ impl Reclaim {
 
 /// Where the huge page begins that an address is in.
 fn start_of_huge(address: u64) -> u64 {
-    address - address % HUGE_BYTES
+    address - address % HUGE_PAGE_BYTES
 }
 
 #[cfg(test)]
@@ -121,29 +120,42 @@ mod tests {
     fn huge_page_of_which_a_part_is_taken_is_broken_up_until_all_of_it_is() {
         let memory = memory(Sharing::Private);
         let mut reclaim = Reclaim::default();
-        let block = 4 * HUGE_BYTES;
-        let full = vec![0x5a_u8; 2 * HUGE_PAGE];
+        let block = 4 * HUGE_PAGE_BYTES;
+        let full = vec![0x5a_u8; 4 << 20];
         memory.write_slice(&full, GuestAddress(block)).unwrap();
         let was_huge = is_of_a_huge_page(&memory, block);
         take(&mut reclaim, &memory, block + 8 * PAGE, 8 * PAGE);
         let after = mappings(&memory);
         let resident: u64 = after.iter().map(|mapping| mapping.resident).sum();
-        assert_eq!(resident, 2 * HUGE_BYTES - 8 * PAGE);
-        assert_eq!(small(&memory), [(block, HUGE_BYTES)]);
+        assert_eq!(resident, 2 * HUGE_PAGE_BYTES - 8 * PAGE);
+        assert_eq!(small(&memory), [(block, HUGE_PAGE_BYTES)]);
         assert_eq!(is_of_a_huge_page(&memory, block), was_huge.map(|_| false));
-        assert_eq!(is_of_a_huge_page(&memory, block + HUGE_BYTES), was_huge);
+        assert_eq!(
+            is_of_a_huge_page(&memory, block + HUGE_PAGE_BYTES),
+            was_huge
+        );
         for (page, expected) in [(7, 0x5a), (8, 0), (15, 0), (16, 0x5a_u8)] {
             let at = GuestAddress(block + page * PAGE);
             assert_eq!(memory.read_obj::<u8>(at).unwrap(), expected, "page {page}");
         }
         // What goes beyond it on both sides.
-        take(&mut reclaim, &memory, block - PAGE, HUGE_BYTES + 2 * PAGE);
+        take(
+            &mut reclaim,
+            &memory,
+            block - PAGE,
+            HUGE_PAGE_BYTES + 2 * PAGE,
+        );
         let around = [
-            (block - HUGE_BYTES, HUGE_BYTES),
-            (block + HUGE_BYTES, HUGE_BYTES),
+            (block - HUGE_PAGE_BYTES, HUGE_PAGE_BYTES),
+            (block + HUGE_PAGE_BYTES, HUGE_PAGE_BYTES),
         ];
         assert_eq!(small(&memory), around);
-        take(&mut reclaim, &memory, block - HUGE_BYTES, 3 * HUGE_BYTES);
+        take(
+            &mut reclaim,
+            &memory,
+            block - HUGE_PAGE_BYTES,
+            3 * HUGE_PAGE_BYTES,
+        );
         assert_eq!(small(&memory), []);
     }
 
@@ -153,10 +165,10 @@ mod tests {
         let mut reclaim = Reclaim::default();
         let blocks = 2 * MAX_BROKEN as u64;
         for block in 0..blocks {
-            take(&mut reclaim, &memory, 2 * block * HUGE_BYTES, PAGE);
+            take(&mut reclaim, &memory, 2 * block * HUGE_PAGE_BYTES, PAGE);
         }
         assert_eq!(small(&memory).len(), MAX_BROKEN);
-        take(&mut reclaim, &memory, 0, blocks * 2 * HUGE_BYTES);
+        take(&mut reclaim, &memory, 0, blocks * 2 * HUGE_PAGE_BYTES);
         assert_eq!(small(&memory), []);
     }
 
@@ -179,11 +191,11 @@ mod tests {
             for (first, count) in ranges {
                 take(&mut reclaim, &memory, first * PAGE, count * PAGE);
                 let (start, end) = (first * PAGE, (first + count) * PAGE);
-                for block in (0..16).map(|number| number * HUGE_BYTES) {
-                    let (from, to) = (start.max(block), end.min(block + HUGE_BYTES));
+                for block in (0..16).map(|number| number * HUGE_PAGE_BYTES) {
+                    let (from, to) = (start.max(block), end.min(block + HUGE_PAGE_BYTES));
                     match to.saturating_sub(from) {
                         0 => {}
-                        HUGE_BYTES => drop(expected.remove(&block)),
+                        HUGE_PAGE_BYTES => drop(expected.remove(&block)),
                         _ => drop(expected.insert(block)),
                     }
                 }

@@ -10,8 +10,8 @@ use sandbox_harness::World;
 use sandbox_harness::containerd::Containerd;
 use sandbox_harness::process::wait_until;
 
-use super::BOUND;
 use super::moment::{Dice, Sign, Victim, When};
+use super::{BOUND, told};
 
 /// At every moment, one after the other.
 pub(super) fn row(world: &World) -> Result<()> {
@@ -33,13 +33,9 @@ pub(super) fn row(world: &World) -> Result<()> {
         };
         let name = format!("c{index}");
         let killed = containerd_killed(world, &mut containerd, &name, when, pause);
-        killed.with_context(|| {
-            let moment = dice.within(when, pause);
-            format!(
-                "containerd killed when {moment}; its log:\n{}",
-                containerd.log()
-            )
-        })?;
+        let moment = dice.within(when, pause);
+        let what = format!("containerd killed when {moment}");
+        told(killed, &what, &containerd.log())?;
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The guest ends. That comes from inside, so each moment has its own way to it.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::{World, bundle};
 use serde_json::json;
 
-use super::WAITS;
 use super::cell::{Cell, judge};
+use super::{WAITS, told};
 
 /// Has the guest's kernel panic, which is how the agent ends: nothing in the guest can kill its first process.
 const PANIC: &str = "echo c > /proc/sysrq-trigger";
@@ -25,9 +25,10 @@ pub(super) fn row(world: &World) -> Result<()> {
     let panicked = Some("guest kernel panicked");
     let end = |what: &str, cell: Cell, done: Result<()>| {
         let log = cell.shim.log();
-        done.and_then(|()| cell.end())
-            .and_then(|()| cell.expect_nothing_left(world))
-            .with_context(|| format!("the guest ended {what}; the shim's log:\n{log}"))
+        let done = done
+            .and_then(|()| cell.end())
+            .and_then(|()| cell.expect_nothing_left(world));
+        told(done, &format!("the guest ended {what}"), &log)
     };
     let killed = |status: Option<u32>| {
         ensure!(matches!(status, None | Some(137)), "ended with {status:?}");

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt as _;
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
 use vm_memory::ByteValued;
 
-/// A huge page of the first level.
-pub(super) const HUGE_PAGE_BYTES: u64 = 2 << 20;
+use crate::memory::HUGE_PAGE_BYTES;
+
 /// Program headers beyond which nothing is made of them. A kernel has about seven.
 const MAX_HEADERS: u16 = 64;
 

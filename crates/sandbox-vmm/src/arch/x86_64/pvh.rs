@@ -9,10 +9,10 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use sandbox_types::{MemMib, VcpuCount};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::image::{self, HUGE_PAGE_BYTES};
+use super::image;
 use super::layout::{self, MapKind};
 use super::mptable;
-use crate::memory::{self, RamPages};
+use crate::memory::{self, HUGE_PAGE_BYTES, RamPages};
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
 const START_MAGIC: u32 = 0x336e_c578;
