@@ -26,21 +26,20 @@ const FAULTS: &[&str] = &[
     "double fault",
     "WARNING:",
 ];
-/// So much is shown of a fault, and so much of the end when there is none.
-const FAULT_LINES: usize = 60;
-const TAIL_LINES: usize = 20;
+/// So much is shown of where a fault begins, and so much of the end: the trace of a stack ends with what was interrupted first.
+const FAULT_LINES: usize = 20;
+const END_LINES: usize = 40;
 
-/// The lines to show of a test host that failed: the first fault, else the end.
+/// The lines to show of a test host that failed: the beginning of its first fault, and the end.
 pub(super) fn what_matters(console: &str) -> Vec<&str> {
     let lines: Vec<&str> = console.lines().collect();
+    let end = lines.len().saturating_sub(END_LINES);
     let fault = lines
         .iter()
-        .position(|line| FAULTS.iter().any(|sign| line.contains(sign)));
-    let (from, count) = match fault {
-        Some(at) => (at, FAULT_LINES),
-        None => (lines.len().saturating_sub(TAIL_LINES), TAIL_LINES),
-    };
-    lines.into_iter().skip(from).take(count).collect()
+        .position(|line| FAULTS.iter().any(|sign| line.contains(sign)))
+        .map_or(end, |at| at.min(end));
+    let beginning = fault..end.min(fault + FAULT_LINES);
+    [&lines[beginning], &lines[end..]].concat()
 }
 
 #[cfg(test)]
@@ -56,12 +55,17 @@ mod tests {
     }
 
     #[test]
-    fn fault_is_shown_from_its_beginning() {
+    fn fault_is_shown_by_its_beginning_and_the_end() {
         let noise = "noise\n".repeat(100);
-        let console = format!("{noise}BUG: unable to handle page fault\nRIP: f\n{noise}");
+        let console = format!("{noise}BUG: unable to handle page fault\nRIP: f\n{noise}first\n");
         let lines = what_matters(&console);
         assert_eq!(lines[..2], ["BUG: unable to handle page fault", "RIP: f"]);
-        assert_eq!(lines.len(), FAULT_LINES);
-        assert_eq!(what_matters(&noise).len(), TAIL_LINES);
+        assert_eq!(lines.len(), FAULT_LINES + END_LINES);
+        assert_eq!(lines.last(), Some(&"first"));
+        assert_eq!(what_matters(&noise).len(), END_LINES);
+        // Nothing twice.
+        assert_eq!(what_matters("BUG: a\nb\n"), ["BUG: a", "b"]);
+        let late = format!("{noise}BUG: a\nb\n");
+        assert_eq!(what_matters(&late).len(), END_LINES);
     }
 }
