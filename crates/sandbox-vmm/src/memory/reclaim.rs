@@ -77,6 +77,7 @@ mod tests {
     use vm_memory::{Bytes as _, GuestMemoryBackend as _};
 
     use super::*;
+    use crate::memory::mapping::HUGE_PAGE;
     use crate::memory::tests::mappings;
     use crate::memory::{Sharing, create};
 
@@ -121,7 +122,7 @@ mod tests {
         let memory = memory(Sharing::Private);
         let mut reclaim = Reclaim::default();
         let block = 4 * HUGE_PAGE_BYTES;
-        let full = vec![0x5a_u8; 4 << 20];
+        let full = vec![0x5a_u8; 2 * HUGE_PAGE];
         memory.write_slice(&full, GuestAddress(block)).unwrap();
         let was_huge = is_of_a_huge_page(&memory, block);
         take(&mut reclaim, &memory, block + 8 * PAGE, 8 * PAGE);
