@@ -103,7 +103,8 @@ fn in_testhost(program: &Path, options: &[String]) -> Result<PathBuf> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["testhost", "--timeout"])
         .arg(TESTHOST_LIMIT.as_secs().to_string())
-        .args(["--env", "PATH", "--"])
+        // As most hosts, it has more than one processor, and what can run side by side does.
+        .args(["--cpus", "2", "--env", "PATH", "--"])
         .arg(program)
         .args(options)
         .args(["--out", "-"])

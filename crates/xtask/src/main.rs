@@ -49,7 +49,7 @@ enum Task {
     Run,
     /// Set up, build, and run every test that can run here.
     Test {
-        /// Only the suites whose name contains this.
+        /// Only the suite of this name, or else the suites whose name contains this.
         #[arg(long)]
         only: Option<String>,
     },
@@ -75,8 +75,11 @@ enum Task {
         #[arg(long, default_value_t = 600)]
         timeout: u64,
         /// Memory of the machine, in MiB.
-        #[arg(long, default_value_t = 6144)]
+        #[arg(long, default_value_t = testhost::MEMORY_MIB)]
         memory: u32,
+        /// Processors of the machine.
+        #[arg(long, default_value_t = 1)]
+        cpus: u8,
         /// Environment variables to carry over, by name.
         #[arg(long = "env")]
         environment: Vec<String>,
@@ -155,6 +158,7 @@ fn main() -> Result<ExitCode> {
         Task::Testhost {
             timeout,
             memory,
+            cpus,
             environment,
             command,
         } => {
@@ -162,7 +166,7 @@ fn main() -> Result<ExitCode> {
                 command,
                 timeout: Duration::from_secs(timeout),
                 memory_mib: memory,
-                cpus: 2,
+                cpus,
                 env: environment,
             })?;
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));

@@ -4,18 +4,19 @@
 //! tests run once per hypervisor driver, and those that need KVM, or version 2 of cgroups, run inside the test host
 //! where this machine has none.
 
+mod lanes;
 mod report;
+mod suite;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{binaries, demo, guest, packages, project_root, shell, testhost, userland};
+use crate::{binaries, demo, guest, packages, project_root, shell, userland};
 use report::Report;
+use suite::{Place, Suite};
 
 /// Test programs that boot guests under KVM: they run again in the test host.
 const NEED_KVM: &[&str] = &["boot", "kvm"];
@@ -24,59 +25,12 @@ const NEED_KVM: &[&str] = &["boot", "kvm"];
 const AGENT_SUITE: &str = "agent/guest";
 const NEED_CGROUP_V2: &str = "namespaces::";
 
-/// How long a suite may take in test hosts, all together.
-const TESTHOST_LIMIT: Duration = Duration::from_secs(40 * 60);
-
-/// In how many test hosts a suite may run: an emulated machine fails now and then.
-const TEST_HOSTS: u32 = 6;
-
 /// Suites that run only when `--only` names them, where emulation is too slow for every test twice: the agent's cases that have
 /// run in a guest, once more outside one; and all of the end-to-end tests with the second driver.
 const ON_REQUEST: &[&str] = &["-cgroup-v2", "e2e-kvm-whole"];
 
 /// Skips that CI accepts, by a part of the line: the test's suite and name, and the reason it gives.
 const ALLOWED_SKIPS: &str = include_str!("tests/allowed-skips.txt");
-
-/// A program to run and the folder to run it in.
-#[derive(Clone)]
-struct Suite {
-    name: String,
-    program: PathBuf,
-    arguments: Vec<OsString>,
-    /// The tests to run, by the beginning of their names; all when there is none.
-    filter: Option<&'static str>,
-    /// Tests to leave out, by their names.
-    skip: Vec<String>,
-    folder: PathBuf,
-}
-
-impl Suite {
-    /// What the program is started with.
-    fn arguments(&self) -> Vec<OsString> {
-        let mut arguments = self.arguments.clone();
-        arguments.extend(self.filter.map(OsString::from));
-        if !self.skip.is_empty() {
-            arguments.push("--exact".into());
-        }
-        for name in &self.skip {
-            arguments.extend(["--skip".into(), name.into()]);
-        }
-        arguments
-    }
-
-    /// The same under another name.
-    fn named(&self, name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            ..self.clone()
-        }
-    }
-
-    /// Whether it can go on where it was cut off: libtest takes either beginnings of names or whole ones.
-    fn can_go_on(&self) -> bool {
-        self.filter.is_none()
-    }
-}
 
 /// Sets up, builds, runs, and reports.
 ///
@@ -88,24 +42,28 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     let demo = demo::build()?;
     let probe = guest::probe()?;
     userland::build()?;
-    let suites = suites(workspace_suites()?, &demo, &probe);
+    let all = suites(workspace_suites()?, &demo, &probe);
+    let whole_name = only.is_some_and(|only| all.iter().any(|suite| suite.name == only));
+    let wanted = |suite: &Suite| match only {
+        Some(name) if whole_name => suite.name == name,
+        Some(part) => suite.name.contains(part),
+        None => !ON_REQUEST.iter().any(|name| suite.name.ends_with(name)),
+    };
+    let (there, here): (Vec<Suite>, Vec<Suite>) = all
+        .into_iter()
+        .filter(wanted)
+        .partition(|suite| suite.place == Place::TestHost);
 
     let mut report = Report::default();
-    for (suite, in_testhost) in suites {
-        let wanted = match only {
-            Some(part) => suite.name.contains(part),
-            None => !ON_REQUEST.iter().any(|name| suite.name.ends_with(name)),
-        };
-        if !wanted {
-            continue;
-        }
-        let place = if in_testhost {
-            " (in the test host)"
-        } else {
-            ""
-        };
-        shell::step(format!("{}{place}", suite.name));
-        run_suite(&suite, in_testhost, &mut report)?;
+    for suite in here {
+        report.add(suite.run()?);
+    }
+    let mut parts = Vec::new();
+    for suite in there {
+        parts.extend(suite.parts()?);
+    }
+    for outcome in lanes::run(&parts)? {
+        report.add(outcome);
     }
     if only.is_none() {
         println!(
@@ -133,12 +91,15 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     })
 }
 
-/// Every suite, and whether it runs in the test host.
-fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)> {
+/// Every suite. Those of the test host begin with what takes longest.
+fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
     let kvm = kvm_runs_kernels();
     let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let place = |here: bool| if here { Place::Here } else { Place::TestHost };
     let ours = |name: &str, program: &str, arguments: &[&OsStr]| Suite {
         name: name.to_owned(),
+        part: String::new(),
+        place: Place::Here,
         program: binaries().join(program),
         arguments: arguments.iter().map(|one| (*one).to_owned()).collect(),
         filter: None,
@@ -156,6 +117,23 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)
         ];
         ours(&format!("e2e-{driver}"), "sandbox-e2e", &arguments)
     };
+
+    let mut e2e_kvm = Suite {
+        place: place(kvm),
+        ..e2e("kvm")
+    };
+    let mut suites = Vec::new();
+    if !kvm {
+        suites.push(e2e_kvm.in_test_host("e2e-kvm-whole"));
+        // An emulated SVM under many guests at once is what fails most.
+        let few = ["--part", "machine", "--at-once", "4"];
+        e2e_kvm.arguments.extend(few.map(OsString::from));
+        // And what it emulates is the machine that the guest's machine runs on.
+        e2e_kvm
+            .arguments
+            .extend(["--limit", "360"].map(OsString::from));
+    }
+    suites.push(e2e_kvm);
     let compat = ours(
         "compat",
         "sandbox-compat",
@@ -164,40 +142,29 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<(Suite, bool)
             "kvm".as_ref(),
             "--probe".as_ref(),
             probe.as_ref(),
-            "--list".as_ref(),
+            "--differences".as_ref(),
             "docs/compatibility.md".as_ref(),
         ],
     );
-
-    let (mut here, mut there) = (Vec::new(), Vec::new());
+    suites.push(Suite {
+        place: place(kvm && cgroup_v2),
+        ..compat
+    });
     for mut suite in workspace {
-        if NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
-            let again = format!("{}-kvm", suite.name);
-            there.push((suite.named(&again), !kvm));
+        if !kvm && NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
+            suites.push(suite.in_test_host(&format!("{}-kvm", suite.name)));
         }
         if suite.name == AGENT_SUITE && !cgroup_v2 {
-            let mut apart = suite.named(&format!("{}-cgroup-v2", suite.name));
+            let mut apart = suite.in_test_host(&format!("{}-cgroup-v2", suite.name));
             apart.filter = Some(NEED_CGROUP_V2);
-            there.push((apart, true));
+            suites.push(apart);
             suite.arguments = vec!["--skip".into(), NEED_CGROUP_V2.into()];
         }
-        here.push((suite, false));
+        suites.push(suite);
     }
-    here.push((
-        ours("guest-image", "xtask", &["reproducible".as_ref()]),
-        false,
-    ));
-    here.push((e2e("qemu"), false));
-    let mut e2e_kvm = e2e("kvm");
-    if !kvm {
-        there.push((e2e_kvm.named("e2e-kvm-whole"), true));
-        // An emulated SVM under many guests at once is what fails most.
-        let few = ["--part", "machine", "--at-once", "4"];
-        e2e_kvm.arguments.extend(few.map(OsString::from));
-    }
-    there.push((e2e_kvm, !kvm));
-    there.push((compat, !(kvm && cgroup_v2)));
-    here.into_iter().chain(there).collect()
+    suites.push(ours("guest-image", "xtask", &["reproducible".as_ref()]));
+    suites.push(e2e("qemu"));
+    suites
 }
 
 /// Whether stock kernels run under this machine's KVM. `/dev/kvm` alone does not say: the PVM back end opens too.
@@ -256,6 +223,8 @@ fn workspace_suites() -> Result<Vec<Suite>> {
             } else {
                 format!("{package}/{target}")
             },
+            part: String::new(),
+            place: Place::Here,
             program: program.into(),
             arguments: Vec::new(),
             filter: None,
@@ -265,60 +234,4 @@ fn workspace_suites() -> Result<Vec<Suite>> {
     }
     suites.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(suites)
-}
-
-/// Runs a suite and reports it. When the test host fails under it, not the suite, what is left of it runs in another.
-fn run_suite(suite: &Suite, in_testhost: bool, report: &mut Report) -> Result<()> {
-    report.begin(&suite.name);
-    let start = Instant::now();
-    let mut suite = suite.clone();
-    for left in (0..TEST_HOSTS).rev() {
-        let limit = TESTHOST_LIMIT.saturating_sub(start.elapsed());
-        let status = run_once(&suite, in_testhost.then_some(limit), report)?;
-        report.end(status.success(), start.elapsed());
-        if !in_testhost || left == 0 || !suite.can_go_on() {
-            break;
-        }
-        let done = match status.code() {
-            Some(testhost::WEDGED) => Some(report.test_host_failed()),
-            _ => report.another_run(),
-        };
-        let Some(done) = done else {
-            break;
-        };
-        shell::step(format!("{} goes on in another test host", suite.name));
-        suite.skip.extend(done);
-    }
-    Ok(())
-}
-
-/// Runs a suite once, to its end or the test host's: here, or in a test host for at most `limit`.
-fn run_once(suite: &Suite, limit: Option<Duration>, report: &mut Report) -> Result<ExitStatus> {
-    let mut command = if let Some(limit) = limit {
-        // A program of its own, so that the test host's clean-up does not depend on ours.
-        let mut command = Command::new(std::env::current_exe()?);
-        command
-            .args(["testhost", "--timeout", &limit.as_secs().to_string()])
-            .args(["--env", "PATH", "--env", "SANDBOX_TEST_KERNEL", "--"])
-            .arg(&suite.program);
-        command
-    } else {
-        Command::new(&suite.program)
-    };
-    let mut child = command
-        .args(suite.arguments())
-        .current_dir(&suite.folder)
-        .env("SANDBOX_TEST_KERNEL", guest::artifacts().join("vmlinux"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start {}", suite.program.display()))?;
-    let stdout = child.stdout.take().context("the test's output is piped")?;
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        report.line(&line);
-    }
-    Ok(child.wait()?)
 }

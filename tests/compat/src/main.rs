@@ -1,7 +1,7 @@
 //! The same OCI spec under runc and under the shim, on the same machine: what a probe sees inside must agree, or the
 //! difference must be in the list of `docs/compatibility.md`.
 //!
-//! `sandbox-compat --driver kvm|qemu --probe PROGRAM --list FILE [libtest options]`. One trial per case of
+//! `sandbox-compat --driver kvm|qemu --probe PROGRAM --differences FILE [libtest options]`. One trial per case of
 //! [`cases`]. Each bundle is made once and handed to both: to `runc create`, and to the shim's own task service.
 //! Neither containerd nor `sandboxctl` is in between, because each of them changes the spec that it is given.
 //!
@@ -58,7 +58,7 @@ fn options(arguments: &mut Vec<String>) -> Result<Options> {
             other => bail!("--driver takes kvm or qemu, not {other:?}"),
         },
         probe: take("--probe")?.into(),
-        list: take("--list")?.into(),
+        list: take("--differences")?.into(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! End-to-end tests: the product's programs, run as a user or containerd runs them.
 //!
-//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [--at-once N] [libtest
-//! options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [--at-once N] [--limit SECONDS]
+//! [libtest options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
 //! check. The part `machine` leaves out what no driver has a part in: images, registries, the verbs on containers that are
 //! there, and the services that the shim offers to its callers.
 
@@ -49,12 +49,11 @@ use sandbox_harness::{Driver, Setup, World, leaks, within};
 /// A test: what it is called, and what it does in a world that has the demo image.
 type Case = (&'static str, fn(&World) -> Result<()>);
 
-/// How long one command may take before it counts as hung. The test host emulates the machine that the guest's
-/// machine runs on.
+/// How long one command may take before it counts as hung, where nothing else is asked for.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// How long one test may take before it counts as hung.
-const CASE_LIMIT: Duration = Duration::from_secs(600);
+/// How many times as long one test may take before it counts as hung.
+const COMMANDS_OF_A_CASE: u32 = 4;
 
 /// The tests in which the driver, its devices or its helpers take part.
 const MACHINE: &[&[Case]] = &[
@@ -137,13 +136,17 @@ fn options(arguments: &mut Vec<String>) -> Result<(Setup, Vec<Case>)> {
         None => 10,
         Some(count) => count.parse().context("--at-once takes a number")?,
     };
+    let limit = match take("--limit")? {
+        None => LIMIT,
+        Some(seconds) => Duration::from_secs(seconds.parse().context("--limit takes seconds")?),
+    };
     let setup = Setup {
         at_once,
         probe,
         demo: std::fs::canonicalize(take("--demo")?.context("--demo is missing")?)?,
         binaries,
         driver,
-        limit: LIMIT,
+        limit,
     };
     Ok((setup, cases))
 }
@@ -166,7 +169,7 @@ fn trial(setup: &Setup, times: &Times, (name, case): Case) -> Trial {
         let attempt = || -> Result<()> {
             let world = World::with_demo(&setup)?;
             // A failed test says why it failed; only a passed one is also asked what it left.
-            within(CASE_LIMIT, world, move |world| {
+            within(setup.limit * COMMANDS_OF_A_CASE, world, move |world| {
                 case(&world).and_then(|()| world.finish())
             })
         };

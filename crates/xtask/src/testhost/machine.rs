@@ -108,30 +108,11 @@ fn serve(folder: &Path, socket: &Path, log: &Path, extra: &[&str]) -> Result<Hel
     Ok(Helper(child))
 }
 
-/// The last of the processors that this process may run on, by its number (proc(5): `Cpus_allowed_list`).
-///
-/// All of the machine's run on it. Where two of them run at the very same moment, QEMU's emulated SVM goes wrong: a guest of the machine, or the
-/// machine itself, finds itself with the other's segment bases. Of 96 starts of a guest, six at a time, seven failed, and of 108 on one processor
-/// none (QEMU 10.0.2); it takes about a seventh longer.
-fn one_processor() -> Result<String> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    last_allowed(&status).context("/proc/self/status does not say which processors there are")
-}
-
-fn last_allowed(status: &str) -> Option<String> {
-    let list = status
-        .lines()
-        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
-    let last = list.trim().rsplit([',', '-']).next()?;
-    last.parse::<u32>().ok().map(|number| number.to_string())
-}
-
 fn qemu(options: &Options, files: &BootFiles, work: &Path) -> Result<Helper> {
     let memory = options.memory_mib;
     let socket = |name: &str| work.join(name).display().to_string();
-    let mut command = dies_with_us(Path::new("taskset"));
+    let mut command = dies_with_us(Path::new("qemu-system-x86_64"));
     command
-        .args(["--cpu-list", &one_processor()?, "qemu-system-x86_64"])
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU])
         .args([
             "-smp",
@@ -312,17 +293,6 @@ pub(super) fn run(options: &Options, files: &BootFiles) -> Result<(Outcome, Stri
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn processor_is_the_last_that_is_allowed() {
-        let status =
-            |list: &str| format!("Name:\tx\nCpus_allowed:\t3\nCpus_allowed_list:\t{list}\n");
-        for (list, last) in [("0", "0"), ("0-1", "1"), ("0-3,8", "8"), ("2,5-7", "7")] {
-            assert_eq!(last_allowed(&status(list)).as_deref(), Some(last), "{list}");
-        }
-        assert_eq!(last_allowed("Name:\tx\n"), None);
-        assert!(one_processor().is_ok());
-    }
 
     #[test]
     fn script_quotes_what_a_shell_would_change() {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// So many failed tests of a suite in the test host run again: an eighth of the machine part of the end-to-end tests.
-const MOST_FAILED_FIRST: usize = 6;
+/// So many failed tests of a suite in the test host, or of a part of it, run again: a fifth of a part.
+const MOST_FAILED_FIRST: usize = 4;
 
 /// How often a test of the test host may run, in all.
 const MOST_RUNS: usize = 3;
@@ -11,10 +11,13 @@ const MOST_RUNS: usize = 3;
 /// So many lines of what a failed test said are shown again at the end.
 const LINES_AGAIN: usize = 24;
 
-/// What became of one suite.
+/// What became of one suite, or of one part of it.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
+    /// The suite's name.
     name: String,
+    /// What tells it from the suite's other parts; empty where it has none.
+    part: String,
     passed: u64,
     failed: u64,
     /// Name and reason of each skipped test.
@@ -37,6 +40,15 @@ struct Outcome {
 }
 
 impl Outcome {
+    /// A suite, or one part of it, begins.
+    pub(super) fn new(name: &str, part: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            part: part.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Makes room for another run of the failed tests; returns the names of the others.
     fn put_failures_aside(&mut self) -> Vec<String> {
         let failures = std::mem::take(&mut self.failures);
@@ -62,6 +74,76 @@ impl Outcome {
             last.push_str("\n  ");
             last.push_str(line);
         }
+    }
+
+    /// A line that it printed.
+    pub(super) fn line(&mut self, line: &str) {
+        let line = plain(line);
+        self.hear(&line);
+        if let Some(summary) = line.strip_prefix("test result: ") {
+            self.passed += count(summary, "passed").unwrap_or(0);
+            self.failed += count(summary, "failed").unwrap_or(0);
+            self.closed = true;
+            return;
+        }
+        let Some((test, outcome)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
+        else {
+            return;
+        };
+        let test = test.trim();
+        self.told.push(test.to_owned());
+        if let Some(reason) = outcome.trim().strip_prefix("ignored") {
+            let reason = reason.trim_matches([' ', ',', '(', ')']);
+            let reason = if reason.is_empty() {
+                "no reason given"
+            } else {
+                reason
+            };
+            self.skipped.push(format!("{} {test}: {reason}", self.name));
+        } else if outcome.trim().starts_with("FAILED") {
+            self.failures.push(format!("{} {test}", self.name));
+        } else {
+            self.told_passed += 1;
+        }
+    }
+
+    /// The test host failed under the suite, which goes on in another one. What passed there counts, though there is no
+    /// summary. Returns the names of the tests that need not run again.
+    pub(super) fn test_host_failed(&mut self) -> Vec<String> {
+        self.test_host_failures += 1;
+        self.passed += std::mem::take(&mut self.told_passed);
+        self.put_failures_aside()
+    }
+
+    /// The suite's failed tests are to run again in another test host, if they are few: an emulated machine in an emulated
+    /// machine fails by itself now and then, and a product that fails does so in most of its tests, or again. Returns the names
+    /// of the tests that need not run again; `None` where nothing is to.
+    pub(super) fn another_run(&mut self) -> Option<Vec<String>> {
+        let few = (1..=MOST_FAILED_FIRST).contains(&self.failures.len());
+        let ran_as_often = |line: &String| {
+            let before = self.failed_first.iter().filter(|first| *first == line);
+            before.count() + 1 >= MOST_RUNS
+        };
+        if !few || !self.closed || self.failures.iter().any(ran_as_often) {
+            return None;
+        }
+        self.failed = 0;
+        self.closed = false;
+        self.told_passed = 0;
+        Some(self.put_failures_aside())
+    }
+
+    /// The suite ended, or this run of it, so long after it began.
+    pub(super) fn end(&mut self, exited_well: bool, took: Duration) {
+        self.exited_well = exited_well;
+        self.took = took;
+    }
+
+    /// It ran to its end, and no test failed.
+    fn passed_everything(&self) -> bool {
+        self.failed == 0 && !self.broke()
     }
 
     /// A suite that ends without its summary, or badly without a failed test, has failed as a whole.
@@ -100,96 +182,16 @@ fn count(summary: &str, word: &str) -> Option<u64> {
 }
 
 impl Report {
-    /// A suite begins.
-    pub(super) fn begin(&mut self, name: &str) {
-        self.0.push(Outcome {
-            name: name.to_owned(),
-            ..Default::default()
-        });
-    }
-
-    /// A line that it printed.
-    pub(super) fn line(&mut self, line: &str) {
-        let Some(suite) = self.0.last_mut() else {
-            return;
-        };
-        let line = plain(line);
-        suite.hear(&line);
-        if let Some(summary) = line.strip_prefix("test result: ") {
-            suite.passed += count(summary, "passed").unwrap_or(0);
-            suite.failed += count(summary, "failed").unwrap_or(0);
-            suite.closed = true;
-            return;
-        }
-        let Some((test, outcome)) = line
-            .strip_prefix("test ")
-            .and_then(|rest| rest.rsplit_once(" ... "))
-        else {
-            return;
-        };
-        let test = test.trim();
-        suite.told.push(test.to_owned());
-        if let Some(reason) = outcome.trim().strip_prefix("ignored") {
-            let reason = reason.trim_matches([' ', ',', '(', ')']);
-            let reason = if reason.is_empty() {
-                "no reason given"
-            } else {
-                reason
-            };
-            suite
-                .skipped
-                .push(format!("{} {test}: {reason}", suite.name));
-        } else if outcome.trim().starts_with("FAILED") {
-            suite.failures.push(format!("{} {test}", suite.name));
-        } else {
-            suite.told_passed += 1;
-        }
-    }
-
-    /// The test host failed under the suite, which goes on in another one. What passed there counts, though there is no
-    /// summary. Returns the names of the tests that need not run again.
-    pub(super) fn test_host_failed(&mut self) -> Vec<String> {
-        let Some(suite) = self.0.last_mut() else {
-            return Vec::new();
-        };
-        suite.test_host_failures += 1;
-        suite.passed += std::mem::take(&mut suite.told_passed);
-        suite.told_passed = 0;
-        suite.put_failures_aside()
-    }
-
-    /// The suite's failed tests are to run again in another test host, if they are few: an emulated machine in an emulated
-    /// machine fails by itself now and then, and a product that fails does so in most of its tests, or again. Returns the names
-    /// of the tests that need not run again; `None` where nothing is to.
-    pub(super) fn another_run(&mut self) -> Option<Vec<String>> {
-        let suite = self.0.last_mut()?;
-        let few = (1..=MOST_FAILED_FIRST).contains(&suite.failures.len());
-        let ran_as_often = |line: &String| {
-            let before = suite.failed_first.iter().filter(|first| *first == line);
-            before.count() + 1 >= MOST_RUNS
-        };
-        if !few || !suite.closed || suite.failures.iter().any(ran_as_often) {
-            return None;
-        }
-        suite.failed = 0;
-        suite.closed = false;
-        suite.told_passed = 0;
-        Some(suite.put_failures_aside())
-    }
-
-    /// The suite ended, or this run of it, so long after it began.
-    pub(super) fn end(&mut self, exited_well: bool, took: Duration) {
-        if let Some(suite) = self.0.last_mut() {
-            suite.exited_well = exited_well;
-            suite.took = took;
-        }
+    /// Takes in what became of a suite.
+    pub(super) fn add(&mut self, outcome: Outcome) {
+        self.0.push(outcome);
     }
 
     /// Prints how long the suites took, what was skipped and what failed.
     pub(super) fn print(&self) {
         println!("\nseconds:");
         for suite in self.0.iter().filter(|suite| suite.took.as_secs() > 0) {
-            println!("{:7} {}", suite.took.as_secs(), suite.name);
+            println!("{:7} {}{}", suite.took.as_secs(), suite.name, suite.part);
         }
         println!();
         let skipped: Vec<&String> = self.0.iter().flat_map(|suite| &suite.skipped).collect();
@@ -203,8 +205,8 @@ impl Report {
         }
         for suite in self.0.iter().filter(|suite| suite.test_host_failures > 0) {
             println!(
-                "{}: the test host failed {} times, and the tests that it had not finished ran again",
-                suite.name, suite.test_host_failures
+                "{}{}: the test host failed {} times, and the tests that it had not finished ran again",
+                suite.name, suite.part, suite.test_host_failures
             );
         }
         for suite in &self.0 {
@@ -220,7 +222,10 @@ impl Report {
             println!("FAILED: {line}");
         }
         for suite in self.0.iter().filter(|suite| suite.broke()) {
-            println!("FAILED: {} did not run to its end", suite.name);
+            println!(
+                "FAILED: {}{} did not run to its end",
+                suite.name, suite.part
+            );
         }
     }
 
@@ -250,10 +255,7 @@ impl Report {
 
     /// Every suite ran to its end, no test failed, and at least one passed.
     pub(super) fn passed_everything(&self) -> bool {
-        self.0
-            .iter()
-            .all(|suite| suite.failed == 0 && !suite.broke())
-            && self.0.iter().any(|suite| suite.passed > 0)
+        self.0.iter().all(Outcome::passed_everything) && self.0.iter().any(|suite| suite.passed > 0)
     }
 }
 
@@ -261,14 +263,17 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn read(lines: &[&str], exited_well: bool) -> Report {
-        let mut report = Report::default();
-        report.begin("suite");
+    fn ended(lines: &[&str], exited_well: bool) -> Outcome {
+        let mut outcome = Outcome::new("suite", "");
         for line in lines {
-            report.line(line);
+            outcome.line(line);
         }
-        report.end(exited_well, Duration::ZERO);
-        report
+        outcome.end(exited_well, Duration::ZERO);
+        outcome
+    }
+
+    fn read(lines: &[&str], exited_well: bool) -> Report {
+        Report(vec![ended(lines, exited_well)])
     }
 
     #[test]
@@ -302,67 +307,63 @@ mod tests {
 
     #[test]
     fn few_failures_run_again_once_and_are_told() {
-        let mut report = Report::default();
-        report.begin("suite");
-        report.line("test a ... ok");
-        report.line("test b ... FAILED");
-        report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
-        report.end(false, Duration::ZERO);
-        assert_eq!(report.another_run(), Some(vec!["a".to_owned()]));
-        assert!(!report.passed_everything());
-        let mut passed = report;
-        passed.line("test b ... ok");
-        passed.line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out");
-        passed.end(true, Duration::ZERO);
-        assert!(passed.passed_everything());
-        assert_eq!(passed.0[0].passed, 2);
-        assert_eq!(passed.0[0].failed_first, ["suite b"]);
-        assert_eq!(passed.another_run(), None);
+        let mut suite = Outcome::new("suite", "");
+        suite.line("test a ... ok");
+        suite.line("test b ... FAILED");
+        suite.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
+        suite.end(false, Duration::ZERO);
+        assert_eq!(suite.another_run(), Some(vec!["a".to_owned()]));
+        assert!(!suite.passed_everything());
+        suite.line("test b ... ok");
+        suite.line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out");
+        suite.end(true, Duration::ZERO);
+        assert!(suite.passed_everything());
+        assert_eq!(suite.passed, 2);
+        assert_eq!(suite.failed_first, ["suite b"]);
+        assert_eq!(suite.another_run(), None);
     }
 
     #[test]
     fn failure_that_comes_again_is_one() {
-        let mut report = Report::default();
-        report.begin("suite");
-        report.line("test b ... FAILED");
-        report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
-        report.end(false, Duration::ZERO);
+        let mut suite = Outcome::new("suite", "");
+        suite.line("test b ... FAILED");
+        suite.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
+        suite.end(false, Duration::ZERO);
         for _ in 1..MOST_RUNS {
-            assert_eq!(report.another_run(), Some(vec![]));
-            report.line("test b ... FAILED");
-            report.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
-            report.end(false, Duration::ZERO);
+            assert_eq!(suite.another_run(), Some(vec![]));
+            suite.line("test b ... FAILED");
+            suite.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
+            suite.end(false, Duration::ZERO);
         }
-        assert_eq!(report.another_run(), None);
-        assert!(!report.passed_everything());
+        assert_eq!(suite.another_run(), None);
+        assert!(!suite.passed_everything());
     }
 
     #[test]
     fn many_failures_do_not_run_again() {
         let mut lines = vec!["test a ... FAILED"; MOST_FAILED_FIRST + 1];
         lines.push("test result: FAILED. 0 passed; 7 failed; 0 ignored");
-        let mut report = read(&lines, false);
-        assert_eq!(report.another_run(), None);
-        assert_eq!(report.0[0].failed, 7);
+        let mut suite = ended(&lines, false);
+        assert_eq!(suite.another_run(), None);
+        assert_eq!(suite.failed, 7);
     }
 
     #[test]
     fn suite_goes_on_after_its_test_host_failed() {
-        let mut report = Report::default();
-        report.begin("suite");
-        report.line("test a ... ok");
-        report.line("test b ... FAILED");
+        let mut suite = Outcome::new("suite", "");
+        suite.line("test a ... ok");
+        suite.line("test b ... FAILED");
         // What failed in a machine that was failing itself is asked again.
-        assert_eq!(report.test_host_failed(), ["a"]);
-        report.line("test b ... FAILED");
-        report.line("test c ... ok");
-        report.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
-        report.end(false, Duration::ZERO);
-        assert_eq!((report.0[0].passed, report.0[0].failed), (2, 1));
-        assert!(!report.passed_everything());
-        assert!(!report.0[0].broke());
+        assert_eq!(suite.test_host_failed(), ["a"]);
+        suite.line("test b ... FAILED");
+        suite.line("test c ... ok");
+        suite.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
+        suite.end(false, Duration::ZERO);
+        assert_eq!((suite.passed, suite.failed), (2, 1));
+        assert!(!suite.passed_everything());
+        assert!(!suite.broke());
         // It failed twice.
-        assert_eq!(report.another_run(), Some(vec!["c".to_owned()]));
+        assert_eq!(suite.another_run(), Some(vec!["c".to_owned()]));
     }
 
     #[test]
