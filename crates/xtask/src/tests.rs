@@ -25,6 +25,9 @@ const NEED_KVM: &[&str] = &["boot", "kvm"];
 const AGENT_SUITE: &str = "agent/guest";
 const NEED_CGROUP_V2: &str = "namespaces::";
 
+/// The usual test host.
+const TEST_HOST: Place = Place::TestHost { cpus: 1 };
+
 /// Suites that run only when `--only` names them, where emulation is too slow for every test twice: the agent's cases that have
 /// run in a guest, once more outside one; and all of the end-to-end tests with the second driver.
 const ON_REQUEST: &[&str] = &["-cgroup-v2", "e2e-kvm-whole"];
@@ -52,7 +55,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
     let (there, here): (Vec<Suite>, Vec<Suite>) = all
         .into_iter()
         .filter(wanted)
-        .partition(|suite| suite.place == Place::TestHost);
+        .partition(|suite| suite.place != Place::Here);
 
     let mut report = Report::default();
     for suite in here {
@@ -95,7 +98,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
 fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
     let kvm = kvm_runs_kernels();
     let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let place = |here: bool| if here { Place::Here } else { Place::TestHost };
+    let place = |here: bool| if here { Place::Here } else { TEST_HOST };
     let ours = |name: &str, program: &str, arguments: &[&OsStr]| Suite {
         name: name.to_owned(),
         part: String::new(),
@@ -118,22 +121,23 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
         ours(&format!("e2e-{driver}"), "sandbox-e2e", &arguments)
     };
 
-    let mut e2e_kvm = Suite {
-        place: place(kvm),
-        ..e2e("kvm")
-    };
     let mut suites = Vec::new();
-    if !kvm {
-        suites.push(e2e_kvm.in_test_host("e2e-kvm-whole"));
-        // An emulated SVM under many guests at once is what fails most.
-        let few = ["--part", "machine", "--at-once", "4"];
-        e2e_kvm.arguments.extend(few.map(OsString::from));
-        // And what it emulates is the machine that the guest's machine runs on.
-        e2e_kvm
-            .arguments
-            .extend(["--limit", "360"].map(OsString::from));
+    if kvm {
+        suites.push(e2e("kvm"));
+    } else {
+        let part = |name: &str, cpus: u8, options: &[&str]| {
+            let mut part = e2e("kvm").at(name, Place::TestHost { cpus });
+            // What is emulated is the machine that the guest's machine runs on.
+            part.arguments
+                .extend(["--limit", "360"].map(OsString::from));
+            part.arguments.extend(options.iter().map(OsString::from));
+            part
+        };
+        suites.push(part("e2e-kvm-whole", 2, &[]));
+        let options = ["--part", "machine", "--at-once", "4"];
+        suites.push(part("e2e-kvm", 1, &options));
+        suites.push(part("e2e-kvm-processors", 2, &["--part", "processors"]));
     }
-    suites.push(e2e_kvm);
     let compat = ours(
         "compat",
         "sandbox-compat",
@@ -152,10 +156,10 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
     });
     for mut suite in workspace {
         if !kvm && NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
-            suites.push(suite.in_test_host(&format!("{}-kvm", suite.name)));
+            suites.push(suite.at(&format!("{}-kvm", suite.name), TEST_HOST));
         }
         if suite.name == AGENT_SUITE && !cgroup_v2 {
-            let mut apart = suite.in_test_host(&format!("{}-cgroup-v2", suite.name));
+            let mut apart = suite.at(&format!("{}-cgroup-v2", suite.name), TEST_HOST);
             apart.filter = Some(NEED_CGROUP_V2);
             suites.push(apart);
             suite.arguments = vec!["--skip".into(), NEED_CGROUP_V2.into()];

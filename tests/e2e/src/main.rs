@@ -1,9 +1,9 @@
 //! End-to-end tests: the product's programs, run as a user or containerd runs them.
 //!
-//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine] [--at-once N] [--limit SECONDS]
-//! [libtest options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
+//! `sandbox-e2e --driver kvm|qemu --demo LAYOUT [--probe PROGRAM] [--part all|machine|processors] [--at-once N]
+//! [--limit SECONDS] [libtest options]`. Everything real: kernel, machine, agent, containerd. Each test has a world of its own and ends with the leak
 //! check. The part `machine` leaves out what no driver has a part in: images, registries, the verbs on containers that are
-//! there, and the services that the shim offers to its callers.
+//! there, and the services that the shim offers to its callers; and what needs a second processor, which is `processors`.
 
 mod containerd;
 mod containerd2;
@@ -74,6 +74,9 @@ const MACHINE: &[&[Case]] = &[
     memory::CASES,
 ];
 
+/// The tests in which the driver takes part that need a host with two processors.
+const PROCESSORS: &[&[Case]] = &[pods::PROCESSORS];
+
 /// The tests of what stands above every driver.
 const ABOVE: &[&[Case]] = &[
     run::ABOVE,
@@ -128,9 +131,10 @@ fn options(arguments: &mut Vec<String>) -> Result<(Setup, Vec<Case>)> {
         PathBuf::from,
     );
     let cases = match take("--part")?.as_deref() {
-        None | Some("all") => [MACHINE, ABOVE].concat().concat(),
+        None | Some("all") => [MACHINE, PROCESSORS, ABOVE].concat().concat(),
         Some("machine") => MACHINE.concat(),
-        Some(other) => bail!("--part takes all or machine, not {other:?}"),
+        Some("processors") => PROCESSORS.concat(),
+        Some(other) => bail!("--part takes all, machine or processors, not {other:?}"),
     };
     let at_once = match take("--at-once")? {
         None => 10,

@@ -27,9 +27,11 @@ pub(crate) const CASES: &[Case] = &[
     ("pod_shim_killed_is_cleaned_up", shim_killed),
 ];
 
-/// Those in which the machine's devices and size are looked at.
+/// One in which a machine gets a second vCPU, which no machine does on a host with one processor.
+pub(crate) const PROCESSORS: &[Case] = &[("pod_machine_has_the_size_of_its_limits", size)];
+
+/// Those in which the machine's devices are looked at.
 pub(crate) const DEVICES: &[Case] = &[
-    ("pod_machine_has_the_size_of_its_limits", size),
     ("pod_volumes_are_live", volumes),
     ("pod_network_is_what_cni_made", network),
 ];

@@ -26,7 +26,10 @@ pub(super) enum Place {
     /// On this machine.
     Here,
     /// In a test host, which is a machine with KVM and version 2 of cgroups.
-    TestHost,
+    TestHost {
+        /// How many processors it has.
+        cpus: u8,
+    },
 }
 
 /// A program to run and the folder to run it in.
@@ -59,11 +62,11 @@ impl Suite {
         arguments
     }
 
-    /// The same under another name, in a test host.
-    pub(super) fn in_test_host(&self, name: &str) -> Self {
+    /// The same under another name, in another place.
+    pub(super) fn at(&self, name: &str, place: Place) -> Self {
         Self {
             name: name.to_owned(),
-            place: Place::TestHost,
+            place,
             ..self.clone()
         }
     }
@@ -117,7 +120,7 @@ impl Suite {
     /// # Errors
     /// When it cannot be started.
     pub(super) fn run(&self) -> Result<Outcome> {
-        let in_test_host = self.place == Place::TestHost;
+        let in_test_host = self.place != Place::Here;
         let place = if in_test_host {
             " (in the test host)"
         } else {
@@ -153,12 +156,13 @@ impl Suite {
     fn run_once(&self, start: Instant, outcome: &mut Outcome) -> Result<ExitStatus> {
         let mut command = match self.place {
             Place::Here => Command::new(&self.program),
-            Place::TestHost => {
+            Place::TestHost { cpus } => {
                 let limit = TESTHOST_LIMIT.saturating_sub(start.elapsed());
                 // A program of its own, so that the test host's clean-up does not depend on ours.
                 let mut command = Command::new(std::env::current_exe()?);
                 command
                     .args(["testhost", "--timeout", &limit.as_secs().to_string()])
+                    .args(["--cpus", &cpus.to_string()])
                     .args(["--env", "PATH", "--env", "SANDBOX_TEST_KERNEL", "--"])
                     .arg(&self.program);
                 command
@@ -179,7 +183,7 @@ impl Suite {
             match self.place {
                 Place::Here => println!("{line}"),
                 // There may be others beside it.
-                Place::TestHost => println!("{}{}: {line}", self.name, self.part),
+                Place::TestHost { .. } => println!("{}{}: {line}", self.name, self.part),
             }
             outcome.line(&line);
         }
