@@ -5,7 +5,7 @@
 //! <root>/networks/<name>.json        a network: its CNI configuration, and what it was made with
 //! <root>/networks/leases/<name>/     the addresses that are given, kept by the plugin host-local
 //! <root>/containers/<id>/network.json   what a running container was attached to ([`attach`])
-//! <run-dir>/netns/<id>               its network namespace, while it runs
+//! <run-dir>/netns/<short id>         its network namespace, while it runs
 //! ```
 //!
 //! The network `bridge` is made when it is first used, as docker's is always there.

@@ -451,11 +451,10 @@ fn machine(request: &Request<'_>, runtime: &RuntimeConfig) -> Result<Machine, Se
         Some(limit) => spec::machine_memory(limit, runtime.memory_overhead_mib)?,
         None => runtime.memory()?,
     };
-    let vcpus = match options.cpus {
-        Some(quota) => {
-            u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX)
-        }
-        None => runtime.vcpus,
+    let vcpus = match (options.cpus, &options.cpuset_cpus) {
+        (Some(quota), None) => spec::processors(quota),
+        // What the list says is in the configuration by now.
+        _ => runtime.vcpus,
     };
     Ok(Machine {
         driver: serde_json::to_value(runtime.hypervisor)

@@ -233,27 +233,28 @@ pub(crate) fn labels(
     Ok(labels)
 }
 
-/// How many processors the virtual machine must have for the options' list of them; `None` leaves it to the
-/// limit, or to the configuration.
+/// How many processors the virtual machine has for the options' list of them, as the shim sizes it: as many as the list
+/// names, whatever their numbers are. `None` leaves it to the limit, or to the configuration.
 pub(crate) fn vcpus(options: &ContainerOptions) -> Result<Option<u8>, SpecError> {
     let Some(list) = &options.cpuset_cpus else {
         return Ok(None);
     };
-    let needed = list.highest + 1;
-    let Some(quota) = options.cpus else {
-        return Ok(Some(needed));
-    };
-    // The machine has as many as the limit, rounded up.
-    let given = quota.unsigned_abs().div_ceil(CPU_PERIOD_US);
-    let given = u8::try_from(given).unwrap_or(u8::MAX);
-    if given < needed {
+    let needed = list.count;
+    if let Some(given) = options.cpus.map(processors)
+        && given < needed
+    {
         return Err(SpecError::CpuList {
             list: list.text.clone(),
             needed,
             given,
         });
     }
-    Ok(Some(given))
+    Ok(Some(needed))
+}
+
+/// How many processors a machine has for a quota in each [`CPU_PERIOD_US`]: as many as it is, rounded up.
+pub(crate) fn processors(quota: i64) -> u8 {
+    u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX)
 }
 
 /// The memory of a machine for a container with this limit.

@@ -8,6 +8,7 @@ pub(crate) mod namespaces;
 pub(crate) mod network;
 pub(crate) mod ports;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use oci_spec::runtime::PosixRlimitType;
@@ -354,8 +355,8 @@ pub(crate) fn memory_swap(value: &str) -> Result<i64, ValueError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CpuList {
     pub(crate) text: String,
-    /// The highest number.
-    pub(crate) highest: u8,
+    /// How many it names.
+    pub(crate) count: u8,
 }
 
 /// `0-2,5`.
@@ -369,7 +370,7 @@ pub(crate) fn cpu_list(value: &str) -> Result<CpuList, ValueError> {
             .filter(|number| *number < sandbox_types::VcpuCount::MAX.get())
             .ok_or_else(wrong)
     };
-    let mut highest = 0;
+    let mut named = BTreeSet::new();
     for part in value.split(',') {
         let (first, last) = match part.split_once('-') {
             Some((first, last)) => (number(first)?, number(last)?),
@@ -378,11 +379,11 @@ pub(crate) fn cpu_list(value: &str) -> Result<CpuList, ValueError> {
         if first > last {
             return Err(wrong());
         }
-        highest = highest.max(last);
+        named.extend(first..=last);
     }
     Ok(CpuList {
         text: value.to_owned(),
-        highest,
+        count: u8::try_from(named.len()).map_err(|_| wrong())?,
     })
 }
 

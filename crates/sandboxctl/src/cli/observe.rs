@@ -131,7 +131,7 @@ pub(crate) struct TopArgs {
 /// `update`.
 #[derive(Debug, Args)]
 pub(crate) struct UpdateArgs {
-    /// How much memory the container may use, at most what its virtual machine has
+    /// How much memory the container may use, at most what its virtual machine can grow to
     #[arg(short, long, value_name = "SIZE", value_parser = values::memory)]
     pub(crate) memory: Option<u64>,
     /// The limit of memory and swap together; -1 for none
@@ -140,13 +140,13 @@ pub(crate) struct UpdateArgs {
     /// The memory that the container keeps when memory runs short
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     pub(crate) memory_reservation: Option<u64>,
-    /// How many processors' worth of time the container may use, at most what its virtual machine has
+    /// How many processors' worth of time the container may use, at most what its virtual machine can grow to
     #[arg(long, value_name = "NUMBER", value_parser = values::cpus)]
     pub(crate) cpus: Option<i64>,
     /// The container's weight where processor time is short
     #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144))]
     pub(crate) cpu_shares: Option<u64>,
-    /// The processors of the virtual machine that the container may use
+    /// As many of the virtual machine's processors as the list names
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list)]
     pub(crate) cpuset_cpus: Option<CpuList>,
     /// How many processes the container may have; -1 for no limit

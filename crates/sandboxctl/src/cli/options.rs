@@ -162,7 +162,7 @@ pub(crate) struct ContainerOptions {
     /// The container's weight where processor time is short
     #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144), help_heading = "Resources")]
     pub(crate) cpu_shares: Option<u64>,
-    /// The processors of the virtual machine that the container may use; it gets as many as the list needs
+    /// As many of the virtual machine's processors as the list names; it gets so many
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list, help_heading = "Resources")]
     pub(crate) cpuset_cpus: Option<CpuList>,
     /// Refused: the guest's control groups have no such switch

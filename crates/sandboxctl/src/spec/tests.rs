@@ -564,9 +564,9 @@ fn memory_and_swap_follow_docker() {
 }
 
 #[test]
-fn cpu_list_gives_the_machine_enough_processors() {
+fn cpu_list_gives_the_machine_as_many_processors_as_it_names() {
     let options = |cpus| ContainerOptions {
-        cpuset_cpus: Some(values::cpu_list("0,2").unwrap()),
+        cpuset_cpus: Some(values::cpu_list("0,2,5").unwrap()),
         cpus,
         ..ContainerOptions::default()
     };
@@ -579,7 +579,7 @@ fn cpu_list_gives_the_machine_enough_processors() {
     );
     assert_eq!(
         json(options(None))["linux"]["resources"]["cpu"]["cpus"],
-        "0,2"
+        "0,2,5"
     );
 }
 

@@ -144,7 +144,8 @@ fn swap_limit_is_a_size_or_none() {
 #[test]
 fn cpu_list_is_the_kernels() {
     let list = cpu_list("0-2,5").unwrap();
-    assert_eq!((list.text.as_str(), list.highest), ("0-2,5", 5));
+    assert_eq!((list.text.as_str(), list.count), ("0-2,5", 4));
+    assert_eq!(cpu_list("0-2,1-3").unwrap().count, 4);
     for text in ["", "a", "2-1", "0-", "-1", "0,,1", "32", "0-300"] {
         assert!(cpu_list(text).is_err(), "{text}");
     }
