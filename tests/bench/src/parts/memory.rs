@@ -30,12 +30,12 @@ const MOST: usize = 10;
 const SITE: &str = "/data/tree/0";
 /// Memory does not scatter as times do.
 const MAX_RUNS: usize = 3;
-/// What a start has used and no longer needs goes back to the host a few seconds later.
-const SETTLES: Duration = Duration::from_secs(6);
+/// Until ten seconds after a start a guest gives back what that has used and no longer needs, each time two seconds later.
+const SETTLES: Duration = Duration::from_secs(14);
 /// Two readings this far apart, with a difference of less than a hundredth, are of something that is idle.
-const APART: Duration = Duration::from_millis(500);
+const APART: Duration = Duration::from_secs(2);
 /// Else the last one counts.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who starts them.
 #[derive(Debug, Clone, Copy)]
@@ -161,7 +161,7 @@ fn pids(lab: &Lab) -> BTreeSet<i32> {
     family(lab).into_iter().map(|one| one.pid).collect()
 }
 
-/// What everything takes that was not there before, six seconds later, once it stays the same.
+/// What everything takes that was not there before, after it has had time to settle, once it stays the same.
 fn measured(lab: &Lab, before: &BTreeSet<i32>) -> Result<Reading> {
     std::thread::sleep(SETTLES);
     steady(|| proportional(lab, before))?;
