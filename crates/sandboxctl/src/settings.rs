@@ -451,11 +451,7 @@ fn machine(request: &Request<'_>, runtime: &RuntimeConfig) -> Result<Machine, Se
         Some(limit) => spec::machine_memory(limit, runtime.memory_overhead_mib)?,
         None => runtime.memory()?,
     };
-    let vcpus = match (options.cpus, &options.cpuset_cpus) {
-        (Some(quota), None) => spec::processors(quota),
-        // What the list says is in the configuration by now.
-        _ => runtime.vcpus,
-    };
+    let vcpus = spec::vcpus(options)?.unwrap_or(runtime.vcpus);
     Ok(Machine {
         driver: serde_json::to_value(runtime.hypervisor)
             .ok()

@@ -233,28 +233,24 @@ pub(crate) fn labels(
     Ok(labels)
 }
 
-/// How many processors the virtual machine has for the options' list of them, as the shim sizes it: as many as the list
-/// names, whatever their numbers are. `None` leaves it to the limit, or to the configuration.
+/// How many processors the virtual machine has by the options, as the shim sizes it: as many as the list of them names,
+/// whatever their numbers are, else as the limit is, rounded up. `None` leaves it to the configuration.
 pub(crate) fn vcpus(options: &ContainerOptions) -> Result<Option<u8>, SpecError> {
+    let given = options
+        .cpus
+        .map(|quota| u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX));
     let Some(list) = &options.cpuset_cpus else {
-        return Ok(None);
+        return Ok(given);
     };
     let needed = list.count;
-    if let Some(given) = options.cpus.map(processors)
-        && given < needed
-    {
-        return Err(SpecError::CpuList {
+    match given {
+        Some(given) if given < needed => Err(SpecError::CpuList {
             list: list.text.clone(),
             needed,
             given,
-        });
+        }),
+        _ => Ok(Some(needed)),
     }
-    Ok(Some(needed))
-}
-
-/// How many processors a machine has for a quota in each [`CPU_PERIOD_US`]: as many as it is, rounded up.
-pub(crate) fn processors(quota: i64) -> u8 {
-    u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX)
 }
 
 /// The memory of a machine for a container with this limit.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::{binaries, guest, packages, project_root, shell, tests};
+use crate::{binaries, guest, packages, project_root, shell, testhost, tests};
 
 /// How long the test host may take.
 const TESTHOST_LIMIT: Duration = Duration::from_secs(3 * 60 * 60);
@@ -99,12 +99,8 @@ pub(crate) fn run(arguments: &BenchArgs) -> Result<()> {
 
 /// Nothing that is written in the test host stays: the report comes back as a line, in the file that is returned.
 fn in_testhost(program: &Path, options: &[String]) -> Result<PathBuf> {
-    // A program of its own, so that the test host's clean-up does not depend on ours.
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["testhost", "--timeout"])
-        .arg(TESTHOST_LIMIT.as_secs().to_string())
-        // As most hosts, it has more than one processor, and what can run side by side does.
-        .args(["--cpus", "2", "--env", "PATH", "--"])
+    // As most hosts, it has more than one processor, and what can run side by side does.
+    let mut child = testhost::command(TESTHOST_LIMIT, 2, &["PATH"])?
         .arg(program)
         .args(options)
         .args(["--out", "-"])

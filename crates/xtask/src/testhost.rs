@@ -19,6 +19,7 @@ mod boot_files;
 mod console;
 mod machine;
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -45,6 +46,23 @@ pub(crate) struct Options {
     pub(crate) cpus: u8,
     /// Environment variables to carry over, by name; `PATH` and `HOME` always are.
     pub(crate) env: Vec<String>,
+}
+
+/// The beginning of a command that runs what is appended to it in a test host, which carries `environment` over. It is a
+/// program of its own, so that the test host's clean-up does not depend on ours.
+///
+/// # Errors
+/// When this program does not know where it is.
+pub(crate) fn command(timeout: Duration, cpus: u8, environment: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["testhost", "--timeout", &timeout.as_secs().to_string()])
+        .args(["--cpus", &cpus.to_string()]);
+    for name in environment {
+        command.args(["--env", name]);
+    }
+    command.arg("--");
+    Ok(command)
 }
 
 /// How a run in the test host ended.

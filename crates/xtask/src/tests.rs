@@ -98,10 +98,9 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
 fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
     let kvm = kvm_runs_kernels();
     let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let place = |here: bool| if here { Place::Here } else { TEST_HOST };
     let ours = |name: &str, program: &str, arguments: &[&OsStr]| Suite {
         name: name.to_owned(),
-        part: String::new(),
+        label: name.to_owned(),
         place: Place::Here,
         program: binaries().join(program),
         arguments: arguments.iter().map(|one| (*one).to_owned()).collect(),
@@ -150,9 +149,10 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
             "docs/compatibility.md".as_ref(),
         ],
     );
-    suites.push(Suite {
-        place: place(kvm && cgroup_v2),
-        ..compat
+    suites.push(if kvm && cgroup_v2 {
+        compat
+    } else {
+        compat.at("compat", TEST_HOST)
     });
     for mut suite in workspace {
         if !kvm && NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
@@ -221,13 +221,14 @@ fn workspace_suites() -> Result<Vec<Suite>> {
             .parent()
             .context("a manifest has a folder")?;
         let package = folder.file_name().unwrap_or_default().to_string_lossy();
+        let name = if package == target {
+            target.to_owned()
+        } else {
+            format!("{package}/{target}")
+        };
         suites.push(Suite {
-            name: if package == target {
-                target.to_owned()
-            } else {
-                format!("{package}/{target}")
-            },
-            part: String::new(),
+            label: name.clone(),
+            name,
             place: Place::Here,
             program: program.into(),
             arguments: Vec::new(),

@@ -1,6 +1,6 @@
 //! Suites in test hosts, as many at once as there are processors for them.
 //!
-//! A test host has one processor, all but one suite's, and what it emulates takes as much time as that has.
+//! A test host has one processor, but for suites that ask for a second, and what it emulates takes as much time as that has.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -16,8 +16,8 @@ const LINES_AGAIN: usize = 24;
 pub(super) struct Outcome {
     /// The suite's name.
     name: String,
-    /// What tells it from the suite's other parts; empty where it has none.
-    part: String,
+    /// The same, with what tells it from the suite's other parts.
+    label: String,
     passed: u64,
     failed: u64,
     /// Name and reason of each skipped test.
@@ -41,10 +41,10 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// A suite, or one part of it, begins.
-    pub(super) fn new(name: &str, part: &str) -> Self {
+    pub(super) fn new(name: &str, label: &str) -> Self {
         Self {
             name: name.to_owned(),
-            part: part.to_owned(),
+            label: label.to_owned(),
             ..Self::default()
         }
     }
@@ -191,7 +191,7 @@ impl Report {
     pub(super) fn print(&self) {
         println!("\nseconds:");
         for suite in self.0.iter().filter(|suite| suite.took.as_secs() > 0) {
-            println!("{:7} {}{}", suite.took.as_secs(), suite.name, suite.part);
+            println!("{:7} {}", suite.took.as_secs(), suite.label);
         }
         println!();
         let skipped: Vec<&String> = self.0.iter().flat_map(|suite| &suite.skipped).collect();
@@ -205,8 +205,8 @@ impl Report {
         }
         for suite in self.0.iter().filter(|suite| suite.test_host_failures > 0) {
             println!(
-                "{}{}: the test host failed {} times, and the tests that it had not finished ran again",
-                suite.name, suite.part, suite.test_host_failures
+                "{}: the test host failed {} times, and the tests that it had not finished ran again",
+                suite.label, suite.test_host_failures
             );
         }
         for suite in &self.0 {
@@ -222,10 +222,7 @@ impl Report {
             println!("FAILED: {line}");
         }
         for suite in self.0.iter().filter(|suite| suite.broke()) {
-            println!(
-                "FAILED: {}{} did not run to its end",
-                suite.name, suite.part
-            );
+            println!("FAILED: {} did not run to its end", suite.label);
         }
     }
 
@@ -264,7 +261,7 @@ mod tests {
     use super::*;
 
     fn ended(lines: &[&str], exited_well: bool) -> Outcome {
-        let mut outcome = Outcome::new("suite", "");
+        let mut outcome = Outcome::new("suite", "suite");
         for line in lines {
             outcome.line(line);
         }
@@ -307,7 +304,7 @@ mod tests {
 
     #[test]
     fn few_failures_run_again_once_and_are_told() {
-        let mut suite = Outcome::new("suite", "");
+        let mut suite = Outcome::new("suite", "suite");
         suite.line("test a ... ok");
         suite.line("test b ... FAILED");
         suite.line("test result: FAILED. 1 passed; 1 failed; 0 ignored");
@@ -325,7 +322,7 @@ mod tests {
 
     #[test]
     fn failure_that_comes_again_is_one() {
-        let mut suite = Outcome::new("suite", "");
+        let mut suite = Outcome::new("suite", "suite");
         suite.line("test b ... FAILED");
         suite.line("test result: FAILED. 0 passed; 1 failed; 0 ignored");
         suite.end(false, Duration::ZERO);
@@ -350,7 +347,7 @@ mod tests {
 
     #[test]
     fn suite_goes_on_after_its_test_host_failed() {
-        let mut suite = Outcome::new("suite", "");
+        let mut suite = Outcome::new("suite", "suite");
         suite.line("test a ... ok");
         suite.line("test b ... FAILED");
         // What failed in a machine that was failing itself is asked again.

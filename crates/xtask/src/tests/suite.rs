@@ -36,8 +36,8 @@ pub(super) enum Place {
 #[derive(Clone)]
 pub(super) struct Suite {
     pub(super) name: String,
-    /// What tells a part from the others; empty where all runs in one.
-    pub(super) part: String,
+    /// The name, with what tells a part from the others.
+    pub(super) label: String,
     pub(super) place: Place,
     pub(super) program: PathBuf,
     pub(super) arguments: Vec<OsString>,
@@ -66,6 +66,7 @@ impl Suite {
     pub(super) fn at(&self, name: &str, place: Place) -> Self {
         Self {
             name: name.to_owned(),
+            label: name.to_owned(),
             place,
             ..self.clone()
         }
@@ -108,7 +109,7 @@ impl Suite {
         Ok(others(&tests)
             .into_iter()
             .map(|(part, skip)| Self {
-                part,
+                label: format!("{}{part}", self.name),
                 skip,
                 ..self.clone()
             })
@@ -126,8 +127,8 @@ impl Suite {
         } else {
             ""
         };
-        shell::step(format!("{}{}{place}", self.name, self.part));
-        let mut outcome = Outcome::new(&self.name, &self.part);
+        shell::step(format!("{}{place}", self.label));
+        let mut outcome = Outcome::new(&self.name, &self.label);
         let start = Instant::now();
         let mut suite = self.clone();
         for left in (0..TEST_HOSTS).rev() {
@@ -143,10 +144,7 @@ impl Suite {
             let Some(done) = done else {
                 break;
             };
-            shell::step(format!(
-                "{}{} goes on in another test host",
-                self.name, self.part
-            ));
+            shell::step(format!("{} goes on in another test host", self.label));
             suite.skip.extend(done);
         }
         Ok(outcome)
@@ -158,13 +156,8 @@ impl Suite {
             Place::Here => Command::new(&self.program),
             Place::TestHost { cpus } => {
                 let limit = TESTHOST_LIMIT.saturating_sub(start.elapsed());
-                // A program of its own, so that the test host's clean-up does not depend on ours.
-                let mut command = Command::new(std::env::current_exe()?);
-                command
-                    .args(["testhost", "--timeout", &limit.as_secs().to_string()])
-                    .args(["--cpus", &cpus.to_string()])
-                    .args(["--env", "PATH", "--env", "SANDBOX_TEST_KERNEL", "--"])
-                    .arg(&self.program);
+                let mut command = testhost::command(limit, cpus, &["PATH", "SANDBOX_TEST_KERNEL"])?;
+                command.arg(&self.program);
                 command
             }
         };
@@ -183,7 +176,7 @@ impl Suite {
             match self.place {
                 Place::Here => println!("{line}"),
                 // There may be others beside it.
-                Place::TestHost { .. } => println!("{}{}: {line}", self.name, self.part),
+                Place::TestHost { .. } => println!("{}: {line}", self.label),
             }
             outcome.line(&line);
         }
