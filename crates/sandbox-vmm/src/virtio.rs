@@ -5,7 +5,7 @@
 //! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], all that the simplest devices have in common; [`chain`], on which the
-//! parsers work; the transport [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! parsers work; `vectors`, guest memory for system calls; the transport [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
 //! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod answering;
@@ -19,6 +19,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 pub mod rng;
+mod vectors;
 pub mod vhost_user;
 pub mod worker;
 

@@ -195,12 +195,16 @@ pub const BLOCK: &[Rule] = &[
 ];
 
 /// The thread of a pair of queues of a network device.
-pub const NET: &[Rule] = &[allow!(
-    SYS_ioctl,
-    "attach and detach queues of the tap, as the driver uses more or fewer"
-)
-.with(&[&[request(TUN_SET_QUEUE)]])
-.rarely()];
+pub const NET: &[Rule] = &[
+    allow!(SYS_readv, "frames for the guest"),
+    allow!(SYS_writev, "frames of the guest"),
+    allow!(
+        SYS_ioctl,
+        "attach and detach queues of the tap, as the driver uses more or fewer"
+    )
+    .with(&[&[request(TUN_SET_QUEUE)]])
+    .rarely(),
+];
 
 /// The thread of the entropy device.
 pub const RNG: &[Rule] = &[allow!(SYS_getrandom, "bytes for the guest")];

@@ -159,3 +159,42 @@ pub fn total(segments: &VecDeque<Segment>) -> u64 {
         .map(|segment| u64::from(segment.length))
         .sum()
 }
+
+/// What is left of the segments without their first `bytes` bytes.
+pub fn skip(
+    segments: impl IntoIterator<Item = Segment>,
+    mut bytes: u64,
+) -> impl Iterator<Item = Segment> {
+    segments.into_iter().filter_map(move |segment| {
+        let passed = bytes.min(segment.length.into());
+        bytes = bytes.saturating_sub(passed);
+        // At most the segment's length.
+        let length = segment.length.saturating_sub(u32::try_from(passed).ok()?);
+        (length > 0).then(|| Segment {
+            address: GuestAddress(segment.address.0.wrapping_add(passed)),
+            length,
+        })
+    })
+}
+
+/// Writes as much of `bytes` as fits over the segments, and says how much that was.
+///
+/// # Errors
+/// A segment is not in guest memory; those before it may have been written.
+pub fn write_over(
+    memory: &GuestMemoryMmap,
+    segments: impl IntoIterator<Item = Segment>,
+    bytes: &[u8],
+) -> Result<usize, GuestMemoryError> {
+    let mut rest = bytes;
+    for segment in segments {
+        let room = usize::try_from(segment.length).unwrap_or(usize::MAX);
+        let (part, after) = rest.split_at(room.min(rest.len()));
+        memory.write_slice(part, segment.address)?;
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    Ok(bytes.len().saturating_sub(rest.len()))
+}

@@ -2,11 +2,12 @@
 //!
 //! A pair of queues for each queue of the tap, and a thread for each pair, so that vCPUs that send or receive at the same time
 //! do not wait for one copying thread. Header and frame pass between the rings and the tap as they are: the host's
-//! kernel is the one that checks headers and does checksums and segments. A frame is copied once on its way.
+//! kernel is the one that checks headers and does checksums and segments, and the one that copies frames, between its own
+//! buffers and guest memory.
 //!
 //! ```text
-//! guest ── transmit chain ──> frame ──> tap        malformed: dropped, the chain is used
-//! guest <── receive chains ── frame <── tap        no chain: the frame waits, and the tap is not read
+//! guest ── transmit chain ──> tap        malformed: dropped, the chain is used
+//! guest <── receive chains ── tap        no chain: the tap is not read; too few: the rest of the frame waits
 //! guest ── control chain ──> how many pairs it uses: the tap's other queues are detached
 //! ```
 //!

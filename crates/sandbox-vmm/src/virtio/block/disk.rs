@@ -12,11 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
-use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 use super::error::BlockError;
 use super::request::Range;
-use crate::virtio::chain::{Segment, total};
+use crate::virtio::chain::{Segment, total, write_over};
+use crate::virtio::vectors::Vectors;
 
 /// The unit of addresses and sizes, whatever the disk's own (VirtIO 1.3, 5.2.4).
 const SECTOR_BYTES: u64 = 512;
@@ -187,16 +188,8 @@ impl Disk {
         for (to, from) in id.iter_mut().zip(&self.serial) {
             *to = *from;
         }
-        let mut rest = id.as_slice();
-        for segment in data {
-            let room = usize::try_from(segment.length).unwrap_or(usize::MAX);
-            let (part, after) = rest.split_at(room.min(rest.len()));
-            memory
-                .write_slice(part, segment.address)
-                .map_err(BlockError::Memory)?;
-            rest = after;
-        }
-        Ok(u32::try_from(id.len().saturating_sub(rest.len())).unwrap_or(0))
+        let written = write_over(memory, data.iter().copied(), &id).map_err(BlockError::Memory)?;
+        Ok(u32::try_from(written).unwrap_or(0))
     }
 
     fn check_writable(&self) -> Result<(), BlockError> {
@@ -230,27 +223,18 @@ impl Disk {
         data: &VecDeque<Segment>,
         direction: Direction,
     ) -> Result<bool, BlockError> {
-        let mut guards = Vec::with_capacity(data.len());
+        let mut vectors = Vectors::with_capacity(data.len());
         for segment in data {
-            let length = usize::try_from(segment.length).unwrap_or(usize::MAX);
-            let slice = memory
-                .get_slice(segment.address, length)
+            vectors
+                .add_guest(memory, *segment)
                 .map_err(BlockError::Memory)?;
-            guards.push((slice.ptr_guard_mut(), length));
         }
-        let mut vectors: VecDeque<libc::iovec> = guards
-            .iter()
-            .map(|(guard, length)| libc::iovec {
-                iov_base: guard.as_ptr().cast(),
-                iov_len: *length,
-            })
-            .collect();
-        while !vectors.is_empty() {
-            let Some(moved) = self.once(vectors.make_contiguous(), offset, direction)? else {
+        while !vectors.as_slice().is_empty() {
+            let Some(moved) = self.once(&vectors, offset, direction)? else {
                 return Ok(false);
             };
             offset = offset.saturating_add(moved as u64);
-            advance(&mut vectors, moved);
+            vectors.advance(moved);
         }
         Ok(true)
     }
@@ -258,7 +242,7 @@ impl Disk {
     /// One system call, at least one byte; nothing if that would have to wait and is not to.
     fn once(
         &self,
-        vectors: &[libc::iovec],
+        vectors: &Vectors<'_>,
         offset: u64,
         direction: Direction,
     ) -> Result<Option<usize>, BlockError> {
@@ -269,6 +253,7 @@ impl Disk {
             };
             BlockError::Disk { action, source }
         };
+        let vectors = vectors.as_slice();
         let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
         let at = i64::try_from(offset).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
         let mut now = direction == Direction::InAtOnce;
@@ -278,9 +263,7 @@ impl Disk {
                 _ if now => read_now,
                 _ => libc::preadv,
             };
-            // SAFETY: every vector is a range of guest memory that `get_slice` found whole and whose guard
-            // lives in the caller; other threads and the guest may access it at the same time, which is
-            // why no reference to it exists.
+            // SAFETY: `Vectors` are whole ranges of guest memory, which they keep, and nothing has a reference to.
             let moved = unsafe { call(self.file.as_raw_fd(), vectors.as_ptr(), count, at) };
             match usize::try_from(moved) {
                 Ok(0) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
@@ -332,17 +315,4 @@ unsafe extern "C" fn read_now(
     };
     // A count of bytes, or -1.
     isize::try_from(moved).unwrap_or(-1)
-}
-
-/// Removes the first `moved` bytes.
-fn advance(vectors: &mut VecDeque<libc::iovec>, mut moved: usize) {
-    while let Some(first) = vectors.front_mut() {
-        if moved < first.iov_len {
-            first.iov_base = first.iov_base.wrapping_byte_add(moved);
-            first.iov_len -= moved;
-            return;
-        }
-        moved -= first.iov_len;
-        vectors.pop_front();
-    }
 }

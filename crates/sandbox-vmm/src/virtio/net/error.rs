@@ -61,8 +61,8 @@ pub enum NetError {
         /// How many there are.
         count: usize,
     },
-    /// The data is not in guest memory.
-    #[error("a receive buffer is not in guest memory")]
+    /// A frame or a buffer is not in guest memory.
+    #[error("a frame, or a buffer for one, is not in guest memory")]
     Memory(#[source] vm_memory::GuestMemoryError),
     /// The chain is no frame and no buffer for one.
     #[error("malformed request")]

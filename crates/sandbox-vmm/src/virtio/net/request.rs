@@ -4,10 +4,11 @@
 use std::collections::VecDeque;
 
 use virtio_queue::DescriptorChain;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryMmap};
 
 use super::error::NetError;
 use crate::virtio::chain::{ChainError, Segment, Segments, total};
+use crate::virtio::vectors::Vectors;
 
 /// `virtio_net_hdr` with `num_buffers` (5.1.6): what every device that offers `VIRTIO_F_VERSION_1` has.
 pub const HEADER_BYTES: usize = 12;
@@ -19,29 +20,28 @@ pub const MIN_FRAME_BYTES: usize = HEADER_BYTES + 14;
 /// Ethernet header without a tag).
 pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + 18 + 65_536;
 
-/// Copies the frame of a transmit chain into `frame`, and says how long it is.
+/// Where the frame of a transmit chain is.
 ///
 /// # Errors
-/// [`NetError::FrameLength`] or [`NetError::Malformed`].
-pub fn copy_frame(
+/// [`NetError::FrameLength`], [`NetError::Memory`] or [`NetError::Malformed`].
+pub fn frame_of<'a>(
     chain: DescriptorChain<&GuestMemoryMmap>,
-    memory: &GuestMemoryMmap,
-    frame: &mut [u8; MAX_FRAME_BYTES],
-) -> Result<usize, NetError> {
-    let mut segments = Segments::copy(chain)?;
-    let bytes = total(&segments.readable);
-    let length = usize::try_from(bytes)
-        .ok()
-        .filter(|length| *length >= MIN_FRAME_BYTES)
-        .ok_or(NetError::FrameLength { bytes })?;
-    let part = frame
-        .get_mut(..length)
-        .ok_or(NetError::FrameLength { bytes })?;
-    segments.take_readable(memory, part)?;
-    Ok(length)
+    memory: &'a GuestMemoryMmap,
+) -> Result<Vectors<'a>, NetError> {
+    let segments = Segments::copy(chain)?.readable;
+    let bytes = total(&segments);
+    let possible = MIN_FRAME_BYTES..=MAX_FRAME_BYTES;
+    if !usize::try_from(bytes).is_ok_and(|length| possible.contains(&length)) {
+        return Err(NetError::FrameLength { bytes });
+    }
+    let mut frame = Vectors::with_capacity(segments.len());
+    for segment in segments {
+        frame.add_guest(memory, segment).map_err(NetError::Memory)?;
+    }
+    Ok(frame)
 }
 
-/// A chain that waits for a frame, or for a part of one.
+/// A chain that waits for a frame, or for a part of one. All of it is in guest memory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Buffer {
     /// The chain's head, for the used ring.
@@ -54,13 +54,23 @@ impl Buffer {
     /// Reads a receive chain.
     ///
     /// # Errors
-    /// [`NetError::Malformed`] without room for anything.
-    pub fn parse(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, NetError> {
+    /// [`NetError::Malformed`] without room for `least` bytes; [`NetError::Memory`].
+    pub fn parse(
+        chain: DescriptorChain<&GuestMemoryMmap>,
+        memory: &GuestMemoryMmap,
+        least: u64,
+    ) -> Result<Self, NetError> {
         let head = chain.head_index();
         let segments = Segments::copy(chain)?.writable;
         let bytes = total(&segments);
-        if bytes == 0 {
+        if bytes < least {
             return Err(ChainError::WritableTooShort.into());
+        }
+        for segment in &segments {
+            let length = usize::try_from(segment.length).unwrap_or(usize::MAX);
+            memory
+                .get_slice(segment.address, length)
+                .map_err(NetError::Memory)?;
         }
         Ok(Self {
             head,
@@ -75,30 +85,15 @@ impl Buffer {
         self.bytes
     }
 
-    /// Writes as much of `data` as fits, and says how much that was.
-    ///
-    /// # Errors
-    /// [`NetError::Memory`].
-    pub fn fill(&self, memory: &GuestMemoryMmap, data: &[u8]) -> Result<usize, NetError> {
-        let mut rest = data;
-        for segment in &self.segments {
-            let length = usize::try_from(segment.length).unwrap_or(usize::MAX);
-            let (part, after) = rest.split_at(length.min(rest.len()));
-            memory
-                .write_slice(part, GuestAddress(segment.address.0))
-                .map_err(NetError::Memory)?;
-            rest = after;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        Ok(data.len().saturating_sub(rest.len()))
+    /// Where they go.
+    pub fn segments(&self) -> impl Iterator<Item = Segment> {
+        self.segments.iter().copied()
     }
 }
 
 /// Says in a frame's header in how many buffers it is.
-pub fn set_num_buffers(frame: &mut [u8], count: u16) {
-    if let Some(field) = frame.get_mut(NUM_BUFFERS) {
+pub fn set_num_buffers(header: &mut [u8; HEADER_BYTES], count: u16) {
+    if let Some(field) = header.get_mut(NUM_BUFFERS) {
         field.copy_from_slice(&count.to_le_bytes());
     }
 }

@@ -1,16 +1,20 @@
 //! One queue of a tap, as the runtime hands it over: opened, and attached to its interface with a header before each
 //! frame (Linux: Documentation/networking/tuntap.rst, `include/uapi/linux/if_tun.h`).
-#![expect(unsafe_code, reason = "a tap is set up by ioctl(2)")]
+#![expect(
+    unsafe_code,
+    reason = "a tap is set up by ioctl(2); readv and writev move frames between it and guest memory, which has no Rust references"
+)]
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
 
 use super::error::NetError;
 use super::request::HEADER_BYTES;
+use crate::virtio::vectors::Vectors;
 
 /// `TUN_F_CSUM`: frames without a checksum may be read.
 pub const OFFLOAD_CSUM: u32 = 1;
@@ -133,22 +137,33 @@ impl Tap {
         Ok(())
     }
 
-    /// Reads one header and frame.
+    /// Reads one header and frame, and says how long they are together; what does not fit is lost.
     ///
     /// # Errors
-    /// `WouldBlock` when none is there; others when the interface is gone.
-    pub fn read(&self, frame: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(frame)
+    /// `WouldBlock` when none is there; `EFAULT` when it could not be written, and is lost; others when the interface is gone.
+    pub fn read(&self, frame: &Vectors<'_>) -> io::Result<usize> {
+        self.pass(libc::readv, frame)
     }
 
     /// Writes one header and frame.
     ///
     /// # Errors
     /// What the kernel says: it checks the header.
-    pub fn write(&self, frame: &[u8]) -> io::Result<()> {
-        (&self.file).write(frame).map(drop)
+    pub fn write(&self, frame: &Vectors<'_>) -> io::Result<()> {
+        self.pass(libc::writev, frame).map(drop)
+    }
+
+    fn pass(&self, call: Vectored, frame: &Vectors<'_>) -> io::Result<usize> {
+        let pieces = frame.as_slice();
+        let count = i32::try_from(pieces.len()).unwrap_or(i32::MAX);
+        // SAFETY: `Vectors` are whole ranges of guest memory, which they keep and nothing has a reference to, and memory
+        // that they have borrowed.
+        let passed = unsafe { call(self.file.as_raw_fd(), pieces.as_ptr(), count) };
+        usize::try_from(passed).map_err(|_| io::Error::last_os_error())
     }
 }
+
+type Vectored = unsafe extern "C" fn(i32, *const libc::iovec, i32) -> isize;
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {

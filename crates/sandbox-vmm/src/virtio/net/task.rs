@@ -4,7 +4,6 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +15,12 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 use super::control::{Command, ControlRequest};
 use super::error::NetError;
 use super::pairs::{Lane, Pairs};
-use super::request::{Buffer, MAX_FRAME_BYTES, MIN_FRAME_BYTES, copy_frame, set_num_buffers};
+use super::request::{
+    Buffer, HEADER_BYTES, MAX_FRAME_BYTES, MIN_FRAME_BYTES, frame_of, set_num_buffers,
+};
 use crate::log;
+use crate::virtio::chain::{skip, write_over};
+use crate::virtio::vectors::Vectors;
 use crate::virtio::worker::WorkerTask;
 use crate::virtio::{Activation, ActiveQueue, Interrupt};
 
@@ -25,6 +28,9 @@ use crate::virtio::{Activation, ActiveQueue, Interrupt};
 pub(super) const QUEUE_SIZE: u16 = 256;
 /// Frames that go one way before it is looked whether the other way, or the end, waits.
 const BURST: usize = 64;
+
+/// Pieces of guest memory that one call reads into: the kernel takes 1024 (`UIO_MAXIOV`), of which two are ours.
+const MAX_PIECES: usize = 1022;
 
 /// What the worker's descriptors are called.
 const RX: u64 = 0;
@@ -51,10 +57,12 @@ pub(super) struct NetTask {
     mergeable: bool,
     /// Buffers that wait for a frame; never more than the queue has.
     held: VecDeque<Buffer>,
-    received: Box<[u8; MAX_FRAME_BYTES]>,
-    /// The length of the frame in `received` that waits for buffers.
-    waiting: Option<usize>,
-    sent: Box<[u8; MAX_FRAME_BYTES]>,
+    /// The header of the frame that was read last.
+    header: [u8; HEADER_BYTES],
+    /// What the buffers had no room for.
+    spill: Box<[u8; MAX_FRAME_BYTES]>,
+    /// A frame that waits for more buffers.
+    waiting: Option<Frame>,
     /// What is told when the tap is gone; the first pair's thread is the one that tells.
     link_up: Option<Arc<AtomicBool>>,
 }
@@ -65,6 +73,15 @@ pub(super) struct ControlQueue {
     pub(super) queue: ActiveQueue,
     /// How many pairs the driver has set up.
     pub(super) usable: usize,
+}
+
+/// A frame that was read from the tap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frame {
+    /// Its length, with the header.
+    length: usize,
+    /// How much of that is in the held buffers, if the header is counted as if it were; the rest is in `spill`.
+    placed: usize,
 }
 
 /// What became of a frame for the guest.
@@ -147,9 +164,9 @@ impl NetTask {
             control: None,
             mergeable: activation.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0,
             held: VecDeque::new(),
-            received: Box::new([0; MAX_FRAME_BYTES]),
+            header: [0; HEADER_BYTES],
+            spill: Box::new([0; MAX_FRAME_BYTES]),
             waiting: None,
-            sent: Box::new([0; MAX_FRAME_BYTES]),
             link_up: None,
         }
     }
@@ -215,11 +232,10 @@ impl NetTask {
                 };
                 left -= 1;
                 let head = chain.head_index();
-                match copy_frame(chain, &self.memory, &mut self.sent) {
-                    Ok(length) => {
-                        let frame = self.sent.get(..length).unwrap_or_default();
+                match frame_of(chain, &self.memory) {
+                    Ok(frame) => {
                         // A frame that the host does not take is lost, as on any network.
-                        if let Err(error) = self.lane.tap.write(frame) {
+                        if let Err(error) = self.lane.tap.write(&frame) {
                             log::guest(format_args!("net: a frame is lost: {error}"));
                         }
                     }
@@ -250,25 +266,25 @@ impl NetTask {
         let mut left = BURST;
         let mut placed = false;
         let more = loop {
-            let length = match self.waiting {
-                Some(length) => length,
+            let frame = match self.waiting.take() {
+                Some(frame) => frame,
                 None if left == 0 => break true,
                 None => {
                     left -= 1;
-                    match self.next_frame() {
-                        Some(length) => length,
+                    match self.next_frame()? {
+                        Some(frame) => frame,
                         None => break false,
                     }
                 }
             };
-            self.waiting = None;
-            match self.place(length)? {
+            match self.place(frame)? {
                 Placed::Done => placed = true,
                 Placed::Dropped => log::guest(format_args!(
-                    "net: a frame of {length} bytes does not fit the receive buffers"
+                    "net: a frame of {} bytes does not fit the receive buffers",
+                    frame.length
                 )),
                 Placed::Later => {
-                    self.waiting = Some(length);
+                    self.waiting = Some(frame);
                     break false;
                 }
             }
@@ -279,93 +295,130 @@ impl NetTask {
         Ok(more)
     }
 
-    /// Reads a frame from the tap.
-    fn next_frame(&mut self) -> Option<usize> {
-        if !self.pairs.is_active(self.pair) {
-            return None;
-        }
-        loop {
-            match self.lane.tap.read(self.received.as_mut_slice()) {
-                Ok(length) if length >= MIN_FRAME_BYTES => return Some(length),
-                // End of file, which a tap does not have.
-                Ok(0) => {}
-                Ok(_) => continue,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(_) => {}
+    /// Reads a frame from the tap into the buffers that there are. Without any, the tap keeps it.
+    fn next_frame(&mut self) -> Result<Option<Frame>, NetError> {
+        while self.pairs.is_active(self.pair) {
+            if self.hold(MAX_FRAME_BYTES)? < HEADER_BYTES {
+                return Ok(None);
             }
-            // The interface was removed, and does not come back under this descriptor; or the queue was just detached.
-            let was_up = |link: &Arc<AtomicBool>| link.swap(false, Ordering::AcqRel);
-            if self.link_up.as_ref().is_some_and(was_up) {
-                log::guest(format_args!("net: the tap is gone; the link is down"));
-                if let Err(error) = self.interrupt.signal_config() {
-                    log::guest(format_args!("net: cannot interrupt the driver: {error}"));
+            let header = u64::try_from(HEADER_BYTES).unwrap_or(u64::MAX);
+            let segments = self.held.iter().flat_map(Buffer::segments);
+            let mut room = HEADER_BYTES;
+            let mut vectors = Vectors::with_capacity(self.held.len().saturating_add(2));
+            vectors.add_own(&mut self.header);
+            for segment in skip(segments, header).take(MAX_PIECES) {
+                vectors
+                    .add_guest(&self.memory, segment)
+                    .map_err(NetError::Memory)?;
+                room = room.saturating_add(usize::try_from(segment.length).unwrap_or(usize::MAX));
+            }
+            let spill = MAX_FRAME_BYTES.saturating_sub(room);
+            vectors.add_own(self.spill.get_mut(..spill).unwrap_or_default());
+            match self.lane.tap.read(&vectors) {
+                Ok(length) if length >= MIN_FRAME_BYTES => {
+                    let placed = length.min(room);
+                    return Ok(Some(Frame { length, placed }));
                 }
+                // End of file, which a tap does not have.
+                Ok(0) => self.lose_link(),
+                Ok(_) => continue,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(libc::EAGAIN) => {}
+                    Some(libc::EFAULT) => {
+                        log::guest(format_args!("net: a frame is lost: {error}"));
+                        self.give_back()?;
+                        continue;
+                    }
+                    _ => self.lose_link(),
+                },
             }
-            return None;
+            break;
+        }
+        Ok(None)
+    }
+
+    /// The interface was removed, and does not come back under this descriptor; or the queue was just detached.
+    fn lose_link(&self) {
+        let was_up = |link: &Arc<AtomicBool>| link.swap(false, Ordering::AcqRel);
+        if self.link_up.as_ref().is_some_and(was_up) {
+            log::guest(format_args!("net: the tap is gone; the link is down"));
+            if let Err(error) = self.interrupt.signal_config() {
+                log::guest(format_args!("net: cannot interrupt the driver: {error}"));
+            }
         }
     }
 
-    /// Copies the frame of `length` bytes in `received` to the guest.
-    fn place(&mut self, length: usize) -> Result<Placed, NetError> {
-        let needed = u64::try_from(length).unwrap_or(u64::MAX);
+    /// Takes buffers from the ring until a frame of `bytes` bytes fits, and says how many do.
+    fn hold(&mut self, bytes: usize) -> Result<usize, NetError> {
+        let wanted = u64::try_from(bytes).unwrap_or(u64::MAX);
         let mut room: u64 = self.held.iter().map(Buffer::bytes).sum();
-        while self.held.is_empty() || (self.mergeable && room < needed) {
-            if self.held.len() >= usize::from(QUEUE_SIZE) {
-                return Ok(Placed::Dropped);
-            }
+        let most = match self.mergeable {
+            true => usize::from(QUEUE_SIZE),
+            false => 1,
+        };
+        while room < wanted && self.held.len() < most {
             let Some(buffer) = self.next_buffer()? else {
-                return Ok(Placed::Later);
+                break;
             };
             room = room.saturating_add(buffer.bytes());
             self.held.push_back(buffer);
         }
-        let count = if self.mergeable {
-            let mut sum = 0_u64;
-            let fits = |buffer: &Buffer| {
-                let before = sum;
-                sum = sum.saturating_add(buffer.bytes());
-                before < needed
-            };
-            self.held.iter().map(fits).take_while(|used| *used).count()
-        } else {
-            1
-        };
-        if !self.mergeable && self.held.front().is_some_and(|only| only.bytes() < needed) {
-            return Ok(Placed::Dropped);
+        Ok(usize::try_from(room).unwrap_or(usize::MAX))
+    }
+
+    /// Gives the guest a frame with all the buffers that it is in.
+    fn place(&mut self, frame: Frame) -> Result<Placed, NetError> {
+        if self.hold(frame.length)? < frame.length {
+            let full = self.held.len() >= usize::from(QUEUE_SIZE);
+            return Ok(match self.mergeable && !full {
+                true => Placed::Later,
+                false => Placed::Dropped,
+            });
         }
-        set_num_buffers(
-            self.received.as_mut_slice(),
-            u16::try_from(count).unwrap_or(u16::MAX),
-        );
-        let mut rest = self.received.get(..length).unwrap_or_default();
-        let mut whole = true;
-        for buffer in self.held.drain(..count) {
-            // The driver gets every buffer back, one that it cannot be written to with nothing in it.
-            let used = match buffer.fill(&self.memory, rest) {
-                Ok(used) => used,
-                Err(error) => {
-                    whole = false;
-                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
-                    0
-                }
-            };
-            rest = rest.get(used..).unwrap_or_default();
+        let mut left = u64::try_from(frame.length).unwrap_or(u64::MAX);
+        let used = |buffer: &Buffer| {
+            let used = left.min(buffer.bytes());
+            left = left.saturating_sub(used);
+            (used > 0).then(|| u32::try_from(used).unwrap_or(u32::MAX))
+        };
+        let used: Vec<u32> = self.held.iter().map_while(used).collect();
+        let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
+        set_num_buffers(&mut self.header, count);
+        let placed = u64::try_from(frame.placed).unwrap_or(u64::MAX);
+        let spilled = frame.length.saturating_sub(frame.placed);
+        let spilled = self.spill.get(..spilled).unwrap_or_default();
+        for (offset, bytes) in [(0, self.header.as_slice()), (placed, spilled)] {
+            let segments = self.held.iter().flat_map(Buffer::segments);
+            write_over(&self.memory, skip(segments, offset), bytes).map_err(NetError::Memory)?;
+        }
+        for (buffer, used) in self.held.drain(..used.len()).zip(used) {
             self.rx
                 .queue
-                .add_used(
-                    &self.memory,
-                    buffer.head,
-                    u32::try_from(used).unwrap_or(u32::MAX),
-                )
+                .add_used(&self.memory, buffer.head, used)
                 .map_err(NetError::Ring)?;
         }
-        debug_assert!(!whole || rest.is_empty());
         Ok(Placed::Done)
+    }
+
+    /// Gives the driver back the held buffers, with nothing in them.
+    fn give_back(&mut self) -> Result<(), NetError> {
+        for buffer in self.held.drain(..) {
+            self.rx
+                .queue
+                .add_used(&self.memory, buffer.head, 0)
+                .map_err(NetError::Ring)?;
+        }
+        self.notify(RX)
     }
 
     /// Takes a buffer from the ring. What is none goes back; no more of that than the queue has in one go.
     fn next_buffer(&mut self) -> Result<Option<Buffer>, NetError> {
+        // A frame's only buffer has room for the header.
+        let least = match self.mergeable {
+            true => 1,
+            false => u64::try_from(HEADER_BYTES).unwrap_or(u64::MAX),
+        };
         for _ in 0..QUEUE_SIZE {
             let queue = &mut self.rx.queue;
             let Some(chain) = queue.iter(&self.memory).map_err(NetError::Ring)?.next() else {
@@ -378,7 +431,7 @@ impl NetTask {
                 return Ok(None);
             };
             let head = chain.head_index();
-            match Buffer::parse(chain) {
+            match Buffer::parse(chain, &self.memory, least) {
                 Ok(buffer) => return Ok(Some(buffer)),
                 Err(error) => {
                     log::guest(format_args!("net: {}", crate::error_chain(&error)));

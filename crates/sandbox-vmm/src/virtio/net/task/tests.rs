@@ -1,15 +1,17 @@
 //! A driver's frames and buffers, well-formed and not. The tap is a socket that keeps messages apart.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use proptest::prelude::*;
+use rustix::fs::{MemfdFlags, memfd_create};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::Queue;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::super::request::HEADER_BYTES;
@@ -287,6 +289,64 @@ fn frame_waits_for_buffers_and_none_is_lost_or_reordered() {
 }
 
 #[test]
+fn frame_that_was_begun_goes_on_in_buffers_that_come_later() {
+    let memory = memory();
+    let whole = frame(300);
+    // Also where a buffer ends within the header, and within what was read before there was room for it.
+    for cuts in [[100, 100, 100], [5, 195, 100], [20, 100, 180], [3, 4, 293]] {
+        let mut bench = Bench::new(&memory, true);
+        let buffer = |index: usize| {
+            let at = DATA + 0x1000 * u64::try_from(index).unwrap();
+            writable(at, u32::try_from(cuts[index]).unwrap())
+        };
+        let buffers = [buffer(0), buffer(1), buffer(2)];
+        bench.rx.build_multiple_desc_chains(&buffers).unwrap();
+        let index = GuestAddress(bench.rx.avail_addr().0 + 2);
+        // The driver has shown only two of them yet.
+        memory.write_obj(2_u16, index).unwrap();
+        bench.arrive(&whole);
+        bench.arrive(&frame(40));
+        assert!(Bench::used(&bench.rx, &memory).is_empty(), "{cuts:?}");
+        memory.write_obj(3_u16, index).unwrap();
+        bench.task.ready(RX).unwrap();
+        let used = Bench::used(&bench.rx, &memory);
+        let lengths: Vec<usize> = used.iter().map(|(_, length)| *length as usize).collect();
+        assert_eq!(lengths, cuts, "{cuts:?}");
+        let mut received = Vec::new();
+        for (index, length) in lengths.iter().enumerate() {
+            let mut part = vec![0; *length];
+            let at = GuestAddress(DATA + 0x1000 * u64::try_from(index).unwrap());
+            memory.read_slice(&mut part, at).unwrap();
+            received.extend(part);
+        }
+        assert_eq!(received[10..12], 3_u16.to_le_bytes(), "{cuts:?}");
+        assert_eq!(received[12..], whole[12..], "{cuts:?}");
+    }
+}
+
+#[test]
+fn buffers_that_cannot_be_written_go_back_and_cost_one_frame() {
+    let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap());
+    let bytes = u64::try_from(MEMORY_BYTES).unwrap();
+    file.set_len(bytes).unwrap();
+    let backing = FileOffset::new(file.try_clone().unwrap(), 0);
+    let ranges = [(GuestAddress(0), MEMORY_BYTES, Some(backing))];
+    let memory = GuestMemoryMmap::from_ranges_with_files(&ranges).unwrap();
+    let mut bench = Bench::new(&memory, true);
+    // The last page is lost.
+    let lost = bytes - 4096;
+    file.set_len(lost).unwrap();
+    bench.offer(&[writable(lost, 1536), writable(DATA, 1536)]);
+    bench.arrive(&frame(100));
+    assert_eq!(Bench::used(&bench.rx, &memory), [(0, 0), (1, 0)]);
+    bench.rx = MockSplitQueue::create(&memory, GuestAddress(RX_RING), 256);
+    bench.task.rx.queue = bench.rx.create_queue().unwrap();
+    bench.offer(&[writable(DATA, 1536)]);
+    bench.arrive(&frame(100));
+    assert_eq!(Bench::used(&bench.rx, &memory)[0], (0, 100));
+}
+
+#[test]
 fn frame_that_does_not_fit_the_one_buffer_it_may_have_is_dropped() {
     let memory = memory();
     let mut bench = Bench::new(&memory, false);
@@ -324,7 +384,7 @@ fn tiny_buffers_cannot_keep_a_frame_for_ever() {
     let buffers: Vec<RawDescriptor> = (0..255).map(|_| writable(DATA, 1)).collect();
     bench.offer(&buffers);
     bench.arrive(&frame(1000));
-    assert_eq!(bench.task.waiting, Some(1000));
+    assert_eq!(bench.task.waiting.map(|frame| frame.length), Some(1000));
     // The ring's last buffer: more than the queue holds cannot come.
     bench.rx.desc_table().store(255, writable(DATA, 1)).unwrap();
     memory
@@ -356,6 +416,7 @@ fn tap_that_is_gone_takes_the_link_down() {
     // A pipe whose writer is gone reads as ended.
     let gone = Tap::of_messages(OwnedFd::from(read_only).into());
     let mut bench = Bench::over(&memory, true, vec![gone], bench.network);
+    bench.offer(&[writable(DATA, 1536)]);
     bench.task.ready(TAP).unwrap();
     assert!(!bench.link_up.load(Ordering::Acquire));
 }
