@@ -15,7 +15,7 @@ mod loaded;
 use std::io;
 use std::sync::{Arc, Barrier, Mutex};
 
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::VcpuCount;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -35,7 +35,7 @@ use crate::memory::window::{ReadOnly, Window};
 use crate::memory::{self, MemoryError, lost, unplugged};
 use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
-use crate::virtio::mmio::{MmioError, MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::mmio::{INTERRUPT_ACK, MmioError, MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::{Interrupt, VirtioDevice, WorkerThread};
 
 pub use kvm::from_fd;
@@ -324,6 +324,8 @@ fn virtio_devices(
         return Err(MachineError::TooManyDevices { count });
     }
     let mut mmio = Bus::new();
+    // KVM keeps it, and nobody reads it.
+    let acknowledged = event()?;
     let lines = layout::FIRST_VIRTIO_GSI..=layout::LAST_GSI;
     for ((index, gsi), device) in (0..).zip(lines).zip(devices) {
         let start = layout::VIRTIO_MMIO_START + index * layout::VIRTIO_MMIO_BYTES;
@@ -346,6 +348,10 @@ fn virtio_devices(
             vm.register_ioevent(kick, &IoEventAddress::Mmio(start + QUEUE_NOTIFY), index)
                 .map_err(refused("connect a queue's notifications"))?;
         }
+        // Writes without an effect, of which there is one for each interrupt, need not come here.
+        let ack = IoEventAddress::Mmio(start + INTERRUPT_ACK);
+        vm.register_ioevent(&acknowledged, &ack, NoDatamatch)
+            .map_err(refused("pass over the acknowledgement of interrupts"))?;
         let range = BusRange {
             start,
             length: layout::VIRTIO_MMIO_BYTES,

@@ -66,15 +66,13 @@ impl Interrupt {
         self.raise(VIRTIO_MMIO_INT_CONFIG)
     }
 
-    /// What the driver reads as the interrupt status.
+    /// What the driver reads as the interrupt status, and has acknowledged by that.
+    ///
+    /// A driver reads it once for each interrupt, and acknowledges what it has read (VirtIO 1.3, 4.2.2) before it looks at the
+    /// rings. If that is done here, in one step, the write that says so means nothing any more, and nobody has to wait for it.
     #[must_use]
-    pub fn status(&self) -> u32 {
-        self.line.status.load(Ordering::Acquire)
-    }
-
-    /// The driver has seen `bits`.
-    pub fn acknowledge(&self, bits: u32) {
-        self.line.status.fetch_and(!bits, Ordering::AcqRel);
+    pub fn take_status(&self) -> u32 {
+        self.line.status.swap(0, Ordering::AcqRel)
     }
 
     /// Whether [`Self::needs_reset`] was called since the last [`Self::reset`].

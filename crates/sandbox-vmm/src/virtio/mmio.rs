@@ -62,6 +62,9 @@ mod register {
 
 /// Offset of the register that notifies the device, for ioeventfds.
 pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
+/// Offset of the register in which a driver acknowledges interrupts. Writes to it have no effect, because reading the
+/// interrupt status has already had it.
+pub const INTERRUPT_ACK: u64 = register::INTERRUPT_ACK;
 
 /// `virt`.
 const MAGIC: u32 = 0x7472_6976;
@@ -187,7 +190,7 @@ impl MmioTransport {
             register::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
             register::QUEUE_SIZE_MAX => self.queue().map_or(0, |queue| queue.max_size().into()),
             register::QUEUE_READY => self.queue().map_or(0, |queue| queue.ready().into()),
-            register::INTERRUPT_STATUS => self.interrupt.status(),
+            register::INTERRUPT_STATUS => self.interrupt.take_status(),
             register::STATUS => self.phase.status(self.interrupt.wants_reset()),
             // Length and base of the selected shared memory region: none exists (4.2.2).
             register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
@@ -203,7 +206,6 @@ impl MmioTransport {
             register::DRIVER_FEATURES => self.set_driver_features(value),
             register::QUEUE_SEL => self.queue_sel = value,
             register::QUEUE_NOTIFY => self.notify(value),
-            register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
             register::STATUS => self.set_status(value),
             _ => self.write_queue_register(offset, value),
         }

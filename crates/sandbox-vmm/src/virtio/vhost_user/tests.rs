@@ -181,8 +181,7 @@ impl<'a> Driver<'a> {
         while u16::from_le(self.mock.used().idx().load()) != number || status == 0 {
             wait_readable(&self.irq);
             self.irq.read().unwrap();
-            status |= self.interrupt.status();
-            self.interrupt.acknowledge(1);
+            status |= self.interrupt.take_status();
         }
         assert_eq!(status, 1);
     }
