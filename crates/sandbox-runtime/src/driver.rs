@@ -321,8 +321,8 @@ impl<'a> MachineRequest<'a> {
     /// What it is begun with.
     fn basis(&self) -> MachineBasis<'a> {
         MachineBasis {
-            config: &self.plan.config,
-            size: self.plan.size(),
+            config: &self.plan.basis.config,
+            size: self.plan.basis.size,
             most: self.most,
             shared_memory: self.share.is_some(),
             dir: self.dir,

@@ -39,6 +39,7 @@ pub use config::{Config, ConfigError, Hypervisor};
 pub use driver::Driver;
 pub use event::{DeathCause, SandboxDeath, SandboxEvent};
 pub use sandbox::{
-    BlockDevice, EarlyPlan, HeadStart, MachineSize, ResizeError, Sandbox, SandboxError, SandboxPlan,
+    BlockDevice, EarlyPlan, HeadStart, MachineSize, ResizeError, Sandbox, SandboxBasis,
+    SandboxError, SandboxPlan,
 };
 pub use vsock::StreamError;

@@ -11,14 +11,13 @@ use sandbox_network::JoinError;
 use sandbox_protocol::PROTOCOL_VERSION;
 use sandbox_protocol::agent::StreamKind;
 use sandbox_types::timeline::{Mark, Phase};
-use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
+use sandbox_types::{ContainerId, ExecId};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::{AgentClient, AgentError};
-use crate::cgroup::CgroupPath;
 use crate::cleanup::{CleanupError, SweepNote};
-use crate::config::{Config, ConfigError, check_socket_path};
+use crate::config::{ConfigError, check_socket_path};
 use crate::console::Console;
 use crate::driver::{Driver, DriverError};
 use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
@@ -38,7 +37,7 @@ mod lifecycle;
 mod size;
 mod supervisor;
 
-pub use ground::EarlyPlan;
+pub use ground::{EarlyPlan, SandboxBasis};
 pub use head_start::HeadStart;
 pub use size::{MachineSize, ResizeError};
 
@@ -63,16 +62,8 @@ pub struct BlockDevice {
 /// What to make a sandbox of.
 #[derive(Debug, Clone)]
 pub struct SandboxPlan {
-    /// Its identifier.
-    pub id: SandboxId,
-    /// The namespace (containerd's) that the identifier is unique in.
-    pub namespace: String,
-    /// The configuration.
-    pub config: Config,
-    /// Guest memory.
-    pub memory: MemMib,
-    /// Processors.
-    pub vcpus: VcpuCount,
+    /// What it is begun with.
+    pub basis: SandboxBasis,
     /// The bundle's folder.
     pub bundle: PathBuf,
     /// Disks, beside the guest's own root.
@@ -83,23 +74,11 @@ pub struct SandboxPlan {
     pub shared: Vec<SharedEntry>,
     /// The pod's network namespace; without one it has no network.
     pub network: Option<PodNetwork>,
-    /// Where its control group on the host is to be; without a place it has none of its own.
-    pub cgroup: Option<CgroupPath>,
     /// More may be shared later ([`Sandbox::share`]), even if nothing is at first.
     pub shares_later: bool,
-    /// What is noted for [`orphans`](crate::cleanup::orphans), where nobody else clears the sandbox away if this process is killed.
-    pub sweep: Option<SweepNote>,
 }
 
 impl SandboxPlan {
-    /// What its machine begins with.
-    pub(crate) fn size(&self) -> MachineSize {
-        MachineSize {
-            memory: self.memory,
-            vcpus: self.vcpus,
-        }
-    }
-
     /// Whether something is shared, or may be later.
     fn shares(&self) -> bool {
         self.shares_later || !self.shared.is_empty()
@@ -226,9 +205,9 @@ pub struct Sandbox {
 const SOCKET: &str = "vsock.sock";
 
 /// The driver for a plan that can be carried out, and why it emulates.
-fn choose(plan: &SandboxPlan) -> Result<(Driver, Option<String>), SandboxError> {
-    let chosen = choose_driver(&plan.config)?;
-    let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+fn choose(basis: &SandboxBasis) -> Result<(Driver, Option<String>), SandboxError> {
+    let chosen = choose_driver(&basis.config)?;
+    let dir = basis.dir();
     check_socket_path(&dir.join(SOCKET))?;
     check_socket_path(&vsock::event_socket(&vsock::ports(&dir)))?;
     Ok(chosen)
@@ -250,7 +229,7 @@ impl Sandbox {
         plan: SandboxPlan,
         head_start: Option<HeadStart>,
     ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
-        let (driver, emulation_notice) = match choose(&plan) {
+        let (driver, emulation_notice) = match choose(&plan.basis) {
             Ok(chosen) => chosen,
             Err(error) => {
                 if let Some(head_start) = head_start {
@@ -259,18 +238,18 @@ impl Sandbox {
                 return Err(error);
             }
         };
-        let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+        let dir = plan.basis.dir();
         let vsock = dir.join(SOCKET);
-        let timeline = Arc::new(Timeline::new(plan.config.timeline.clone()));
+        let timeline = Arc::new(Timeline::new(plan.basis.config.timeline.clone()));
         let (ready, came_up) = oneshot::channel();
         let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
         let (stop, stop_receiver) = watch::channel(false);
         let (outcome, outcome_receiver) = watch::channel(None);
         let network = SharedNetwork::default();
         let makes_network = plan.network == Some(PodNetwork::New);
-        let begin = plan.size();
-        let most = begin.most(driver, &plan.config);
-        let config = plan.config.clone();
+        let begin = plan.basis.size;
+        let most = begin.most(driver, &plan.basis.config);
+        let config = plan.basis.config.clone();
         let supervisor = Supervisor {
             plan,
             most,

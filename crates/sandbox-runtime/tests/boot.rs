@@ -286,7 +286,7 @@ fn helper_killed_is_told_as_such(fixture: &Fixture) -> Outcome {
 fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
-        plan.config.kernel_arguments = "root=/dev/nonexistent".to_owned();
+        plan.basis.config.kernel_arguments = "root=/dev/nonexistent".to_owned();
         match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::GuestPanic, "{death}");
@@ -308,7 +308,7 @@ fn guest_panic_is_told_with_the_console(fixture: &Fixture) -> Outcome {
 fn guest_image_that_is_not_in_memory_is_read_from_its_disk(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
-        plan.config.kernel_arguments = format!("{ROOT_VARIABLE}=0+4096");
+        plan.basis.config.kernel_arguments = format!("{ROOT_VARIABLE}=0+4096");
         let (sandbox, _events) = Sandbox::start(plan, None).await?;
         let console = sandbox.console_tail();
         assert!(
@@ -326,7 +326,7 @@ fn agent_that_dies_is_told_as_such(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
         // In its place a program that ends at once.
-        plan.config.image = Some(fixture.image_without_agent()?);
+        plan.basis.config.image = Some(fixture.image_without_agent()?);
         match Sandbox::start(plan, None).await {
             Err(SandboxError::DiedBooting(death)) => {
                 assert_eq!(death.cause, DeathCause::AgentDied, "{death}");
@@ -340,7 +340,7 @@ fn agent_that_dies_is_told_as_such(fixture: &Fixture) -> Outcome {
 fn boot_out_of_time_is_told(fixture: &Fixture) -> Outcome {
     fixture.run(async {
         let mut plan = fixture.plan(&Root::none());
-        plan.config.boot_timeout_s = 0;
+        plan.basis.config.boot_timeout_s = 0;
         match Sandbox::start(plan, None).await {
             Err(SandboxError::BootTimeout { .. }) => Ok(()),
             other => Err(format!("not out of time: {other:?}").into()),
@@ -395,14 +395,15 @@ fn head_start_is_gone_on_with_by_its_plan_alone(fixture: &Fixture) -> Outcome {
         let begun = Fixture::head_start(&fixture.plan(&own));
         let early = early_monitor(fixture).await?;
         let mut larger = fixture.plan(&own);
-        larger.memory = MemMib::new(u64::from(larger.memory.get()) + 64)?;
+        let memory = &mut larger.basis.size.memory;
+        *memory = MemMib::new(u64::from(memory.get()) + 64)?;
         let (sandbox, _events) = Sandbox::start(larger, Some(begun)).await?;
         assert_ne!(sandbox.monitor_pid(), early);
         sandbox.stop().await?;
         let begun = Fixture::head_start(&fixture.plan(&own));
         early_monitor(fixture).await?;
         let mut plan = fixture.plan(&own);
-        plan.config.image = Some(fixture.path("missing"));
+        plan.basis.config.image = Some(fixture.path("missing"));
         let failed = Sandbox::start(plan, Some(begun)).await;
         assert!(matches!(failed, Err(SandboxError::Driver(_))), "{failed:?}");
         Ok(())

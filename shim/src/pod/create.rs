@@ -10,7 +10,7 @@ use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Std
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host};
+use sandbox_runtime::{BlockDevice, Config, EarlyPlan, MachineSize, Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
@@ -321,21 +321,17 @@ impl Pod {
             tokio::spawn(sweep::sweep(late.clone(), own));
         }
         let config = late.as_ref().unwrap_or(&self.config);
-        let EarlyPlan {
-            id,
-            namespace,
-            config,
-            memory,
-            vcpus,
-            cgroup,
-            sweep,
-            ..
-        } = self.early_plan(&spec, role, draft.bundle, config)?;
-        let (driver, notice) = host::choose_driver(&config)?;
+        let EarlyPlan { mut basis, .. } = self.early_plan(&spec, role, draft.bundle, config)?;
+        if draft.sandbox.is_some() {
+            // A pod of the sandbox service is cleared away by its engine.
+            basis.sweep = None;
+        }
+        let (driver, notice) = host::choose_driver(&basis.config)?;
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
         }
-        let mut devices = DeviceAllocator::new(driver).with_window(&config, memory);
+        let mut devices =
+            DeviceAllocator::new(driver).with_window(&basis.config, basis.size.memory);
         let network = match spec.network() {
             Some(network) => {
                 let count = network.devices()?;
@@ -352,20 +348,13 @@ impl Pod {
         let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
         let has_shm = guest.add_own_shm(shm);
         let plan = SandboxPlan {
-            id,
-            namespace,
-            config,
-            memory,
-            vcpus,
+            basis,
             bundle: draft.bundle.to_owned(),
             block: std::mem::take(&mut guest.block),
             layers: std::mem::take(&mut guest.layers),
             shared: std::mem::take(&mut guest.shared),
             shares_later,
             network,
-            cgroup,
-            // A pod of the sandbox service is cleared away by its engine.
-            sweep: sweep.filter(|_| draft.sandbox.is_none()),
         };
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
@@ -526,7 +515,7 @@ impl Pod {
     }
 
     async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {
-        let size = (plan.memory, plan.vcpus);
+        let MachineSize { memory, vcpus } = plan.basis.size;
         self.state().died = None;
         self.death.send_replace(false);
         let head_start = self.state().head_start.take();
@@ -535,7 +524,7 @@ impl Pod {
         {
             let mut state = self.state();
             state.sandbox = Some(Arc::clone(&sandbox));
-            state.size = Some(size);
+            state.size = Some((memory, vcpus));
         }
         tokio::spawn(Arc::clone(self).follow(events));
         tokio::spawn(keep_time(Arc::downgrade(&sandbox)));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sandbox_runtime::cleanup::SweepNote;
 use sandbox_runtime::network::PodNetwork;
-use sandbox_runtime::{Config, EarlyPlan, HeadStart};
+use sandbox_runtime::{Config, EarlyPlan, HeadStart, MachineSize, SandboxBasis};
 
 use super::Pod;
 use crate::error::{TaskError, chain};
@@ -30,14 +30,16 @@ impl Pod {
         let config = config
             .with_annotations(annotations.map(|(name, value)| (name.as_str(), value.as_str())))?;
         let (memory, vcpus) = spec.machine(role, &config)?;
-        Ok(EarlyPlan {
+        let basis = SandboxBasis {
             id: self.id.clone(),
             namespace: self.namespace.clone(),
             config,
-            memory,
-            vcpus,
+            size: MachineSize { memory, vcpus },
             cgroup: spec.cgroup()?,
             sweep: self.sweep_note(spec, bundle),
+        };
+        Ok(EarlyPlan {
+            basis,
             // The root may be, too, which only the call says.
             shares: *role == Role::Sandbox || binds::are_shared(&spec.value),
         })
@@ -143,9 +145,10 @@ mod tests {
         fs::create_dir(bundle.path().join("rootfs")).unwrap();
         let plan = found(bundle.path(), &spec()).unwrap().unwrap();
         let overhead = Config::default().memory_overhead_mib;
-        assert_eq!(plan.memory.get(), 256 + overhead);
-        assert_eq!(plan.cgroup.unwrap().to_string(), "/default/c1");
-        assert_eq!((plan.sweep, plan.shares), (None, false));
+        let EarlyPlan { basis, shares } = plan;
+        assert_eq!(basis.size.memory.get(), 256 + overhead);
+        assert_eq!(basis.cgroup.unwrap().to_string(), "/default/c1");
+        assert_eq!((basis.sweep, shares), (None, false));
     }
 
     #[test]
@@ -166,7 +169,7 @@ mod tests {
         pod["annotations"]["io.kubernetes.cri-o.ContainerType"] = "sandbox".into();
         assert!(shares(&pod));
         let plan = found(bundle.path(), &pod).unwrap().unwrap();
-        assert_eq!(plan.sweep.unwrap().bundles, [bundle.path()]);
+        assert_eq!(plan.basis.sweep.unwrap().bundles, [bundle.path()]);
         fs::create_dir_all(root.join("bin")).unwrap();
         assert!(shares(&spec()));
     }

@@ -113,7 +113,7 @@ impl Waiting {
 impl HypervisorDriver for Kvm {
     fn start(&mut self, request: &mut MachineRequest<'_>) -> Result<Parts, DriverError> {
         let plan = request.plan;
-        let config = &plan.config;
+        let config = &plan.basis.config;
         let waiting = match request.begun.take() {
             Some(BegunMachine(waiting)) => waiting,
             None => request.begin()?,

@@ -37,7 +37,7 @@ pub(super) struct Qemu;
 impl HypervisorDriver for Qemu {
     fn start(&mut self, request: &mut MachineRequest<'_>) -> Result<Parts, DriverError> {
         let plan = request.plan;
-        let config = &plan.config;
+        let config = &plan.basis.config;
         let mut helpers = Vec::new();
         let mut program = config.qemu_path()?;
         let mut kernel = config.kernel_path()?;
@@ -56,7 +56,7 @@ impl HypervisorDriver for Qemu {
             launch.jail_by(&config.monitor_path()?, jail, request.dir)?;
         }
         request.place(&mut launch)?;
-        let memory = plan.memory.get();
+        let memory = plan.basis.size.memory.get();
         launch
             // The local interrupt controller's timer is calibrated against the PIT, there being no other clock. For the time of day the
             // kernel waits a second where there is nobody to tell it.
@@ -173,7 +173,7 @@ fn start_vsock(
     let (path, listener) = request.bind("vhost-vsock.sock")?;
     let mut launch = Launch::new(
         "sandbox-vmm vsock-backend",
-        request.plan.config.monitor_path()?,
+        request.plan.basis.config.monitor_path()?,
     );
     let vhost_fd = launch.pass(&listener)?;
     let listener_fd = launch.pass(request.vsock_listener)?;

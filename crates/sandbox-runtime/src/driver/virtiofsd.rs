@@ -11,7 +11,7 @@ pub(super) fn start(
     folder: &Path,
 ) -> Result<(PathBuf, Process), DriverError> {
     let (path, listener) = request.bind("fs.sock")?;
-    let config = &request.plan.config;
+    let config = &request.plan.basis.config;
     let mut launch = Launch::new("virtiofsd", config.virtiofsd_path()?);
     if let Some(jail) = request.jail {
         let limits = jail.virtiofsd(open_files_hard_limit(), config.share_file_handles);

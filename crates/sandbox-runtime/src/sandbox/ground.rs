@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use sandbox_types::{MemMib, SandboxId, VcpuCount};
+use sandbox_types::SandboxId;
 
 use super::{MachineSize, SandboxError, SandboxPlan};
 use crate::cgroup::{self, CgroupPath, Limits};
@@ -18,23 +18,35 @@ use crate::vsock;
 /// How often a folder is made that others clear away at the same time.
 const MAKE_ATTEMPTS: usize = 4;
 
-/// What a sandbox is begun with: the part of a [`SandboxPlan`] that decides what is made first.
+/// What is known of a sandbox from the start, and decides what is made first.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EarlyPlan {
+pub struct SandboxBasis {
     /// Its identifier.
     pub id: SandboxId,
-    /// The namespace that the identifier is unique in.
+    /// The namespace (containerd's) that the identifier is unique in.
     pub namespace: String,
     /// The configuration.
     pub config: Config,
-    /// Guest memory.
-    pub memory: MemMib,
-    /// Processors.
-    pub vcpus: VcpuCount,
-    /// Where its control group on the host is to be.
+    /// What its machine begins with.
+    pub size: MachineSize,
+    /// Where its control group on the host is to be; without a place it has none of its own.
     pub cgroup: Option<CgroupPath>,
-    /// What is noted for [`orphans`](crate::cleanup::orphans).
+    /// What is noted for [`orphans`](crate::cleanup::orphans), where nobody else clears the sandbox away if this process is killed.
     pub sweep: Option<SweepNote>,
+}
+
+impl SandboxBasis {
+    /// The sandbox's folder.
+    pub(super) fn dir(&self) -> PathBuf {
+        self.config.sandbox_dir(&self.namespace, &self.id)
+    }
+}
+
+/// What a sandbox is begun with, before there is a [`SandboxPlan`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EarlyPlan {
+    /// What the sandbox's plan is to have.
+    pub basis: SandboxBasis,
     /// Something of the host's file system is shared with the guest, or may be later, so that its memory has to be shared too. Not to know
     /// of it yet costs a few milliseconds ([`Self::serves`]).
     pub shares: bool,
@@ -44,31 +56,14 @@ impl EarlyPlan {
     /// That of a sandbox.
     pub(super) fn of(plan: &SandboxPlan) -> Self {
         Self {
-            id: plan.id.clone(),
-            namespace: plan.namespace.clone(),
-            config: plan.config.clone(),
-            memory: plan.memory,
-            vcpus: plan.vcpus,
-            cgroup: plan.cgroup.clone(),
-            sweep: plan.sweep.clone(),
+            basis: plan.basis.clone(),
             shares: plan.shares(),
         }
     }
 
     /// Whether what was begun with this is of use to a sandbox with `other`. The monitor makes memory shared that is not, but not the reverse.
     pub(super) fn serves(&self, other: &Self) -> bool {
-        let shared = Self {
-            shares: self.shares || other.shares,
-            ..self.clone()
-        };
-        shared == *other
-    }
-
-    fn size(&self) -> MachineSize {
-        MachineSize {
-            memory: self.memory,
-            vcpus: self.vcpus,
-        }
+        self.basis == other.basis && (other.shares || !self.shares)
     }
 }
 
@@ -89,11 +84,11 @@ pub(super) struct Ground {
 
 impl Ground {
     /// Makes the folder, and nothing else.
-    pub(super) fn claim(plan: &EarlyPlan, driver: Driver) -> Result<Self, SandboxError> {
-        let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+    pub(super) fn claim(basis: &SandboxBasis, driver: Driver) -> Result<Self, SandboxError> {
+        let dir = basis.dir();
         let claim = make_dir(&dir)?;
         Ok(Self {
-            most: plan.size().most(driver, &plan.config),
+            most: basis.size.most(driver, &basis.config),
             record: Record::new(&dir),
             jail: None,
             machine: None,
@@ -103,27 +98,27 @@ impl Ground {
     }
 
     /// Makes what belongs into the folder, and enters the control group.
-    pub(super) fn furnish(&mut self, plan: &EarlyPlan) -> Result<(), SandboxError> {
-        if let Some(note) = &plan.sweep {
+    pub(super) fn furnish(&mut self, basis: &SandboxBasis) -> Result<(), SandboxError> {
+        if let Some(note) = &basis.sweep {
             note.write(&self.dir)?;
         }
         // Before anything that its memory is to be charged for.
-        if let Some(path) = &plan.cgroup {
-            let limits = Limits::new(plan.memory, plan.vcpus, &plan.config);
+        if let Some(path) = &basis.cgroup {
+            let limits = Limits::new(basis.size.memory, basis.size.vcpus, &basis.config);
             cgroup::enter(path, limits, &self.dir)?;
         }
         let ports = vsock::ports(&self.dir);
         let folder = ports.parent().unwrap_or(&self.dir);
         make_open(folder)?;
-        self.jail = SandboxJail::make(&plan.config, &self.dir, folder)?;
+        self.jail = SandboxJail::make(&basis.config, &self.dir, folder)?;
         Ok(())
     }
 
     /// Begins the machine, of the `kvm` driver. Must run on a thread that lives as long as the machine should.
     pub(super) fn begin_machine(&mut self, plan: &EarlyPlan) -> Result<(), SandboxError> {
         let basis = MachineBasis {
-            config: &plan.config,
-            size: plan.size(),
+            config: &plan.basis.config,
+            size: plan.basis.size,
             most: self.most,
             shared_memory: plan.shares,
             dir: &self.dir,

@@ -80,7 +80,7 @@ impl HeadStart {
 }
 
 fn is_for_kvm(plan: &EarlyPlan) -> bool {
-    matches!(choose_driver(&plan.config), Ok((Driver::Kvm, _)))
+    matches!(choose_driver(&plan.basis.config), Ok((Driver::Kvm, _)))
 }
 
 async fn make(
@@ -90,9 +90,9 @@ async fn make(
     // It waits for the folder and the control group. The monitor is not started there: it ends with the thread that starts it.
     let made = tokio::task::spawn_blocking(move || {
         let plan = find()?;
-        match Ground::claim(&plan, Driver::Kvm) {
+        match Ground::claim(&plan.basis, Driver::Kvm) {
             Ok(mut ground) => {
-                let furnished = ground.furnish(&plan);
+                let furnished = ground.furnish(&plan.basis);
                 Some((Made { plan, ground }, furnished))
             }
             Err(error) => {
@@ -128,10 +128,11 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use sandbox_types::SandboxId;
+    use sandbox_types::{MemMib, SandboxId};
 
     use super::*;
     use crate::config::Config;
+    use crate::sandbox::{MachineSize, SandboxBasis};
 
     /// One whose kernel is missing.
     fn plan(folder: &Path) -> EarlyPlan {
@@ -141,15 +142,21 @@ mod tests {
             jail: false,
             ..Config::default()
         };
-        EarlyPlan {
-            id: SandboxId::new("box").unwrap(),
-            namespace: "ns".to_owned(),
+        let size = MachineSize {
             memory: config.memory().unwrap(),
             vcpus: config.vcpu_count().unwrap(),
+        };
+        let basis = SandboxBasis {
+            id: SandboxId::new("box").unwrap(),
+            namespace: "ns".to_owned(),
+            config,
+            size,
             cgroup: None,
             sweep: None,
+        };
+        EarlyPlan {
+            basis,
             shares: false,
-            config,
         }
     }
 
@@ -157,7 +164,7 @@ mod tests {
     async fn head_start_that_fails_leaves_nothing_and_is_no_ground() {
         let folder = tempfile::tempdir().unwrap();
         let plan = plan(folder.path());
-        let dir = plan.config.sandbox_dir(&plan.namespace, &plan.id);
+        let dir = plan.basis.dir();
         let was_there = Arc::new(AtomicBool::new(false));
         let found = plan.clone();
         let looked = Arc::clone(&was_there);
@@ -182,10 +189,9 @@ mod tests {
             shares: true,
             ..own.clone()
         };
-        let larger = EarlyPlan {
-            memory: sandbox_types::MemMib::new(u64::from(own.memory.get()) + 1).unwrap(),
-            ..shares.clone()
-        };
+        let mut larger = shares.clone();
+        let memory = &mut larger.basis.size.memory;
+        *memory = MemMib::new(u64::from(memory.get()) + 1).unwrap();
         assert!(own.serves(&own) && shares.serves(&shares) && own.serves(&shares));
         assert!(!shares.serves(&own) && !own.serves(&larger) && !shares.serves(&larger));
     }

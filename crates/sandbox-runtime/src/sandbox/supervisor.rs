@@ -170,7 +170,7 @@ impl Supervisor {
     async fn come_up(&mut self) -> Result<(AgentClient, UnixStream), SandboxError> {
         let listener = self.prepare()?;
         self.lifecycle.take(Step::Spawned);
-        let limit = self.plan.config.boot_timeout();
+        let limit = self.plan.basis.config.boot_timeout();
         let vsock = self.vsock.clone();
         let timeline = Arc::clone(&self.timeline);
         let network = self.network.configuration();
@@ -242,8 +242,9 @@ impl Supervisor {
         let plan = &self.plan;
         if self.ground.is_none() {
             let early = EarlyPlan::of(plan);
-            let ground = self.ground.insert(Ground::claim(&early, self.driver)?);
-            ground.furnish(&early)?;
+            let ground = Ground::claim(&early.basis, self.driver)?;
+            let ground = self.ground.insert(ground);
+            ground.furnish(&early.basis)?;
             if begins_early {
                 ground.begin_machine(&early)?;
             }
@@ -259,8 +260,8 @@ impl Supervisor {
         if let Some(network) = &plan.network {
             let options = NicOptions {
                 // One for each vCPU: more are of no use to it.
-                queues: usize::from(plan.vcpus.get()).min(MAX_QUEUE_PAIRS),
-                bytes_per_second: plan.config.network_bytes_per_second,
+                queues: usize::from(plan.basis.size.vcpus.get()).min(MAX_QUEUE_PAIRS),
+                bytes_per_second: plan.basis.config.network_bytes_per_second,
             };
             self.network.join(network, options, &self.dir)?;
             self.loopback = forward_loopback(&self.network, &self.vsock);

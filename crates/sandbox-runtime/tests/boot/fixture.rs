@@ -13,7 +13,10 @@ use sandbox_protocol::agent::{CreateContainerRequest, Stdio as AgentStdio};
 use sandbox_runtime::host::choose_driver;
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{Config, Driver, EarlyPlan, HeadStart, Hypervisor, Sandbox, SandboxPlan};
+use sandbox_runtime::{
+    Config, Driver, EarlyPlan, HeadStart, Hypervisor, MachineSize, Sandbox, SandboxBasis,
+    SandboxPlan,
+};
 use sandbox_types::{ContainerId, SandboxId};
 use serde_json::json;
 
@@ -162,38 +165,36 @@ impl Fixture {
             .as_ref()
             .map(|plan| (plan.block.clone(), plan.layers.clone()))
             .unwrap_or_default();
-        SandboxPlan {
-            cgroup: None,
-            id: self.id(),
-            namespace: NAMESPACE.to_owned(),
+        let size = MachineSize {
             memory: config.memory().unwrap(),
             vcpus: config.vcpu_count().unwrap(),
+        };
+        let basis = SandboxBasis {
+            id: self.id(),
+            namespace: NAMESPACE.to_owned(),
             config,
+            size,
+            cgroup: None,
+            sweep: None,
+        };
+        SandboxPlan {
+            basis,
             bundle: self.path("bundle"),
             block,
             layers,
             shared: root.shared.clone(),
             network: None,
             shares_later: false,
-            sweep: None,
         }
     }
 
     /// What a sandbox of this plan is begun with.
     pub(crate) fn head_start(plan: &SandboxPlan) -> HeadStart {
-        let plan = plan.clone();
-        HeadStart::begin(move || {
-            Some(EarlyPlan {
-                shares: plan.shares_later || !plan.shared.is_empty(),
-                id: plan.id,
-                namespace: plan.namespace,
-                config: plan.config,
-                memory: plan.memory,
-                vcpus: plan.vcpus,
-                cgroup: plan.cgroup,
-                sweep: plan.sweep,
-            })
-        })
+        let early = EarlyPlan {
+            basis: plan.basis.clone(),
+            shares: plan.shares_later || !plan.shared.is_empty(),
+        };
+        HeadStart::begin(move || Some(early))
     }
 
     fn root(&self, mounts: &[Mount]) -> Result<Root, Failure> {
