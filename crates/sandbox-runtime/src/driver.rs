@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use sandbox_network::{Namespace, Nic};
 use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_types::MemMib;
-use sandbox_types::monitor::MAX_PASSED_FDS;
+use sandbox_types::monitor::{MAX_DEVICES, MAX_PASSED_FDS};
 
 use crate::cleanup::{CleanupError, Record};
 use crate::config::{Config, ConfigError};
@@ -79,8 +79,8 @@ impl Driver {
     #[must_use]
     pub fn device_slots(self) -> usize {
         match self {
-            // Interrupts 5 to 22; the guest image, vsock, the random number generator, the balloon and the memory device have theirs.
-            Self::Kvm => 18 - 5,
+            // The guest image, vsock, the random number generator, the balloon and the memory device have theirs.
+            Self::Kvm => MAX_DEVICES - 5,
             // microvm without ACPI has eight transports; the guest image and vsock are always there, the random
             // number generator and the balloon where there is room.
             Self::Qemu => qemu::TRANSPORTS - 2,

@@ -27,6 +27,10 @@ pub const CONFIG_FD: i32 = 3;
 /// Descriptor of the control socket.
 pub const CONTROL_FD: i32 = 4;
 
+/// The most devices of a machine, those that every machine has among them. Each has an interrupt line of its own: KVM's IO-APIC has 24, and
+/// the first five are of others.
+pub const MAX_DEVICES: usize = 19;
+
 /// The most queue pairs of a network device: more than vCPUs are of no use, and each has a thread.
 pub const MAX_QUEUE_PAIRS: usize = 8;
 

@@ -18,6 +18,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::VcpuCount;
+use sandbox_types::monitor::MAX_DEVICES;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -120,10 +121,7 @@ pub enum MachineError {
     #[error(transparent)]
     Transport(#[from] MmioError),
     /// More devices than interrupt lines.
-    #[error(
-        "a machine has at most {} virtio devices, not {count}",
-        layout::MAX_VIRTIO_DEVICES
-    )]
+    #[error("a machine has at most {MAX_DEVICES} virtio devices, not {count}")]
     TooManyDevices {
         /// How many there would be.
         count: usize,
@@ -320,7 +318,7 @@ fn virtio_devices(
     roll: &mut RollCall,
 ) -> Result<Bus, MachineError> {
     let count = devices.len();
-    if count > layout::MAX_VIRTIO_DEVICES {
+    if count > MAX_DEVICES {
         return Err(MachineError::TooManyDevices { count });
     }
     let mut mmio = Bus::new();

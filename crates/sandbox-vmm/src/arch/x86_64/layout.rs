@@ -9,6 +9,7 @@
 //! ```
 
 use sandbox_types::MemMib;
+use sandbox_types::monitor::MAX_DEVICES;
 use vm_memory::GuestAddress;
 
 /// `hvm_start_info`.
@@ -39,8 +40,8 @@ pub const VIRTIO_MMIO_BYTES: u64 = 0x1000;
 pub const FIRST_VIRTIO_GSI: u32 = 5;
 /// The last interrupt line: KVM's IO-APIC has 24.
 pub const LAST_GSI: u32 = 23;
-/// The most virtio-mmio devices.
-pub const MAX_VIRTIO_DEVICES: usize = (LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize;
+// Who makes the devices counts on a line for each.
+const _: () = assert!((LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize == MAX_DEVICES);
 /// Interrupt of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
 /// A page for KVM's identity map (Intel processors without unrestricted guests).
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn every_device_has_a_place_in_the_hole() {
-        let end = VIRTIO_MMIO_START + MAX_VIRTIO_DEVICES as u64 * VIRTIO_MMIO_BYTES;
+        let end = VIRTIO_MMIO_START + MAX_DEVICES as u64 * VIRTIO_MMIO_BYTES;
         assert!(end <= u64::from(IO_APIC));
     }
 }
