@@ -400,6 +400,16 @@ impl Attempt {
     }
 }
 
+/// The versions of the hierarchies in which a sandbox can have a group.
+pub(crate) fn versions() -> Vec<&'static str> {
+    let mounted = Hierarchy::mounted();
+    [(Version::V1, "1"), (Version::V2, "2")]
+        .into_iter()
+        .filter(|(version, _)| mounted.iter().any(|one| one.version == *version))
+        .map(|(_, name)| name)
+        .collect()
+}
+
 /// Makes the sandbox's group and puts this process into it. It is on record before.
 ///
 /// # Errors

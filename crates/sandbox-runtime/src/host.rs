@@ -8,6 +8,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::cgroup;
 use crate::config::{Config, ConfigError, Hypervisor, UserRange};
 use crate::driver::Driver;
 
@@ -380,15 +381,16 @@ fn is_mapped(map: &str, first: u32, last: u32) -> bool {
 
 fn cgroups() -> Requirement {
     const NAME: &str = "cgroup version";
-    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        Requirement::holds(NAME, "2")
-    } else {
+    let versions = cgroup::versions();
+    if versions.is_empty() {
         Requirement::missing(
             NAME,
-            "1, or none: limits inside the guest hold, accounting on the host does not",
-            "boot with systemd.unified_cgroup_hierarchy=1",
+            "none: limits inside the guest hold, accounting on the host does not",
+            "mount -t cgroup2 none /sys/fs/cgroup",
         )
         .degraded()
+    } else {
+        Requirement::holds(NAME, versions.join(" and "))
     }
 }
 
