@@ -3,6 +3,7 @@
 //! Nothing here does I/O. A value of one of these types is valid by construction: identifiers are safe as
 //! file names, sizes are within what a guest can have.
 
+pub mod cpuset;
 pub mod id;
 pub mod jail;
 pub mod mac;
@@ -10,6 +11,7 @@ pub mod machine;
 pub mod monitor;
 pub mod timeline;
 
+pub use cpuset::{CpusetList, CpusetListError};
 pub use id::{ContainerId, ExecId, IdError, SandboxId};
 pub use mac::{MacAddress, MacError};
 pub use machine::{GuestCid, MachineSizeError, MemMib, VcpuCount};

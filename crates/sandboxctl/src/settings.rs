@@ -367,7 +367,7 @@ fn host_config(
         cpuset_cpus: options
             .cpuset_cpus
             .as_ref()
-            .map(|list| list.text.clone())
+            .map(ToString::to_string)
             .unwrap_or_default(),
         devices: options
             .device

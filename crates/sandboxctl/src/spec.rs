@@ -242,10 +242,10 @@ pub(crate) fn vcpus(options: &ContainerOptions) -> Result<Option<u8>, SpecError>
     let Some(list) = &options.cpuset_cpus else {
         return Ok(given);
     };
-    let needed = list.count;
+    let needed = u8::try_from(list.count()).unwrap_or(u8::MAX);
     match given {
         Some(given) if given < needed => Err(SpecError::CpuList {
-            list: list.text.clone(),
+            list: list.to_string(),
             needed,
             given,
         }),
@@ -353,7 +353,7 @@ fn resources(options: &ContainerOptions) -> Result<LinuxResources, SpecError> {
             cpu.set_quota(Some(quota));
             cpu.set_period(Some(CPU_PERIOD_US));
         }
-        cpu.set_cpus(options.cpuset_cpus.as_ref().map(|list| list.text.clone()));
+        cpu.set_cpus(options.cpuset_cpus.as_ref().map(ToString::to_string));
         resources.set_cpu(Some(cpu));
     }
     // docker takes 0 and -1 for no limit.

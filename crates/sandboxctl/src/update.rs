@@ -138,7 +138,7 @@ fn resources(args: &UpdateArgs) -> Map<String, Value> {
         cpu.insert("shares".to_owned(), shares.into());
     }
     if let Some(list) = &args.cpuset_cpus {
-        cpu.insert("cpus".to_owned(), list.text.clone().into());
+        cpu.insert("cpus".to_owned(), list.as_str().into());
     }
     if let Some(limit) = args.pids_limit {
         // docker takes 0 and -1 for no limit.
@@ -171,7 +171,7 @@ fn note(host: &mut HostConfig, args: &UpdateArgs) {
         host.cpu_shares = shares;
     }
     if let Some(list) = &args.cpuset_cpus {
-        host.cpuset_cpus.clone_from(&list.text);
+        list.as_str().clone_into(&mut host.cpuset_cpus);
     }
     if let Some(limit) = args.pids_limit {
         host.pids_limit = Some(limit).filter(|limit| *limit > 0);

@@ -8,10 +8,10 @@ pub(crate) mod namespaces;
 pub(crate) mod network;
 pub(crate) mod ports;
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use oci_spec::runtime::PosixRlimitType;
+use sandbox_types::{CpusetList, CpusetListError, VcpuCount};
 
 /// Why the value of an option was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,8 +63,13 @@ pub(crate) enum ValueError {
     #[error("{value:?} is not a limit; write a size such as 512m, or -1 for none")]
     MemorySwap { value: String },
     /// Not a list of processors.
-    #[error("{value:?} is not a list of processors; write numbers and ranges, such as 0-2,5")]
-    CpuList { value: String },
+    #[error(transparent)]
+    CpuList(#[from] CpusetListError),
+    /// A list of more processors than a virtual machine can have.
+    #[error(
+        "the list names {count} processors, and a virtual machine has at most {max}; list fewer"
+    )]
+    TooManyCpus { count: u16, max: u8 },
     /// A policy other than `no`.
     #[error(
         "{value:?}: nothing restarts containers yet; leave --restart out, or start the container again with `sandboxctl start`"
@@ -137,7 +142,7 @@ fn decimal(text: &str, places: usize) -> Option<u128> {
 
 /// Processors, in the microseconds of each [`CPU_PERIOD_US`] that a container may run.
 pub(crate) fn cpus(value: &str) -> Result<i64, ValueError> {
-    let max = sandbox_types::VcpuCount::MAX.get();
+    let max = VcpuCount::MAX.get();
     decimal(value, 5)
         .and_then(|n| i64::try_from(n).ok())
         .filter(|quota| (1_000..=i64::from(max) * 100_000).contains(quota))
@@ -351,40 +356,14 @@ pub(crate) fn memory_swap(value: &str) -> Result<i64, ValueError> {
         })
 }
 
-/// Processors by number (cpuset(7), "List format"), in the kernel's spelling.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct CpuList {
-    pub(crate) text: String,
-    /// How many it names.
-    pub(crate) count: u8,
-}
-
-/// `0-2,5`.
-pub(crate) fn cpu_list(value: &str) -> Result<CpuList, ValueError> {
-    let wrong = || ValueError::CpuList {
-        value: value.to_owned(),
-    };
-    let number = |text: &str| {
-        text.parse::<u8>()
-            .ok()
-            .filter(|number| *number < sandbox_types::VcpuCount::MAX.get())
-            .ok_or_else(wrong)
-    };
-    let mut named = BTreeSet::new();
-    for part in value.split(',') {
-        let (first, last) = match part.split_once('-') {
-            Some((first, last)) => (number(first)?, number(last)?),
-            None => (number(part)?, number(part)?),
-        };
-        if first > last {
-            return Err(wrong());
-        }
-        named.extend(first..=last);
+/// Processors by number, as many as a virtual machine can have.
+pub(crate) fn cpu_list(value: &str) -> Result<CpusetList, ValueError> {
+    let list: CpusetList = value.parse()?;
+    let (count, max) = (list.count(), VcpuCount::MAX.get());
+    if count > u16::from(max) {
+        return Err(ValueError::TooManyCpus { count, max });
     }
-    Ok(CpuList {
-        text: value.to_owned(),
-        count: u8::try_from(named.len()).map_err(|_| wrong())?,
-    })
+    Ok(list)
 }
 
 /// `--restart`.

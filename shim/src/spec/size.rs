@@ -12,15 +12,13 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use sandbox_runtime::Config;
-use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
+use sandbox_types::{CpusetList, CpusetListError, MachineSizeError, MemMib, VcpuCount};
 use serde::Deserialize;
 
 /// The kernel's period of a CPU quota, in microseconds (cgroup v2, cpu.max).
 const DEFAULT_PERIOD: u64 = 100_000;
 /// A whole processor.
 const MICROCPUS: u64 = 1_000_000;
-/// The highest processor number that is believed.
-const MAX_CPU: u32 = 8191;
 
 /// The sum of the containers' memory limits, in bytes (containerd `internal/cri/annotations`, as all of these).
 pub(super) const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -120,29 +118,12 @@ pub(super) fn cpus(resources: Option<&LinuxResources>) -> Option<u64> {
     Some(microcpus(resources)?.div_ceil(MICROCPUS))
 }
 
-/// How many processors a list such as "0-2,7" has (cpuset(7), "List format"); `None` when it is no such list.
-fn listed_cpus(list: &str) -> Option<u64> {
-    let mut count = 0;
-    for part in list.trim().split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let first: u32 = first.trim().parse().ok()?;
-        let last: u32 = last.trim().parse().ok()?;
-        if first > last || last > MAX_CPU {
-            return None;
-        }
-        count += u64::from(last - first) + 1;
-    }
-    Some(count)
-}
-
 /// A list of processors that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`linux.resources.cpu.cpus` is {list:?}, which is no list of processors such as \"0-3,7\"")]
-pub(crate) struct CpuListError {
-    list: String,
-}
+#[error("`linux.resources.cpu.cpus` is no list of processors")]
+pub(crate) struct CpuListError(#[from] CpusetListError);
 
-/// How many processors the container may use by its list, when it has one.
+/// How many processors the container may use by its list, when it has one; a blank one is none.
 ///
 /// # Errors
 /// [`CpuListError`].
@@ -150,12 +131,10 @@ pub(super) fn cpu_list(resources: Option<&LinuxResources>) -> Result<Option<u64>
     let list = resources
         .and_then(|resources| resources.cpu().as_ref())
         .and_then(|cpu: &LinuxCpu| cpu.cpus().as_deref())
-        .filter(|list| !list.trim().is_empty());
+        .filter(|list| !list.trim_ascii().is_empty());
     match list {
         None => Ok(None),
-        Some(list) => listed_cpus(list).map(Some).ok_or_else(|| CpuListError {
-            list: list.to_owned(),
-        }),
+        Some(list) => Ok(Some(list.parse::<CpusetList>()?.count().into())),
     }
 }
 
@@ -359,15 +338,19 @@ mod tests {
         assert_eq!(of(r#"{"cpu":{"cpus":"0-2"}}"#), 3);
         assert_eq!(of(r#"{"cpu":{"cpus":"1","quota":400000}}"#), 1);
         assert_eq!(of(r#"{"cpu":{"cpus":"0-3","quota":150000}}"#), 2);
-        assert_eq!(of(r#"{"cpu":{"cpus":""}}"#), config.vcpus);
+        assert_eq!(of(r#"{"cpu":{"cpus":"0-2,1,2\n"}}"#), 3);
+        for blank in [r#"{"cpu":{"cpus":""}}"#, r#"{"cpu":{"cpus":"\n"}}"#] {
+            assert_eq!(of(blank), config.vcpus);
+        }
     }
 
     #[test]
-    fn cpu_list_is_counted_or_refused() {
-        assert_eq!(listed_cpus("0-2,7"), Some(4));
-        assert_eq!(listed_cpus("5\n"), Some(1));
-        for list in ["3-1", "a", "0-99999999", "-1", "0,,1"] {
-            assert_eq!(listed_cpus(list), None, "{list}");
-        }
+    fn cpu_list_that_is_none_is_refused_by_its_field() {
+        let error = cpu_list(Some(&resources(r#"{"cpu":{"cpus":"0-99999999"}}"#))).unwrap_err();
+        assert!(error.to_string().contains("cpu.cpus"), "{error}");
+        assert!(matches!(
+            error,
+            CpuListError(CpusetListError::TooHigh { .. })
+        ));
     }
 }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
+use sandbox_types::CpusetList;
 
 use crate::filter::{self, Filter};
 use crate::format::{self, Format};
-use crate::values::{self, CpuList};
+use crate::values;
 
 /// `ps`.
 #[derive(Debug, Args)]
@@ -148,7 +149,7 @@ pub(crate) struct UpdateArgs {
     pub(crate) cpu_shares: Option<u64>,
     /// As many of the virtual machine's processors as the list names
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list)]
-    pub(crate) cpuset_cpus: Option<CpuList>,
+    pub(crate) cpuset_cpus: Option<CpusetList>,
     /// How many processes the container may have; -1 for no limit
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     pub(crate) pids_limit: Option<i64>,

@@ -4,14 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
-use sandbox_types::MacAddress;
+use sandbox_types::{CpusetList, MacAddress};
 
 use crate::values::device::{self, Device};
 use crate::values::mounts::{self, Bind, Mount, Tmpfs};
 use crate::values::namespaces::{self, Ipc, NetworkMode};
 use crate::values::network::{self, HostEntry};
 use crate::values::ports::{self, Ports};
-use crate::values::{self, CpuList, Ulimit, UserName, Variable};
+use crate::values::{self, Ulimit, UserName, Variable};
 
 /// The options that say what the container is.
 #[derive(Debug, Default, Clone, Args)]
@@ -164,7 +164,7 @@ pub(crate) struct ContainerOptions {
     pub(crate) cpu_shares: Option<u64>,
     /// As many of the virtual machine's processors as the list names; it gets so many
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list, help_heading = "Resources")]
-    pub(crate) cpuset_cpus: Option<CpuList>,
+    pub(crate) cpuset_cpus: Option<CpusetList>,
     /// Refused: the guest's control groups have no such switch
     #[arg(long, value_name = "BOOL", value_parser = values::oom_kill_disable, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub(crate) oom_kill_disable: Option<bool>,

@@ -142,13 +142,19 @@ fn swap_limit_is_a_size_or_none() {
 }
 
 #[test]
-fn cpu_list_is_the_kernels() {
-    let list = cpu_list("0-2,5").unwrap();
-    assert_eq!((list.text.as_str(), list.count), ("0-2,5", 4));
-    assert_eq!(cpu_list("0-2,1-3").unwrap().count, 4);
-    for text in ["", "a", "2-1", "0-", "-1", "0,,1", "32", "0-300"] {
-        assert!(cpu_list(text).is_err(), "{text}");
+fn cpu_list_names_as_many_as_a_machine_has() {
+    for text in ["0-2,5", "0-31", "100-131", "0-31,3"] {
+        assert_eq!(cpu_list(text).unwrap().as_str(), text);
     }
+    let error = cpu_list("0-300").unwrap_err();
+    assert_eq!(
+        error,
+        ValueError::TooManyCpus {
+            count: 301,
+            max: 32
+        }
+    );
+    assert!(matches!(cpu_list(""), Err(ValueError::CpuList(_))));
 }
 
 #[test]
