@@ -269,12 +269,13 @@ pub(super) fn run(options: &Options, files: &BootFiles) -> Result<(Outcome, Stri
         result.join("command"),
         script(options, &std::env::current_dir()?),
     )?;
-    // overlayfs refuses a lower file system that announces submounts: "Object is remote".
+    // overlayfs refuses a lower file system that announces submounts: "Object is remote". What was read once stays in memory, as on
+    // any host, and is not asked for again each time that a file is opened; the root here does not change for the test host.
     let root = serve(
         Path::new("/"),
         &path.join("root.sock"),
         &path.join("root.log"),
-        &["--no-announce-submounts", "--readonly", "--cache", "auto"],
+        &["--no-announce-submounts", "--readonly", "--cache", "always"],
     )?;
     let shared = serve(
         &result,
