@@ -270,7 +270,7 @@ pub(super) fn run(options: &Options, files: &BootFiles) -> Result<(Outcome, Stri
         script(options, &std::env::current_dir()?),
     )?;
     // overlayfs refuses a lower file system that announces submounts: "Object is remote". What was read once stays in memory, as on
-    // any host, and is not asked for again each time that a file is opened; the root here does not change for the test host.
+    // any host, and is not read again each time that a file is opened. What changes here meanwhile may show in the test host or not.
     let root = serve(
         Path::new("/"),
         &path.join("root.sock"),
