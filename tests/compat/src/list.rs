@@ -55,9 +55,12 @@ impl Row {
             && matches(&self.ours, &difference.ours)
     }
 
-    /// Whether it says nothing of the values.
+    /// Whether the values may be equal by chance.
     fn may_be_equal(&self) -> bool {
-        self.reference == "*" && self.ours == "*"
+        match self.reference.as_str() {
+            "*" => self.ours == "*",
+            pattern => matches(pattern, &self.ours),
+        }
     }
 
     /// What it names of this case.
@@ -170,7 +173,8 @@ mod tests {
         | where | what | runc | here | why |\n| --- | --- | --- | --- | --- |\n\
         | `*/*` | `mounts./.type` | `*` | `virtiofs` | the root is shared |\n\
         | `user/exec`, `plain/init` | `a.*` | `1` | `2` | so |\n\
-        | `*/*` | `chance` | `*` | `*` | so |\n";
+        | `*/*` | `chance` | `*` | `*` | so |\n\
+        | `*/*` | `race` | `* 2` | `1 2` | so |\n";
 
     fn difference(process: &'static str, what: &str, reference: &str, ours: &str) -> Difference {
         Difference {
@@ -191,10 +195,17 @@ mod tests {
             list.judge("user", &[root.clone(), known.clone()])
                 .is_empty()
         );
-        let other = difference("exec", "a.b", "1", "3");
-        let wrong = list.judge("user", &[root.clone(), known, other]);
-        assert_eq!(wrong.len(), 1, "{wrong:?}");
-        assert!(wrong[0].starts_with("not listed: | `user/exec` | `a.b`"));
+        let race = difference("exec", "race", "2 2", "1 2");
+        assert!(
+            list.judge("user", &[root.clone(), known.clone(), race])
+                .is_empty()
+        );
+        for (what, reference, ours) in [("a.b", "1", "3"), ("race", "1 2", "2 2")] {
+            let other = difference("exec", what, reference, ours);
+            let wrong = list.judge("user", &[root.clone(), known.clone(), other]);
+            assert_eq!(wrong.len(), 1, "{wrong:?}");
+            assert!(wrong[0].starts_with(&format!("not listed: | `user/exec` | `{what}`")));
+        }
     }
 
     #[test]
