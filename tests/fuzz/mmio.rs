@@ -320,7 +320,7 @@ impl Bench {
                 return Err(format!("queue {queue} is ready after a reset"));
             }
         }
-        if (self.get(STATUS), self.get(0x60)) != (0, 0) {
+        if (self.get(STATUS), self.get(INTERRUPT_STATUS)) != (0, 0) {
             return Err("something is left after a reset".to_owned());
         }
         if [self.get(0), self.get(4), self.get(8)] != [0x7472_6976, 2, DEVICE] {
