@@ -3,8 +3,12 @@
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::*;
+
+/// How long a tap may take to go.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// A namespace with one end of a cable in it, and the other end.
 struct Own {
@@ -40,6 +44,16 @@ impl Own {
         let links = run(&format!("ip -n {} -d link", self.name));
         let tap = links.lines().find(|line| line.contains("tun type tap"));
         tap.unwrap_or_default().to_owned()
+    }
+
+    /// Ends what was joined, and waits for its tap's end: a program that another test starts has a copy of the tap's descriptors
+    /// until it is executed.
+    fn leave(&self, joined: Joined) {
+        joined.leave().unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while !self.tap().is_empty() {
+            assert!(Instant::now() < deadline, "{}", self.tap());
+        }
     }
 }
 
@@ -87,7 +101,7 @@ fn limits_are_at_both_ends_and_go_when_the_network_is_left() {
                 "{shown} is not in {disciplines}"
             );
         }
-        joined.leave().unwrap();
+        own.leave(joined);
         let left = own.tc("eth0");
         assert!(!left.contains("tbf") && !left.contains("ingress"), "{left}");
     }
@@ -144,7 +158,7 @@ fn tap_has_as_many_queues_as_are_asked_for_and_none_of_the_kernels() {
     );
     let disciplines = own.tc("sbtap0");
     assert!(disciplines.contains("noqueue"), "{disciplines}");
-    joined.leave().unwrap();
+    own.leave(joined);
     let joined = own.join(options(1, 0)).unwrap();
     assert!(!own.tap().contains("multi_queue"), "{}", own.tap());
     joined.leave().unwrap();
