@@ -11,7 +11,7 @@ use super::chain::Segment;
 ///
 /// All that is guest memory is whole, and stays mapped as long as this lives. Other threads and the guest may access it at
 /// the same time, which is why no reference to it exists.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Vectors<'a> {
     /// The first `passed` are behind us.
     pieces: Vec<libc::iovec>,

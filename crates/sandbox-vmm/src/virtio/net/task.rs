@@ -369,7 +369,8 @@ impl NetTask {
 
     /// Gives the guest a frame with all the buffers that it is in.
     fn place(&mut self, frame: Frame) -> Result<Placed, NetError> {
-        if self.hold(frame.length)? < frame.length {
+        let spilled = frame.length.saturating_sub(frame.placed);
+        if spilled > 0 && self.hold(frame.length)? < frame.length {
             let full = self.held.len() >= usize::from(QUEUE_SIZE);
             return Ok(match self.mergeable && !full {
                 true => Placed::Later,
@@ -385,12 +386,12 @@ impl NetTask {
         let used: Vec<u32> = self.held.iter().map_while(used).collect();
         let count = u16::try_from(used.len()).unwrap_or(u16::MAX);
         set_num_buffers(&mut self.header, count);
-        let placed = u64::try_from(frame.placed).unwrap_or(u64::MAX);
-        let spilled = frame.length.saturating_sub(frame.placed);
-        let spilled = self.spill.get(..spilled).unwrap_or_default();
-        for (offset, bytes) in [(0, self.header.as_slice()), (placed, spilled)] {
-            let segments = self.held.iter().flat_map(Buffer::segments);
-            write_over(&self.memory, skip(segments, offset), bytes).map_err(NetError::Memory)?;
+        let segments = || self.held.iter().flat_map(Buffer::segments);
+        write_over(&self.memory, segments(), &self.header).map_err(NetError::Memory)?;
+        if spilled > 0 {
+            let placed = u64::try_from(frame.placed).unwrap_or(u64::MAX);
+            let rest = self.spill.get(..spilled).unwrap_or_default();
+            write_over(&self.memory, skip(segments(), placed), rest).map_err(NetError::Memory)?;
         }
         for (buffer, used) in self.held.drain(..used.len()).zip(used) {
             self.rx
