@@ -238,7 +238,7 @@ impl Bench {
                 file.write_all(&sectors()).map_err(text)?;
                 disk = Some(file.try_clone().map_err(text)?);
                 let read_only = kind == Kind::ReadOnlyDisk;
-                Box::new(Block::new("disk", file, read_only, "serial").map_err(text)?)
+                Box::new(Block::new("disk", file, read_only, "serial", 2).map_err(text)?)
             }
             Kind::Entropy => Box::new(Rng::new()),
             Kind::Balloon => Box::new(Balloon::new()),

@@ -179,6 +179,7 @@ pub fn requirements(config: &Config) -> Vec<Requirement> {
         memory(config),
         cgroups(),
         jail(config),
+        io_uring(),
     ];
     // What the driver in use does not need is no obstacle.
     for requirement in &mut all {
@@ -392,6 +393,24 @@ fn cgroups() -> Requirement {
     } else {
         Requirement::holds(NAME, versions.join(" and "))
     }
+}
+
+/// What a monitor's disks wait with. It runs as a user of its own, to whom the middle setting of the kernel's three is closed too.
+fn io_uring() -> Requirement {
+    const NAME: &str = "io_uring";
+    let setting = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+    let setting = setting.as_deref().unwrap_or("0").trim().to_owned();
+    let obstacle = match io_uring::IoUring::new(1) {
+        _ if setting != "0" => format!("kernel.io_uring_disabled is {setting}"),
+        Ok(_) => return Requirement::holds(NAME, "disks do many reads at the same time"),
+        Err(error) => format!("the kernel says: {error}"),
+    };
+    Requirement::missing(
+        NAME,
+        format!("{obstacle}: reads that the host has not in memory are done one after the other"),
+        "sysctl kernel.io_uring_disabled=0, or leave it if disks need not be fast",
+    )
+    .degraded()
 }
 
 #[cfg(test)]

@@ -25,6 +25,10 @@ const NEED_KVM: &[&str] = &["boot", "kvm"];
 const AGENT_SUITE: &str = "agent/guest";
 const NEED_CGROUP_V2: &str = "namespaces::";
 
+/// The monitor's unit tests, and what is in the names of those that need io_uring, which many hosts switch off.
+const MONITOR_SUITE: &str = "sandbox-vmm";
+const NEED_IO_URING: &str = "block::tests::ring::";
+
 /// The usual test host.
 const TEST_HOST: Place = Place::TestHost { cpus: 1 };
 
@@ -98,6 +102,7 @@ pub(crate) fn run(only: Option<&str>) -> Result<ExitCode> {
 fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
     let kvm = kvm_runs_kernels();
     let cgroup_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let io_uring = io_uring::IoUring::new(1).is_ok();
     let ours = |name: &str, program: &str, arguments: &[&OsStr]| Suite {
         name: name.to_owned(),
         label: name.to_owned(),
@@ -158,11 +163,16 @@ fn suites(workspace: Vec<Suite>, demo: &Path, probe: &Path) -> Vec<Suite> {
         if !kvm && NEED_KVM.iter().any(|name| suite.name.ends_with(name)) {
             suites.push(suite.at(&format!("{}-kvm", suite.name), TEST_HOST));
         }
-        if suite.name == AGENT_SUITE && !cgroup_v2 {
-            let mut apart = suite.at(&format!("{}-cgroup-v2", suite.name), TEST_HOST);
-            apart.filter = Some(NEED_CGROUP_V2);
-            suites.push(apart);
-            suite.arguments = vec!["--skip".into(), NEED_CGROUP_V2.into()];
+        for (name, here, tests, label) in [
+            (AGENT_SUITE, cgroup_v2, NEED_CGROUP_V2, "cgroup-v2"),
+            (MONITOR_SUITE, io_uring, NEED_IO_URING, "io-uring"),
+        ] {
+            if suite.name == name && !here {
+                let mut apart = suite.at(&format!("{name}-{label}"), TEST_HOST);
+                apart.filter = Some(tests);
+                suites.push(apart);
+                suite.arguments = vec!["--skip".into(), tests.into()];
+            }
         }
         suites.push(suite);
     }

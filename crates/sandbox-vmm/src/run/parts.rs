@@ -94,7 +94,8 @@ impl Devices {
         let pace = DiskPace::new(&request.disk_limits);
         for (index, disk) in request.block.iter().enumerate() {
             let fd = passed.take(disk.fd, "a disk")?;
-            all.push(Box::new(block(index, disk, fd, pace.clone())?));
+            let queues = loaded.vcpus().get().into();
+            all.push(Box::new(block(index, disk, (fd, queues), pace.as_ref())?));
         }
         let window = match &request.pmem {
             Some(pmem) => Some(window(&mut passed, loaded.memory(), pmem)?),
@@ -173,8 +174,8 @@ fn window(passed: &mut Passed, memory: MemMib, pmem: &PmemConfig) -> Result<Wind
 fn block(
     index: usize,
     disk: &BlockConfig,
-    fd: OwnedFd,
-    pace: Option<DiskPace>,
+    (fd, queues): (OwnedFd, usize),
+    pace: Option<&DiskPace>,
 ) -> Result<Block, DevicesError> {
     // Linux's name of the disk: there are fewer than 26.
     let letter = u8::try_from(index)
@@ -186,6 +187,7 @@ fn block(
         File::from(fd),
         disk.read_only,
         &disk.serial,
+        queues,
     )
     .and_then(|block| match pace {
         Some(pace) => block.with_pace(pace),

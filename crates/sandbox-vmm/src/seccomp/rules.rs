@@ -177,16 +177,21 @@ pub const VCPU: &[Rule] = &[
     allow!(SYS_recvmsg, "what it answers"),
 ];
 
-/// The threads of a disk.
+/// The threads of a disk. What waits for the host's disk is io_uring's where the host has it, and elsewhere the calls of a thread.
 pub const BLOCK: &[Rule] = &[
     allow!(
         SYS_preadv2,
         "requests that read what the host has in memory"
     ),
+    allow!(
+        SYS_io_uring_enter,
+        "requests that wait: on a ring that does nothing else"
+    )
+    .rarely(),
     allow!(SYS_preadv, "requests that read what it has not").rarely(),
     allow!(SYS_pwritev, "requests that write"),
-    allow!(SYS_fdatasync, "flushes"),
-    allow!(SYS_fallocate, "discarded ranges become holes"),
+    allow!(SYS_fdatasync, "flushes").rarely(),
+    allow!(SYS_fallocate, "discarded ranges become holes").rarely(),
     allow!(
         SYS_timerfd_settime,
         "a disk that is limited waits until the next request may pass"

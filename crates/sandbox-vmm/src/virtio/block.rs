@@ -1,85 +1,100 @@
 //! Block device over a raw file (VirtIO 1.3, 5.2).
 //!
-//! One queue and one thread, which does one request after the other, and a second one for those that have to wait for the host's disk, so that
-//! they hold nobody else up. Writes are durable after a flush; there
-//! is no write-through mode. Where the sandbox's disks are limited, requests stay in the ring until they may pass.
-//! Members: the device; [`request`], the parser; [`disk`], the file; `lane`, what waits; [`pace`], the limits; [`error`].
+//! As many queues as it is made with, so that vCPUs that read or write at the same time do not wait for one copying thread. Each has a thread, which does
+//! one request after the other, and a lane for those that have to wait for the host's disk, so that they hold nobody else up. Writes are
+//! durable after a flush; there is no write-through mode. Where the sandbox's disks are limited, requests stay in the ring until they may pass.
+//!
+//! Members: the device; [`request`], the parser; [`disk`], the file; `task`, a queue's thread; `lane`, what waits; [`pace`], the limits; [`error`].
 
 pub mod disk;
 pub mod error;
 mod lane;
 pub mod pace;
 pub mod request;
+mod task;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestMemoryMmap};
 
 use self::disk::Disk;
 use self::error::BlockError;
-use self::lane::Lane;
+use self::lane::{Lane, Ring, ThreadLane};
 use self::pace::{DiskPace, Turnstile};
-use self::request::{FLAG_UNMAP, MAX_RANGES, Operation, Request};
-use super::worker::WorkerTask;
-use super::{ActivateError, Activation, ActiveQueue, Interrupt, QueueError, VirtioDevice, Worker};
-use crate::log;
+use self::request::MAX_RANGES;
+use self::task::{BlockTask, Kit};
+use super::{ActivateError, Activation, VirtioDevice, Worker, WorkerThread};
 use crate::seccomp::ThreadKind;
 
-/// Entries in the queue.
-const QUEUE_SIZE: u16 = 256;
-/// Data descriptors in a request: the queue without header and status.
-const SEG_MAX: u32 = 254;
+/// The most queues. More would have fewer entries each than a large request takes.
+pub const MAX_QUEUES: usize = 4;
+/// Entries in all queues together: for each, the driver has memory.
+const ENTRIES: u16 = 256;
 /// Sectors in one range of a discard or write-zeroes request: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
-/// What the worker's descriptors are called.
-const KICK: u64 = 0;
-const TIMER: u64 = 1;
-const LANE: u64 = 2;
 /// Discard in units of a page.
 const DISCARD_ALIGNMENT: u32 = 8;
 
 #[derive(Debug)]
 enum State {
-    /// The disk waits for a driver.
-    Idle(Arc<Disk>, Option<Turnstile>),
-    /// The thread has it.
-    Active(Worker<BlockTask>),
-    /// The thread was lost with it.
+    /// Nobody drives the disk. A kit for each queue.
+    Idle(Vec<Kit>),
+    /// The threads of the queues that the driver has set up, and the kits of the others.
+    Active(Vec<Worker<BlockTask>>, Vec<Kit>),
+    /// A thread was lost.
     Broken,
 }
 
 /// The block device.
 #[derive(Debug)]
 pub struct Block {
-    read_only: bool,
+    disk: Arc<Disk>,
     config: [u8; 60],
     state: State,
     name: String,
+    queue_sizes: Vec<u16>,
+    /// Lanes that are threads: where the host has no io_uring.
+    lane_threads: usize,
 }
 
 impl Block {
-    /// A device over `file`. `name` is that of its thread, `serial` what the driver can ask for.
+    /// A device over `file` with so many queues, at least one and at most [`MAX_QUEUES`]. `name` is that of its first thread, `serial` what the
+    /// driver can ask for.
     ///
     /// # Errors
     /// [`BlockError::Serial`] or [`BlockError::Size`].
-    pub fn new(name: &str, file: File, read_only: bool, serial: &str) -> Result<Self, BlockError> {
+    pub fn new(
+        name: &str,
+        file: File,
+        read_only: bool,
+        serial: &str,
+        queues: usize,
+    ) -> Result<Self, BlockError> {
         let disk = Disk::new(file, read_only, serial)?;
+        let queues = queues.clamp(1, MAX_QUEUES);
+        let share = u16::try_from(queues.next_power_of_two()).unwrap_or(ENTRIES);
+        let queue_sizes = vec![ENTRIES / share; queues];
+        let kits: Vec<_> = std::iter::repeat_with(|| Kit {
+            turnstile: None,
+            ring: Ring::new().ok(),
+        })
+        .take(queues)
+        .collect();
         Ok(Self {
-            read_only,
-            config: config_space(disk.sectors()),
-            state: State::Idle(Arc::new(disk), None),
+            config: config_space(disk.sectors(), &queue_sizes),
+            disk: Arc::new(disk),
+            lane_threads: kits.iter().filter(|kit| kit.ring.is_none()).count(),
+            state: State::Idle(kits),
             name: name.to_owned(),
+            queue_sizes,
         })
     }
 
@@ -87,16 +102,68 @@ impl Block {
     ///
     /// # Errors
     /// [`BlockError::Timer`].
-    pub fn with_pace(mut self, pace: DiskPace) -> Result<Self, BlockError> {
-        if let State::Idle(_, turnstile) = &mut self.state {
-            *turnstile = Some(Turnstile::new(pace)?);
+    pub fn with_pace(mut self, pace: &DiskPace) -> Result<Self, BlockError> {
+        if let State::Idle(kits) = &mut self.state {
+            for kit in kits {
+                kit.turnstile = Some(Turnstile::new(pace.clone())?);
+            }
         }
         Ok(self)
     }
+
+    /// Starts the threads of the queues that the driver has set up.
+    fn start(
+        &self,
+        mut activation: Activation,
+        kits: &mut Vec<Kit>,
+        workers: &mut Vec<Worker<BlockTask>>,
+    ) -> Result<(), ActivateError> {
+        let usable = match activation.features & (1 << VIRTIO_BLK_F_MQ) {
+            0 => 1,
+            _ => self.queue_sizes.len(),
+        };
+        let queues = std::mem::take(&mut activation.queues);
+        let more = activation.more_threads.len();
+        let mut lane_threads = activation
+            .more_threads
+            .split_off(more.saturating_sub(self.lane_threads));
+        let threads = std::iter::once(&activation.thread).chain(&activation.more_threads);
+        for ((index, queue), thread) in queues.into_iter().enumerate().take(usable).zip(threads) {
+            // A driver may leave out queues that it is not going to use, but for the first.
+            let queue = match queue {
+                Some(queue) => queue,
+                None if index == 0 => return Err(ActivateError::QueueDisabled { index }),
+                None => continue,
+            };
+            let kit = kits.pop().ok_or(ActivateError::Lost)?;
+            let lane = match kit.ring {
+                Some(ring) => Some(Lane::Ring(ring)),
+                None => lane_threads.pop().map(lane_of_thread).transpose()?,
+            };
+            let task = BlockTask {
+                disk: Arc::clone(&self.disk),
+                turnstile: kit.turnstile,
+                lane,
+                queue,
+                memory: activation.memory.clone(),
+                interrupt: activation.interrupt.clone(),
+            };
+            workers.push(Worker::start(thread, task, activation.interrupt.clone())?);
+        }
+        Ok(())
+    }
+}
+
+fn lane_of_thread(thread: WorkerThread) -> Result<Lane, ActivateError> {
+    let lane = ThreadLane::new(thread).map_err(|source| ActivateError::Host {
+        action: "make the event of a disk's waiting requests",
+        source,
+    })?;
+    Ok(Lane::Thread(lane))
 }
 
 /// `virtio_blk_config` (5.2.4).
-fn config_space(sectors: u64) -> [u8; 60] {
+fn config_space(sectors: u64, queue_sizes: &[u16]) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| {
         for (to, from) in config.iter_mut().skip(at).zip(bytes) {
@@ -105,8 +172,13 @@ fn config_space(sectors: u64) -> [u8; 60] {
     };
     let ranges = u32::try_from(MAX_RANGES).unwrap_or(1).to_le_bytes();
     put(0, &sectors.to_le_bytes());
-    put(12, &SEG_MAX.to_le_bytes());
-    put(34, &1_u16.to_le_bytes());
+    // Data descriptors in a request: a queue without header and status.
+    let segments = queue_sizes.iter().min().map_or(1, |least| least - 2);
+    put(12, &u32::from(segments).to_le_bytes());
+    put(
+        34,
+        &u16::try_from(queue_sizes.len()).unwrap_or(1).to_le_bytes(),
+    );
     put(36, &MAX_RANGE_SECTORS.to_le_bytes());
     put(40, &ranges);
     put(44, &DISCARD_ALIGNMENT.to_le_bytes());
@@ -126,11 +198,16 @@ impl VirtioDevice for Block {
     }
 
     fn more_threads(&self) -> Vec<(String, ThreadKind)> {
-        vec![(format!("{}-wait", self.name), ThreadKind::Block)]
+        let queues = (1..self.queue_sizes.len()).map(|queue| format!("{}.{queue}", self.name));
+        let lanes = (0..self.lane_threads).map(|lane| format!("{}-wait{lane}", self.name));
+        queues
+            .chain(lanes)
+            .map(|name| (name, ThreadKind::Block))
+            .collect()
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn features(&self) -> u64 {
@@ -138,11 +215,14 @@ impl VirtioDevice for Block {
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_BLK_F_SEG_MAX
             | 1 << VIRTIO_BLK_F_FLUSH;
-        features |= if self.read_only {
+        features |= if self.disk.is_read_only() {
             1 << VIRTIO_BLK_F_RO
         } else {
             1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         };
+        if self.queue_sizes.len() > 1 {
+            features |= 1 << VIRTIO_BLK_F_MQ;
+        }
         features
     }
 
@@ -150,206 +230,32 @@ impl VirtioDevice for Block {
         super::copy_config(&self.config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let [queue] = activation.take_queues()?;
-        let lane = match activation.more_threads.pop() {
-            Some(thread) => Some(Lane::new(thread).map_err(|source| ActivateError::Host {
-                action: "make the event of a disk's waiting requests",
-                source,
-            })?),
-            None => None,
-        };
-        match std::mem::replace(&mut self.state, State::Broken) {
-            State::Idle(disk, turnstile) => {
-                let task = BlockTask {
-                    disk,
-                    turnstile,
-                    lane,
-                    queue,
-                    memory: activation.memory,
-                    interrupt: activation.interrupt.clone(),
-                };
-                let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
-                self.state = State::Active(worker);
-                Ok(())
-            }
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let mut kits = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Idle(kits) => kits,
             other => {
                 self.state = other;
-                Err(ActivateError::Lost)
+                return Err(ActivateError::Lost);
             }
-        }
+        };
+        let mut workers = Vec::with_capacity(kits.len());
+        let started = self.start(activation, &mut kits, &mut workers);
+        // Those that were started are stopped by the reset.
+        self.state = State::Active(workers, kits);
+        started
     }
 
     fn reset(&mut self) {
         self.state = match std::mem::replace(&mut self.state, State::Broken) {
-            // With the task goes its lane, which waits for what is under way.
-            State::Active(worker) => worker
-                .stop()
-                .map_or(State::Broken, |task| State::Idle(task.disk, task.turnstile)),
+            State::Active(workers, mut kits) => {
+                let stopped: Vec<_> = workers.into_iter().map(Worker::stop).collect();
+                kits.extend(stopped.into_iter().flatten().map(BlockTask::into_kit));
+                match kits.len() == self.queue_sizes.len() {
+                    true => State::Idle(kits),
+                    false => State::Broken,
+                }
+            }
             other => other,
         };
-    }
-}
-
-/// The thread's part.
-#[derive(Debug)]
-struct BlockTask {
-    disk: Arc<Disk>,
-    turnstile: Option<Turnstile>,
-    /// Without one, everything is waited for.
-    lane: Option<Lane>,
-    queue: ActiveQueue,
-    memory: GuestMemoryMmap,
-    interrupt: Interrupt,
-}
-
-impl WorkerTask for BlockTask {
-    type Error = BlockError;
-
-    fn watched(&self) -> Vec<(BorrowedFd<'_>, u64)> {
-        let kick = crate::fd::borrow(&self.queue.kick);
-        let timer = self.turnstile.as_ref().map(|it| (it.as_fd(), TIMER));
-        let lane = self.lane.as_ref().map(|it| (it.as_fd(), LANE));
-        std::iter::once((kick, KICK))
-            .chain(timer)
-            .chain(lane)
-            .collect()
-    }
-
-    fn ready(&mut self, number: u64) -> Result<(), BlockError> {
-        match number {
-            LANE => self.hand_back()?,
-            TIMER => self.turnstile.iter().for_each(Turnstile::rewind),
-            // Level-triggered: an empty counter only means that someone was faster.
-            _ => drop(self.queue.kick.read()),
-        }
-        loop {
-            let queue = &mut self.queue.queue;
-            queue
-                .disable_notification(&self.memory)
-                .map_err(QueueError::Ring)?;
-            if !self.serve_available()? {
-                // The timer or the lane goes on with what is in the ring, so that no notification is needed.
-                return Ok(());
-            }
-            let queue = &mut self.queue.queue;
-            if !queue
-                .enable_notification(&self.memory)
-                .map_err(QueueError::Ring)?
-            {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl BlockTask {
-    /// Serves what is in the ring, and says whether that is all: the rest has to wait.
-    fn serve_available(&mut self) -> Result<bool, BlockError> {
-        loop {
-            if let Some(turnstile) = &self.turnstile
-                && !turnstile.admits()?
-            {
-                return Ok(false);
-            }
-            // A driver may make the same buffers available again before they were used.
-            if self.lane.as_ref().is_some_and(Lane::is_full) {
-                return Ok(false);
-            }
-            let memory = &self.memory;
-            let queue = &mut self.queue.queue;
-            let Some(chain) = queue.iter(memory).map_err(QueueError::Ring)?.next() else {
-                return Ok(true);
-            };
-            let head = chain.head_index();
-            let used = match Request::parse(chain, memory) {
-                Ok(request) => {
-                    if let Some(turnstile) = &self.turnstile {
-                        turnstile.passed(request.operation.data_bytes());
-                    }
-                    match &mut self.lane {
-                        Some(lane) => match serve_at_once(&self.disk, memory, &request) {
-                            Some(used) => used,
-                            None => {
-                                lane.take(&self.disk, memory, head, request)?;
-                                continue;
-                            }
-                        },
-                        None => serve(&self.disk, memory, &request),
-                    }
-                }
-                Err(error) => {
-                    log::guest(format_args!("block: {}", crate::error_chain(&error)));
-                    0
-                }
-            };
-            self.used(head, used)?;
-        }
-    }
-
-    /// Gives the driver back what the lane has done.
-    fn hand_back(&mut self) -> Result<(), BlockError> {
-        if let Some(lane) = &self.lane {
-            lane.rewind();
-        }
-        while let Some((head, used)) = self.lane.as_mut().and_then(Lane::done) {
-            self.used(head, used)?;
-        }
-        Ok(())
-    }
-
-    fn used(&mut self, head: u16, bytes: u32) -> Result<(), BlockError> {
-        Ok(self
-            .queue
-            .give_back(&self.memory, head, bytes, &self.interrupt)?)
-    }
-}
-
-/// As [`serve`], of a request for which the host's disk need not be waited for: a read of what the host has in memory, and a write, which goes
-/// there. Otherwise nothing is done.
-fn serve_at_once(disk: &Disk, memory: &GuestMemoryMmap, request: &Request) -> Option<u32> {
-    match &request.operation {
-        Operation::In { sector, data } => {
-            let read = disk.read_at_once(memory, *sector, data).transpose()?;
-            Some(finish(memory, request, read))
-        }
-        Operation::Flush if !disk.is_read_only() => None,
-        Operation::Discard { .. } | Operation::WriteZeroes { .. } => None,
-        Operation::Flush
-        | Operation::Out { .. }
-        | Operation::GetId { .. }
-        | Operation::Unsupported { .. } => Some(serve(disk, memory, request)),
-    }
-}
-
-/// Does a request, writes its status, and says how many bytes were written.
-fn serve(disk: &Disk, memory: &GuestMemoryMmap, request: &Request) -> u32 {
-    let done = match &request.operation {
-        Operation::In { sector, data } => disk.read(memory, *sector, data),
-        Operation::Out { sector, data } => disk.write(memory, *sector, data).map(|()| 0),
-        Operation::Flush => disk.flush().map(|()| 0),
-        Operation::GetId { data } => disk.write_serial(memory, data),
-        Operation::Discard { ranges } => disk.punch(ranges, 0).map(|()| 0),
-        Operation::WriteZeroes { ranges } => disk.punch(ranges, FLAG_UNMAP).map(|()| 0),
-        Operation::Unsupported { .. } => Err(BlockError::Unsupported),
-    };
-    finish(memory, request, done)
-}
-
-/// Writes the status of a request that came to this end, and says how many bytes were written.
-fn finish(memory: &GuestMemoryMmap, request: &Request, done: Result<u32, BlockError>) -> u32 {
-    let (status, written) = match done {
-        Ok(written) => (VIRTIO_BLK_S_OK, written),
-        Err(BlockError::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-        Err(error) => {
-            log::guest(format_args!("block: {}", crate::error_chain(&error)));
-            (VIRTIO_BLK_S_IOERR, 0)
-        }
-    };
-    let status = u8::try_from(status).unwrap_or(1);
-    match memory.write_obj(status, request.status) {
-        Ok(()) => written.saturating_add(1),
-        // The driver gets no status, as it gave no place for one.
-        Err(_) => 0,
     }
 }

@@ -32,6 +32,21 @@ impl<'a> Vectors<'a> {
         }
     }
 
+    /// These pieces of guest memory.
+    ///
+    /// # Errors
+    /// One is not all there.
+    pub fn of_guest(
+        memory: &'a GuestMemoryMmap,
+        segments: impl Iterator<Item = Segment>,
+    ) -> Result<Self, GuestMemoryError> {
+        let mut vectors = Self::with_capacity(segments.size_hint().0);
+        for segment in segments {
+            vectors.add_guest(memory, segment)?;
+        }
+        Ok(vectors)
+    }
+
     /// Adds a piece of guest memory.
     ///
     /// # Errors

@@ -49,6 +49,9 @@ pub trait WorkerTask: Send + 'static {
     /// # Errors
     /// The device needs a reset; the worker serves nothing more.
     fn ready(&mut self, number: u64) -> Result<(), Self::Error>;
+
+    /// The worker serves nothing more, and is about to hand the task back. Called on its thread.
+    fn stopped(&mut self) {}
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -129,7 +132,8 @@ impl<T: WorkerTask> Worker<T> {
         let (result, done) = mpsc::channel();
         let name = thread.name.clone();
         let job = move || {
-            let task = serve(&name, task, &set, &interrupt);
+            let mut task = serve(&name, task, &set, &interrupt);
+            task.stopped();
             // First, so that nothing watches the task's descriptors any more when it is handed back.
             drop(set);
             // Nobody waits for it when the machine is ending.

@@ -7,11 +7,10 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
 use vm_memory::GuestMemoryMmap;
 
 use super::error::BlockError;
@@ -23,6 +22,9 @@ use crate::virtio::vectors::Vectors;
 const SECTOR_BYTES: u64 = 512;
 /// The longest serial number (5.2.6).
 const SERIAL_BYTES: usize = 20;
+
+/// How a range becomes a hole.
+pub(super) const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 
 /// A disk image.
 #[derive(Debug)]
@@ -141,10 +143,7 @@ impl Disk {
         if self.read_only {
             return Ok(());
         }
-        self.file.sync_data().map_err(|source| BlockError::Disk {
-            action: "flush",
-            source,
-        })
+        self.file.sync_data().map_err(BlockError::flush)
     }
 
     /// Turns the ranges into holes, which read as zeroes.
@@ -153,26 +152,25 @@ impl Disk {
     /// [`BlockError`]; [`BlockError::Unsupported`] if the file cannot have holes, or for flags without
     /// a meaning (5.2.6.2).
     pub fn punch(&self, ranges: &[Range], allowed_flags: u32) -> Result<(), BlockError> {
-        self.check_writable()?;
         for range in ranges {
-            if range.flags & !allowed_flags != 0 {
-                return Err(BlockError::Unsupported);
-            }
-            let bytes = u64::from(range.sectors) * SECTOR_BYTES;
-            let offset = self.check(range.sector, bytes)?;
-            if bytes == 0 {
-                continue;
-            }
-            let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            fallocate(&self.file, how, offset, bytes).map_err(|errno| match errno {
-                Errno::OPNOTSUPP | Errno::NOSYS => BlockError::Unsupported,
-                errno => BlockError::Disk {
-                    action: "punch a hole into",
-                    source: errno.into(),
-                },
-            })?;
+            let (offset, bytes) = self.hole(*range, allowed_flags)?;
+            fallocate(&self.file, HOLE, offset, bytes)
+                .map_err(|errno| BlockError::hole(errno.into()))?;
         }
         Ok(())
+    }
+
+    /// Where the range is in the file, and how long it is, in bytes.
+    ///
+    /// # Errors
+    /// As [`Self::punch`].
+    pub(super) fn hole(&self, range: Range, allowed_flags: u32) -> Result<(u64, u64), BlockError> {
+        self.check_writable()?;
+        if range.flags & !allowed_flags != 0 {
+            return Err(BlockError::Unsupported);
+        }
+        let bytes = u64::from(range.sectors) * SECTOR_BYTES;
+        Ok((self.check(range.sector, bytes)?, bytes))
     }
 
     /// Writes the serial number, with zeroes up to 20 bytes.
@@ -200,7 +198,10 @@ impl Disk {
     }
 
     /// The offset of `sector`, if whole sectors of `bytes` bytes from it on are on the disk.
-    fn check(&self, sector: u64, bytes: u64) -> Result<u64, BlockError> {
+    ///
+    /// # Errors
+    /// [`BlockError::PartialSector`] or [`BlockError::OutOfRange`].
+    pub(super) fn check(&self, sector: u64, bytes: u64) -> Result<u64, BlockError> {
         if !bytes.is_multiple_of(SECTOR_BYTES) {
             return Err(BlockError::PartialSector { bytes });
         }
@@ -223,12 +224,8 @@ impl Disk {
         data: &VecDeque<Segment>,
         direction: Direction,
     ) -> Result<bool, BlockError> {
-        let mut vectors = Vectors::with_capacity(data.len());
-        for segment in data {
-            vectors
-                .add_guest(memory, *segment)
-                .map_err(BlockError::Memory)?;
-        }
+        let mut vectors =
+            Vectors::of_guest(memory, data.iter().copied()).map_err(BlockError::Memory)?;
         while !vectors.as_slice().is_empty() {
             let Some(moved) = self.once(&vectors, offset, direction)? else {
                 return Ok(false);
@@ -246,12 +243,9 @@ impl Disk {
         offset: u64,
         direction: Direction,
     ) -> Result<Option<usize>, BlockError> {
-        let failed = |source| {
-            let action = match direction {
-                Direction::In | Direction::InAtOnce => "read",
-                Direction::Out => "write",
-            };
-            BlockError::Disk { action, source }
+        let failed = match direction {
+            Direction::In | Direction::InAtOnce => BlockError::read,
+            Direction::Out => BlockError::write,
         };
         let vectors = vectors.as_slice();
         let count = i32::try_from(vectors.len()).unwrap_or(i32::MAX);
@@ -283,6 +277,12 @@ impl Disk {
                 }
             }
         }
+    }
+}
+
+impl AsFd for Disk {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

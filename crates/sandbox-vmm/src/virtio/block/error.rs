@@ -62,7 +62,47 @@ pub enum BlockError {
     /// There is no timer, or it cannot be set.
     #[error("cannot wait until the disk's limit lets a request pass")]
     Timer(#[source] io::Error),
+    /// The kernel does not take requests that have to wait.
+    #[error("the kernel does not take the disk's requests that have to wait (io_uring_enter)")]
+    Ring(#[source] io::Error),
     /// The thread for requests that have to wait has ended.
     #[error("the disk's thread for requests that have to wait was lost")]
     Lost,
+}
+
+impl BlockError {
+    /// The file cannot be read.
+    pub(super) fn read(source: io::Error) -> Self {
+        Self::Disk {
+            action: "read",
+            source,
+        }
+    }
+
+    /// It cannot be written.
+    pub(super) fn write(source: io::Error) -> Self {
+        Self::Disk {
+            action: "write",
+            source,
+        }
+    }
+
+    /// What was written cannot be made durable.
+    pub(super) fn flush(source: io::Error) -> Self {
+        Self::Disk {
+            action: "flush",
+            source,
+        }
+    }
+
+    /// A range does not become a hole. A file that cannot have any is no failure.
+    pub(super) fn hole(source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => Self::Unsupported,
+            _ => Self::Disk {
+                action: "punch a hole into",
+                source,
+            },
+        }
+    }
 }

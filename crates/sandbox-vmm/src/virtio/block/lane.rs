@@ -1,73 +1,55 @@
-//! Requests that have to wait for the host's disk: reads of what the host has not in memory, flushes, and ranges that become holes. The disk's
-//! second thread does them, one after the other; the first gives them back to the driver, whose ring it alone has.
+//! Requests that have to wait for the host's disk: reads of what the host has not in memory, flushes, and ranges that become holes. The queue's
+//! thread hands them to a lane, and gives back to the driver what the lane has done.
+//!
+//! Where the host has io_uring, the lane is a [`ring`]: the kernel does as many at the same time as it holds. Elsewhere it is a second
+//! [`thread`], which does one after the other.
 //!
 //! The order among requests that are under way at the same time is nobody's (VirtIO 1.3, 5.2.6.2: a flush is of the writes that were completed
 //! before it was submitted).
 
-use std::io;
+mod ring;
+mod thread;
+
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::disk::Disk;
 use super::error::BlockError;
 use super::request::Request;
-use super::{QUEUE_SIZE, serve};
-use crate::virtio::WorkerThread;
+
+pub(super) use ring::Ring;
+pub(super) use thread::ThreadLane;
 
 /// A request's head, and how many bytes were written for it.
-type Done = (u16, u32);
+pub(super) type Done = (u16, u32);
 
 /// What waits. Dropped, it waits until nothing reaches the guest's memory any more.
 #[derive(Debug)]
-pub(super) struct Lane {
-    thread: WorkerThread,
-    results: Receiver<Done>,
-    sender: Sender<Done>,
-    event: Arc<EventFd>,
-    under_way: u16,
-}
-
-/// Says that a request is done, also when its thread was lost.
-struct Answer {
-    done: Done,
-    results: Sender<Done>,
-    event: Arc<EventFd>,
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        // Nobody listens any more when the machine ends. The counter cannot overflow.
-        let _ = self.results.send(self.done);
-        let _ = self.event.write(1);
-    }
+pub(super) enum Lane {
+    Ring(Ring),
+    Thread(ThreadLane),
 }
 
 impl Lane {
-    /// One on this thread.
-    ///
-    /// # Errors
-    /// What the kernel says.
-    pub(super) fn new(thread: WorkerThread) -> io::Result<Self> {
-        let (sender, results) = channel();
-        Ok(Self {
-            thread,
-            results,
-            sender,
-            event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?),
-            under_way: 0,
-        })
+    /// The ring, which outlives what it did; a thread is there for the next one anyway.
+    pub(super) fn into_ring(self) -> Option<Ring> {
+        match self {
+            Self::Ring(ring) => Some(ring),
+            Self::Thread(_) => None,
+        }
     }
 
     /// No more is taken until something is done.
     pub(super) fn is_full(&self) -> bool {
-        self.under_way >= QUEUE_SIZE
+        match self {
+            Self::Ring(ring) => ring.is_full(),
+            Self::Thread(thread) => thread.is_full(),
+        }
     }
 
-    /// Has a request done.
+    /// Takes a request. It may begin only with [`Self::begin`].
     ///
     /// # Errors
     /// [`BlockError::Lost`].
@@ -78,43 +60,48 @@ impl Lane {
         head: u16,
         request: Request,
     ) -> Result<(), BlockError> {
-        let answer = Answer {
-            done: (head, 0),
-            results: self.sender.clone(),
-            event: Arc::clone(&self.event),
-        };
-        let (disk, memory) = (Arc::clone(disk), memory.clone());
-        self.under_way = self.under_way.saturating_add(1);
-        self.thread
-            .run(move || {
-                let mut answer = answer;
-                answer.done.1 = serve(&disk, &memory, &request);
-            })
-            .map_err(|_| BlockError::Lost)
+        match self {
+            Self::Ring(ring) => {
+                ring.take(memory, head, request);
+                Ok(())
+            }
+            Self::Thread(thread) => thread.take(disk, memory, head, request),
+        }
+    }
+
+    /// Begins what was taken and has not begun, or is to go on, and says whether there was anything.
+    ///
+    /// # Errors
+    /// [`BlockError::Ring`].
+    pub(super) fn begin(&mut self, disk: &Disk) -> Result<bool, BlockError> {
+        match self {
+            Self::Ring(ring) => ring.begin(disk),
+            Self::Thread(_) => Ok(false),
+        }
     }
 
     /// Forgets that something is done: what is done from now on is told anew, so that this comes before [`Self::done`].
     pub(super) fn rewind(&self) {
-        // Not yet is no error.
-        let _ = self.event.read();
+        match self {
+            // It is readable for as long as something is done that nobody has taken.
+            Self::Ring(_) => {}
+            Self::Thread(thread) => thread.rewind(),
+        }
     }
 
     /// The next request that is done.
     pub(super) fn done(&mut self) -> Option<Done> {
-        let next = self.results.try_recv().ok()?;
-        self.under_way = self.under_way.saturating_sub(1);
-        Some(next)
+        match self {
+            Self::Ring(ring) => ring.done(),
+            Self::Thread(thread) => thread.done(),
+        }
     }
-}
 
-impl Drop for Lane {
-    fn drop(&mut self) {
-        while self.under_way > 0 {
-            // Each sends when it is done or lost.
-            if self.results.recv().is_err() {
-                return;
-            }
-            self.under_way -= 1;
+    /// Waits until nothing is under way. Requests that are done by then are never given back.
+    pub(super) fn settle(&mut self) {
+        match self {
+            Self::Ring(ring) => ring.settle(),
+            Self::Thread(thread) => thread.settle(),
         }
     }
 }
@@ -122,6 +109,9 @@ impl Drop for Lane {
 impl AsFd for Lane {
     /// Readable when something is done.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        crate::fd::borrow(&self.event)
+        match self {
+            Self::Ring(ring) => ring.as_fd(),
+            Self::Thread(thread) => thread.as_fd(),
+        }
     }
 }

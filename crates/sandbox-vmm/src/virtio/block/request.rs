@@ -58,12 +58,12 @@ pub enum Operation {
     },
     /// The content of these is no longer needed.
     Discard {
-        /// They.
+        /// None is empty.
         ranges: Vec<Range>,
     },
     /// The content of these becomes zero.
     WriteZeroes {
-        /// They.
+        /// None is empty.
         ranges: Vec<Range>,
     },
     /// A type that this device does not have.
@@ -165,11 +165,14 @@ fn ranges(segments: &mut Segments, memory: &GuestMemoryMmap) -> Result<Vec<Range
             f2,
             f3,
         ] = entry;
-        ranges.push(Range {
+        let range = Range {
             sector: u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]),
             sectors: u32::from_le_bytes([n0, n1, n2, n3]),
             flags: u32::from_le_bytes([f0, f1, f2, f3]),
-        });
+        };
+        if range.sectors > 0 {
+            ranges.push(range);
+        }
     }
     Ok(ranges)
 }
