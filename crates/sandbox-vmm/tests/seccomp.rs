@@ -138,6 +138,11 @@ const FORBIDDEN: &[Call] = &[
     ("a filter", libc::SYS_seccomp, [0; 6]),
     ("a program in the kernel", libc::SYS_bpf, [0; 6]),
     ("rings", libc::SYS_io_uring_setup, [0; 6]),
+    (
+        "other rings",
+        libc::SYS_io_uring_register,
+        [-1, 0, 0, 0, 0, 0],
+    ),
     ("faults of another", libc::SYS_userfaultfd, [0; 6]),
     ("a key", libc::SYS_keyctl, [0; 6]),
 ];
@@ -158,6 +163,14 @@ const SPECIAL: &[(Call, &[ThreadKind])] = &[
     ),
     (
         ("read of a disk", libc::SYS_preadv2, [-1, 0, 0, 0, 0, 0]),
+        &[ThreadKind::Block],
+    ),
+    (
+        (
+            "ring of a disk",
+            libc::SYS_io_uring_enter,
+            [-1, 0, 0, 0, 0, 0],
+        ),
         &[ThreadKind::Block],
     ),
     (

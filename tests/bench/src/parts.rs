@@ -15,6 +15,7 @@ mod start;
 mod stdio;
 mod storage;
 mod task;
+mod waiting;
 
 use crate::lab::Lab;
 use crate::report::Part;
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("files", files::measure),
     ("page-cache", page_cache::measure),
     ("disk", disk::measure),
+    ("waiting", waiting::measure),
     ("network", network::measure),
     ("counts", counts::measure),
     ("noise", noise::measure),

@@ -98,6 +98,16 @@ impl Block {
         })
     }
 
+    /// Has threads for what waits, as on a host that has no io_uring. For comparison.
+    #[must_use]
+    pub fn without_rings(mut self) -> Self {
+        if let State::Idle(kits) = &mut self.state {
+            kits.iter_mut().for_each(|kit| kit.ring = None);
+            self.lane_threads = kits.len();
+        }
+        self
+    }
+
     /// Limits it, before a driver activates it, together with others of the same pace.
     ///
     /// # Errors
