@@ -15,6 +15,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
 use virtio_queue::mock::MockSplitQueue;
+use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -40,6 +41,8 @@ const QUEUE_SIZE: u16 = 256;
 const HEADERS: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
 const STATUSES: u64 = 0x30_0000;
+/// Behind all of the ring of what is available, which the mock's own place for it is not.
+const USED: u32 = 0x1_0000;
 const MEMORY_BYTES: usize = 0x40_0000;
 
 #[derive(Clone, Copy)]
@@ -190,6 +193,7 @@ fn by_device(mut device: Block, pages: &[u64], depth: usize) -> Result<()> {
         // The rest of the header is zero: a read.
         let sector = GuestAddress(HEADERS + slot * PAGE + 8);
         memory.write_obj(page * (PAGE / 512), sector)?;
+        memory.write_obj(0xff_u8, GuestAddress(STATUSES + slot * PAGE))?;
         Ok(true)
     };
     for slot in 0..chains.len() as u64 / 3 {
@@ -199,8 +203,10 @@ fn by_device(mut device: Block, pages: &[u64], depth: usize) -> Result<()> {
 
     let (irq, kick) = (EventFd::new(0)?, EventFd::new(EFD_NONBLOCK)?);
     let thread = |(name, _): (String, _)| WorkerThread::spawn(&name, || {});
+    let mut queue: Queue = mock.create_queue().context("no queue")?;
+    queue.set_used_ring_address(Some(USED), Some(0));
     let queue = ActiveQueue {
-        queue: mock.create_queue().context("no queue")?,
+        queue,
         kick: kick.try_clone()?,
     };
     device.activate(Activation {
@@ -216,7 +222,7 @@ fn by_device(mut device: Block, pages: &[u64], depth: usize) -> Result<()> {
             .collect::<io::Result<_>>()?,
     })?;
     kick.write(1)?;
-    let (avail, used) = (mock.avail_addr().0, mock.used_addr().0);
+    let (avail, used) = (mock.avail_addr().0, u64::from(USED));
     let mut available = u16::try_from(chains.len() / 3)?;
     let mut seen = 0_u16;
     while usize::from(seen) < pages.len() {
