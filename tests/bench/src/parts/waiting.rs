@@ -3,18 +3,17 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use std::{io, thread};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use rustix::fs::{Advice, fadvise, fstatfs};
 use sandbox_vmm::virtio::block::Block;
 use sandbox_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice as _, WorkerThread};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use virtio_queue::mock::MockSplitQueue;
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -26,7 +25,8 @@ const ABOUT: About = About {
     name: "waiting",
     title: "Reads that wait for the disk",
     about: "A page at random of a file of 512 MiB of which the host has nothing in memory, so many at a time: time divided by pages. The host reads with as many threads; the monitor's \
-            block device alone, without a guest, is given so many requests, once with the thread that it has where the host has no io_uring.",
+            block device alone, without a guest, is given so many requests, once with the thread that it has where the host has no io_uring. Beside flushes: somebody else writes \
+            pages to the file, and makes each durable.",
     one_scale: true,
 };
 
@@ -34,15 +34,16 @@ const FILE_MIB: usize = 512;
 const PAGE: u64 = 4096;
 /// Pages of a measurement.
 const PAGES: usize = 1024;
-const DEPTHS: [usize; 3] = [1, 8, 32];
+/// How many at a time, and whether beside flushes.
+const WAYS: [(usize, bool); 4] = [(1, false), (8, false), (32, false), (8, true)];
 const QUEUE_SIZE: u16 = 256;
 
-/// Where things are in the driver's memory, one page for each request.
+/// Where things are in the driver's memory: the rings, behind the descriptors, and a page for each request.
+const AVAILABLE: u64 = 16 * QUEUE_SIZE as u64;
+const USED: u32 = 0x1_0000;
 const HEADERS: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
 const STATUSES: u64 = 0x30_0000;
-/// Behind all of the ring of what is available, which the mock's own place for it is not.
-const USED: u32 = 0x1_0000;
 const MEMORY_BYTES: usize = 0x40_0000;
 
 #[derive(Clone, Copy)]
@@ -75,21 +76,19 @@ pub(super) fn measure(lab: &Lab) -> Part {
     let part = ABOUT.measure(contenders.into(), lab.turns(), |reader| {
         let file = file.as_ref().map_err(|error| anyhow!("{error}"))?;
         let mut values = Vec::new();
-        for depth in DEPTHS {
+        for way in WAYS {
             let pages = pages(&mut seed);
             fadvise(file, 0, None, Advice::DontNeed)?;
             let start = Instant::now();
             match READERS[reader].0 {
-                Reader::Host => by_host(file, &pages, depth)?,
-                Reader::Thread => by_device(device(&path)?.without_rings(), &pages, depth)?,
-                Reader::Ring => by_device(device(&path)?, &pages, depth)?,
+                Reader::Host => by_host(file, &pages, way)?,
+                Reader::Thread => Driver::new(device(&path)?.without_rings(), way)?.read(&pages)?,
+                Reader::Ring => Driver::new(device(&path)?, way)?.read(&pages)?,
             }
             let each = start.elapsed().as_secs_f64() * 1e6 / PAGES as f64;
-            values.push(Value::new(
-                format!("a page, {depth} at a time"),
-                Unit::Microseconds,
-                each,
-            ));
+            let beside = if way.1 { ", beside flushes" } else { "" };
+            let what = format!("a page, {} at a time{beside}", way.0);
+            values.push(Value::new(what, Unit::Microseconds, each));
         }
         Ok(values)
     });
@@ -117,8 +116,12 @@ fn write(path: &Path) -> Result<File> {
         file.write_all_at(&chunk, mebibyte << 20)?;
     }
     file.sync_all()?;
-    let file = File::open(path)?;
-    // Nobody reads ahead.
+    opened(path)
+}
+
+/// The file, of which nobody reads ahead.
+fn opened(path: &Path) -> Result<File> {
+    let file = File::options().read(true).write(true).open(path)?;
     fadvise(&file, 0, None, Advice::Random)?;
     Ok(file)
 }
@@ -137,9 +140,7 @@ fn pages(state: &mut u64) -> Vec<u64> {
 }
 
 fn device(path: &Path) -> Result<Block> {
-    let file = File::open(path)?;
-    fadvise(&file, 0, None, Advice::Random)?;
-    Ok(Block::new("disk", file, true, "waiting", 1)?)
+    Ok(Block::new("disk", opened(path)?, false, "waiting", 1)?)
 }
 
 /// Whether its device has no thread for what waits.
@@ -148,8 +149,19 @@ fn has_rings(path: &Path) -> bool {
 }
 
 /// Reads with so many threads.
-fn by_host(file: &File, pages: &[u64], threads: usize) -> Result<()> {
+fn by_host(file: &File, pages: &[u64], (threads, beside_flushes): (usize, bool)) -> Result<()> {
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let page = [0x5a; PAGE as usize];
+            let mut at = 0;
+            while beside_flushes && !over.load(Ordering::Relaxed) {
+                file.write_all_at(&page, at * PAGE)?;
+                file.sync_data()?;
+                at += 1;
+            }
+            io::Result::Ok(())
+        });
         let readers: Vec<_> = (0..threads)
             .map(|first| {
                 scope.spawn(move || {
@@ -161,89 +173,155 @@ fn by_host(file: &File, pages: &[u64], threads: usize) -> Result<()> {
                 })
             })
             .collect();
-        for reader in readers {
-            reader.join().map_err(|_| anyhow!("a thread panicked"))??;
+        let ends: Vec<_> = readers
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        over.store(true, Ordering::Relaxed);
+        for end in ends.into_iter().chain([writer.join()]) {
+            end.map_err(|_| anyhow!("a thread panicked"))??;
         }
         Ok(())
     })
 }
 
-/// Gives the device so many requests at a time, as a driver does.
-fn by_device(mut device: Block, pages: &[u64], depth: usize) -> Result<()> {
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?;
-    let mock = MockSplitQueue::new(&memory, QUEUE_SIZE);
-    let next = u16::try_from(VRING_DESC_F_NEXT)?;
-    let write = u16::try_from(VRING_DESC_F_WRITE)?;
-    let mut chains = Vec::new();
-    for slot in 0..depth.min(pages.len()) as u64 {
-        let first = u16::try_from(3 * slot)?;
-        let of = |address, length, flags, next| {
-            RawDescriptor::from(Descriptor::new(address, length, flags, next))
-        };
-        let at = |area| area + slot * PAGE;
-        chains.push(of(at(HEADERS), 16, next, first + 1));
-        chains.push(of(at(DATA), 4096, next | write, first + 2));
-        chains.push(of(at(STATUSES), 1, write, 0));
-    }
-    let mut waiting = pages.iter();
-    let mut ask = |slot: u64| -> Result<bool> {
-        let Some(page) = waiting.next() else {
-            return Ok(false);
-        };
-        // The rest of the header is zero: a read.
-        let sector = GuestAddress(HEADERS + slot * PAGE + 8);
-        memory.write_obj(page * (PAGE / 512), sector)?;
-        memory.write_obj(0xff_u8, GuestAddress(STATUSES + slot * PAGE))?;
-        Ok(true)
-    };
-    for slot in 0..chains.len() as u64 / 3 {
-        ask(slot)?;
-    }
-    mock.build_multiple_desc_chains(&chains)?;
+/// A driver of the device, with as many requests under way as it has slots: of three descriptors each.
+struct Driver {
+    device: Block,
+    memory: GuestMemoryMmap,
+    irq: EventFd,
+    kick: EventFd,
+    /// Slots that read, and whether the one behind them writes and flushes in turn.
+    readers: u16,
+    beside_flushes: bool,
+    available: u16,
+    written: u64,
+}
 
-    let (irq, kick) = (EventFd::new(0)?, EventFd::new(EFD_NONBLOCK)?);
-    let thread = |(name, _): (String, _)| WorkerThread::spawn(&name, || {});
-    let mut queue: Queue = mock.create_queue().context("no queue")?;
-    queue.set_used_ring_address(Some(USED), Some(0));
-    let queue = ActiveQueue {
-        queue,
-        kick: kick.try_clone()?,
-    };
-    device.activate(Activation {
-        memory: memory.clone(),
-        queues: vec![Some(queue)],
-        interrupt: Interrupt::new(irq.try_clone()?),
-        features: 0,
-        thread: thread(device.thread())?,
-        more_threads: device
-            .more_threads()
-            .into_iter()
-            .map(thread)
-            .collect::<io::Result<_>>()?,
-    })?;
-    kick.write(1)?;
-    let (avail, used) = (mock.avail_addr().0, u64::from(USED));
-    let mut available = u16::try_from(chains.len() / 3)?;
-    let mut seen = 0_u16;
-    while usize::from(seen) < pages.len() {
-        irq.read()?;
-        let done: u16 = memory.load(GuestAddress(used + 2), Ordering::Acquire)?;
-        while seen != done {
-            let entry = used + 4 + u64::from(seen % QUEUE_SIZE) * 8;
-            let head: u32 = memory.read_obj(GuestAddress(entry))?;
-            let slot = u64::from(head / 3);
-            let status: u8 = memory.read_obj(GuestAddress(STATUSES + slot * PAGE))?;
-            ensure!(status == 0, "the device says {status} to a read");
-            seen += 1;
-            if ask(slot)? {
-                let entry = avail + 4 + u64::from(available % QUEUE_SIZE) * 2;
-                memory.write_obj(u16::try_from(head)?, GuestAddress(entry))?;
-                available += 1;
+impl Driver {
+    /// Sets the device up.
+    fn new(mut device: Block, (readers, beside_flushes): (usize, bool)) -> Result<Self> {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)])?;
+        let mut queue = Queue::new(QUEUE_SIZE)?;
+        queue.set_size(QUEUE_SIZE);
+        queue.set_desc_table_address(Some(0), Some(0));
+        queue.set_avail_ring_address(Some(u32::try_from(AVAILABLE)?), Some(0));
+        queue.set_used_ring_address(Some(USED), Some(0));
+        queue.set_ready(true);
+        let (irq, kick) = (EventFd::new(0)?, EventFd::new(EFD_NONBLOCK)?);
+        let queue = ActiveQueue {
+            queue,
+            kick: kick.try_clone()?,
+        };
+        let thread = |(name, _): (String, _)| WorkerThread::spawn(&name, || {});
+        let more = device.more_threads().into_iter().map(thread);
+        device.activate(Activation {
+            memory: memory.clone(),
+            queues: vec![Some(queue)],
+            interrupt: Interrupt::new(irq.try_clone()?),
+            features: 0,
+            thread: thread(device.thread())?,
+            more_threads: more.collect::<io::Result<_>>()?,
+        })?;
+        Ok(Self {
+            device,
+            memory,
+            irq,
+            kick,
+            readers: u16::try_from(readers)?,
+            beside_flushes,
+            available: 0,
+            written: 0,
+        })
+    }
+
+    /// Reads the pages, of which there are more than slots.
+    fn read(mut self, pages: &[u64]) -> Result<()> {
+        let mut pages = pages.iter().copied();
+        for (slot, page) in (0..self.readers).zip(&mut pages) {
+            self.ask(slot, VIRTIO_BLK_T_IN, page)?;
+        }
+        if self.beside_flushes {
+            self.ask(self.readers, VIRTIO_BLK_T_OUT, 0)?;
+        }
+        let mut seen = 0_u16;
+        let mut reading = self.readers;
+        while reading > 0 {
+            self.tell()?;
+            self.irq.read()?;
+            let index = GuestAddress(u64::from(USED) + 2);
+            let done: u16 = self.memory.load(index, Ordering::Acquire)?;
+            while seen != done {
+                let entry = u64::from(USED) + 4 + u64::from(seen % QUEUE_SIZE) * 8;
+                let head: u32 = self.memory.read_obj(GuestAddress(entry))?;
+                seen = seen.wrapping_add(1);
+                let slot = u16::try_from(head / 3)?;
+                self.check(slot)?;
+                if slot == self.readers {
+                    self.write_or_flush(slot)?;
+                } else if let Some(page) = pages.next() {
+                    self.ask(slot, VIRTIO_BLK_T_IN, page)?;
+                } else {
+                    reading -= 1;
+                }
             }
         }
-        memory.store(available, GuestAddress(avail + 2), Ordering::Release)?;
-        kick.write(1)?;
+        self.device.reset();
+        Ok(())
     }
-    device.reset();
-    Ok(())
+
+    fn write_or_flush(&mut self, slot: u16) -> Result<()> {
+        self.written += 1;
+        match self.written % 2 {
+            1 => self.ask(slot, VIRTIO_BLK_T_FLUSH, 0),
+            _ => self.ask(slot, VIRTIO_BLK_T_OUT, self.written / 2),
+        }
+    }
+
+    /// Makes the slot's request available: `kind`, of a page.
+    fn ask(&mut self, slot: u16, kind: u32, page: u64) -> Result<()> {
+        let at = |area| GuestAddress(area + u64::from(slot) * PAGE);
+        let next = u16::try_from(VRING_DESC_F_NEXT)?;
+        let write = u16::try_from(VRING_DESC_F_WRITE)?;
+        let data = match kind {
+            VIRTIO_BLK_T_IN => next | write,
+            _ => next,
+        };
+        self.memory.write_obj(u64::from(kind), at(HEADERS))?;
+        let sector = GuestAddress(at(HEADERS).0 + 8);
+        self.memory.write_obj(page * (PAGE / 512), sector)?;
+        self.memory.write_obj(0xff_u8, at(STATUSES))?;
+        let head = 3 * slot;
+        // A flush has no data.
+        let length = if kind == VIRTIO_BLK_T_FLUSH { 0 } else { 4096 };
+        let chain = [
+            (at(HEADERS), 16, next),
+            (at(DATA), length, data),
+            (at(STATUSES), 1, write),
+        ];
+        for (place, (address, length, flags)) in (head..).zip(chain) {
+            let descriptor = Descriptor::new(address.0, length, flags, place + 1);
+            let place = GuestAddress(u64::from(place) * 16);
+            self.memory.write_obj(descriptor, place)?;
+        }
+        let entry = AVAILABLE + 4 + u64::from(self.available % QUEUE_SIZE) * 2;
+        self.memory.write_obj(head, GuestAddress(entry))?;
+        self.available = self.available.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Tells the device of all that is available.
+    fn tell(&self) -> Result<()> {
+        let index = GuestAddress(AVAILABLE + 2);
+        self.memory
+            .store(self.available, index, Ordering::Release)?;
+        Ok(self.kick.write(1)?)
+    }
+
+    fn check(&self, slot: u16) -> Result<()> {
+        let status = GuestAddress(STATUSES + u64::from(slot) * PAGE);
+        let status: u8 = self.memory.read_obj(status)?;
+        ensure!(status == 0, "the device says {status} to a request");
+        Ok(())
+    }
 }
