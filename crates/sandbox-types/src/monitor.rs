@@ -33,6 +33,8 @@ pub const MAX_DEVICES: usize = 19;
 
 /// The most queue pairs of a network device: more than vCPUs are of no use, and each has a thread.
 pub const MAX_QUEUE_PAIRS: usize = 8;
+/// The most queues of a block device. More would have fewer entries each than a large request takes.
+pub const MAX_DISK_QUEUES: usize = 4;
 
 /// The most descriptors of a [`MonitorRequest::Run`]: what the kernel passes in one message (`SCM_MAX_FD`, `include/net/scm.h`).
 pub const MAX_PASSED_FDS: usize = 253;
@@ -92,6 +94,8 @@ pub struct BlockConfig {
     pub read_only: bool,
     /// What the guest reads in `/sys/block/*/serial`; at most 20 bytes of ASCII (VirtIO 1.3, 5.2.6).
     pub serial: String,
+    /// How many queues it has, from 1 to [`MAX_DISK_QUEUES`]: so many vCPUs read or write without waiting for each other.
+    pub queues: usize,
 }
 
 /// What the ranges of a [`PmemConfig`], and its size, are multiples of, and where its address is: Linux adds memory of devices in units

@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::MemfdFlags;
 use sandbox_types::monitor::{
-    BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MachineDevices,
-    MonitorConfig, MonitorEvent, NetConfig, PmemConfig, PmemFileConfig, ShareConfig, VsockConfig,
+    BlockConfig, CONFIG_FD, CONTROL_FD, FILE_LOST_EXIT_CODE, GuestExit, MAX_DISK_QUEUES,
+    MachineDevices, MonitorConfig, MonitorEvent, NetConfig, PmemConfig, PmemFileConfig,
+    ShareConfig, VsockConfig,
 };
 use sandbox_types::timeline::Phase;
 use sandbox_types::{GuestCid, MemMib};
@@ -136,12 +137,16 @@ impl HypervisorDriver for Kvm {
             fd: passing.pass(open("the guest image", &image, true)?)?,
             read_only: true,
             serial: ROOT_SERIAL.to_owned(),
+            // It is read when the guest starts, if at all.
+            queues: 1,
         }];
+        let vcpus = usize::from(plan.basis.size.vcpus.get());
         for device in &plan.block {
             block.push(BlockConfig {
                 fd: passing.pass(open_disk(device)?)?,
                 read_only: device.read_only,
                 serial: device.serial.clone(),
+                queues: vcpus.min(MAX_DISK_QUEUES),
             });
         }
         let mapped: Vec<_> = waiting.root.iter().chain(&plan.layers).collect();

@@ -80,12 +80,6 @@ impl LoadedMachine {
         self.memory
     }
 
-    /// How many processors it has.
-    #[must_use]
-    pub fn vcpus(&self) -> VcpuCount {
-        self.vcpus
-    }
-
     /// Has back ends able to share its memory. Where it was begun with memory of its own, it gets other, and the kernel is loaded again: a
     /// few milliseconds.
     ///

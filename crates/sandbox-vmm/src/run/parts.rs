@@ -94,8 +94,7 @@ impl Devices {
         let pace = DiskPace::new(&request.disk_limits);
         for (index, disk) in request.block.iter().enumerate() {
             let fd = passed.take(disk.fd, "a disk")?;
-            let queues = loaded.vcpus().get().into();
-            all.push(Box::new(block(index, disk, (fd, queues), pace.as_ref())?));
+            all.push(Box::new(block(index, disk, fd, pace.as_ref())?));
         }
         let window = match &request.pmem {
             Some(pmem) => Some(window(&mut passed, loaded.memory(), pmem)?),
@@ -174,7 +173,7 @@ fn window(passed: &mut Passed, memory: MemMib, pmem: &PmemConfig) -> Result<Wind
 fn block(
     index: usize,
     disk: &BlockConfig,
-    (fd, queues): (OwnedFd, usize),
+    fd: OwnedFd,
     pace: Option<&DiskPace>,
 ) -> Result<Block, DevicesError> {
     // Linux's name of the disk: there are fewer than 26.
@@ -187,7 +186,7 @@ fn block(
         File::from(fd),
         disk.read_only,
         &disk.serial,
-        queues,
+        disk.queues,
     )
     .and_then(|block| match pace {
         Some(pace) => block.with_pace(pace),

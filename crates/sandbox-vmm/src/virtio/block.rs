@@ -18,6 +18,7 @@ mod tests;
 use std::fs::File;
 use std::sync::Arc;
 
+use sandbox_types::monitor::MAX_DISK_QUEUES;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
@@ -34,8 +35,6 @@ use self::task::{BlockTask, Kit};
 use super::{ActivateError, Activation, VirtioDevice, Worker, WorkerThread};
 use crate::seccomp::ThreadKind;
 
-/// The most queues. More would have fewer entries each than a large request takes.
-pub const MAX_QUEUES: usize = 4;
 /// Entries in all queues together: for each, the driver has memory.
 const ENTRIES: u16 = 256;
 /// Sectors in one range of a discard or write-zeroes request: 1 GiB.
@@ -66,11 +65,10 @@ pub struct Block {
 }
 
 impl Block {
-    /// A device over `file` with so many queues, at least one and at most [`MAX_QUEUES`]. `name` is that of its first thread, `serial` what the
-    /// driver can ask for.
+    /// A device over `file` with so many queues. `name` is that of its first thread, `serial` what the driver can ask for.
     ///
     /// # Errors
-    /// [`BlockError::Serial`] or [`BlockError::Size`].
+    /// [`BlockError::Serial`], [`BlockError::Queues`] or [`BlockError::Size`].
     pub fn new(
         name: &str,
         file: File,
@@ -78,8 +76,10 @@ impl Block {
         serial: &str,
         queues: usize,
     ) -> Result<Self, BlockError> {
+        if !(1..=MAX_DISK_QUEUES).contains(&queues) {
+            return Err(BlockError::Queues { count: queues });
+        }
         let disk = Disk::new(file, read_only, serial)?;
-        let queues = queues.clamp(1, MAX_QUEUES);
         let share = u16::try_from(queues.next_power_of_two()).unwrap_or(ENTRIES);
         let queue_sizes = vec![ENTRIES / share; queues];
         let kits: Vec<_> = std::iter::repeat_with(|| Kit {

@@ -159,6 +159,7 @@ fn devices(place: &Place, guest: Guest<'_>, passed: &mut Passed) -> Result<Machi
                 fd: passed.add(file),
                 read_only: !disk.writable,
                 serial: disk.serial.to_owned(),
+                queues: 1,
             })
         })
         .collect::<Result<_>>()?;

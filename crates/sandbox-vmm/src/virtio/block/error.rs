@@ -2,6 +2,8 @@
 
 use std::io;
 
+use sandbox_types::monitor::MAX_DISK_QUEUES;
+
 use crate::virtio::QueueError;
 use crate::virtio::chain::ChainError;
 
@@ -13,6 +15,12 @@ pub enum BlockError {
     Serial {
         /// It.
         serial: String,
+    },
+    /// It cannot have so many queues.
+    #[error("the disk must have from 1 to {MAX_DISK_QUEUES} queues, not {count}")]
+    Queues {
+        /// How many.
+        count: usize,
     },
     /// The file has no size.
     #[error("cannot find out the size of the disk")]
