@@ -128,7 +128,7 @@ impl Files {
             "shared_memory": false, "console_fd": FIRST_FD + 2,
         });
         let run = json!({"request": "run", "devices": {
-            "block": [{"fd": 0, "read_only": true, "serial": "root"}], "pmem": null,
+            "block": [{"fd": 0, "read_only": true, "serial": "root", "queues": 1}], "pmem": null,
             "disk_limits": {"bytes_per_second": null, "operations_per_second": null}, "net": [], "shares": [],
             "vsock": {"cid": 3, "listener_fd": 1, "path": socket},
             "free_page_reporting": true,
