@@ -29,7 +29,7 @@ use sandbox_vmm::virtio::net::Net;
 use sandbox_vmm::virtio::net::tap::Tap;
 use sandbox_vmm::virtio::pmem::Pmem;
 use sandbox_vmm::virtio::rng::Rng;
-use sandbox_vmm::virtio::{Interrupt, VirtioDevice, WorkerThread};
+use sandbox_vmm::virtio::{Interrupt, Registers, VirtioDevice, WorkerThread};
 use sandbox_vmm::vsock::{MuxerConfig, Vsock};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -277,7 +277,8 @@ impl Bench {
         };
         let queues = device.queue_max_sizes().len() as u64;
         let irq = EventFd::new(EFD_NONBLOCK).map_err(text)?;
-        let interrupt = Interrupt::new(irq.try_clone().map_err(text)?);
+        let registers = Registers::alone().map_err(|error| error.to_string())?;
+        let interrupt = Interrupt::new(irq.try_clone().map_err(text)?, registers);
         let thread = WorkerThread::spawn("device", || {}).map_err(text)?;
         let more = device.more_threads().into_iter();
         let more: std::io::Result<Vec<_>> = more

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use sandbox_vmm::virtio::vhost_user::FrontEnd;
-use sandbox_vmm::virtio::{Activation, ActiveQueue, Interrupt, WorkerThread};
+use sandbox_vmm::virtio::{Activation, ActiveQueue, Interrupt, Registers, WorkerThread};
 use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -129,10 +129,11 @@ fn activation(memory: &GuestMemoryMmap) -> Result<Activation, String> {
         let kick = event()?;
         queues.push(Some(ActiveQueue { queue, kick }));
     }
+    let registers = Registers::alone().map_err(|error| error.to_string())?;
     Ok(Activation {
         memory: memory.clone(),
         queues,
-        interrupt: Interrupt::new(event()?),
+        interrupt: Interrupt::new(event()?, registers),
         features: 1 << 32,
         thread,
         more_threads: Vec::new(),

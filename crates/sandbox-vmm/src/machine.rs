@@ -15,7 +15,7 @@ mod loaded;
 use std::io;
 use std::sync::{Arc, Barrier, Mutex};
 
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::VcpuCount;
 use sandbox_types::monitor::MAX_DEVICES;
@@ -36,7 +36,9 @@ use crate::memory::window::{ReadOnly, Window};
 use crate::memory::{self, MemoryError, lost, unplugged};
 use crate::seccomp::{Confinement, RollCall, ThreadKind};
 use crate::vcpu::{self, Buses, VcpuError, VcpuHandle};
+use crate::virtio::interrupt::VIRTIO_MMIO_INT_VRING;
 use crate::virtio::mmio::{INTERRUPT_ACK, MmioError, MmioTransport, QUEUE_NOTIFY};
+use crate::virtio::registers::{RegisterPages, Registers, RegistersError};
 use crate::virtio::{Interrupt, VirtioDevice, WorkerThread};
 
 pub use kvm::from_fd;
@@ -99,7 +101,7 @@ pub enum MachineError {
     Cpuid(#[from] CpuidError),
     /// A vCPU's state.
     #[error(transparent)]
-    Registers(#[from] RegisterError),
+    VcpuState(#[from] RegisterError),
     /// A vCPU's thread.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -117,6 +119,9 @@ pub enum MachineError {
     /// A place on a bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// Devices' registers.
+    #[error(transparent)]
+    Registers(#[from] RegistersError),
     /// A device's transport.
     #[error(transparent)]
     Transport(#[from] MmioError),
@@ -147,6 +152,7 @@ fn event() -> Result<EventFd, MachineError> {
 pub struct Machine {
     vm: VmFd,
     memory: GuestMemoryMmap,
+    registers: RegisterPages,
     vcpus: Vec<VcpuFd>,
     buses: Buses,
     end: MachineEnd,
@@ -173,13 +179,24 @@ impl Machine {
             unplugged::end_when_used(&range).map_err(|source| MachineError::Lost { source })?;
         }
         kvm::add_memory(&vm, &memory)?;
+        let registers = RegisterPages::new()?;
+        if !kvm.check_extension(Cap::ReadonlyMem) || !kvm::add_registers(&vm, &memory, &registers) {
+            eprintln!(
+                "sandbox-vmm: without read-only memory for devices' registers, each read of them leaves the guest"
+            );
+        }
         kvm::create_interrupt_controllers(&vm)?;
         let processors = create_vcpus(&kvm, &vm, vcpus, loaded.entry)?;
         let end = MachineEnd::new().map_err(|source| MachineError::Event { source })?;
         let ports = port_devices(&vm, parts.console, &end)?;
         let mut command_line = loaded.command_line;
         let mut roll = RollCall::new(parts.confinement);
-        let mut mmio = virtio_devices(&vm, &memory, parts.devices, &mut command_line, &mut roll)?;
+        let places = Places {
+            vm: &vm,
+            memory: &memory,
+            registers: &registers,
+        };
+        let mut mmio = virtio_devices(&places, parts.devices, &mut command_line, &mut roll)?;
         if let Some(window) = &parts.window {
             mmio.insert(window.range(), Arc::new(Mutex::new(ReadOnly::new())))?;
         }
@@ -187,6 +204,7 @@ impl Machine {
         Ok(Self {
             vm,
             memory,
+            registers,
             vcpus: processors,
             buses: Buses {
                 ports: Arc::new(ports),
@@ -229,6 +247,7 @@ impl Machine {
             end: self.end,
             _vm: self.vm,
             _memory: self.memory,
+            _registers: self.registers,
         };
         Ok((running, value))
     }
@@ -241,6 +260,7 @@ pub struct RunningMachine {
     end: MachineEnd,
     _vm: VmFd,
     _memory: GuestMemoryMmap,
+    _registers: RegisterPages,
 }
 
 impl RunningMachine {
@@ -310,13 +330,38 @@ fn port_devices(vm: &VmFd, console: ConsoleRing, end: &MachineEnd) -> Result<Bus
     Ok(ports)
 }
 
+/// Where devices are put.
+struct Places<'a> {
+    vm: &'a VmFd,
+    memory: &'a GuestMemoryMmap,
+    registers: &'a RegisterPages,
+}
+
+impl Places<'_> {
+    /// What the driver reads of the device with this number, and where.
+    fn window(
+        &self,
+        index: usize,
+        device: &dyn VirtioDevice,
+    ) -> Result<(Registers, u64), RegistersError> {
+        let offset = (index as u64).saturating_mul(layout::VIRTIO_MMIO_BYTES);
+        Ok(match device.sees_config_reads() {
+            true => (Registers::alone()?, layout::VIRTIO_MMIO_SEEN_START + offset),
+            false => (
+                self.registers.window(index),
+                layout::VIRTIO_MMIO_START + offset,
+            ),
+        })
+    }
+}
+
 fn virtio_devices(
-    vm: &VmFd,
-    memory: &GuestMemoryMmap,
+    places: &Places<'_>,
     devices: Vec<Box<dyn VirtioDevice>>,
     command_line: &mut String,
     roll: &mut RollCall,
 ) -> Result<Bus, MachineError> {
+    let Places { vm, memory, .. } = *places;
     let count = devices.len();
     if count > MAX_DEVICES {
         return Err(MachineError::TooManyDevices { count });
@@ -326,7 +371,7 @@ fn virtio_devices(
     let acknowledged = event()?;
     let lines = layout::FIRST_VIRTIO_GSI..=layout::LAST_GSI;
     for ((index, gsi), device) in (0..).zip(lines).zip(devices) {
-        let start = layout::VIRTIO_MMIO_START + index * layout::VIRTIO_MMIO_BYTES;
+        let (registers, start) = places.window(index, device.as_ref())?;
         let irq = event()?;
         vm.register_irqfd(&irq, gsi)
             .map_err(refused("connect a device's interrupt"))?;
@@ -340,15 +385,16 @@ fn virtio_devices(
             .into_iter()
             .map(spawn)
             .collect::<Result<Vec<_>, _>>()?;
-        let transport = MmioTransport::new(device, memory.clone(), Interrupt::new(irq), thread)?
+        let interrupt = Interrupt::new(irq, registers);
+        let transport = MmioTransport::new(device, memory.clone(), interrupt, thread)?
             .with_more_threads(more_threads);
         for (index, kick) in (0_u32..).zip(transport.kicks()) {
             vm.register_ioevent(kick, &IoEventAddress::Mmio(start + QUEUE_NOTIFY), index)
                 .map_err(refused("connect a queue's notifications"))?;
         }
-        // Writes without an effect, of which there is one for each interrupt, need not come here.
+        // Writes without an effect, of which there is one for each interrupt of a queue, need not come here.
         let ack = IoEventAddress::Mmio(start + INTERRUPT_ACK);
-        vm.register_ioevent(&acknowledged, &ack, NoDatamatch)
+        vm.register_ioevent(&acknowledged, &ack, VIRTIO_MMIO_INT_VRING)
             .map_err(refused("pass over the acknowledgement of interrupts"))?;
         let range = BusRange {
             start,
@@ -356,7 +402,7 @@ fn virtio_devices(
         };
         mmio.insert(range, Arc::new(Mutex::new(transport)))?;
         // Linux: Documentation/admin-guide/kernel-parameters, virtio_mmio.device=<size>@<base>:<irq>.
-        command_line.push_str(&format!(" virtio_mmio.device=4K@{start:#x}:{gsi}"));
+        command_line.push_str(&format!(" virtio_mmio.device=512@{start:#x}:{gsi}"));
     }
     Ok(mmio)
 }

@@ -5,7 +5,7 @@
 //! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], all that the simplest devices have in common; [`chain`], on which the
-//! parsers work; `vectors`, guest memory for system calls; the transport [`mmio`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! parsers work; `vectors`, guest memory for system calls; the transport [`mmio`], and what a driver reads of it, [`registers`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
 //! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod answering;
@@ -18,6 +18,7 @@ pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pmem;
+pub mod registers;
 pub mod rng;
 mod vectors;
 pub mod vhost_user;
@@ -32,6 +33,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::seccomp::ThreadKind;
 
 pub use interrupt::Interrupt;
+pub use registers::Registers;
 pub use worker::{Worker, WorkerTask, WorkerThread};
 
 /// A queue that the driver has set up.
@@ -171,8 +173,16 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
 
     /// Fills `data` from the configuration space at `offset`; bytes beyond its end stay as they are (the
-    /// transport passes zeroes).
+    /// transport passes zeroes). It has no more than 256.
+    ///
+    /// Not asked for each read of the driver's, but after a reset and after [`Self::write_config`]. What changes otherwise is told to
+    /// the driver by [`Interrupt::signal_config`], and read here too from then on.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Whether the device has to see each read of its configuration space. Its driver cannot read anything by itself then.
+    fn sees_config_reads(&self) -> bool {
+        false
+    }
 
     /// A driver's write to the configuration space. Most devices have nothing writable and ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}

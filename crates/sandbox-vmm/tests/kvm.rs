@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -30,6 +30,8 @@ use sandbox_vmm::end::MachineEnd;
 use sandbox_vmm::memory::later::Later;
 use sandbox_vmm::memory::{Sharing, create};
 use sandbox_vmm::vcpu::{Buses, VcpuHandle, install_kick_handler};
+use sandbox_vmm::virtio::Interrupt;
+use sandbox_vmm::virtio::registers::RegisterPages;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -45,6 +47,11 @@ const DEVICE: BusRange = BusRange {
 const READ_ONLY: BusRange = BusRange {
     start: 0xa_0000,
     length: 0x1000,
+};
+/// A device's registers: segment 0xc000.
+const REGISTERS: BusRange = BusRange {
+    start: 0xc_0000,
+    length: 0x200,
 };
 /// Memory that comes later and was given, with [`POWER_OFF`] in each byte, and as much behind it that was not: segment 0xb000.
 const LATER: BusRange = BusRange {
@@ -64,6 +71,10 @@ fn main() -> ExitCode {
         trial(
             "write_to_memory_that_is_only_read_reaches_the_device_there_and_changes_nothing",
             read_only,
+        ),
+        trial(
+            "register_that_the_monitor_changes_is_read_without_an_exit_and_not_written",
+            registers,
         ),
         trial("memory_that_was_not_given_ends_the_guest", not_given),
         trial("port_without_a_device_reads_ones", absent_port),
@@ -89,7 +100,9 @@ struct Machine {
     end: MachineEnd,
     vcpu: VcpuHandle,
     device: Arc<Mutex<Probe>>,
+    interrupt: Interrupt,
     _vm: VmFd,
+    _registers: RegisterPages,
     _memory: [GuestMemoryMmap; 2],
 }
 
@@ -108,15 +121,17 @@ fn later() -> Result<(GuestMemoryMmap, [usize; 2])> {
     Ok((memory, [start + block - bytes, start + block]))
 }
 
-/// Remembers what is written, and reads as [`POWER_OFF`].
+/// Remembers what is written and how often it is read, and reads as [`POWER_OFF`].
 #[derive(Default)]
 struct Probe {
     written: Vec<(u64, Vec<u8>)>,
+    reads: usize,
 }
 
 impl BusDevice for Probe {
     fn read(&mut self, _offset: u64, data: &mut [u8]) {
         data.fill(POWER_OFF);
+        self.reads += 1;
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -162,6 +177,10 @@ impl Machine {
         {
             all.push((start, LATER.length, 0, address));
         }
+        let pages = RegisterPages::new()?;
+        let address = pages.region().as_ptr().addr();
+        let bytes = u64::try_from(pages.region().size())?;
+        all.push((REGISTERS.start, bytes, KVM_MEM_READONLY, address));
         for (slot, (start, bytes, flags, address)) in (0_u32..).zip(all) {
             let region = kvm_userspace_memory_region {
                 slot,
@@ -185,6 +204,7 @@ impl Machine {
         let mut mmio = Bus::new();
         mmio.insert(DEVICE, device.clone())?;
         mmio.insert(READ_ONLY, device.clone())?;
+        mmio.insert(REGISTERS, device.clone())?;
         let buses = Buses {
             ports: Arc::new(ports(&end)?),
             mmio: Arc::new(mmio),
@@ -202,7 +222,9 @@ impl Machine {
             end,
             vcpu,
             device,
+            interrupt: Interrupt::new(EventFd::new(0)?, pages.window(0)),
             _vm: vm,
+            _registers: pages,
             _memory: [memory, more],
         })
     }
@@ -386,6 +408,39 @@ fn read_only() -> Result<()> {
         "{:?}",
         device.written
     );
+    Ok(())
+}
+
+fn registers() -> Result<()> {
+    let code = [
+        0xb8, 0x00, 0xc0, // mov ax, 0xc000
+        0x8e, 0xd8, // mov ds, ax
+        0xc6, 0x06, 0x70, 0x00, 0xff, // mov byte [STATUS], 0xff
+        0x80, 0x3e, 0x70, 0x00, 0x40, // cmp byte [STATUS], DEVICE_NEEDS_RESET
+        0x75, 0xf9, // jne to the comparison
+        0xc6, 0x06, 0x64, 0x00, 0x03, // mov byte [INTERRUPT_ACK], 3
+        0xba, 0x01, 0x05, // mov dx, 0x501
+        0xb0, POWER_OFF, // mov al, POWER_OFF
+        0xee,      // out dx, al
+        0xf4,      // hlt
+    ];
+    let machine = Machine::start(&code, false)?;
+    let device = machine.device.clone();
+    let written = || {
+        let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+        device.written.clone()
+    };
+    let started = Instant::now();
+    while written().is_empty() {
+        ensure!(started.elapsed() < DEADLINE, "the guest writes nothing");
+        std::thread::yield_now();
+    }
+    machine.interrupt.needs_reset()?;
+    let (exit, device) = machine.wait()?;
+    ensure!(exit == GuestExit::Shutdown, "{exit:?}");
+    ensure!(written() == [(0x70, vec![0xff]), (0x64, vec![3])]);
+    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    ensure!(device.reads == 0, "{} reads left the guest", device.reads);
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use super::{MachineError, refused};
 use crate::arch::x86_64::layout;
 use crate::memory;
+use crate::virtio::registers::RegisterPages;
 
 /// KVM by an open `/dev/kvm`.
 #[must_use]
@@ -39,6 +40,26 @@ pub(super) fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Mach
         set.map_err(refused("take a range of guest memory"))?;
     }
     Ok(())
+}
+
+/// Makes devices' registers memory that the guest reads, in a slot behind those of `memory`, and says whether KVM takes them. If not, reads
+/// reach the devices' transports.
+pub(super) fn add_registers(
+    vm: &VmFd,
+    memory: &GuestMemoryMmap,
+    registers: &RegisterPages,
+) -> bool {
+    let region = registers.region();
+    let slot = kvm_userspace_memory_region {
+        slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: layout::VIRTIO_MMIO_START,
+        memory_size: region.size() as u64,
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is a mapping of that length, which the machine keeps for as long as the VM. The guest cannot write to it, and
+    // this process writes to it by atomic stores only.
+    unsafe { vm.set_user_memory_region(slot) }.is_ok()
 }
 
 /// PIC, IO-APIC and local APICs in the kernel, and the pages that KVM itself needs on some processors. There

@@ -37,6 +37,8 @@ pub trait Answers: Clone + Send + 'static {
     const THREAD: (&'static str, ThreadKind);
     /// The feature of its own that it offers, and cannot do without: the bit, and what the specification calls it.
     const NEEDED: Option<(u32, &'static str)> = None;
+    /// As [`VirtioDevice::sees_config_reads`].
+    const SEES_CONFIG_READS: bool = false;
     /// Why a request is not answered. The device goes on.
     type Refusal: Error + 'static;
 
@@ -104,6 +106,10 @@ impl<A: Answers> VirtioDevice for Answering<A> {
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let active = matches!(self.state, State::Active(_));
         self.answers.read_config(offset, data, active);
+    }
+
+    fn sees_config_reads(&self) -> bool {
+        A::SEES_CONFIG_READS
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -5,7 +5,7 @@
 //! ([`Later`](crate::memory::later::Later)), and gives back whatever it likes.
 //!
 //! Whether its kernel has come to use what it has been given, no request says. The device tells the driver once more of a change
-//! when the last block has been given, and takes the driver's looking at it for the answer.
+//! when the last block has been given, and takes the driver's looking at it for the answer. So it has to see the driver look.
 //!
 //! Members: the device; [`blocks`], its state; [`request`], the parser; [`error`].
 
@@ -55,6 +55,7 @@ impl Answers for Plugging {
         VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE,
         "VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE",
     ));
+    const SEES_CONFIG_READS: bool = true;
     type Refusal = MemError;
 
     fn answer(

@@ -13,6 +13,8 @@
 //! `DEVICE_NEEDS_RESET` is not a state but a flag beside it, set by the device's [`Interrupt`]. Features can
 //! be set in `Driver` only, queues in `FeaturesOk` only. Whatever does not fit is ignored, as real hardware
 //! does. It has no shared memory regions and does not reset single queues.
+//!
+//! What the driver reads is in the device's [`registers`](super::registers) at any time; here is what its writes do.
 
 mod status;
 #[cfg(test)]
@@ -26,44 +28,16 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use self::status::{Phase, Transition};
+use super::registers::register;
 use super::{Activation, ActiveQueue, Interrupt, VirtioDevice, WorkerThread};
 use crate::bus::BusDevice;
 use crate::{log, memory};
 
-/// The registers (4.2.2).
-mod register {
-    pub(super) const MAGIC_VALUE: u64 = 0x000;
-    pub(super) const VERSION: u64 = 0x004;
-    pub(super) const DEVICE_ID: u64 = 0x008;
-    pub(super) const VENDOR_ID: u64 = 0x00c;
-    pub(super) const DEVICE_FEATURES: u64 = 0x010;
-    pub(super) const DEVICE_FEATURES_SEL: u64 = 0x014;
-    pub(super) const DRIVER_FEATURES: u64 = 0x020;
-    pub(super) const DRIVER_FEATURES_SEL: u64 = 0x024;
-    pub(super) const QUEUE_SEL: u64 = 0x030;
-    pub(super) const QUEUE_SIZE_MAX: u64 = 0x034;
-    pub(super) const QUEUE_SIZE: u64 = 0x038;
-    pub(super) const QUEUE_READY: u64 = 0x044;
-    pub(super) const QUEUE_NOTIFY: u64 = 0x050;
-    pub(super) const INTERRUPT_STATUS: u64 = 0x060;
-    pub(super) const INTERRUPT_ACK: u64 = 0x064;
-    pub(super) const STATUS: u64 = 0x070;
-    pub(super) const QUEUE_DESC_LOW: u64 = 0x080;
-    pub(super) const QUEUE_DESC_HIGH: u64 = 0x084;
-    pub(super) const QUEUE_DRIVER_LOW: u64 = 0x090;
-    pub(super) const QUEUE_DRIVER_HIGH: u64 = 0x094;
-    pub(super) const QUEUE_DEVICE_LOW: u64 = 0x0a0;
-    pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
-    pub(super) const SHM_LEN_LOW: u64 = 0x0b0;
-    pub(super) const SHM_BASE_HIGH: u64 = 0x0bc;
-    pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
-    pub(super) const CONFIG: u64 = 0x100;
-}
-
 /// Offset of the register that notifies the device, for ioeventfds.
 pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
-/// Offset of the register in which a driver acknowledges interrupts. Writes to it have no effect, because reading the
-/// interrupt status has already had it.
+/// Offset of the register in which a driver acknowledges interrupts. Writes of [`VIRTIO_MMIO_INT_VRING`] to it have no effect.
+///
+/// [`VIRTIO_MMIO_INT_VRING`]: super::interrupt::VIRTIO_MMIO_INT_VRING
 pub const INTERRUPT_ACK: u64 = register::INTERRUPT_ACK;
 
 /// `virt`.
@@ -130,7 +104,7 @@ impl MmioTransport {
                     .map_err(|source| MmioError::Event { source })?,
             );
         }
-        Ok(Self {
+        let transport = Self {
             device,
             memory,
             interrupt,
@@ -143,7 +117,11 @@ impl MmioTransport {
             queue_sel: 0,
             queues,
             kicks,
-        })
+        };
+        transport.publish_identity();
+        transport.publish_config();
+        transport.publish();
+        Ok(transport)
     }
 
     /// Gives the device the threads that it asks for beside its first ([`VirtioDevice::more_threads`]).
@@ -181,21 +159,40 @@ impl MmioTransport {
         self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
     }
 
-    fn read_register(&self, offset: u64) -> u32 {
-        match offset {
-            register::MAGIC_VALUE => MAGIC,
-            register::VERSION => VERSION,
-            register::DEVICE_ID => self.device.device_type(),
-            register::VENDOR_ID => VENDOR,
-            register::DEVICE_FEATURES => half(self.offered(), self.device_features_sel),
-            register::QUEUE_SIZE_MAX => self.queue().map_or(0, |queue| queue.max_size().into()),
-            register::QUEUE_READY => self.queue().map_or(0, |queue| queue.ready().into()),
-            register::INTERRUPT_STATUS => self.interrupt.take_status(),
-            register::STATUS => self.phase.status(self.interrupt.wants_reset()),
-            // Length and base of the selected shared memory region: none exists (4.2.2).
-            register::SHM_LEN_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            register::CONFIG_GENERATION => self.interrupt.config_generation(),
-            _ => 0,
+    /// What the driver reads follows what it has selected, and what it has done to the queue.
+    fn publish(&self) {
+        let registers = self.interrupt.registers();
+        let features = half(self.offered(), self.device_features_sel);
+        let queue = self.queue();
+        let most = queue.map_or(0, |queue| u32::from(queue.max_size()));
+        let ready = queue.map_or(0, |queue| u32::from(queue.ready()));
+        registers.store(register::DEVICE_FEATURES, features);
+        registers.store(register::QUEUE_SIZE_MAX, most);
+        registers.store(register::QUEUE_READY, ready);
+        self.interrupt.set_status(self.phase.status());
+    }
+
+    /// What does not change.
+    fn publish_identity(&self) {
+        let registers = self.interrupt.registers();
+        for (at, value) in [
+            (register::MAGIC_VALUE, MAGIC),
+            (register::VERSION, VERSION),
+            (register::DEVICE_ID, self.device.device_type()),
+            (register::VENDOR_ID, VENDOR),
+        ] {
+            registers.store(at, value);
+        }
+        // Length and base of the selected shared memory region: none exists (4.2.2).
+        for at in (register::SHM_LEN_LOW..=register::SHM_BASE_HIGH).step_by(4) {
+            registers.store(at, u32::MAX);
+        }
+    }
+
+    fn publish_config(&self) {
+        if !self.device.sees_config_reads() {
+            self.interrupt
+                .set_config(|space| self.device.read_config(0, space));
         }
     }
 
@@ -206,6 +203,7 @@ impl MmioTransport {
             register::DRIVER_FEATURES => self.set_driver_features(value),
             register::QUEUE_SEL => self.queue_sel = value,
             register::QUEUE_NOTIFY => self.notify(value),
+            register::INTERRUPT_ACK => self.interrupt.acknowledge(value),
             register::STATUS => self.set_status(value),
             _ => self.write_queue_register(offset, value),
         }
@@ -262,6 +260,8 @@ impl MmioTransport {
             Transition::To(phase) => {
                 self.phase = phase;
                 if phase == Phase::Running {
+                    // Before the device interrupts anybody.
+                    self.publish();
                     self.activate();
                 }
             }
@@ -270,7 +270,6 @@ impl MmioTransport {
 
     fn reset(&mut self) {
         self.device.reset();
-        self.interrupt.reset();
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -283,6 +282,9 @@ impl MmioTransport {
         self.driver_features = 0;
         self.queue_sel = 0;
         self.phase = Phase::Reset;
+        self.publish_config();
+        // Last: another processor of the guest's may wait for a status of 0.
+        self.interrupt.reset();
     }
 
     fn activate(&mut self) {
@@ -336,13 +338,14 @@ impl MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
+    /// Only where the guest cannot read by itself.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        if let Some(at) = offset.checked_sub(register::CONFIG) {
-            self.device.read_config(at, data);
-        } else if data.len() == 4 && offset.is_multiple_of(4) {
-            // 4.2.2.2: the driver uses aligned 32-bit accesses only. Others read as zero.
-            data.copy_from_slice(&self.read_register(offset).to_le_bytes());
+        match offset.checked_sub(register::CONFIG) {
+            Some(at) if self.device.sees_config_reads() => {
+                data.fill(0);
+                self.device.read_config(at, data);
+            }
+            _ => self.interrupt.registers().read(offset, data),
         }
     }
 
@@ -353,11 +356,14 @@ impl BusDevice for MmioTransport {
                 Phase::Driver | Phase::FeaturesOk | Phase::Running
             ) {
                 self.device.write_config(at, data);
+                self.publish_config();
             }
         } else if let Ok(word) = <[u8; 4]>::try_from(data)
             && offset.is_multiple_of(4)
         {
+            // 4.2.2.2: the driver uses aligned 32-bit accesses only.
             self.write_register(offset, u32::from_le_bytes(word));
+            self.publish();
         }
     }
 }

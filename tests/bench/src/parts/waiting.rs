@@ -10,7 +10,9 @@ use std::{io, thread};
 use anyhow::{Result, anyhow, ensure};
 use rustix::fs::{Advice, fadvise, fstatfs};
 use sandbox_vmm::virtio::block::Block;
-use sandbox_vmm::virtio::{Activation, ActiveQueue, Interrupt, VirtioDevice as _, WorkerThread};
+use sandbox_vmm::virtio::{
+    Activation, ActiveQueue, Interrupt, Registers, VirtioDevice as _, WorkerThread,
+};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
@@ -218,7 +220,7 @@ impl Driver {
         device.activate(Activation {
             memory: memory.clone(),
             queues: vec![Some(queue)],
-            interrupt: Interrupt::new(irq.try_clone()?),
+            interrupt: Interrupt::new(irq.try_clone()?, Registers::alone()?),
             features: 0,
             thread: thread(device.thread())?,
             more_threads: more.collect::<io::Result<_>>()?,

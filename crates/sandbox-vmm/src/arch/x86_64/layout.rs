@@ -4,13 +4,15 @@
 //! 0x0000_0000  RAM: start of day structures and the command line, see the constants
 //! 0x000a_0000  reserved (what PCs have video memory and firmware in); the MP table at 0xf0000
 //! 0x0010_0000  RAM: the kernel
-//! 0xd000_0000  the hole: virtio-mmio devices, then KVM's own pages, IO-APIC and local APIC
+//! 0xd000_0000  the hole: virtio-mmio devices, in memory that is only read and not, then KVM's own pages, IO-APIC and local APIC
 //! 0x1_0000_0000  the rest of RAM; behind it, files that the guest only reads; behind those, RAM that comes later
 //! ```
 
 use sandbox_types::MemMib;
 use sandbox_types::monitor::MAX_DEVICES;
 use vm_memory::GuestAddress;
+
+use crate::virtio::registers::WINDOW_BYTES;
 
 /// `hvm_start_info`.
 pub const START_INFO: GuestAddress = GuestAddress(0x6000);
@@ -32,10 +34,12 @@ pub const HIGH_RAM_START: u64 = 0x10_0000;
 pub const HOLE_START: u64 = 0xd000_0000;
 /// End of the hole.
 pub const HOLE_END: u64 = 1 << 32;
-/// The first virtio-mmio device.
+/// The windows of virtio-mmio devices, in pages that the guest reads by itself.
 pub const VIRTIO_MMIO_START: u64 = HOLE_START;
-/// Bytes of address space for each of them.
-pub const VIRTIO_MMIO_BYTES: u64 = 0x1000;
+/// The same for devices that have to see each read: in pages that are no memory.
+pub const VIRTIO_MMIO_SEEN_START: u64 = HOLE_START + 0x1_0000;
+/// Bytes of address space for each device.
+pub const VIRTIO_MMIO_BYTES: u64 = WINDOW_BYTES as u64;
 /// Interrupt of the first virtio-mmio device. Lower ones are of the keyboard, serial ports and the cascade.
 pub const FIRST_VIRTIO_GSI: u32 = 5;
 /// The last interrupt line: KVM's IO-APIC has 24.
@@ -199,7 +203,8 @@ mod tests {
 
     #[test]
     fn every_device_has_a_place_in_the_hole() {
-        let end = VIRTIO_MMIO_START + MAX_DEVICES as u64 * VIRTIO_MMIO_BYTES;
-        assert!(end <= u64::from(IO_APIC));
+        let bytes = MAX_DEVICES as u64 * VIRTIO_MMIO_BYTES;
+        assert!(VIRTIO_MMIO_START + bytes.next_multiple_of(0x1000) <= VIRTIO_MMIO_SEEN_START);
+        assert!(VIRTIO_MMIO_SEEN_START + bytes <= u64::from(IO_APIC));
     }
 }

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{AnsweringTask, Answers};
 use crate::virtio::worker::WorkerTask as _;
-use crate::virtio::{ActiveQueue, Interrupt};
+use crate::virtio::{ActiveQueue, Interrupt, Registers};
 
 /// A descriptor of a chain that [`serve`] links.
 pub(in crate::virtio) fn descriptor(address: u64, length: u32, flags: u32) -> RawDescriptor {
@@ -34,7 +34,7 @@ pub(in crate::virtio) fn serve(
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         },
         memory: memory.clone(),
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
+        interrupt: Interrupt::new(irq.try_clone().unwrap(), Registers::alone().unwrap()),
     };
     task.ready(0).unwrap();
     assert!(irq.read().is_ok());

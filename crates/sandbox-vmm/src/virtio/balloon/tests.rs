@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::{MAX_PAGE_NUMBERS, PAGE_BYTES};
 use super::*;
+use crate::virtio::Registers;
 
 const DATA: u64 = 0x10_0000;
 const MEMORY: u64 = 0x40_0000;
@@ -71,7 +72,7 @@ fn serve_all(memory: &GuestMemoryMmap, purpose: Purpose, chains: &[Vec<RawDescri
         )],
         memory: memory.clone(),
         reclaim: Reclaim::default(),
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
+        interrupt: Interrupt::new(irq.try_clone().unwrap(), Registers::alone().unwrap()),
     };
     let mut times = 0;
     while rustix::event::poll(

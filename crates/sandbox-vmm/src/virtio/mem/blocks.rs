@@ -86,7 +86,7 @@ impl Blocks {
 
     fn tell_driver(&self) {
         if let Some(interrupt) = &self.interrupt
-            && let Err(error) = interrupt.signal_config()
+            && let Err(error) = interrupt.signal_config(REQUESTED.start, self.requested_bytes)
         {
             log::guest(format_args!("memory: cannot interrupt the driver: {error}"));
         }

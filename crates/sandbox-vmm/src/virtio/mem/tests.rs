@@ -16,7 +16,9 @@ use super::*;
 use crate::memory::later::Later;
 use crate::memory::{Sharing, create};
 use crate::virtio::answering::served::{self, descriptor};
-use crate::virtio::{ActivateError, Activation, ActiveQueue, VirtioDevice as _, WorkerThread};
+use crate::virtio::{
+    ActivateError, Activation, ActiveQueue, Registers, VirtioDevice as _, WorkerThread,
+};
 
 const BLOCK: u64 = 2 << 20;
 const FIRST: u64 = 64;
@@ -229,7 +231,7 @@ fn activated(bench: &Bench, features: u64) -> Result<(Mem, EventFd), ActivateErr
             queue: mock.create_queue().unwrap(),
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         })],
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
+        interrupt: Interrupt::new(irq.try_clone().unwrap(), Registers::alone().unwrap()),
         features,
         thread: WorkerThread::spawn("mem", || {}).unwrap(),
         more_threads: Vec::new(),

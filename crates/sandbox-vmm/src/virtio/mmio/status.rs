@@ -1,11 +1,12 @@
 //! The device status register (VirtIO 1.3, 2.1), as transitions between phases. See the diagram in [`super`].
 
+use crate::virtio::interrupt::DEVICE_NEEDS_RESET;
+
 /// Bits of the register.
 pub(super) const ACKNOWLEDGE: u32 = 1;
 pub(super) const DRIVER: u32 = 2;
 pub(super) const DRIVER_OK: u32 = 4;
 pub(super) const FEATURES_OK: u32 = 8;
-pub(super) const DEVICE_NEEDS_RESET: u32 = 64;
 pub(super) const FAILED: u32 = 128;
 
 /// How far the driver has come.
@@ -40,17 +41,16 @@ pub(super) enum Transition {
 }
 
 impl Phase {
-    /// What the driver reads.
-    pub(super) fn status(self, needs_reset: bool) -> u32 {
-        let status = match self {
+    /// What the driver reads, but for [`DEVICE_NEEDS_RESET`].
+    pub(super) fn status(self) -> u32 {
+        match self {
             Self::Reset => 0,
             Self::Acknowledged => ACKNOWLEDGE,
             Self::Driver => ACKNOWLEDGE | DRIVER,
             Self::FeaturesOk => ACKNOWLEDGE | DRIVER | FEATURES_OK,
             Self::Running => ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
             Self::Failed { status } => status | FAILED,
-        };
-        status | if needs_reset { DEVICE_NEEDS_RESET } else { 0 }
+        }
     }
 
     /// The driver writes `written`. `acceptable` says whether its features are.
@@ -60,7 +60,7 @@ impl Phase {
         if written == 0 {
             return Transition::Reset;
         }
-        let now = self.status(false);
+        let now = self.status();
         if written & FAILED != 0 {
             return match self {
                 Self::Failed { .. } => Transition::Stay,
@@ -119,7 +119,7 @@ mod tests {
                         }
                     }
                     (None, Some(to)) => prop_assert!(to == 0 && written == 0),
-                    (_, None) => prop_assert!(phase.status(false) & FAILED != 0),
+                    (_, None) => prop_assert!(phase.status() & FAILED != 0),
                 }
             }
         }

@@ -7,20 +7,30 @@ use vm_memory::GuestAddress;
 
 use super::*;
 use crate::seccomp::ThreadKind;
-use crate::virtio::ActivateError;
+use crate::virtio::{ActivateError, Registers};
 
 const FEATURE: u64 = 1 << 5;
+const CONFIG: [u8; 5] = [1, 2, 3, 4, 5];
 
 #[derive(Debug, Default)]
 struct Seen {
     activations: Vec<(u64, Vec<Option<u16>>)>,
     resets: usize,
     config: Vec<(u64, Vec<u8>)>,
+    config_reads: usize,
 }
 
 struct Probe {
     seen: Arc<Mutex<Seen>>,
-    refuse: bool,
+    /// What it does that other devices do not.
+    ways: Ways,
+    config: [u8; 5],
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Ways {
+    refuses: bool,
+    sees_config_reads: bool,
 }
 
 impl VirtioDevice for Probe {
@@ -37,9 +47,15 @@ impl VirtioDevice for Probe {
         FEATURE | 1 << 40
     }
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        crate::virtio::copy_config(&[1, 2, 3, 4, 5], offset, data);
+        self.seen.lock().unwrap().config_reads += 1;
+        crate::virtio::copy_config(&self.config, offset, data);
+    }
+    fn sees_config_reads(&self) -> bool {
+        self.ways.sees_config_reads
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let (from, to) = (usize::try_from(offset).unwrap(), data.len());
+        self.config[from..from + to].copy_from_slice(data);
         let mut seen = self.seen.lock().unwrap();
         seen.config.push((offset, data.to_vec()));
     }
@@ -51,12 +67,13 @@ impl VirtioDevice for Probe {
             .collect();
         let mut seen = self.seen.lock().unwrap();
         seen.activations.push((activation.features, sizes));
-        if self.refuse {
+        if self.ways.refuses {
             return Err(ActivateError::QueueDisabled { index: 0 });
         }
         Ok(())
     }
     fn reset(&mut self) {
+        self.config = CONFIG;
         self.seen.lock().unwrap().resets += 1;
     }
 }
@@ -69,15 +86,20 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(refuse: bool) -> Self {
+    fn new() -> Self {
+        Self::of(Ways::default())
+    }
+
+    fn of(ways: Ways) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let seen = Arc::new(Mutex::new(Seen::default()));
         let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let probe = Probe {
             seen: Arc::clone(&seen),
-            refuse,
+            ways,
+            config: CONFIG,
         };
-        let interrupt = Interrupt::new(irq.try_clone().unwrap());
+        let interrupt = Interrupt::new(irq.try_clone().unwrap(), Registers::alone().unwrap());
         let thread = WorkerThread::spawn("probe", || {}).unwrap();
         let transport =
             MmioTransport::new(Box::new(probe), memory.clone(), interrupt, thread).unwrap();
@@ -126,7 +148,7 @@ impl Driver {
 
 #[test]
 fn identity_registers_say_what_the_device_is() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     assert_eq!(driver.get(register::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(driver.get(register::VERSION), 2);
     assert_eq!(driver.get(register::DEVICE_ID), 42);
@@ -139,7 +161,7 @@ fn identity_registers_say_what_the_device_is() {
 
 #[test]
 fn driver_that_follows_the_rules_activates_the_device_once() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     assert_eq!(driver.up_to_features_ok(FEATURE | VERSION_1), 11);
     driver.set_up_queue(0, 4, 0x1000);
     driver.set(register::STATUS, 15);
@@ -155,7 +177,7 @@ fn driver_that_follows_the_rules_activates_the_device_once() {
 #[test]
 fn features_not_offered_or_without_version_1_are_refused() {
     for features in [FEATURE, VERSION_1 | 2, u64::MAX] {
-        let mut driver = Driver::new(false);
+        let mut driver = Driver::new();
         assert_eq!(driver.up_to_features_ok(features), 3, "{features:#x}");
         driver.set(register::STATUS, 15);
         assert_eq!(driver.get(register::STATUS), 3);
@@ -165,23 +187,25 @@ fn features_not_offered_or_without_version_1_are_refused() {
 
 #[test]
 fn queue_outside_guest_memory_needs_a_reset() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     driver.up_to_features_ok(VERSION_1);
     driver.set_up_queue(0, 4, 0x00ff_0000);
     driver.set(register::STATUS, 15);
     assert_eq!(driver.get(register::STATUS), 15 | 64);
-    assert_eq!(driver.get(register::INTERRUPT_STATUS), 2);
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 1 | 2);
     assert!(driver.irq.read().is_ok());
     assert!(driver.seen.lock().unwrap().activations.is_empty());
-    driver.transport.interrupt().signal_config().unwrap();
     driver.set(register::STATUS, 0);
     assert_eq!(driver.get(register::STATUS), 0);
-    assert_eq!(driver.get(register::INTERRUPT_STATUS), 0);
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
 }
 
 #[test]
 fn device_that_refuses_to_activate_needs_a_reset() {
-    let mut driver = Driver::new(true);
+    let mut driver = Driver::of(Ways {
+        refuses: true,
+        ..Ways::default()
+    });
     driver.up_to_features_ok(VERSION_1);
     driver.set(register::STATUS, 15);
     assert_eq!(driver.get(register::STATUS), 15 | 64);
@@ -189,7 +213,7 @@ fn device_that_refuses_to_activate_needs_a_reset() {
 
 #[test]
 fn queue_registers_are_fixed_while_the_device_runs() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     driver.set_up_queue(0, 4, 0x1000);
     assert_eq!(driver.get(register::QUEUE_READY), 0, "before FEATURES_OK");
     driver.up_to_features_ok(VERSION_1);
@@ -201,7 +225,7 @@ fn queue_registers_are_fixed_while_the_device_runs() {
 
 #[test]
 fn queue_that_does_not_exist_has_no_size() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     driver.set(register::QUEUE_SEL, 0);
     assert_eq!(driver.get(register::QUEUE_SIZE_MAX), 16);
     for index in [2, u32::MAX] {
@@ -214,7 +238,7 @@ fn queue_that_does_not_exist_has_no_size() {
 
 #[test]
 fn notification_reaches_the_queue_of_that_number() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     driver.set(register::QUEUE_NOTIFY, 1);
     driver.set(register::QUEUE_NOTIFY, 7);
     assert!(driver.transport.kicks()[0].read().is_err());
@@ -222,55 +246,154 @@ fn notification_reaches_the_queue_of_that_number() {
 }
 
 #[test]
-fn interrupt_status_is_acknowledged_by_reading_it() {
-    let mut driver = Driver::new(false);
+fn used_buffers_are_always_in_the_interrupt_status_and_need_no_acknowledgement() {
+    let mut driver = Driver::new();
     let interrupt = driver.transport.interrupt().clone();
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
     interrupt.signal_queue().unwrap();
-    interrupt.signal_config().unwrap();
-    assert_eq!(driver.get(register::INTERRUPT_STATUS), 3);
+    assert_eq!(driver.irq.read().unwrap(), 1);
+    for bits in [1, 0, u32::MAX] {
+        driver.set(register::INTERRUPT_ACK, bits);
+        assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
+    }
+}
+
+#[test]
+fn change_of_the_configuration_is_in_the_status_until_it_is_acknowledged() {
+    let mut driver = Driver::new();
+    let interrupt = driver.transport.interrupt().clone();
+    interrupt.signal_config(2, 0x0908_u16).unwrap();
+    assert_eq!(driver.irq.read().unwrap(), 1);
+    assert_eq!(driver.get(register::CONFIG), 0x0908_0201);
     assert_eq!(driver.get(register::CONFIG_GENERATION), 1);
-    assert_eq!(driver.irq.read().unwrap(), 2);
-    // What comes before the driver says that it has seen the former is not lost by that.
-    interrupt.signal_queue().unwrap();
+    for _ in 0..2 {
+        assert_eq!(driver.get(register::INTERRUPT_STATUS), 3);
+        driver.set(register::INTERRUPT_ACK, 1);
+    }
+    // One that comes before the driver says that it has seen the former is read with it.
+    interrupt.signal_config(2, 0x0a09_u16).unwrap();
     driver.set(register::INTERRUPT_ACK, 3);
     assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
-    assert_eq!(driver.get(register::INTERRUPT_STATUS), 0);
+    assert_eq!(driver.get(register::CONFIG), 0x0a09_0201);
+    // One that comes afterwards is another.
+    interrupt.signal_config(4, 6_u8).unwrap();
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 3);
+    assert_eq!(driver.get(register::CONFIG_GENERATION), 3);
+    driver.set(register::STATUS, 0);
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
+    assert_eq!(driver.get(register::CONFIG_GENERATION), 3);
+}
+
+#[test]
+fn need_of_a_reset_stays_in_the_status_whatever_the_driver_writes() {
+    let mut driver = Driver::new();
+    driver.up_to_features_ok(VERSION_1);
+    driver.transport.interrupt().needs_reset().unwrap();
+    assert_eq!(driver.get(register::STATUS), 11 | 64);
+    driver.set(register::INTERRUPT_ACK, 2);
+    driver.set(register::STATUS, 15);
+    assert_eq!(driver.get(register::STATUS), 15 | 64);
+    assert_eq!(driver.get(register::INTERRUPT_STATUS), 1);
+}
+
+#[test]
+fn window_says_what_was_selected_and_done_after_each_write() {
+    let mut driver = Driver::new();
+    let registers = driver.transport.interrupt().registers().clone();
+    let window = || {
+        let at = [
+            register::DEVICE_FEATURES,
+            register::QUEUE_SIZE_MAX,
+            register::QUEUE_READY,
+            register::STATUS,
+        ];
+        at.map(|at| {
+            let mut word = [0; 4];
+            registers.read(at, &mut word);
+            u32::from_le_bytes(word)
+        })
+    };
+    assert_eq!(window(), [1 << 5, 16, 0, 0]);
+    driver.set(register::DEVICE_FEATURES_SEL, 1);
+    assert_eq!(window(), [1 | 1 << 8, 16, 0, 0]);
+    driver.set(register::QUEUE_SEL, 1);
+    assert_eq!(window(), [1 | 1 << 8, 8, 0, 0]);
+    driver.set(register::STATUS, 1);
+    assert_eq!(window(), [1 | 1 << 8, 8, 0, 1]);
+    driver.up_to_features_ok(VERSION_1);
+    driver.set(register::QUEUE_READY, 1);
+    assert_eq!(window(), [1 | 1 << 8, 8, 1, 11]);
+    driver.set(register::QUEUE_SEL, 2);
+    assert_eq!(window(), [1 | 1 << 8, 0, 0, 11]);
+    driver.set(register::STATUS, 128);
+    assert_eq!(window(), [1 | 1 << 8, 0, 0, 11 | 128]);
+    driver.set(register::STATUS, 0);
+    assert_eq!(window(), [1 << 5, 16, 0, 0]);
 }
 
 #[test]
 fn configuration_space_is_read_in_any_width_and_zero_behind_its_end() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     let mut byte = [0xff];
     driver.transport.read(register::CONFIG + 2, &mut byte);
     assert_eq!(byte, [3]);
     let mut word = [0xff; 4];
     driver.transport.read(register::CONFIG + 3, &mut word);
     assert_eq!(word, [4, 5, 0, 0]);
-    driver.transport.read(register::CONFIG + 0x800, &mut word);
-    assert_eq!(word, [0; 4]);
+    for behind in [0xfc, 0xfe, 0x100, 0x800] {
+        driver.transport.read(register::CONFIG + behind, &mut word);
+        assert_eq!(word, [0; 4], "{behind:#x}");
+    }
+}
+
+#[test]
+fn configuration_space_that_was_written_to_is_read_as_the_device_has_it() {
+    let mut driver = Driver::new();
     driver.transport.write(register::CONFIG, &[9]);
     assert!(driver.seen.lock().unwrap().config.is_empty());
     driver.up_to_features_ok(VERSION_1);
     driver.transport.write(register::CONFIG + 1, &[9]);
     assert_eq!(driver.seen.lock().unwrap().config, [(1, vec![9])]);
+    assert_eq!(driver.get(register::CONFIG), 0x0403_0901);
+    driver.set(register::STATUS, 0);
+    assert_eq!(driver.get(register::CONFIG), 0x0403_0201);
 }
 
 #[test]
-fn register_access_of_another_width_does_nothing() {
-    let mut driver = Driver::new(false);
+fn device_is_asked_for_its_configuration_by_each_read_only_if_it_has_to_see_them() {
+    for (sees_config_reads, wanted) in [(false, 0), (true, 2)] {
+        let mut driver = Driver::of(Ways {
+            sees_config_reads,
+            ..Ways::default()
+        });
+        let reads = |driver: &Driver| driver.seen.lock().unwrap().config_reads;
+        let before = reads(&driver);
+        assert_eq!(driver.get(register::CONFIG), 0x0403_0201);
+        assert_eq!(driver.get(register::CONFIG + 4), 5);
+        assert_eq!(reads(&driver) - before, wanted);
+        let before = reads(&driver);
+        driver.up_to_features_ok(VERSION_1);
+        driver.set(register::STATUS, 0);
+        assert_eq!(reads(&driver) - before, 1 - wanted / 2);
+    }
+}
+
+#[test]
+fn write_of_another_width_does_nothing_and_reads_are_of_bytes() {
+    let mut driver = Driver::new();
     driver.transport.write(register::STATUS, &[1]);
     driver
         .transport
         .write(register::STATUS, &[1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(driver.get(register::STATUS), 0);
     let mut pair = [0xff; 2];
-    driver.transport.read(register::MAGIC_VALUE, &mut pair);
-    assert_eq!(pair, [0, 0]);
+    driver.transport.read(register::MAGIC_VALUE + 1, &mut pair);
+    assert_eq!(pair, *b"ir");
 }
 
 #[test]
 fn reset_of_a_running_device_forgets_queues_and_features() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     driver.up_to_features_ok(FEATURE | VERSION_1);
     driver.set_up_queue(0, 4, 0x1000);
     driver.set(register::STATUS, 15);
@@ -288,7 +411,7 @@ fn reset_of_a_running_device_forgets_queues_and_features() {
 
 #[test]
 fn queue_laid_out_by_a_driver_is_handed_over_as_it_is() {
-    let mut driver = Driver::new(false);
+    let mut driver = Driver::new();
     let memory = driver.memory.clone();
     let mock = MockSplitQueue::new(&memory, 8);
     driver.up_to_features_ok(VERSION_1);

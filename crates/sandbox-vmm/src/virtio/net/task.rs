@@ -32,6 +32,11 @@ const BURST: usize = 64;
 /// Pieces of guest memory that one call reads into: the kernel takes 1024 (`UIO_MAXIOV`), of which two are ours.
 const MAX_PIECES: usize = 1022;
 
+/// Where `status` is in `struct virtio_net_config` (VirtIO 1.3, 5.1.4).
+const STATUS: u64 = 6;
+/// A status without `VIRTIO_NET_S_LINK_UP`, nor anything else.
+const LINK_DOWN: u16 = 0;
+
 /// What the worker's descriptors are called.
 const RX: u64 = 0;
 const TX: u64 = 1;
@@ -343,7 +348,7 @@ impl NetTask {
         let was_up = |link: &Arc<AtomicBool>| link.swap(false, Ordering::AcqRel);
         if self.link_up.as_ref().is_some_and(was_up) {
             log::guest(format_args!("net: the tap is gone; the link is down"));
-            if let Err(error) = self.interrupt.signal_config() {
+            if let Err(error) = self.interrupt.signal_config(STATUS, LINK_DOWN) {
                 log::guest(format_args!("net: cannot interrupt the driver: {error}"));
             }
         }

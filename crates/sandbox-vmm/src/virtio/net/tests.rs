@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::virtio::{Interrupt, WorkerThread};
+use crate::virtio::{Interrupt, Registers, WorkerThread};
 
 const STRIDE: u64 = 0x1_0000;
 const DATA: u64 = 0x10_0000;
@@ -45,7 +45,10 @@ fn activation(
     Activation {
         memory: memory.clone(),
         queues,
-        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        interrupt: Interrupt::new(
+            EventFd::new(EFD_NONBLOCK).unwrap(),
+            Registers::alone().unwrap(),
+        ),
         features,
         thread: thread(device.thread()),
         more_threads: device.more_threads().into_iter().map(thread).collect(),

@@ -3,9 +3,11 @@
 
 use crate::machine::{self, MEMORY_END, eventually, fence, peek, poke};
 
-/// Where the monitor puts devices, and how far apart.
-const WINDOWS: u64 = 0xd000_0000;
-pub const WINDOW_BYTES: u64 = 0x1000;
+/// Where the monitor puts devices, those that see each read apart, and how far from each other.
+const WINDOWS: [u64; 2] = [0xd000_0000, 0xd001_0000];
+pub const WINDOW_BYTES: u64 = 0x200;
+/// Behind the last window, up to the end of its page.
+pub const BEHIND_WINDOWS: core::ops::Range<u64> = 0xd000_2600..0xd000_3000;
 const MAX_DEVICES: u64 = 19;
 const MAGIC: u32 = 0x7472_6976;
 
@@ -22,11 +24,13 @@ pub mod register {
     pub const QUEUE_SIZE: u64 = 0x038;
     pub const QUEUE_READY: u64 = 0x044;
     pub const QUEUE_NOTIFY: u64 = 0x050;
+    pub const INTERRUPT_STATUS: u64 = 0x060;
     pub const INTERRUPT_ACK: u64 = 0x064;
     pub const STATUS: u64 = 0x070;
     pub const QUEUE_DESC: u64 = 0x080;
     pub const QUEUE_DRIVER: u64 = 0x090;
     pub const QUEUE_DEVICE: u64 = 0x0a0;
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
 }
 
 /// The device status (2.1).
@@ -77,14 +81,17 @@ impl Device {
     /// The same, if there is one.
     pub fn look(kind: u32, mut nth: u32) -> Option<Self> {
         for index in 0..MAX_DEVICES {
-            let window = WINDOWS + index * WINDOW_BYTES;
-            let device = Self { window, index };
-            if device.get(register::MAGIC_VALUE) == MAGIC && device.get(register::DEVICE_ID) == kind
-            {
-                if nth == 0 {
-                    return Some(device);
+            for windows in WINDOWS {
+                let window = windows + index * WINDOW_BYTES;
+                let device = Self { window, index };
+                if device.get(register::MAGIC_VALUE) == MAGIC
+                    && device.get(register::DEVICE_ID) == kind
+                {
+                    if nth == 0 {
+                        return Some(device);
+                    }
+                    nth -= 1;
                 }
-                nth -= 1;
             }
         }
         None
@@ -92,6 +99,12 @@ impl Device {
 
     pub fn get(self, register: u64) -> u32 {
         peek(self.window + register)
+    }
+
+    /// All that a driver reads, as one number.
+    pub fn contents(self) -> u32 {
+        let words = (0..WINDOW_BYTES).step_by(4).map(|at| self.get(at));
+        words.fold(0, |sum: u32, word| sum.rotate_left(5) ^ word)
     }
 
     pub fn set(self, register: u64, value: u32) {

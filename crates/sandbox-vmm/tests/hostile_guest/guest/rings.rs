@@ -4,7 +4,7 @@ use crate::bench::{Bench, Ring, header};
 use crate::driver::{
     Device, EVENT_IDX, INDIRECT, INDIRECT_DESC, NEXT, QUEUE_SIZE, VERSION_1, WRITE, put_descriptor,
 };
-use crate::machine::{MEMORY_END, expect, fill, pause, peek};
+use crate::machine::{MEMORY_END, cycles, expect, fill, pause, peek};
 use crate::packet::Vsock;
 
 /// A place in a device's data for buffers and tables of attacks.
@@ -12,6 +12,8 @@ const PLACE: u64 = 0x4_0000;
 /// After the rings that this driver uses.
 const LAST: u16 = QUEUE_SIZE - 1;
 const LARGE: u32 = 32 * 1024;
+/// Cycles that are more than enough for a device: tens of milliseconds.
+const LONG: u64 = 100_000_000;
 
 /// The index of the available ring jumps over more than the ring has: the device wants to be reset, each time.
 pub fn index_jumps(bench: &Bench) {
@@ -290,12 +292,11 @@ pub fn interrupts_never_acknowledged(bench: &Bench) {
 /// Waits until the device is through with the ring. One that wants to be reset is, and is set up again.
 fn settle(bench: &Bench, ring: Ring) {
     // Over its own ring a device may have written anything: then it is neither.
-    let mut spins = 0_u32;
+    let start = cycles();
     while !ring.device.needs_reset()
         && ring.device.used(ring.queue) != ring.device.available(ring.queue)
     {
-        spins += 1;
-        if spins > 2000 {
+        if cycles().wrapping_sub(start) > LONG {
             break;
         }
         pause();

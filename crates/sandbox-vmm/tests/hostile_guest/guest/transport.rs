@@ -1,13 +1,16 @@
 //! Attacks by registers and ports.
 
 use crate::bench::Bench;
-use crate::driver::{ACKNOWLEDGE, DRIVER, Device, VERSION_1, WINDOW_BYTES, register};
+use crate::driver::{
+    ACKNOWLEDGE, BEHIND_WINDOWS, DRIVER, Device, VERSION_1, WINDOW_BYTES, register,
+};
 use crate::machine::{self, EXIT_PORT, MEMORY_END, SERIAL_PORT, expect, peek, poke};
 
 /// Every register, by every width and at every offset, from the first to behind the last, and over the windows' ends. Accesses
-/// of odd width or offset do nothing, so that the devices go on as they were.
+/// of odd width or offset do nothing, so that the devices go on as they were; nor does what is written to what is only read.
 pub fn odd_accesses(bench: &Bench) {
     for device in bench.devices() {
+        let before = device.contents();
         let offsets = (0..0x180).chain(WINDOW_BYTES - 8..WINDOW_BYTES);
         for at in offsets.map(|offset| device.window + offset) {
             let _: (u8, u16) = (peek(at), peek(at));
@@ -22,6 +25,21 @@ pub fn odd_accesses(bench: &Bench) {
                 }
             }
         }
+        for register in [
+            register::MAGIC_VALUE,
+            register::DEVICE_ID,
+            register::DEVICE_FEATURES,
+            register::QUEUE_SIZE_MAX,
+            register::INTERRUPT_STATUS,
+            register::CONFIG_GENERATION,
+        ] {
+            device.set(register, 0x5555_5555);
+        }
+        expect(device.contents() == before, "a driver changed what is read");
+    }
+    for at in BEHIND_WINDOWS.step_by(4) {
+        poke(at, u32::MAX);
+        expect(peek::<u32>(at) == 0, "something is behind the windows");
     }
     // Over the first window's beginning, and where there is nothing.
     let _: u64 = peek(0xcfff_fffd);

@@ -60,7 +60,7 @@ fn activate(
     device.activate(Activation {
         memory: bench.memory.clone(),
         queues,
-        interrupt: Interrupt::new(irq.try_clone().unwrap()),
+        interrupt: Interrupt::new(irq.try_clone().unwrap(), Registers::alone().unwrap()),
         features,
         thread: thread(device.thread()),
         more_threads: device.more_threads().into_iter().map(thread).collect(),

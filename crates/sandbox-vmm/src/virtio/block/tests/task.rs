@@ -23,7 +23,7 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         },
         memory: bench.memory.clone(),
-        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        interrupt: interrupt(),
     };
     assert!(matches!(
         task.ready(0),
@@ -60,7 +60,7 @@ fn limited(bench: Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16) {
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         },
         memory: memory.clone(),
-        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        interrupt: interrupt(),
     };
     let index = GuestAddress(mock.used_addr().0 + 2);
     (task, move || memory.read_obj(index).unwrap())
@@ -145,7 +145,7 @@ fn flush_and_read(bench: &Bench, lane: Lane) -> (BlockTask, impl Fn() -> (u16, [
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
         },
         memory: memory.clone(),
-        interrupt: Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        interrupt: interrupt(),
     };
     let used = mock.used_addr().0;
     (task, move || {

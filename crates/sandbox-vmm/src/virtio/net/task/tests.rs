@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::request::HEADER_BYTES;
 use super::super::tap::Tap;
 use super::*;
-use crate::virtio::WorkerThread;
+use crate::virtio::registers::register;
+use crate::virtio::{Registers, WorkerThread};
 
 const MEMORY_BYTES: usize = 0x80_0000;
 const RX_RING: u64 = 0;
@@ -90,7 +91,7 @@ impl<'a> Bench<'a> {
         let activation = Activation {
             memory: memory.clone(),
             queues: Vec::new(),
-            interrupt: Interrupt::new(event()),
+            interrupt: Interrupt::new(event(), Registers::alone().unwrap()),
             features: u64::from(mergeable) << VIRTIO_NET_F_MRG_RXBUF,
             thread: WorkerThread::spawn("net0", || {}).unwrap(),
             more_threads: Vec::new(),
@@ -419,6 +420,10 @@ fn tap_that_is_gone_takes_the_link_down() {
     bench.offer(&[writable(DATA, 1536)]);
     bench.task.ready(TAP).unwrap();
     assert!(!bench.link_up.load(Ordering::Acquire));
+    let mut status = [0xff; 2];
+    let registers = bench.task.interrupt.registers();
+    registers.read(register::CONFIG + STATUS, &mut status);
+    assert_eq!(u16::from_le_bytes(status), LINK_DOWN);
 }
 
 #[test]
