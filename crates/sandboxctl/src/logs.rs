@@ -1,5 +1,6 @@
 //! What a container wrote: kept by its attendant in the container's folder, and shown by `sandboxctl logs`.
 
+mod encode;
 mod reader;
 mod show;
 mod writer;

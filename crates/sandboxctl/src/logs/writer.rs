@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use super::{Entry, FILE, LogDriver, LogOptions};
+use super::encode::{append_entry, newline};
+use super::{FILE, LogDriver, LogOptions};
 
 /// The longest entry: what docker takes. A longer line is several entries, of which only the last has the newline.
 const ENTRY_BYTES: usize = 16 * 1024;
@@ -130,38 +131,32 @@ impl LogStream {
     }
 
     /// Takes more of it. What cannot be written is left out, and said once: the container is not to suffer.
-    pub(crate) fn take(&mut self, bytes: &[u8]) {
-        let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
-        let mut entries = Vec::with_capacity(bytes.len() + 128);
-        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let mut part = part;
-            while self.line.len() + part.len() > ENTRY_BYTES {
-                let room = ENTRY_BYTES - self.line.len();
-                let (fits, rest) = part.split_at(room);
-                self.line.extend_from_slice(fits);
-                let kept = self.line.split_off(whole_characters(&self.line));
-                self.entry(&mut entries, &time);
-                self.line = kept;
-                part = rest;
-            }
-            self.line.extend_from_slice(part);
-            if part.ends_with(b"\n") {
-                self.entry(&mut entries, &time);
+    pub(crate) fn take(&mut self, mut bytes: &[u8]) {
+        let time = now();
+        let mut entries = Vec::with_capacity(bytes.len() + bytes.len() / 8 + 128);
+        while !bytes.is_empty() {
+            let room = ENTRY_BYTES.saturating_sub(self.line.len());
+            let window = bytes.get(..room).unwrap_or(bytes);
+            let end = newline(window);
+            let is_entry = end.is_some() || bytes.len() > room;
+            let (part, rest) = bytes.split_at(end.map_or(window.len(), |end| end + 1));
+            bytes = rest;
+            if !is_entry {
+                self.line.extend_from_slice(part);
+            } else if self.line.is_empty() {
+                // As most are: whole in what came, which is not copied first.
+                let (now, later) = part.split_at(whole_characters(part));
+                append_entry(&mut entries, now, self.name, &time);
+                self.line.extend_from_slice(later);
+            } else {
+                self.line.extend_from_slice(part);
+                let whole = whole_characters(&self.line);
+                let now = self.line.get(..whole).unwrap_or_default();
+                append_entry(&mut entries, now, self.name, &time);
+                self.line.drain(..whole);
             }
         }
         self.append(&entries);
-    }
-
-    fn entry(&mut self, entries: &mut Vec<u8>, time: &str) {
-        let entry = Entry {
-            log: String::from_utf8_lossy(&self.line),
-            stream: self.name.into(),
-            time: time.into(),
-        };
-        // Strings and a vector: neither can fail.
-        let _ = serde_json::to_writer(&mut *entries, &entry);
-        entries.push(b'\n');
-        self.line.clear();
     }
 
     fn append(&mut self, entries: &[u8]) {
@@ -180,24 +175,35 @@ impl LogStream {
 impl Drop for LogStream {
     fn drop(&mut self) {
         if !self.line.is_empty() {
-            let time = humantime::format_rfc3339_nanos(SystemTime::now()).to_string();
             let mut entries = Vec::new();
-            self.entry(&mut entries, &time);
+            append_entry(&mut entries, &self.line, self.name, &now());
             self.append(&entries);
         }
     }
 }
 
+fn now() -> String {
+    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+}
+
 /// The length without a character at the end that is not whole.
 fn whole_characters(bytes: &[u8]) -> usize {
-    match std::str::from_utf8(bytes) {
-        Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
+    // It has at most four bytes, of which the first tells how many.
+    let near = bytes.len().saturating_sub(3);
+    let tail = bytes.get(near..).unwrap_or_default();
+    let Some(first) = tail.iter().rposition(|byte| *byte >= 0xc0) else {
+        return bytes.len();
+    };
+    let character = tail.get(first..).unwrap_or_default();
+    match std::str::from_utf8(character) {
+        Err(error) if error.error_len().is_none() && near + first > 0 => near + first,
         _ => bytes.len(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::Entry;
     use super::*;
 
     fn entries(folder: &Path, file: &str) -> Vec<(String, String)> {
