@@ -1,12 +1,12 @@
 //! The container's standard streams: fifos in its folder, which the shim opens at their other ends, and pipes between
 //! its attendant and whoever is attached.
 //!
-//! Each stream has a thread of its own that copies with blocking calls: a slow reader of our output then
+//! Each stream has a thread of its own that passes its bytes on with blocking calls: a slow reader of our output then
 //! holds up only that stream, and the container behind it, never signals or the exit. The threads end with
 //! their stream or with the process.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::timings::monotonic_ns;
 pub(crate) use keys::{DEFAULT as DEFAULT_DETACH_KEYS, DetachKeys};
+pub(crate) use transfer::Transfer;
 
 mod keys;
-
-/// What a thread reads at once: the size of a pipe.
-const CHUNK_BYTES: usize = 64 * 1024;
+mod transfer;
 
 /// The fifos of one container.
 #[derive(Debug)]
@@ -165,27 +164,25 @@ impl Outputs {
 }
 
 /// Reads to the end for nothing.
-fn discard(mut from: &File) {
-    let mut buffer = vec![0_u8; CHUNK_BYTES];
+fn discard(from: &File) {
+    let mut transfer = Transfer::new();
     while wait_for(from, PollFlags::IN).is_ok() {
-        match from.read(&mut buffer) {
-            Ok(0) => return,
+        match transfer.read(from) {
+            Ok(Some([])) | Err(_) => return,
             Ok(_) => {}
-            Err(error) if is_again(&error) => {}
-            Err(_) => return,
         }
     }
 }
 
 /// Where an output goes. It is dropped when the output has ended, and only then.
 pub(crate) trait Sink: Send + 'static {
-    /// Takes all of these bytes.
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Takes some of what is in `from`, which [`Transfer::pass`] and [`Transfer::read`] do; what they answer is the answer.
+    fn take(&mut self, from: &File, transfer: &mut Transfer) -> io::Result<Option<usize>>;
 }
 
 impl Sink for File {
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
-        write_all(self, bytes)
+    fn take(&mut self, from: &File, transfer: &mut Transfer) -> io::Result<Option<usize>> {
+        transfer.pass(from, self)
     }
 }
 
@@ -202,26 +199,26 @@ pub(crate) fn open_fifo(path: &Path) -> io::Result<File> {
 }
 
 fn copy_output(
-    mut from: &File,
+    from: &File,
     mut to: impl Sink,
     waiting_since_ns: &AtomicU64,
     first_byte_ns: &AtomicU64,
 ) -> io::Result<()> {
-    let mut buffer = vec![0_u8; CHUNK_BYTES];
+    let mut transfer = Transfer::new();
     loop {
         waiting_since_ns.store(monotonic_ns(), Ordering::Relaxed);
         // Before the shim has opened its end there is neither data nor a hang-up, and this waits.
         wait_for(from, PollFlags::IN)?;
         waiting_since_ns.store(BUSY, Ordering::Relaxed);
-        let count = match from.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(error) if is_again(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let _ =
-            first_byte_ns.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
-        to.take(buffer.get(..count).unwrap_or_default())?;
+        let first_ns = (first_byte_ns.load(Ordering::Relaxed) == 0).then(monotonic_ns);
+        match to.take(from, &mut transfer)? {
+            Some(0) => return Ok(()),
+            Some(_) => {}
+            None => continue,
+        }
+        if let Some(at) = first_ns {
+            let _ = first_byte_ns.compare_exchange(0, at, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 }
 
@@ -242,22 +239,6 @@ fn wait_for(file: &File, flags: PollFlags) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Writes everything, also to a descriptor that somebody made non-blocking.
-fn write_all(to: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match to.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait_for(to, PollFlags::OUT)?
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// An input that is being copied.
@@ -300,33 +281,27 @@ impl Input {
 }
 
 /// Copies until there is no more, or until the keys were typed; tells whether they were.
-pub(crate) fn pump(
-    mut from: &File,
-    mut to: &File,
-    mut keys: Option<DetachKeys>,
-) -> io::Result<bool> {
-    let mut buffer = vec![0_u8; CHUNK_BYTES];
+pub(crate) fn pump(from: &File, mut to: &File, mut keys: Option<DetachKeys>) -> io::Result<bool> {
+    let mut transfer = Transfer::new();
     loop {
-        let count = match from.read(&mut buffer) {
-            Ok(0) => return Ok(false),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                wait_for(from, PollFlags::IN)?;
-                continue;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        let bytes = buffer.get(..count).unwrap_or_default();
-        match &mut keys {
-            None => to.write_all(bytes)?,
-            Some(keys) => {
-                let (passed, detached) = keys.filter(bytes);
-                to.write_all(&passed)?;
-                if detached {
-                    return Ok(true);
+        let moved = match &mut keys {
+            None => transfer.pass(from, to)?,
+            Some(keys) => match transfer.read(from)? {
+                None => None,
+                Some(bytes) => {
+                    let (passed, detached) = keys.filter(bytes);
+                    to.write_all(&passed)?;
+                    if detached {
+                        return Ok(true);
+                    }
+                    Some(bytes.len())
                 }
-            }
+            },
+        };
+        match moved {
+            Some(0) => return Ok(false),
+            Some(_) => {}
+            None => wait_for(from, PollFlags::IN)?,
         }
     }
 }
@@ -338,6 +313,8 @@ pub(crate) fn duplicate(stream: impl AsFd) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     fn runtime() -> tokio::runtime::Runtime {

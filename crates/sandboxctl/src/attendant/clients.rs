@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::attach::protocol::{self, Outcome, Report, Request, Streams};
 use crate::logs::{Log, LogStream};
-use crate::stdio::{Sink, pump};
+use crate::stdio::{Sink, Transfer, pump};
 
 /// Where one stream of the container goes to besides the log.
 #[derive(Debug, Clone)]
@@ -47,7 +47,10 @@ pub(super) struct Broadcast {
 }
 
 impl Sink for Broadcast {
-    fn take(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn take(&mut self, from: &File, transfer: &mut Transfer) -> io::Result<Option<usize>> {
+        let Some(bytes) = transfer.read(from)? else {
+            return Ok(None);
+        };
         if let Some(log) = &mut self.log {
             log.take(bytes);
         }
@@ -63,7 +66,7 @@ impl Sink for Broadcast {
                 });
             }
         }
-        Ok(())
+        Ok(Some(bytes.len()))
     }
 }
 
