@@ -362,12 +362,9 @@ fn weight(shares: u64) -> u64 {
     1 + (shares - 2) * 9_999 / 262_142
 }
 
-/// The list in this member, if there is one; a blank one is none.
+/// The list in this member, if there is one.
 fn list(field: &'static str, text: Option<&str>) -> Result<Option<CpusetList>, ResourceError> {
-    text.filter(|text| !text.trim_ascii().is_empty())
-        .map(str::parse)
-        .transpose()
-        .map_err(|source| ResourceError::List { field, source })
+    CpusetList::optional(text).map_err(|source| ResourceError::List { field, source })
 }
 
 #[cfg(test)]

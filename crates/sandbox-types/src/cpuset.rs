@@ -5,7 +5,8 @@
 //! does (`lib/bitmap.c`, `bitmap_parselist`). What the kernel takes beyond the manual is refused: members that are empty,
 //! `all`, `N` and strides such as `0-30:1/2`.
 //!
-//! Which of the numbers a machine has, and what no list at all means, is for those who use one to say.
+//! Which of the numbers a machine has, and what no list at all means, is for those who use one to say. In a member of a configuration
+//! that may be missing, a blank one is none ([`CpusetList::optional`]).
 
 use std::fmt;
 use std::str::FromStr;
@@ -68,6 +69,17 @@ impl CpusetList {
     /// The highest number that a list can name: that of the last processor under the largest `CONFIG_NR_CPUS`
     /// (`arch/x86/Kconfig`, `NR_CPUS_RANGE_END`). Of memory nodes there are fewer (`include/linux/numa.h`).
     pub const MAX: u16 = 8191;
+
+    /// The list of a member that may be missing. One with nothing but white space in it is none as well: so engines write a limit that is not set.
+    ///
+    /// # Errors
+    /// [`CpusetListError`], except [`CpusetListError::Empty`].
+    pub fn optional(member: Option<&str>) -> Result<Option<Self>, CpusetListError> {
+        member
+            .filter(|text| !text.trim_ascii().is_empty())
+            .map(str::parse)
+            .transpose()
+    }
 
     /// As it was written, without the white space around it.
     #[must_use]
@@ -148,6 +160,15 @@ mod tests {
 
     fn list(text: &str) -> Result<CpusetList, CpusetListError> {
         text.parse()
+    }
+
+    #[test]
+    fn member_that_is_missing_or_blank_is_no_list() {
+        for none in [None, Some(""), Some(" \n")] {
+            assert_eq!(CpusetList::optional(none), Ok(None), "{none:?}");
+        }
+        assert_eq!(CpusetList::optional(Some("1\n")), list("1").map(Some));
+        assert!(CpusetList::optional(Some("x")).is_err());
     }
 
     #[test]

@@ -123,19 +123,16 @@ pub(super) fn cpus(resources: Option<&LinuxResources>) -> Option<u64> {
 #[error("`linux.resources.cpu.cpus` is no list of processors")]
 pub(crate) struct CpuListError(#[from] CpusetListError);
 
-/// How many processors the container may use by its list, when it has one; a blank one is none.
+/// How many processors the container may use by its list, when it has one.
 ///
 /// # Errors
 /// [`CpuListError`].
 pub(super) fn cpu_list(resources: Option<&LinuxResources>) -> Result<Option<u64>, CpuListError> {
     let list = resources
         .and_then(|resources| resources.cpu().as_ref())
-        .and_then(|cpu: &LinuxCpu| cpu.cpus().as_deref())
-        .filter(|list| !list.trim_ascii().is_empty());
-    match list {
-        None => Ok(None),
-        Some(list) => Ok(Some(list.parse::<CpusetList>()?.count().into())),
-    }
+        .and_then(|cpu: &LinuxCpu| cpu.cpus().as_deref());
+    let list = CpusetList::optional(list)?;
+    Ok(list.map(|list| list.count().into()))
 }
 
 /// What a container may use, as far as it counts for the size of its machine.
