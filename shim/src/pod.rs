@@ -20,10 +20,10 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
 use sandbox_runtime::{
-    AgentError, Config, HeadStart, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
+    AgentError, Config, HeadStart, MachineSize, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
 };
 use sandbox_types::timeline::Phase;
-use sandbox_types::{ContainerId, ExecId, MemMib, SandboxId, VcpuCount};
+use sandbox_types::{ContainerId, ExecId, SandboxId};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
@@ -127,7 +127,7 @@ struct State {
     /// The pod has shared memory of its own.
     has_shm: bool,
     /// The machine's size.
-    size: Option<(MemMib, VcpuCount)>,
+    size: Option<MachineSize>,
     /// Containers of which a Create is under way.
     creating: HashSet<ContainerId>,
     /// The server was to end while the first container was being made.

@@ -10,7 +10,7 @@ use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Std
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
-use sandbox_runtime::{BlockDevice, Config, EarlyPlan, MachineSize, Sandbox, SandboxPlan, host};
+use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host};
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 
@@ -515,7 +515,7 @@ impl Pod {
     }
 
     async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {
-        let MachineSize { memory, vcpus } = plan.basis.size;
+        let size = plan.basis.size;
         self.state().died = None;
         self.death.send_replace(false);
         let head_start = self.state().head_start.take();
@@ -524,7 +524,7 @@ impl Pod {
         {
             let mut state = self.state();
             state.sandbox = Some(Arc::clone(&sandbox));
-            state.size = Some((memory, vcpus));
+            state.size = Some(size);
         }
         tokio::spawn(Arc::clone(self).follow(events));
         tokio::spawn(keep_time(Arc::downgrade(&sandbox)));

@@ -458,7 +458,7 @@ impl Pod {
                 grown.vcpus
             );
         }
-        self.state().size = Some((grown.memory, grown.vcpus));
+        self.state().size = Some(grown);
         Ok(())
     }
 

@@ -18,6 +18,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_PAUSE};
+use sandbox_runtime::MachineSize;
 use sandbox_types::ContainerId;
 use serde_json::json;
 use tokio::sync::watch;
@@ -287,7 +288,7 @@ impl Pod {
                 info.push(("emulation".to_owned(), notice.to_owned()));
             }
         }
-        if let Some((memory, vcpus)) = state.size {
+        if let Some(MachineSize { memory, vcpus }) = state.size {
             info.push(("memory_mib".to_owned(), memory.get().to_string()));
             info.push(("vcpus".to_owned(), vcpus.get().to_string()));
         }
