@@ -87,7 +87,7 @@ fn row(
             .and_then(|()| cell.expect_nothing_left(world))
             .and_then(|()| net.map_or(Ok(()), Net::expect_untouched));
         let moment = dice.within(when, pause);
-        told(done, &format!("{victim:?} killed when {moment}"), &log)?;
+        told(done, &format!("{victim:?} killed when {moment}"), || log)?;
     }
     Ok(())
 }
@@ -107,12 +107,12 @@ fn caller(world: &World) -> Result<()> {
     fs::write(gone, "")?;
     let log = cell.shim.log();
     let left = cell.expect_nothing_left(world);
-    told(left, "the caller of Create went away", &log)
+    told(left, "the caller of Create went away", || log)
 }
 
 /// Says of a failure when it was, then what, and last what was logged, of which a report shows the beginning.
-fn told(done: Result<()>, when: &str, log: &str) -> Result<()> {
-    done.map_err(|error| anyhow!("{when}: {error:#}\nthe log:\n{log}"))
+fn told(done: Result<()>, when: &str, log: impl FnOnce() -> String) -> Result<()> {
+    done.map_err(|error| anyhow!("{when}: {error:#}\nthe log:\n{}", log()))
 }
 
 /// Once Create has begun to make what the machine needs, and thrice while this boots and the container is made.

@@ -35,7 +35,7 @@ pub(super) fn row(world: &World) -> Result<()> {
         let killed = containerd_killed(world, &mut containerd, &name, when, pause);
         let moment = dice.within(when, pause);
         let what = format!("containerd killed when {moment}");
-        told(killed, &what, &containerd.log())?;
+        told(killed, &what, || containerd.log())?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub(super) fn row(world: &World) -> Result<()> {
         let done = done
             .and_then(|()| cell.end())
             .and_then(|()| cell.expect_nothing_left(world));
-        told(done, &format!("the guest ended {what}"), &log)
+        told(done, &format!("the guest ended {what}"), || log)
     };
     let killed = |status: Option<u32>| {
         ensure!(matches!(status, None | Some(137)), "ended with {status:?}");
