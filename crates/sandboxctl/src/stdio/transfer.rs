@@ -1,10 +1,12 @@
 //! Bytes on their way from one descriptor to another.
 //!
-//! Where one of the two is a pipe, the kernel hands its pages on by itself (splice(2)), and nobody copies a byte. What it
-//! cannot do that with, as a file that is appended to, is read and written.
+//! From one pipe to another the kernel hands pages on by itself (splice(2)), and nobody copies a byte. Everything else is read and
+//! written: between a pipe and a file that lets itself be waited for, as a terminal, splice waits with the pipe locked, and whoever
+//! is at the pipe's other end then hangs where no signal ends it.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -18,14 +20,15 @@ pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 /// One stream's. It has a buffer once it needs one.
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    splices: bool,
+    /// Whether the kernel does it, once that was looked at.
+    splices: Option<bool>,
     buffer: Vec<u8>,
 }
 
 impl Transfer {
     pub(super) fn new() -> Self {
         Self {
-            splices: true,
+            splices: None,
             buffer: Vec::new(),
         }
     }
@@ -33,7 +36,8 @@ impl Transfer {
     /// Moves some of what is in `from` to `to`, and waits until that takes it. How many bytes, 0 at the end of `from`;
     /// none where `from` had nothing after all, or was not looked at because `to` was full until now.
     pub(crate) fn pass(&mut self, from: &File, to: &File) -> io::Result<Option<usize>> {
-        if self.splices {
+        let both_pipes = || is_pipe(from) && is_pipe(to);
+        if *self.splices.get_or_insert_with(both_pipes) {
             match splice(from, None, to, None, CHUNK_BYTES, SpliceFlags::empty()) {
                 Ok(count) => return Ok(Some(count)),
                 Err(Errno::INTR) => return Ok(None),
@@ -42,7 +46,7 @@ impl Transfer {
                     wait_for(to, PollFlags::OUT)?;
                     return Ok(None);
                 }
-                Err(Errno::INVAL | Errno::NOSYS) => self.splices = false,
+                Err(Errno::INVAL | Errno::NOSYS) => self.splices = Some(false),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -62,6 +66,11 @@ impl Transfer {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_pipe(file: &File) -> bool {
+    file.metadata()
+        .is_ok_and(|about| about.file_type().is_fifo())
 }
 
 /// Writes everything, also to a descriptor that somebody made non-blocking.
@@ -106,18 +115,40 @@ mod tests {
         let mut transfer = Transfer::new();
         while transfer.pass(&from, to).unwrap() != Some(0) {}
         writing.join().unwrap();
-        transfer.splices
+        transfer.splices == Some(true)
     }
 
     #[test]
-    fn pipe_is_spliced_to_a_file_and_copied_to_one_that_is_appended_to() {
+    fn file_gets_copies() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        assert!(passed(&File::create(&path).unwrap()));
+        assert!(!passed(&File::create(&path).unwrap()));
         assert!(std::fs::read(&path).unwrap() == bytes());
         let behind = File::options().append(true).open(&path).unwrap();
         assert!(!passed(&behind));
         assert!(std::fs::read(&path).unwrap() == [bytes(), bytes()].concat());
+    }
+
+    #[test]
+    fn pipe_is_read_by_others_while_a_terminal_or_socket_is_waited_for() {
+        let (mut reader, to) = pipe();
+        let (from, mut writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let from = File::from(OwnedFd::from(from));
+        let passing = thread::spawn(move || {
+            let mut transfer = Transfer::new();
+            while transfer.pass(&from, &to).unwrap() != Some(0) {}
+        });
+        rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK).unwrap();
+        // With the pipe locked, this would not return before something comes.
+        for _ in 0..1000 {
+            let nothing = reader.read(&mut [0]).unwrap_err();
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+            thread::yield_now();
+        }
+        writer.write_all(b"x").unwrap();
+        drop(writer);
+        passing.join().unwrap();
+        assert_eq!(reader.read(&mut [0; 2]).unwrap(), 1);
     }
 
     #[test]
