@@ -31,7 +31,7 @@ pub enum ThreadKind {
     Mem,
     /// Serves the vsock device.
     Vsock,
-    /// Passes on what a vhost-user back end says.
+    /// Watches for a vhost-user back end's end.
     VhostUser,
 }
 

@@ -1,9 +1,9 @@
 //! The vhost-user front end: a device whose queues another process serves.
 //!
-//! The back end maps guest memory from the memory file it is handed, and sleeps on the queues' kicks itself,
-//! so that a request costs no detour through the monitor. An answer does cost one: virtio-mmio has an
-//! interrupt status register (VirtIO 1.3, 4.2.2) that the back end cannot set, so its calls arrive at a
-//! worker thread, which sets the status and raises the interrupt.
+//! The back end maps guest memory from the memory file it is handed, sleeps on the queues' kicks itself, and interrupts the driver
+//! itself: what it calls is KVM's own event ([`super::interrupt`] says why nothing has to be set before). So neither a request nor an
+//! answer costs a detour through the monitor, which only watches for the back end's end. A back end can interrupt its guest as often as
+//! it likes, and nobody else.
 //!
 //! ```text
 //!              activate                     reset
@@ -16,20 +16,20 @@
 //! the device, and so hurts only its own guest. The back end is trusted with guest memory, and with nothing
 //! else.
 
-mod calls;
 mod error;
+mod peer;
 mod session;
 
 use std::os::unix::net::UnixStream;
 
-use calls::Calls;
+use peer::Peer;
 use session::Session;
 
 use super::{ActivateError, Activation, Worker};
 
 pub use error::FrontEndError;
 
-/// A session with a back end, and the thread that passes its interrupts on.
+/// A session with a back end, and the thread that watches it.
 #[derive(Debug)]
 pub struct FrontEnd {
     ring_features: u64,
@@ -44,7 +44,7 @@ enum State {
     Active {
         session: Session,
         queues: Vec<usize>,
-        worker: Worker<Calls>,
+        worker: Worker<Peer>,
     },
     /// The session broke; the device never comes up again.
     Lost,
@@ -77,16 +77,17 @@ impl FrontEnd {
         let State::Idle(mut session) = std::mem::replace(&mut self.state, State::Lost) else {
             return Err(ActivateError::Lost);
         };
-        let calls = Calls::new(session.peer()?, activation.interrupt.clone())?;
+        let peer = Peer(session.peer()?);
         session.share(activation.features, &activation.memory)?;
         let mut queues = Vec::new();
         for (index, queue) in activation.queues.iter().enumerate() {
             if let Some(queue) = queue {
-                session.start_queue(index, queue, calls.event(), &activation.memory)?;
+                let call = activation.interrupt.irq();
+                session.start_queue(index, queue, call, &activation.memory)?;
                 queues.push(index);
             }
         }
-        let worker = Worker::start(&activation.thread, calls, activation.interrupt)?;
+        let worker = Worker::start(&activation.thread, peer, activation.interrupt)?;
         self.state = State::Active {
             session,
             queues,
