@@ -41,7 +41,7 @@ const MAX_WORKERS: [u32; 2] = [16, 1];
 
 /// The lane. Dropped, it waits until nothing reaches the guest's memory any more.
 pub(in crate::virtio::block) struct Ring {
-    kernel: IoUring,
+    kernel: Box<IoUring>,
     /// What an entry's user data is the key to.
     under_way: Slab<UnderWay>,
     /// Those that are to begin, or to go on.
@@ -83,7 +83,7 @@ impl Ring {
         submitter.register_restrictions(&mut allowed.map(Restriction::sqe_op))?;
         submitter.register_enable_rings()?;
         Ok(Self {
-            kernel,
+            kernel: Box::new(kernel),
             under_way: Slab::new(),
             to_begin: Vec::new(),
             in_kernel: 0,
