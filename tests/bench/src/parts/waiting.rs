@@ -33,7 +33,8 @@ const ABOUT: About = About {
 };
 
 const FILE_MIB: usize = 512;
-const PAGE: u64 = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
+const PAGE_BYTES: usize = 4096;
 /// Pages of a measurement.
 const PAGES: usize = 1024;
 /// How many at a time, and whether beside flushes.
@@ -155,7 +156,7 @@ fn by_host(file: &File, pages: &[u64], (threads, beside_flushes): (usize, bool))
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let page = [0x5a; PAGE as usize];
+            let page = [0x5a; PAGE_BYTES];
             let mut at = 0;
             while beside_flushes && !over.load(Ordering::Relaxed) {
                 file.write_all_at(&page, at * PAGE)?;
@@ -167,7 +168,7 @@ fn by_host(file: &File, pages: &[u64], (threads, beside_flushes): (usize, bool))
         let readers: Vec<_> = (0..threads)
             .map(|first| {
                 scope.spawn(move || {
-                    let mut page = [0; PAGE as usize];
+                    let mut page = [0; PAGE_BYTES];
                     for number in pages.iter().skip(first).step_by(threads) {
                         file.read_exact_at(&mut page, number * PAGE)?;
                     }
