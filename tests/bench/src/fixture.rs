@@ -22,7 +22,7 @@ const LARGE_FILES: usize = 30;
 const LARGE_FILE: usize = 10 << 20;
 
 /// Bytes that no file system stores in fewer.
-fn noise(length: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64 ^ seed;
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {

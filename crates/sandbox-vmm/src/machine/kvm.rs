@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
 use super::{MachineError, refused};
 use crate::arch::x86_64::layout;
@@ -25,19 +25,12 @@ pub fn from_fd(fd: OwnedFd) -> Kvm {
 /// Makes `memory` the memory of the VM. The guest cannot write to what is only read.
 pub(super) fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MachineError> {
     for (slot, region) in (0_u32..).zip(memory.iter()) {
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: match memory::is_ram(region) {
-                true => 0,
-                false => KVM_MEM_READONLY,
-            },
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
+        let flags = match memory::is_ram(region) {
+            true => 0,
+            false => KVM_MEM_READONLY,
         };
-        // SAFETY: the region is a mapping of that length, which the machine keeps for as long as the VM.
-        let set = unsafe { vm.set_user_memory_region(slot) };
-        set.map_err(refused("take a range of guest memory"))?;
+        set_slot(vm, slot, flags, region.start_addr(), region)
+            .map_err(refused("take a range of guest memory"))?;
     }
     Ok(())
 }
@@ -49,17 +42,28 @@ pub(super) fn add_registers(
     memory: &GuestMemoryMmap,
     registers: &RegisterPages,
 ) -> bool {
-    let region = registers.region();
+    let slot = u32::try_from(memory.num_regions()).unwrap_or(u32::MAX);
+    let start = GuestAddress(layout::VIRTIO_MMIO_START);
+    set_slot(vm, slot, KVM_MEM_READONLY, start, registers.region()).is_ok()
+}
+
+fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    flags: u32,
+    start: GuestAddress,
+    region: &MmapRegion,
+) -> Result<(), kvm_ioctls::Error> {
     let slot = kvm_userspace_memory_region {
-        slot: u32::try_from(memory.num_regions()).unwrap_or(u32::MAX),
-        flags: KVM_MEM_READONLY,
-        guest_phys_addr: layout::VIRTIO_MMIO_START,
+        slot,
+        flags,
+        guest_phys_addr: start.0,
         memory_size: region.size() as u64,
         userspace_addr: region.as_ptr() as u64,
     };
-    // SAFETY: the region is a mapping of that length, which the machine keeps for as long as the VM. The guest cannot write to it, and
-    // this process writes to it by atomic stores only.
-    unsafe { vm.set_user_memory_region(slot) }.is_ok()
+    // SAFETY: the region is a mapping of that length, which the machine keeps for as long as the VM. This process has no references into
+    // it: it is guest memory, or registers that are written by atomic stores only.
+    unsafe { vm.set_user_memory_region(slot) }
 }
 
 /// PIC, IO-APIC and local APICs in the kernel, and the pages that KVM itself needs on some processors. There

@@ -148,8 +148,8 @@ impl Interrupt {
     }
 
     /// Whether [`Self::needs_reset`] was called since the last [`Self::reset`].
-    #[must_use]
-    pub fn wants_reset(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn wants_reset(&self) -> bool {
         self.lock().needs_reset
     }
 

@@ -159,8 +159,13 @@ impl MmioTransport {
         self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
     }
 
-    /// What the driver reads follows what it has selected, and what it has done to the queue.
+    /// What the driver reads follows what it has selected, and what it has done to the queue and to the device.
     fn publish(&self) {
+        self.publish_selected();
+        self.interrupt.set_status(self.phase.status());
+    }
+
+    fn publish_selected(&self) {
         let registers = self.interrupt.registers();
         let features = half(self.offered(), self.device_features_sel);
         let queue = self.queue();
@@ -169,7 +174,6 @@ impl MmioTransport {
         registers.store(register::DEVICE_FEATURES, features);
         registers.store(register::QUEUE_SIZE_MAX, most);
         registers.store(register::QUEUE_READY, ready);
-        self.interrupt.set_status(self.phase.status());
     }
 
     /// What does not change.
@@ -283,6 +287,7 @@ impl MmioTransport {
         self.queue_sel = 0;
         self.phase = Phase::Reset;
         self.publish_config();
+        self.publish_selected();
         // Last: another processor of the guest's may wait for a status of 0.
         self.interrupt.reset();
     }

@@ -15,7 +15,7 @@ use rustix::pipe::{SpliceFlags, splice};
 use super::{is_again, wait_for};
 
 /// How much is moved at once: the size of a pipe.
-pub(super) const CHUNK_BYTES: usize = 64 * 1024;
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// One stream's. It has a buffer once it needs one.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ fn is_pipe(file: &File) -> bool {
 }
 
 /// Writes everything, also to a descriptor that somebody made non-blocking.
-pub(super) fn write_all(mut to: &File, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(mut to: &File, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match to.write(bytes) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),

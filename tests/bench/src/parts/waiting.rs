@@ -8,7 +8,7 @@ use std::time::Instant;
 use std::{io, thread};
 
 use anyhow::{Result, anyhow, ensure};
-use rustix::fs::{Advice, fadvise, fstatfs};
+use rustix::fs::{Advice, fadvise};
 use sandbox_vmm::virtio::block::Block;
 use sandbox_vmm::virtio::{
     Activation, ActiveQueue, Interrupt, Registers, VirtioDevice as _, WorkerThread,
@@ -20,6 +20,7 @@ use virtio_queue::{Queue, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::fixture;
 use crate::lab::{About, Contender, Lab};
 use crate::report::{Part, Unit, Value};
 
@@ -64,7 +65,7 @@ const READERS: [(Reader, &str); 3] = [
 
 pub(super) fn measure(lab: &Lab) -> Part {
     let path = lab.world().path().join("waiting");
-    let file = write(&path).map_err(|error| format!("no file to read: {error:#}"));
+    let file = write(lab, &path).map_err(|error| format!("no file to read: {error:#}"));
     let contenders = READERS.map(|(reader, label)| Contender {
         label: label.to_owned(),
         obstacle: match (&file, reader) {
@@ -75,12 +76,13 @@ pub(super) fn measure(lab: &Lab) -> Part {
             (Ok(_), _) => None,
         },
     });
-    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    let mut seed = 0;
     let part = ABOUT.measure(contenders.into(), lab.turns(), |reader| {
         let file = file.as_ref().map_err(|error| anyhow!("{error}"))?;
         let mut values = Vec::new();
         for way in WAYS {
-            let pages = pages(&mut seed);
+            seed += 1;
+            let pages = pages(seed);
             fadvise(file, 0, None, Advice::DontNeed)?;
             let start = Instant::now();
             match READERS[reader].0 {
@@ -101,20 +103,13 @@ pub(super) fn measure(lab: &Lab) -> Part {
 }
 
 /// Makes the file, of which nothing is a hole.
-fn write(path: &Path) -> Result<File> {
+fn write(lab: &Lab, path: &Path) -> Result<File> {
+    ensure!(
+        lab.storage() != "tmpfs",
+        "the state folders are on a tmpfs; set TMPDIR to a folder on a disk"
+    );
     let file = File::create_new(path)?;
-    if fstatfs(&file)?.f_type == libc::TMPFS_MAGIC {
-        // It has nothing but what is in memory.
-        let _ = std::fs::remove_file(path);
-        return Err(anyhow!(
-            "the state folders are on a tmpfs; set TMPDIR to a folder on a disk"
-        ));
-    }
-    let mut state = 1;
-    let chunk: Vec<u8> = std::iter::repeat_with(|| next(&mut state).to_le_bytes())
-        .take((1 << 20) / 8)
-        .flatten()
-        .collect();
+    let chunk = fixture::noise(1 << 20, 0);
     for mebibyte in 0..FILE_MIB as u64 {
         file.write_all_at(&chunk, mebibyte << 20)?;
     }
@@ -129,17 +124,15 @@ fn opened(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// xorshift64 (Marsaglia 2003).
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state << 13;
-    *state ^= *state >> 7;
-    *state ^= *state << 17;
-    *state
-}
-
-fn pages(state: &mut u64) -> Vec<u64> {
+/// Numbers of pages of the file, others for each seed.
+fn pages(seed: u64) -> Vec<u64> {
     let all = (FILE_MIB as u64) << 20 >> 12;
-    (0..PAGES).map(|_| next(state) % all).collect()
+    let bytes = fixture::noise(PAGES * size_of::<u64>(), seed);
+    let (numbers, _) = bytes.as_chunks();
+    numbers
+        .iter()
+        .map(|number| u64::from_le_bytes(*number) % all)
+        .collect()
 }
 
 fn device(path: &Path) -> Result<Block> {

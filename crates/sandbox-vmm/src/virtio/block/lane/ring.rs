@@ -287,6 +287,7 @@ impl UnderWay {
             }
         }
     }
+
     /// The next range of a list that becomes a hole.
     fn hole(
         &self,

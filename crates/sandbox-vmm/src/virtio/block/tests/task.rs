@@ -5,6 +5,21 @@ use crate::virtio::WorkerThread;
 use crate::virtio::block::lane::{Lane, ThreadLane};
 use crate::virtio::block::task::{KICK, LANE, TIMER, serve_at_once};
 
+/// A task that nobody has notified, and that is not limited.
+fn task(bench: &Bench, queue: Queue, lane: Option<Lane>) -> BlockTask {
+    BlockTask {
+        disk: Arc::clone(&bench.disk),
+        turnstile: None,
+        lane,
+        queue: ActiveQueue {
+            queue,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+        },
+        memory: bench.memory.clone(),
+        interrupt: interrupt(),
+    }
+}
+
 #[test]
 fn ring_with_more_entries_than_it_has_needs_a_reset() {
     let bench = Bench::new(false);
@@ -14,17 +29,7 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
         .memory
         .write_obj(17_u16, GuestAddress(mock.avail_addr().0 + 2))
         .unwrap();
-    let mut task = BlockTask {
-        disk: bench.disk,
-        turnstile: None,
-        lane: None,
-        queue: ActiveQueue {
-            queue,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: bench.memory.clone(),
-        interrupt: interrupt(),
-    };
+    let mut task = task(&bench, queue, None);
     assert!(matches!(
         task.ready(0),
         Err(BlockError::Queue(QueueError::Ring(_)))
@@ -32,7 +37,7 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
 }
 
 /// A task with four reads of a sector in its ring, and the ring's used index.
-fn limited(bench: Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16) {
+fn limited(bench: &Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16 + use<>) {
     bench.header(VIRTIO_BLK_T_IN, 3);
     let memory = bench.memory.clone();
     let mock = MockSplitQueue::new(&memory, 16);
@@ -52,15 +57,8 @@ fn limited(bench: Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16) {
         .collect();
     mock.build_multiple_desc_chains(&chains).unwrap();
     let task = BlockTask {
-        disk: bench.disk,
         turnstile: Some(Turnstile::new(DiskPace::new(limits).unwrap()).unwrap()),
-        lane: None,
-        queue: ActiveQueue {
-            queue: mock.create_queue().unwrap(),
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: memory.clone(),
-        interrupt: interrupt(),
+        ..task(bench, mock.create_queue().unwrap(), None)
     };
     let index = GuestAddress(mock.used_addr().0 + 2);
     (task, move || memory.read_obj(index).unwrap())
@@ -73,7 +71,7 @@ fn disk_that_is_limited_leaves_requests_in_the_ring() {
         bytes_per_second: NonZeroU64::new(1),
         ..DiskLimits::default()
     };
-    let (mut task, used) = limited(Bench::new(true), &limits);
+    let (mut task, used) = limited(&Bench::new(true), &limits);
     for number in [KICK, KICK, TIMER] {
         task.ready(number).unwrap();
         assert_eq!(used(), 1);
@@ -87,7 +85,7 @@ fn disk_that_is_limited_goes_on_when_its_timer_says_so() {
         operations_per_second: NonZeroU64::new(20),
         ..DiskLimits::default()
     };
-    let (mut task, used) = limited(Bench::new(true), &limits);
+    let (mut task, used) = limited(&Bench::new(true), &limits);
     task.ready(KICK).unwrap();
     while used() < 4 {
         wait_for(task.turnstile.as_ref().unwrap().as_fd());
@@ -136,17 +134,7 @@ fn flush_and_read(bench: &Bench, lane: Lane) -> (BlockTask, impl Fn() -> (u16, [
         .memory
         .write_slice(&statuses, GuestAddress(STATUS))
         .unwrap();
-    let task = BlockTask {
-        disk: Arc::clone(&bench.disk),
-        turnstile: None,
-        lane: Some(lane),
-        queue: ActiveQueue {
-            queue: mock.create_queue().unwrap(),
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-        },
-        memory: memory.clone(),
-        interrupt: interrupt(),
-    };
+    let task = task(bench, mock.create_queue().unwrap(), Some(lane));
     let used = mock.used_addr().0;
     (task, move || {
         let heads = [used + 4, used + 12].map(|at| memory.read_obj(GuestAddress(at)).unwrap());
