@@ -8,6 +8,7 @@ use sandbox_protocol::frame::write_frame;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
+use crate::guest;
 use crate::stdio::Connection;
 
 /// Events that wait to be sent. There are as many as processes, so what the host asks for bounds them.
@@ -89,6 +90,7 @@ impl Queue {
                 .into_owned(),
             agent_started_ns,
             ready_ns: boot_time_ns(),
+            memory_bytes: guest::memory_bytes(),
             ..Ready::default()
         });
         tokio::spawn(write(connection, event, self.0));

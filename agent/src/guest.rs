@@ -1,4 +1,4 @@
-//! The guest's clock and name, and its end.
+//! The guest's clock, name and memory, and its end.
 
 use std::fs::File;
 use std::io;
@@ -28,6 +28,12 @@ pub(crate) fn configure(unix_time_ns: u64, hostname: &str) -> Result<(), GuestEr
             .map_err(|errno| GuestError::Hostname(errno.into()))?;
     }
     Ok(())
+}
+
+/// The memory that the kernel hands out, in bytes (`totalram` of sysinfo(2)).
+pub(crate) fn memory_bytes() -> u64 {
+    let memory = rustix::system::sysinfo();
+    u64::from(memory.totalram).saturating_mul(memory.mem_unit.into())
 }
 
 /// Writes everything back and ends the machine.

@@ -8,8 +8,8 @@ use protobuf::Message;
 use sandbox_protocol::agent::{
     AddProcessRequest, BringUpProcessorsRequest, ConfigureGuestRequest, ConfigureNetworkRequest,
     ContainerRequest, ContainerStatsReply, CreateContainerRequest, DeleteProcessReply, Empty,
-    ListProcessesReply, ProcessReply, ProcessRequest, ResizeTerminalRequest, SetClockRequest,
-    SignalProcessRequest, UpdateContainerRequest,
+    GuestMemoryReply, ListProcessesReply, ProcessReply, ProcessRequest, ResizeTerminalRequest,
+    SetClockRequest, SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc::Agent;
 use sandbox_protocol::limits::MAX_REPLY_BYTES;
@@ -156,6 +156,13 @@ impl Agent for AgentService {
             ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, message))
         })?;
         Ok(Empty::new())
+    }
+
+    async fn guest_memory(&self, _: &TtrpcContext, _: Empty) -> Reply<GuestMemoryReply> {
+        Ok(GuestMemoryReply {
+            memory_bytes: guest::memory_bytes(),
+            ..GuestMemoryReply::default()
+        })
     }
 
     async fn container_stats(

@@ -399,6 +399,16 @@ impl AgentClient {
         Ok(())
     }
 
+    /// What memory the guest's kernel uses, in bytes, as it says: nothing is sure about it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn guest_memory(&self) -> Result<u64, AgentError> {
+        let call = self.client.guest_memory(context(CALL_TIMEOUT), &EMPTY);
+        let reply = bounded("read the guest's memory", CALL_TIMEOUT, call).await?;
+        Ok(reply.memory_bytes)
+    }
+
     /// Sets the guest's clock to the host's, again where a call took so long that the clock may be behind by it.
     ///
     /// # Errors

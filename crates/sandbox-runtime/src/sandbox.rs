@@ -278,6 +278,7 @@ impl Sandbox {
             monitor_pid,
             console,
             memory,
+            usable_bytes,
             shares,
         } = came_up.await.map_err(|_| SandboxError::Abandoned)??;
         let sandbox = Self {
@@ -286,6 +287,7 @@ impl Sandbox {
             size: LiveSize {
                 most,
                 memory,
+                kept_bytes: begin.memory.bytes().saturating_sub(usable_bytes),
                 config,
                 dir: dir.clone(),
                 now: tokio::sync::Mutex::new(begin),

@@ -208,7 +208,8 @@ pub enum MonitorEvent {
         /// The whole error chain, for a person.
         message: String,
     },
-    /// The guest has as much memory as it was last asked to have, and its kernel has said that it uses it.
+    /// The guest has as much memory as it was last asked to have, and its driver is done with it. Whether its kernel found a use for the
+    /// last of it, no device sees.
     MemorySet {
         /// How much.
         memory: MemMib,

@@ -10,6 +10,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{Mutex, watch};
 
+use crate::agent::AgentError;
+
 /// How long a guest may take to use the memory that it has been given: it makes a `struct page` for each page of it.
 const SET_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -25,25 +27,37 @@ pub enum MemoryError {
     /// The guest did not take it.
     #[error("the guest's kernel did not take it within {} s", SET_TIMEOUT.as_secs())]
     Timeout,
+    /// The guest took it, and does not say what it has of it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The guest took it, and its kernel has no use for all of it.
+    #[error(
+        "the guest's kernel cannot use {missing_mib} MiB of it yet, as it finds no free memory for its tables of them (16 MiB for each GiB); \
+         have the sandbox's processes free some and try again, or start the sandbox with a larger limit"
+    )]
+    Unused {
+        /// How much.
+        missing_mib: u64,
+    },
 }
 
 /// The way to the monitor.
 #[derive(Debug, Clone)]
 pub(crate) struct MemoryControl {
     socket: Arc<Mutex<OwnedWriteHalf>>,
-    /// What the guest has last come to use in all.
+    /// What the guest's driver has last been done with in all.
     set: watch::Receiver<Option<MemMib>>,
 }
 
 impl MemoryControl {
-    pub(super) fn new(socket: OwnedWriteHalf, set: watch::Receiver<Option<MemMib>>) -> Self {
+    pub(crate) fn new(socket: OwnedWriteHalf, set: watch::Receiver<Option<MemMib>>) -> Self {
         Self {
             socket: Arc::new(Mutex::new(socket)),
             set,
         }
     }
 
-    /// Gives the guest `memory` in all, and waits until its kernel uses it. Only ever more.
+    /// Gives the guest `memory` in all, and waits until its driver is done with it. Only ever more.
     pub(crate) async fn set(&self, memory: MemMib) -> Result<(), MemoryError> {
         let request = MonitorRequest::SetMemory { memory };
         let mut line =

@@ -84,6 +84,8 @@ impl MachineSize {
 pub(super) struct LiveSize {
     pub(super) most: MachineSize,
     pub(super) memory: Option<MemoryControl>,
+    /// How much of the memory that it began with its kernel keeps for itself, in bytes.
+    pub(super) kept_bytes: u64,
     pub(super) config: Config,
     pub(super) dir: PathBuf,
     /// One change at a time.
@@ -100,6 +102,7 @@ impl LiveSize {
         Self {
             most: size,
             memory: None,
+            kept_bytes: 0,
             config: Config::default(),
             dir,
             now: tokio::sync::Mutex::new(size),
@@ -123,9 +126,13 @@ impl LiveSize {
         cgroup::raise(&self.dir, limits);
         if let Some(control) = self.memory.as_ref().filter(|_| next.memory > now.memory) {
             let (from, to) = (now.memory, next.memory);
-            control
-                .set(to)
-                .await
+            let used = async {
+                control.set(to).await?;
+                // The monitor sees that the guest's driver is done, and not what its kernel could do with the last block.
+                let usable_bytes = agent.guest_memory().await?;
+                is_used(to, usable_bytes.saturating_add(self.kept_bytes))
+            };
+            used.await
                 .map_err(|source| ResizeError::Memory { from, to, source })?;
             now.memory = to;
             tracing::info!("the sandbox's memory was raised from {from} to {to}");
@@ -143,9 +150,100 @@ impl LiveSize {
     }
 }
 
+/// Whether a guest that is to have `memory` uses so many bytes of it.
+fn is_used(memory: MemMib, bytes: u64) -> Result<(), MemoryError> {
+    match memory.bytes().saturating_sub(bytes).div_ceil(1 << 20) {
+        0 => Ok(()),
+        missing_mib => Err(MemoryError::Unused { missing_mib }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use async_trait::async_trait;
+    use sandbox_protocol::agent::{Empty, GuestMemoryReply};
+    use sandbox_protocol::agent_ttrpc::{Agent, create_agent};
+    use sandbox_types::monitor::MonitorRequest;
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+    use tokio::net::UnixStream;
+    use tokio::net::unix::OwnedReadHalf;
+    use tokio::sync::watch;
+    use ttrpc::r#async::{Server, TtrpcContext};
+
     use super::*;
+
+    /// An agent whose kernel hands out so many bytes.
+    struct Stub(Arc<AtomicU64>);
+
+    #[async_trait]
+    impl Agent for Stub {
+        async fn guest_memory(
+            &self,
+            _: &TtrpcContext,
+            _: Empty,
+        ) -> ttrpc::Result<GuestMemoryReply> {
+            Ok(GuestMemoryReply {
+                memory_bytes: self.0.load(Ordering::Relaxed),
+                ..GuestMemoryReply::default()
+            })
+        }
+    }
+
+    /// What a monitor's memory device does for as long as it is asked: the driver is done at once.
+    async fn obey(requests: OwnedReadHalf, set: watch::Sender<Option<MemMib>>) {
+        let mut lines = BufReader::new(requests).lines();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            match serde_json::from_str(&line).unwrap() {
+                MonitorRequest::SetMemory { memory } => drop(set.send_replace(Some(memory))),
+                other @ MonitorRequest::Run { .. } => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn memory_that_the_kernel_does_not_use_is_not_said_to_be_there() {
+        const MIB: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent");
+        let usable = Arc::new(AtomicU64::new(0));
+        let mut server = Server::new()
+            .bind(&format!("unix://{}", path.display()))
+            .unwrap()
+            .register_service(create_agent(Arc::new(Stub(Arc::clone(&usable)))));
+        server.start().await.unwrap();
+        let agent = AgentClient::new(UnixStream::connect(&path).await.unwrap());
+        let (monitor, ours) = UnixStream::pair().unwrap();
+        let (said, set) = watch::channel(None);
+        tokio::spawn(obey(monitor.into_split().0, said));
+        let live = LiveSize {
+            most: size(1024, 1),
+            memory: Some(MemoryControl::new(ours.into_split().1, set)),
+            // Of 256 MiB it hands out 200.
+            kept_bytes: 56 * MIB,
+            config: Config::default(),
+            dir: dir.path().to_owned(),
+            now: tokio::sync::Mutex::new(size(256, 1)),
+        };
+
+        usable.store(454 * MIB - 1, Ordering::Relaxed);
+        let error = live.grow(&agent, 512, 1).await.unwrap_err();
+        let ResizeError::Memory { from, to, source } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((from.get(), to.get()), (256, 512));
+        assert!(
+            matches!(source, MemoryError::Unused { missing_mib: 3 }),
+            "{source:?}"
+        );
+
+        // The kernel goes on trying, and the caller may ask again.
+        usable.store(456 * MIB, Ordering::Relaxed);
+        assert_eq!(live.grow(&agent, 512, 1).await.unwrap(), size(512, 1));
+        assert_eq!(live.grow(&agent, 512, 1).await.unwrap(), size(512, 1));
+    }
 
     fn size(memory: u64, vcpus: u64) -> MachineSize {
         MachineSize {

@@ -50,7 +50,18 @@ pub(super) struct Started {
     pub(super) console: Option<Console>,
     /// The way to add memory, if there is one.
     pub(super) memory: Option<MemoryControl>,
+    /// What the guest's kernel hands out of its memory, in bytes, as the agent says.
+    pub(super) usable_bytes: u64,
     pub(super) shares: Option<ShareMounts>,
+}
+
+/// A guest that has come up.
+struct Running {
+    agent: AgentClient,
+    /// Where it says what happens.
+    events: UnixStream,
+    /// As [`Started::usable_bytes`].
+    usable_bytes: u64,
 }
 
 /// The supervisor's ends of what connects it with the handle.
@@ -113,7 +124,11 @@ impl Supervisor {
             }
             result = self.come_up() => result,
         };
-        let (agent, stream) = match came_up {
+        let Running {
+            agent,
+            events: stream,
+            usable_bytes,
+        } = match came_up {
             Ok(running) => running,
             Err(error) => {
                 self.lifecycle.take(Step::Ended);
@@ -135,6 +150,7 @@ impl Supervisor {
                 .as_ref()
                 .map(|machine| machine.console().clone()),
             memory: self.machine.as_ref().and_then(Machine::memory).cloned(),
+            usable_bytes,
             shares: self.shares.clone(),
         };
         let abandoned = ready.send(Ok(started)).is_err();
@@ -167,7 +183,7 @@ impl Supervisor {
     }
 
     /// Makes everything, and waits until the agent has announced itself and taken its configuration.
-    async fn come_up(&mut self) -> Result<(AgentClient, UnixStream), SandboxError> {
+    async fn come_up(&mut self) -> Result<Running, SandboxError> {
         let listener = self.prepare()?;
         self.lifecycle.take(Step::Spawned);
         let limit = self.plan.basis.config.boot_timeout();
@@ -200,7 +216,11 @@ impl Supervisor {
                     .await
                     .map_err(|e| BootProblem::Fatal(e.into()))?;
             }
-            Ok((agent, stream))
+            Ok(Running {
+                agent,
+                events: stream,
+                usable_bytes: ready.memory_bytes,
+            })
         };
         let problem = tokio::select! {
             biased;
