@@ -33,10 +33,10 @@ pub(super) enum Lane {
 }
 
 impl Lane {
-    /// The ring, which outlives what it did; a thread is there for the next one anyway.
+    /// The ring, which outlives what it did, unless the kernel failed it; a thread is there for the next one anyway.
     pub(super) fn into_ring(self) -> Option<Ring> {
         match self {
-            Self::Ring(ring) => Some(ring),
+            Self::Ring(ring) => Some(ring).filter(Ring::is_sound),
             Self::Thread(_) => None,
         }
     }

@@ -21,6 +21,21 @@ pub(super) const KICK: u64 = 0;
 pub(super) const TIMER: u64 = 1;
 pub(super) const LANE: u64 = 2;
 
+/// So many requests are served before the lane is looked at: a driver that keeps the ring filled with what is done at once delays what waits by no
+/// more than that.
+pub(super) const LOOK_EVERY: usize = 32;
+
+/// Why no more of a ring is served for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// There is nothing in it.
+    Empty,
+    /// The disk's limits.
+    Limited,
+    /// The lane takes no more.
+    Full,
+}
+
 /// What a queue is served with beside its thread, whichever driver has it.
 #[derive(Debug)]
 pub(super) struct Kit {
@@ -70,11 +85,15 @@ impl WorkerTask for BlockTask {
             queue
                 .disable_notification(&self.memory)
                 .map_err(QueueError::Ring)?;
-            let all = self.serve_available()?;
+            let stop = self.serve_available()?;
             self.hand_back()?;
-            if !all {
-                // The timer or the lane goes on with what is in the ring, so that no notification is needed.
-                return Ok(());
+            match stop {
+                Stop::Empty => {}
+                // The timer goes on with what is in the ring, so that no notification is needed.
+                Stop::Limited => return Ok(()),
+                // So does the lane, if nobody has taken all that it has done by now: then nothing would ever be heard of it.
+                Stop::Full if self.is_full() => return Ok(()),
+                Stop::Full => continue,
             }
             let queue = &mut self.queue.queue;
             if !queue
@@ -100,25 +119,30 @@ impl BlockTask {
         }
     }
 
-    /// Serves what is in the ring, and says whether that is all: the rest has to wait.
-    fn serve_available(&mut self) -> Result<bool, BlockError> {
+    /// Serves what is in the ring until it is empty, or the rest has to wait.
+    fn serve_available(&mut self) -> Result<Stop, BlockError> {
+        let mut count = 0_usize;
         loop {
+            if count == LOOK_EVERY {
+                self.hand_back()?;
+                count = 0;
+            }
+            count += 1;
             if let Some(turnstile) = &self.turnstile
                 && !turnstile.admits()?
             {
-                return Ok(false);
+                return Ok(Stop::Limited);
             }
             if self.is_full() {
                 self.hand_back()?;
-                // Then all of it is under way, and what is done first is told.
                 if self.is_full() {
-                    return Ok(false);
+                    return Ok(Stop::Full);
                 }
             }
             let memory = &self.memory;
             let queue = &mut self.queue.queue;
             let Some(chain) = queue.iter(memory).map_err(QueueError::Ring)?.next() else {
-                return Ok(true);
+                return Ok(Stop::Empty);
             };
             let head = chain.head_index();
             let used = match Request::parse(chain, memory) {

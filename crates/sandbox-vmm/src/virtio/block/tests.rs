@@ -49,6 +49,27 @@ fn writable(address: u64, length: u32) -> RawDescriptor {
     RawDescriptor::from(Descriptor::new(address, length, flags, 0))
 }
 
+/// A queue with a chain in its ring so many times, and where its used ring is.
+fn queue_of(bench: &Bench, chain: &[RawDescriptor], count: u16) -> (Queue, u64) {
+    let length = u16::try_from(chain.len()).unwrap();
+    let size = (length * count).next_power_of_two();
+    let mock = MockSplitQueue::new(&bench.memory, size);
+    let next = u16::try_from(VRING_DESC_F_NEXT).unwrap();
+    let chains: Vec<RawDescriptor> = (0..length * count)
+        .zip(chain.iter().cycle())
+        .map(|(index, one)| {
+            let one = Descriptor::from(*one);
+            let flags = match (index + 1) % length {
+                0 => one.flags(),
+                _ => one.flags() | next,
+            };
+            Descriptor::new(one.addr().0, one.len(), flags, index + 1).into()
+        })
+        .collect();
+    mock.build_multiple_desc_chains(&chains).unwrap();
+    (mock.create_queue().unwrap(), mock.used_addr().0)
+}
+
 /// A disk whose sectors are filled with their numbers, and guest memory.
 struct Bench {
     memory: GuestMemoryMmap,

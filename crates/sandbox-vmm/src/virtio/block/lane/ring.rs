@@ -48,6 +48,8 @@ pub(in crate::virtio::block) struct Ring {
     to_begin: Vec<usize>,
     in_kernel: usize,
     done: VecDeque<Done>,
+    /// The kernel refused what it had no reason to refuse: it may still do what it was given at any time. Nothing is asked of it any more.
+    broken: bool,
 }
 
 /// A request, and how far it is.
@@ -88,6 +90,7 @@ impl Ring {
             to_begin: Vec::new(),
             in_kernel: 0,
             done: VecDeque::new(),
+            broken: false,
         })
     }
 
@@ -159,7 +162,12 @@ impl Ring {
             }
         }
         drop(entries);
-        enter(&mut self.kernel, 0)?;
+        if let Err(error) = enter(&mut self.kernel, 0) {
+            // Entries that it has not taken refer to these, and it may take them yet.
+            std::mem::forget(kept);
+            self.abandon();
+            return Err(error);
+        }
         drop(kept);
         for (key, error) in refused {
             self.end(key, Err(error));
@@ -173,14 +181,25 @@ impl Ring {
         self.done.pop_front()
     }
 
+    /// Whether the kernel does what it is asked: a later driver's requests may be given to it.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.broken
+    }
+
+    /// Forgets all requests, of which nobody knows what becomes. What the kernel may still write to stays mapped.
+    fn abandon(&mut self) {
+        self.broken = true;
+        self.in_kernel = 0;
+        std::mem::forget(std::mem::take(&mut self.under_way));
+    }
+
     /// Waits until nothing is in the kernel, and forgets all requests.
     pub(super) fn settle(&mut self) {
         while self.in_kernel > 0 {
             if let Err(error) = enter(&mut self.kernel, 1) {
-                // The kernel has no reason for that. What it may still write to stays mapped.
                 eprintln!("sandbox-vmm: {}", crate::error_chain(&error));
-                std::mem::forget(std::mem::take(&mut self.under_way));
-                self.in_kernel = 0;
+                self.abandon();
+                break;
             }
             self.look();
         }

@@ -5,8 +5,10 @@ use std::os::fd::AsRawFd as _;
 use io_uring::{opcode, types};
 use rustix::fs::{Advice, fadvise};
 
+use super::task::task;
 use super::*;
 use crate::virtio::block::lane::{Lane, Ring};
+use crate::virtio::block::task::{KICK, LANE};
 use crate::virtio::chain::Segment;
 
 fn ring() -> Ring {
@@ -175,6 +177,29 @@ fn ring_takes_no_more_than_it_has_entries_for() {
         }
     }
     assert!(!lane.is_full());
+}
+
+#[test]
+fn more_flushes_than_a_ring_takes_all_come_back() {
+    const FLUSHES: u16 = 120;
+    for _ in 0..50 {
+        let bench = Bench::new(false);
+        bench.header(VIRTIO_BLK_T_FLUSH, 0);
+        let flush = [readable(HEADER, 16), writable(STATUS, 1)];
+        let (queue, used) = queue_of(&bench, &flush, FLUSHES);
+        let mut task = task(&bench, queue, Some(Lane::Ring(ring())));
+        let done = || {
+            bench
+                .memory
+                .read_obj::<u16>(GuestAddress(used + 2))
+                .unwrap()
+        };
+        task.ready(KICK).unwrap();
+        while done() < FLUSHES {
+            wait_for(task.lane.as_ref().unwrap().as_fd());
+            task.ready(LANE).unwrap();
+        }
+    }
 }
 
 #[test]

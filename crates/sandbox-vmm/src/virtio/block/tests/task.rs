@@ -3,10 +3,10 @@
 use super::*;
 use crate::virtio::WorkerThread;
 use crate::virtio::block::lane::{Lane, ThreadLane};
-use crate::virtio::block::task::{KICK, LANE, TIMER, serve_at_once};
+use crate::virtio::block::task::{KICK, LANE, LOOK_EVERY, TIMER, serve_at_once};
 
 /// A task that nobody has notified, and that is not limited.
-fn task(bench: &Bench, queue: Queue, lane: Option<Lane>) -> BlockTask {
+pub(super) fn task(bench: &Bench, queue: Queue, lane: Option<Lane>) -> BlockTask {
     BlockTask {
         disk: Arc::clone(&bench.disk),
         turnstile: None,
@@ -36,32 +36,28 @@ fn ring_with_more_entries_than_it_has_needs_a_reset() {
     ));
 }
 
+/// A queue with so many reads of a sector in its ring, and where its used ring is.
+fn queue_of_reads(bench: &Bench, count: u16) -> (Queue, u64) {
+    bench.header(VIRTIO_BLK_T_IN, 3);
+    let read = [
+        readable(HEADER, 16),
+        writable(DATA, 512),
+        writable(STATUS, 1),
+    ];
+    queue_of(bench, &read, count)
+}
+
 /// A task with four reads of a sector in its ring, and the ring's used index.
 fn limited(bench: &Bench, limits: &DiskLimits) -> (BlockTask, impl Fn() -> u16 + use<>) {
-    bench.header(VIRTIO_BLK_T_IN, 3);
-    let memory = bench.memory.clone();
-    let mock = MockSplitQueue::new(&memory, 16);
-    let flags = u16::try_from(VRING_DESC_F_NEXT).unwrap();
-    let write = u16::try_from(VRING_DESC_F_WRITE).unwrap();
-    let chains: Vec<RawDescriptor> = (0..4_u16)
-        .flat_map(|index| {
-            let of = |address, length, flags, next| {
-                RawDescriptor::from(Descriptor::new(address, length, flags, next))
-            };
-            [
-                of(HEADER, 16, flags, 3 * index + 1),
-                of(DATA, 512, flags | write, 3 * index + 2),
-                of(STATUS, 1, write, 0),
-            ]
-        })
-        .collect();
-    mock.build_multiple_desc_chains(&chains).unwrap();
+    let (queue, used) = queue_of_reads(bench, 4);
     let task = BlockTask {
         turnstile: Some(Turnstile::new(DiskPace::new(limits).unwrap()).unwrap()),
-        ..task(bench, mock.create_queue().unwrap(), None)
+        ..task(bench, queue, None)
     };
-    let index = GuestAddress(mock.used_addr().0 + 2);
-    (task, move || memory.read_obj(index).unwrap())
+    let memory = bench.memory.clone();
+    (task, move || {
+        memory.read_obj(GuestAddress(used + 2)).unwrap()
+    })
 }
 
 #[test]
@@ -156,6 +152,32 @@ fn flush_that_takes_long_holds_up_nobody_else() {
     task.ready(LANE).unwrap();
     assert_eq!(used(), (2, [2, 0]));
     assert_eq!(bench.guest_byte(STATUS + 1), OK);
+}
+
+#[test]
+fn what_waited_is_given_back_before_a_full_ring_is_empty() {
+    const HEAD: u16 = 127;
+    let bench = Bench::new(false);
+    let (queue, used) = queue_of_reads(&bench, 40);
+    let (lane, release) = held_lane();
+    let mut task = task(&bench, queue, Some(lane));
+    let request = Request {
+        operation: Operation::Flush,
+        status: GuestAddress(STATUS + 1),
+    };
+    let lane = task.lane.as_mut().unwrap();
+    lane.take(&task.disk, &task.memory, HEAD, request).unwrap();
+    drop(release);
+    wait_for(lane.as_fd());
+    task.ready(KICK).unwrap();
+    let heads: Vec<u32> = (0..41)
+        .map(|at| {
+            let entry = GuestAddress(used + 4 + 8 * at);
+            bench.memory.read_obj(entry).unwrap()
+        })
+        .collect();
+    let place = heads.iter().position(|head| *head == u32::from(HEAD));
+    assert_eq!(place, Some(LOOK_EVERY));
 }
 
 #[test]
