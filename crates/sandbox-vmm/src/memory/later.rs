@@ -75,19 +75,27 @@ impl Later {
     /// Lets the guest have `bytes` from `offset` on. They are zeroes if they have been taken before.
     ///
     /// # Errors
-    /// What the kernel says; nothing has changed then.
+    /// What the kernel says. The guest may reach a part of it then: the process has no more mappings, and some were changed before that.
     pub fn give(self, memory: &GuestMemoryMmap, offset: u64, bytes: u64) -> io::Result<()> {
         let (region, offset, bytes) = self.part(memory, offset, bytes)?;
         mapping::set_accessible(region, offset, bytes, true)
     }
 
-    /// Takes them from the guest, and gives them back to the host. Nobody reaches them when that begins, so that no page can come back.
+    /// Takes them from the guest.
     ///
     /// # Errors
-    /// What the kernel says. The guest does not have them then, or has them as they were.
-    pub fn take(self, memory: &GuestMemoryMmap, offset: u64, bytes: u64) -> io::Result<()> {
+    /// What the kernel says, as with [`Self::give`]: the guest may reach a part of it yet, or all.
+    pub fn close(self, memory: &GuestMemoryMmap, offset: u64, bytes: u64) -> io::Result<()> {
         let (region, offset, bytes) = self.part(memory, offset, bytes)?;
-        mapping::set_accessible(region, offset, bytes, false)?;
+        mapping::set_accessible(region, offset, bytes, false)
+    }
+
+    /// Gives back to the host what was taken. Nobody reaches it, so that no page can come back.
+    ///
+    /// # Errors
+    /// What the kernel says: the host keeps pages that nobody has.
+    pub fn discard(self, memory: &GuestMemoryMmap, offset: u64, bytes: u64) -> io::Result<()> {
+        let (region, offset, bytes) = self.part(memory, offset, bytes)?;
         mapping::discard_inaccessible(region, offset, bytes)
     }
 

@@ -165,10 +165,13 @@ impl Blocks {
             let requested = self.requested_bytes;
             return Err(RefusedError::TooMuch { plugged, requested });
         }
-        self.later
-            .give(memory, offset, bytes)
-            .map_err(RefusedError::Host)?;
-        self.set(range, true);
+        let given = self.later.give(memory, offset, bytes);
+        // Also if only a part is: all counts that the guest may reach.
+        self.set(range.clone(), true);
+        if let Err(error) = given {
+            self.take(range, memory)?;
+            return Err(RefusedError::Host(error));
+        }
         if self.plugged_bytes == self.requested_bytes {
             // So that the driver looks again when it has done with this.
             self.tell_driver();
@@ -193,10 +196,14 @@ impl Blocks {
 
     fn take(&mut self, range: Range<usize>, memory: &GuestMemoryMmap) -> Result<(), RefusedError> {
         let (offset, bytes) = self.place(&range);
-        let taken = self.later.take(memory, offset, bytes);
-        // Also if the host keeps pages: the guest cannot be left to believe that it has what it may not have.
+        // What the guest may still reach counts, or it could get as much again elsewhere.
+        self.later
+            .close(memory, offset, bytes)
+            .map_err(RefusedError::Host)?;
         self.set(range, false);
-        taken.map_err(RefusedError::Host)
+        self.later
+            .discard(memory, offset, bytes)
+            .map_err(RefusedError::Host)
     }
 
     fn state(&self, request: &Request) -> Result<Response, RefusedError> {

@@ -158,6 +158,31 @@ fn blocks_that_are_none_or_in_the_wrong_state_are_refused() {
     assert_eq!(bench.accessible(), BLOCK);
 }
 
+/// The process has something of its own there, so that the kernel changes the access to what comes before, and then fails.
+#[expect(unsafe_code, reason = "unmaps memory that is about to be in the way")]
+fn make_hole(bench: &Bench, block: u64) {
+    let range = bench.later.host_range(&bench.memory).unwrap();
+    let place = range.start + usize::try_from(block * BLOCK).unwrap();
+    // SAFETY: nobody has this page of guest memory, and nobody is given it.
+    unsafe { rustix::mm::munmap(std::ptr::with_exposed_provenance_mut(place), 4096) }.unwrap();
+}
+
+#[test]
+fn memory_that_could_be_changed_in_part_only_counts_as_the_guests() {
+    let bench = Bench::new(Sharing::Private, 8);
+    make_hole(&bench, 4);
+    assert_eq!(bench.ask(VIRTIO_MEM_REQ_PLUG, 3, 2), Response::Error);
+    assert_eq!(bench.plugged(), 2 * BLOCK);
+    assert_eq!(bench.ask(VIRTIO_MEM_REQ_PLUG, 10, 3), Response::Nack);
+    assert_eq!(bench.ask(VIRTIO_MEM_REQ_UNPLUG, 3, 2), Response::Error);
+    assert_eq!(bench.ask(VIRTIO_MEM_REQ_PLUG, 10, 2), Response::Ack);
+    assert_eq!(bench.plugged(), 4 * BLOCK);
+    assert!(bench.accessible() <= bench.plugged());
+    // What can be taken as a whole is.
+    assert_eq!(bench.ask(VIRTIO_MEM_REQ_UNPLUG, 3, 1), Response::Ack);
+    assert_eq!(bench.plugged(), 3 * BLOCK);
+}
+
 proptest! {
     #[test]
     fn any_requests_leave_the_guest_with_what_it_was_told_it_has(
