@@ -17,7 +17,7 @@ use super::{HUGE_PAGE_BYTES, RamPages, advise, discard};
 const MAX_BROKEN: usize = 64;
 
 /// What has been taken back of one guest's memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Reclaim {
     /// The huge pages that are broken up, by their guest addresses.
     broken: BTreeSet<u64>,

@@ -65,8 +65,11 @@ const PURPOSES: [Option<Purpose>; 5] = [
 
 #[derive(Debug)]
 enum State {
-    Idle,
+    /// Waits for a driver. What has been taken back outlives drivers, as what the process has mapped does.
+    Idle(Reclaim),
     Active(Worker<BalloonTask>),
+    /// The worker was lost.
+    Broken,
 }
 
 /// The balloon device.
@@ -82,7 +85,7 @@ impl Balloon {
     #[must_use]
     pub fn new() -> Self {
         Self {
-            state: State::Idle,
+            state: State::Idle(Reclaim::default()),
             actual: [0; 4],
         }
     }
@@ -125,6 +128,13 @@ impl VirtioDevice for Balloon {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        let reclaim = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Idle(reclaim) => reclaim,
+            other => {
+                self.state = other;
+                return Err(ActivateError::Lost);
+            }
+        };
         let reporting = activation.features & (1 << VIRTIO_BALLOON_F_REPORTING) != 0;
         let queues = PURPOSES.into_iter().zip(activation.queues);
         let queues = queues.filter_map(|(purpose, queue)| Some((purpose?, queue?)));
@@ -132,7 +142,7 @@ impl VirtioDevice for Balloon {
         let task = BalloonTask {
             queues: queues.collect(),
             memory: activation.memory,
-            reclaim: Reclaim::default(),
+            reclaim,
             interrupt: activation.interrupt.clone(),
         };
         let worker = Worker::start(&activation.thread, task, activation.interrupt)?;
@@ -142,9 +152,13 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.actual = [0; 4];
-        if let State::Active(worker) = std::mem::replace(&mut self.state, State::Idle) {
-            worker.stop();
-        }
+        self.state = match std::mem::replace(&mut self.state, State::Broken) {
+            State::Active(worker) => match worker.stop() {
+                Some(task) => State::Idle(task.reclaim),
+                None => State::Broken,
+            },
+            other => other,
+        };
     }
 }
 

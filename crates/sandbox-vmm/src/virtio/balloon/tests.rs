@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::request::{MAX_PAGE_NUMBERS, PAGE_BYTES};
 use super::*;
-use crate::virtio::Registers;
+use crate::virtio::{Registers, WorkerThread};
 
 const DATA: u64 = 0x10_0000;
 const MEMORY: u64 = 0x40_0000;
@@ -219,4 +219,34 @@ fn configuration_asks_for_nothing_and_keeps_what_the_driver_says() {
     );
     balloon.reset();
     assert_eq!(read(&balloon)[..8], [0; 8]);
+}
+
+/// Has it activated without any queue.
+fn activate(device: &mut Balloon, memory: &GuestMemoryMmap) -> Result<(), ActivateError> {
+    let irq = EventFd::new(EFD_NONBLOCK).unwrap();
+    device.activate(Activation {
+        memory: memory.clone(),
+        queues: Vec::new(),
+        interrupt: Interrupt::new(irq, Registers::alone().unwrap()),
+        features: 0,
+        thread: WorkerThread::spawn("balloon", || {}).unwrap(),
+        more_threads: Vec::new(),
+    })
+}
+
+#[test]
+fn huge_pages_that_are_broken_up_count_also_after_a_reset() {
+    let memory = memory();
+    let mut reclaim = Reclaim::default();
+    let page = RamPages::new(&memory, GuestAddress(DATA), PAGE_BYTES).unwrap();
+    reclaim.take(&memory, page).unwrap();
+    assert_ne!(reclaim, Reclaim::default());
+    let mut device = Balloon::new();
+    device.state = State::Idle(reclaim.clone());
+    for _ in 0..2 {
+        activate(&mut device, &memory).unwrap();
+        assert!(activate(&mut device, &memory).is_err());
+        device.reset();
+        assert!(matches!(&device.state, State::Idle(kept) if *kept == reclaim));
+    }
 }
