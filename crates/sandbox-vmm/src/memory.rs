@@ -16,7 +16,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use sandbox_types::MemMib;
 use vm_memory::{
     Address as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -300,10 +300,13 @@ fn memory_file(memory: MemMib, room: u64) -> Result<File, MemoryError> {
             source: source.into(),
         }
     };
-    let file =
-        memfd_create("guest-memory", MemfdFlags::CLOEXEC).map_err(host("make a memory file"))?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = memfd_create("guest-memory", flags).map_err(host("make a memory file"))?;
     let bytes = memory.bytes().saturating_add(room);
     ftruncate(&file, bytes).map_err(host("size a memory file"))?;
+    // A back end has it too, and may be a guest's by now.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    fcntl_add_seals(&file, seals).map_err(host("seal the size of a memory file"))?;
     Ok(file.into())
 }
 
@@ -495,6 +498,17 @@ mod tests {
         memory
             .write_obj(7_u32, GuestAddress(64 << 20 >> 1))
             .unwrap();
+    }
+
+    #[test]
+    fn file_of_shared_memory_keeps_its_size_whoever_has_it() {
+        let memory = create(MemMib::new(64).unwrap(), Sharing::Shared, None, None).unwrap();
+        let region = memory.iter().next().unwrap();
+        let file = region.file_offset().unwrap().file();
+        for size in [0, 65 << 20] {
+            let refused = file.set_len(size).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+        }
     }
 
     #[test]

@@ -184,6 +184,11 @@ pub trait VirtioDevice: Send {
         false
     }
 
+    /// Whether another process reads the notifications of its queues, from the same open file.
+    fn is_served_elsewhere(&self) -> bool {
+        false
+    }
+
     /// A driver's write to the configuration space. Most devices have nothing writable and ignore it.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 

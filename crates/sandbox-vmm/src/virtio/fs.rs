@@ -82,6 +82,10 @@ impl VirtioDevice for FsDevice {
         copy_config(&self.config, offset, data);
     }
 
+    fn is_served_elsewhere(&self) -> bool {
+        true
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.front_end.activate(activation)
     }

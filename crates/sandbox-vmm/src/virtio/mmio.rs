@@ -277,9 +277,12 @@ impl MmioTransport {
         for queue in &mut self.queues {
             queue.reset();
         }
-        for kick in &self.kicks {
-            // Notifications of the old driver's; an empty counter is no error.
-            let _ = kick.read();
+        // Where a back end has them too, it may have made them wait for a notification; it stands one too many.
+        if !self.device.is_served_elsewhere() {
+            for kick in &self.kicks {
+                // Notifications of the old driver's; an empty counter is no error.
+                let _ = kick.read();
+            }
         }
         self.device_features_sel = 0;
         self.driver_features_sel = 0;

@@ -31,6 +31,7 @@ struct Probe {
 struct Ways {
     refuses: bool,
     sees_config_reads: bool,
+    is_served_elsewhere: bool,
 }
 
 impl VirtioDevice for Probe {
@@ -52,6 +53,9 @@ impl VirtioDevice for Probe {
     }
     fn sees_config_reads(&self) -> bool {
         self.ways.sees_config_reads
+    }
+    fn is_served_elsewhere(&self) -> bool {
+        self.ways.is_served_elsewhere
     }
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let (from, to) = (usize::try_from(offset).unwrap(), data.len());
@@ -425,4 +429,18 @@ fn queue_laid_out_by_a_driver_is_handed_over_as_it_is() {
     driver.set(register::STATUS, 15);
     let seen = driver.seen.lock().unwrap();
     assert_eq!(seen.activations, [(VERSION_1, vec![None, Some(8)])]);
+}
+
+#[test]
+fn notifications_that_a_back_end_reads_are_left_to_it() {
+    for is_served_elsewhere in [false, true] {
+        let mut driver = Driver::of(Ways {
+            is_served_elsewhere,
+            ..Ways::default()
+        });
+        let kick = driver.transport.kicks[0].try_clone().unwrap();
+        kick.write(1).unwrap();
+        driver.set(register::STATUS, 0);
+        assert_eq!(kick.read().is_ok(), is_served_elsewhere);
+    }
 }
