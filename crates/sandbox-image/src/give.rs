@@ -39,6 +39,14 @@ pub enum GiveError {
         /// What was given.
         reference: String,
     },
+    /// A digest says what an image is, not under which tag it is to be put: without one it would replace `latest`.
+    #[error(
+        "cannot push a digest reference ({reference}); give the image a tag with `sandboxctl tag {reference} NAME:TAG`, and push that"
+    )]
+    DigestReference {
+        /// What was given.
+        reference: String,
+    },
     /// The manifest of the store cannot be read as one.
     #[error("the manifest of image {image} is malformed: {reason}; import the image again")]
     Manifest {
@@ -151,6 +159,9 @@ impl Store {
     /// Sends the image `reference` to the registry and repository, and under the tag, that the name says. Blobs that are there
     /// already are not sent. Gives the image's ID, which is also the digest of what the tag stands for now.
     ///
+    /// The image is looked up by that name alone: what could also be the beginning of an ID would otherwise put another image under
+    /// a tag that nobody gave it.
+    ///
     /// # Errors
     /// See [`GiveError`]. What was sent until then stays in the registry, without a name.
     pub fn push(
@@ -164,7 +175,13 @@ impl Store {
         };
         let (registry, path) = reference.registry_and_path().ok_or_else(not_a_name)?;
         let tag = reference.tag_or_default().ok_or_else(not_a_name)?;
-        let out = self.outgoing(reference)?;
+        // Also one with a tag, as docker has it.
+        if reference.digest().is_some() {
+            return Err(GiveError::DigestReference {
+                reference: reference.to_string(),
+            });
+        }
+        let out = self.outgoing(&reference.as_name_only())?;
         let upload = client.upload(reference)?;
         // Where in the same registry the blobs may be.
         let elsewhere: Vec<String> = self

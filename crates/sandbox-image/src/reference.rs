@@ -198,6 +198,16 @@ impl Reference {
             Kind::Id(_) => None,
         }
     }
+
+    /// The same, but never looked up as the beginning of an image ID.
+    #[must_use]
+    pub fn as_name_only(&self) -> Self {
+        let mut only = self.clone();
+        if let Kind::Named { id_prefix, .. } = &mut only.kind {
+            *id_prefix = None;
+        }
+        only
+    }
 }
 
 impl PartialEq for Reference {
@@ -447,6 +457,14 @@ mod tests {
             "beef:latest".parse::<Reference>().unwrap().id_prefix(),
             None
         );
+    }
+
+    #[test]
+    fn name_only_is_no_beginning_of_an_id() {
+        let both: Reference = "beef".parse().unwrap();
+        let only = both.as_name_only();
+        assert_eq!(only.id_prefix(), None);
+        assert_eq!(only, both);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use libtest_mimic::Trial;
 use sandbox_image::registry::{Patience, RegistrySettings, Settings, Silent};
 use sandbox_image::{
     Client, CredentialStore, Digest, GiveError, ImportError, Platform, Pull, PulledImage,
-    RegistryError, Store,
+    RegistryError, Store, StoreError,
 };
 use serde_json::json;
 
@@ -54,6 +54,14 @@ const CASES: &[Case] = &[
     ),
     ("mirror_that_is_wrong_is_passed_over", mirror),
     ("pulls_of_one_layer_at_a_time_get_it_once", once),
+    (
+        "push_of_a_digest_reference_sends_nothing",
+        push_of_a_digest_reference,
+    ),
+    (
+        "push_of_a_name_that_could_be_an_id_is_looked_up_by_name",
+        push_of_an_id_prefix,
+    ),
     ("prune_during_a_pull_deletes_nothing_of_it", prune_meanwhile),
 ];
 
@@ -772,6 +780,50 @@ fn upload_elsewhere() -> Result<(), String> {
             .iter()
             .all(|asked| asked.header("authorization").is_none()),
         format!("credentials went to another host: {there:?}"),
+    )
+}
+
+fn push_of_a_digest_reference() -> Result<(), String> {
+    let image = served(&[simple_layer("x")]);
+    let server = server(&image, |_, asked| {
+        (asked.method != "GET").then(|| Answer::new(201, ""))
+    });
+    let (_folder, store) = new_store();
+    let tagged = format!("{}/demo", server.name());
+    let by_digest = format!("{tagged}@{}", image.manifest);
+    pull(&store, &tagged).map_err(|error| chain(&error))?;
+    pull(&store, &by_digest).map_err(|error| chain(&error))?;
+    for reference in [by_digest, format!("{tagged}:latest@{}", image.manifest)] {
+        let error = store.push(&name(&reference), &client(), &Silent).err();
+        check(
+            matches!(&error, Some(GiveError::DigestReference { .. })),
+            format!("{reference}: {error:?}"),
+        )?;
+    }
+    let requests = server.asked("");
+    check(
+        requests.iter().all(|asked| asked.method == "GET"),
+        format!("{requests:?}"),
+    )
+}
+
+fn push_of_an_id_prefix() -> Result<(), String> {
+    let (_folder, store) = new_store();
+    let imported = store
+        .import(
+            Layout::of(&[simple_layer("x")], "latest").path(),
+            Some(&name("demo")),
+        )
+        .map_err(|error| chain(&error))?;
+    let id = imported.image.digest.hex();
+    store
+        .resolve(&name(&id[..12]))
+        .map_err(|error| chain(&error))?;
+    // Nothing listens where a name without a registry would be pushed to: it has to end before.
+    let error = store.push(&name(&id[..12]), &client(), &Silent).err();
+    check(
+        matches!(&error, Some(GiveError::Store(error)) if matches!(**error, StoreError::NotFound { .. })),
+        format!("{error:?}"),
     )
 }
 

@@ -83,8 +83,10 @@ pub(super) fn pull(app: &App, args: &PullArgs) -> Result<(), ImageError> {
 
 pub(super) fn push(app: &App, args: &PushArgs) -> Result<(), ImageError> {
     let store = app.store()?;
-    // With the hint at names that are alike.
-    app.image(&store, &args.image)?;
+    // With the hint at names that are alike. What is no name to push to is refused below.
+    if args.image.digest().is_none() {
+        app.image(&store, &args.image.as_name_only())?;
+    }
     let client = client(app)?;
     let bars = Bars::new(args.quiet);
     let pushed = store.push(&args.image, &client, &bars);
