@@ -157,7 +157,8 @@ impl Store {
             (Some(_), _) => Some(0),
             (None, kept) => kept.map(|(_, size)| *size),
         };
-        let enough = is_kept || !self.keep_blobs || in_place.is_none();
+        // A blob that is to be kept and is not is fetched although the layer is there: nothing else would bring it back.
+        let enough = is_kept || !self.keep_blobs;
         if let Some(uncompressed_bytes) = known_size.filter(|_| present && enough) {
             progress.event(Event::Present { digest: blob });
             return Ok(Installed {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use sandbox_image::registry::{Patience, RegistrySettings, Settings, Silent};
 use sandbox_image::{
-    Client, CredentialStore, Digest, GiveError, ImportError, Platform, Pull, PulledImage,
-    RegistryError, Store, StoreError,
+    ArchiveFormat, Client, CredentialStore, Digest, GiveError, ImportError, Platform, Pull,
+    PulledImage, RegistryError, Store, StoreError,
 };
 use serde_json::json;
 
@@ -61,6 +61,10 @@ const CASES: &[Case] = &[
     (
         "push_of_a_name_that_could_be_an_id_is_looked_up_by_name",
         push_of_an_id_prefix,
+    ),
+    (
+        "pull_of_a_layer_whose_blob_was_not_kept_brings_the_blob",
+        blob_comes_back,
     ),
     ("prune_during_a_pull_deletes_nothing_of_it", prune_meanwhile),
 ];
@@ -824,6 +828,31 @@ fn push_of_an_id_prefix() -> Result<(), String> {
     check(
         matches!(&error, Some(GiveError::Store(error)) if matches!(**error, StoreError::NotFound { .. })),
         format!("{error:?}"),
+    )
+}
+
+fn blob_comes_back() -> Result<(), String> {
+    let image = served(&[simple_layer("x")]);
+    let server = server(&image, |_, _| None);
+    let (_folder, store) = new_store();
+    let reference = format!("{}/demo", server.name());
+    let frugal = store.clone().with_blobs(false);
+    pull(&frugal, &reference).map_err(|error| chain(&error))?;
+    let save = || store.save(&[name(&reference)], ArchiveFormat::Oci, std::io::sink());
+    let error = save().err();
+    check(
+        matches!(&error, Some(GiveError::NotKept { .. })),
+        format!("{error:?}"),
+    )?;
+    // As the error advises.
+    let again = pull(&store, &reference).map_err(|error| chain(&error))?;
+    check(again.new_layers == 0, format!("{again:?}"))?;
+    save().map_err(|error| chain(&error))?;
+    pull(&store, &reference).map_err(|error| chain(&error))?;
+    let fetched = server.asked(&image.blob).len();
+    check(
+        fetched == 2,
+        format!("the blob was fetched {fetched} times"),
     )
 }
 
