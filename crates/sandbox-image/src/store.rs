@@ -187,6 +187,22 @@ impl Store {
         self.delete_lease(owner)
     }
 
+    /// Gives up what [`Store::lease`] kept for owners that `is_gone` says will not come back, and names them.
+    ///
+    /// # Errors
+    /// If the leases cannot be listed, or one cannot be deleted.
+    pub fn release_orphans(
+        &self,
+        is_gone: impl Fn(&ContainerId) -> bool,
+    ) -> Result<Vec<ContainerId>, StoreError> {
+        let mut owners = self.lease_owners()?;
+        owners.retain(is_gone);
+        for owner in &owners {
+            self.release(owner)?;
+        }
+        Ok(owners)
+    }
+
     /// The hash tree at the end of a layer's file, for who wants every byte of it checked when it is read.
     ///
     /// # Errors

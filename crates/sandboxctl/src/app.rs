@@ -111,7 +111,13 @@ impl App {
     /// The images.
     pub(crate) fn store(&self) -> Result<Store, AppError> {
         let keep = Config::load()?.keep_layer_blobs;
-        Ok(Store::open(&self.made_root()?.join("images"))?.with_blobs(keep))
+        Ok(self.leases()?.with_blobs(keep))
+    }
+
+    /// The images, to give up in them what a container used. That needs no configuration, so that a mistake in it does not stand in
+    /// the way of a container's end.
+    pub(crate) fn leases(&self) -> Result<Store, AppError> {
+        Ok(Store::open(&self.made_root()?.join("images"))?)
     }
 
     /// Where the templates of writable layers are whose size somebody chose.

@@ -244,6 +244,18 @@ impl Containers {
         locked(&self.lock)
     }
 
+    /// Looks which containers there are while none comes or goes: `look` is told what tells that one is not there.
+    pub(crate) fn while_none_comes_or_goes<T>(
+        &self,
+        look: impl FnOnce(&dyn Fn(&ContainerId) -> bool) -> T,
+    ) -> Result<T, ContainerError> {
+        let _lock = self.locked()?;
+        // A folder that cannot be looked at may well be there.
+        let is_gone =
+            |id: &ContainerId| matches!(self.folder_of(id.as_str()).try_exists(), Ok(false));
+        Ok(look(&is_gone))
+    }
+
     /// Makes a container's folder with its state in it.
     pub(crate) fn create(&self, new: NewContainer<'_>) -> Result<Attended, ContainerError> {
         let _lock = self.locked()?;

@@ -16,6 +16,7 @@ use crate::ask;
 use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
 use crate::inspect::{self, InspectError};
 use crate::report;
+use crate::settle;
 use crate::table;
 use crate::template::TemplateError;
 
@@ -145,6 +146,7 @@ fn tag(app: &App, args: &TagArgs) -> Result<(), ImageError> {
 
 fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
     let store = app.store()?;
+    settle::release_orphans(app, &store)?;
     let mut failures = Vec::new();
     for wanted in &args.images {
         match store.remove(wanted) {
@@ -187,6 +189,7 @@ fn prune(app: &App, args: &ImagePruneArgs) -> Result<(), ImageError> {
     if !args.force && !ask::confirmed(&format!("This removes {what}.")) {
         return Err(ImageError::NotConfirmed);
     }
+    settle::release_orphans(app, &store)?;
     let removed = if args.blobs {
         store.prune_blobs()
     } else {

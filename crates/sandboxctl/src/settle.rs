@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use sandbox_image::StoreError;
+use sandbox_image::Store;
 use sandbox_runtime::config::{ConfigError, sibling_program};
 use tokio::time::timeout;
 
@@ -215,13 +215,110 @@ pub(crate) fn remove(
         .map(|settings| settings.anonymous_volumes)
         .unwrap_or_default();
     let all_volumes = app.volumes()?;
+    // Whatever cannot be opened is found out while the container is still there to be removed again.
+    let store = app.leases()?;
     containers.remove(container)?;
+    store.release(&container.record.id)?;
     if anonymous == AnonymousVolumes::Removed {
         remove_volumes(&all_volumes, containers, &volumes);
     }
-    app.store()?
-        .release(&container.record.id)
-        .map_err(|error: StoreError| AppError::from(error))?;
     app.journal().note(&container.record, "destroy", &[]);
     Ok(())
+}
+
+/// Gives up the layers that are kept for containers that are gone: whoever removed one was killed before it came to its lease.
+///
+/// A lease is taken for a folder that is there already, by who holds the lock of that folder ([`crate::run`]), and folders come
+/// and go only under the lock of all containers, which is held here: a lease without a folder belongs to nobody, and nobody
+/// will come for it. Only who deletes images has to ask for this, so that no start pays for it.
+pub(crate) fn release_orphans(app: &App, store: &Store) -> Result<(), AppError> {
+    app.containers()?
+        .while_none_comes_or_goes(|is_gone| store.release_orphans(is_gone))??;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::SystemTime;
+
+    use sandbox_image::{Digest, Image};
+
+    use super::*;
+    use crate::container::NewContainer;
+
+    fn made(containers: &Containers) -> Attended {
+        let id = crate::names::random_id().unwrap();
+        let new = NewContainer {
+            id: id.parse().unwrap(),
+            name: None,
+            image: "demo".to_owned(),
+            image_digest: "sha256:0".to_owned(),
+            command: Vec::new(),
+            labels: BTreeMap::new(),
+            auto_remove: false,
+            keep: true,
+        };
+        containers.create(new).unwrap()
+    }
+
+    /// Takes a lease on an image without layers, and tells whose leases there are.
+    fn lease(store: &Store, container: &Attended) {
+        let image = Image {
+            name: "demo".parse().unwrap(),
+            digest: Digest::of(b"demo"),
+            config: oci_spec::image::ImageConfiguration::default(),
+            layers: Vec::new(),
+            created: None,
+            imported: SystemTime::UNIX_EPOCH,
+            size: 0,
+        };
+        store.lease(&container.container.record.id, &image).unwrap();
+    }
+
+    fn holders(app: &App) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(app.root().join("images/leases"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn app() -> (tempfile::TempDir, App) {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        (root, app)
+    }
+
+    #[test]
+    fn lease_whose_container_is_gone_is_released_and_no_other() {
+        let (_root, app) = app();
+        let (containers, store) = (app.containers().unwrap(), app.leases().unwrap());
+        let (being_made, removed) = (made(&containers), made(&containers));
+        lease(&store, &being_made);
+        lease(&store, &removed);
+        // As far as a removal comes that is killed.
+        containers.remove(&removed.container).unwrap();
+        assert_eq!(holders(&app).len(), 2);
+        release_orphans(&app, &store).unwrap();
+        assert_eq!(holders(&app), [being_made.container.record.id.to_string()]);
+    }
+
+    #[test]
+    fn removal_that_cannot_open_the_store_leaves_the_container() {
+        let (root, app) = app();
+        let containers = app.containers().unwrap();
+        let attended = made(&containers);
+        let images = root.path().join("images");
+        fs::write(&images, "no folder").unwrap();
+        let remove = || remove(&app, &containers, &attended, AnonymousVolumes::Kept);
+        assert!(remove().is_err());
+        assert!(attended.folder().exists());
+        fs::remove_file(&images).unwrap();
+        lease(&app.leases().unwrap(), &attended);
+        remove().unwrap();
+        assert!(!attended.folder().exists());
+        assert!(holders(&app).is_empty());
+    }
 }

@@ -169,6 +169,15 @@ impl Store {
         remove_file(&self.leases_folder().join(owner.to_string()))
     }
 
+    /// Every container that holds a lease.
+    pub(super) fn lease_owners(&self) -> Result<Vec<ContainerId>, StoreError> {
+        let leases = entries(&self.leases_folder())?;
+        Ok(leases
+            .iter()
+            .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+            .collect())
+    }
+
     /// Every lease, with the container that holds it.
     pub(super) fn read_leases(&self) -> Result<Vec<(String, Lease)>, StoreError> {
         let mut leases = Vec::new();
