@@ -1,7 +1,7 @@
 //! Networks: what containers are attached to, made with the standard CNI plugins (`sandbox_network::cni`).
 //!
 //! ```text
-//! <root>/networks/lock               flock: a network comes or goes
+//! <root>/networks/lock               flock: a network comes or goes, or a container is about to be attached
 //! <root>/networks/<name>.json        a network: its CNI configuration, and what it was made with
 //! <root>/networks/leases/<name>/     the addresses that are given, kept by the plugin host-local
 //! <root>/containers/<id>/network.json   what a running container was attached to ([`attach`])
@@ -11,6 +11,7 @@
 //! The network `bridge` is made when it is first used, as docker's is always there.
 
 pub(crate) mod attach;
+mod ports;
 mod subnets;
 mod verbs;
 
@@ -32,6 +33,7 @@ use crate::container::now;
 use crate::names;
 use crate::template::TemplateError;
 use crate::values::namespaces::NetworkMode;
+use crate::values::ports::Published;
 pub(crate) use attach::{Attached, NetworkPlan};
 pub(crate) use subnets::{Subnet, SubnetError, subnet};
 pub(crate) use verbs::network;
@@ -97,6 +99,9 @@ pub(crate) enum NetworkError {
     /// A port that another container has.
     #[error("port {port} of this host leads to container {container} already; publish another")]
     PortPublished { port: String, container: String },
+    /// A port that is to lead to two places.
+    #[error("port {port} of this host is published twice; publish another")]
+    PortTwice { port: String },
     /// An option that needs a network.
     #[error("{option} needs a network, and there is none with --network none")]
     NeedsNetwork { option: &'static str },
@@ -382,14 +387,16 @@ pub(crate) fn plan(
     let mut addresses: Vec<IpAddr> = Vec::new();
     addresses.extend(options.ip.map(IpAddr::from));
     addresses.extend(options.ip6.map(IpAddr::from));
+    let published: Vec<Published> = options
+        .publish
+        .iter()
+        .flat_map(|ports| ports.0.clone())
+        .collect();
+    ports::check(&published)?;
     Ok(Some(NetworkPlan {
         name,
         namespace: config.run_dir.join("netns").join(names::short(id)),
-        ports: options
-            .publish
-            .iter()
-            .flat_map(|ports| ports.0.clone())
-            .collect(),
+        ports: published,
         addresses,
         mac: options.mac_address,
     }))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use sandbox_network::Namespace;
@@ -12,7 +12,7 @@ use sandbox_types::MacAddress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{DEFAULT, NetworkError, Networks, failed};
+use super::{DEFAULT, NetworkError, Networks, failed, ports};
 use crate::app::App;
 use crate::values::ports::Published;
 
@@ -50,18 +50,7 @@ pub(crate) fn attach(
     id: &str,
     plan: &NetworkPlan,
 ) -> Result<(), NetworkError> {
-    let networks = Networks::open(app)?;
-    let network = networks.get(&plan.name)?;
-    let others = others(app, id)?;
-    networks.forget_leases(&plan.name, &others)?;
-    let mut plan = plan.clone();
-    choose_ports(&mut plan.ports, &others)?;
-    let mut attached = Attached {
-        plan,
-        config: network.config,
-        result: Value::Null,
-    };
-    attached.save(folder)?;
+    let mut attached = reserve(app, folder, id, plan)?;
     if let Some(parent) = attached.plan.namespace.parent() {
         fs::create_dir_all(parent).map_err(failed("create", parent))?;
     }
@@ -69,6 +58,40 @@ pub(crate) fn attach(
     attached.result = attached.with(id, |config, attachment| config.attach(attachment))?;
     attached.save(folder)?;
     name_in_hosts(folder, &attached)
+}
+
+/// Chooses the container's ports and writes them down, and clears leases that nobody has: each of which another container that starts
+/// at the same time must see wholly or not at all.
+///
+/// The lock is let go before the plugins run: by then the container is among those whose leases and ports stay, and two
+/// addresses asked for at once are told apart by host-local's own lock.
+fn reserve(
+    app: &App,
+    folder: &Path,
+    id: &str,
+    plan: &NetworkPlan,
+) -> Result<Attached, NetworkError> {
+    let networks = Networks::open(app)?;
+    // Which makes the default network, under the same lock.
+    networks.get(&plan.name)?;
+    let _lock = networks.lock()?;
+    // As it is now: it may have been removed meanwhile.
+    let network = networks
+        .load(&plan.name)?
+        .ok_or_else(|| NetworkError::NotFound {
+            name: plan.name.clone(),
+        })?;
+    let others = others(app, id)?;
+    networks.forget_leases(&plan.name, &others)?;
+    let mut plan = plan.clone();
+    ports::choose(&mut plan.ports, &others)?;
+    let attached = Attached {
+        plan,
+        config: network.config,
+        result: Value::Null,
+    };
+    attached.save(folder)?;
+    Ok(attached)
 }
 
 /// Takes away what [`attach`] made, wholly or in part, and whether or not it is there. Blocks.
@@ -137,45 +160,6 @@ impl Networks {
         }
         Ok(())
     }
-}
-
-/// Finds free ports where none was named, and refuses those that are taken.
-fn choose_ports(
-    ports: &mut [Published],
-    others: &BTreeMap<String, Attached>,
-) -> Result<(), NetworkError> {
-    for port in ports {
-        if let Some(host) = port.host {
-            let same = |other: &&Published| {
-                other.host == Some(host)
-                    && other.protocol == port.protocol
-                    && (other.address == port.address
-                        || other.address.is_none()
-                        || port.address.is_none())
-            };
-            let taken = others
-                .iter()
-                .find(|(_, attached)| attached.plan.ports.iter().any(|other| same(&other)));
-            if let Some((id, _)) = taken {
-                return Err(NetworkError::PortPublished {
-                    port: port.to_string(),
-                    container: crate::names::short(id).to_owned(),
-                });
-            }
-        }
-        let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
-        let place = (address, port.host.unwrap_or(0));
-        let bound = match port.protocol.as_str() {
-            "udp" => UdpSocket::bind(place).and_then(|socket| socket.local_addr()),
-            _ => TcpListener::bind(place).and_then(|socket| socket.local_addr()),
-        };
-        let bound = bound.map_err(|source| NetworkError::PortTaken {
-            port: port.to_string(),
-            source,
-        })?;
-        port.host = Some(bound.port());
-    }
-    Ok(())
 }
 
 /// Puts the container's own name behind its address: it is in the last line of the hosts file.
@@ -344,4 +328,85 @@ pub(crate) fn settings(attached: Option<&Attached>, mode: &str) -> Value {
     networks.insert(mode.to_owned(), network);
     settings["Networks"] = Value::Object(networks);
     settings
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::container::{Attended, NewContainer};
+    use crate::names;
+    use crate::values::ports::publish;
+
+    fn made(app: &App) -> Attended {
+        let new = NewContainer {
+            id: names::random_id().unwrap().parse().unwrap(),
+            name: None,
+            image: "demo".to_owned(),
+            image_digest: "sha256:0".to_owned(),
+            command: Vec::new(),
+            labels: BTreeMap::new(),
+            auto_remove: false,
+            keep: true,
+        };
+        app.containers().unwrap().create(new).unwrap()
+    }
+
+    fn reserved(app: &App, container: &Attended, ports: &str) -> Result<Attached, NetworkError> {
+        let id = container.container.record.id.as_str();
+        let plan = NetworkPlan {
+            name: DEFAULT.to_owned(),
+            namespace: app.root().join("netns").join(names::short(id)),
+            ports: publish(ports).unwrap().0,
+            addresses: Vec::new(),
+            mac: None,
+        };
+        reserve(app, container.folder(), id, &plan)
+    }
+
+    #[test]
+    fn port_that_containers_want_at_once_goes_to_one_of_them() {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ports = format!("127.0.0.1:{}:80", free.local_addr().unwrap().port());
+        drop(free);
+        let containers: Vec<Attended> = (0..8).map(|_| made(&app)).collect();
+        let (app, ports) = (&app, ports.as_str());
+        let results: Vec<Result<Attached, NetworkError>> = std::thread::scope(|scope| {
+            let all: Vec<_> = containers
+                .iter()
+                .map(|container| scope.spawn(move || reserved(app, container, ports)))
+                .collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        let (got, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        assert_eq!(got.len(), 1);
+        for error in refused.into_iter().filter_map(Result::err) {
+            assert!(
+                matches!(error, NetworkError::PortPublished { .. }),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn lease_stays_from_when_its_container_has_reserved_until_it_has_not() {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let (one, other) = (made(&app), made(&app));
+        reserved(&app, &one, "80").unwrap();
+        // As host-local writes it.
+        let leases = root.path().join("networks/leases").join(DEFAULT);
+        fs::create_dir_all(&leases).unwrap();
+        let lease = leases.join("10.232.0.2");
+        let holder = one.container.record.id.as_str();
+        fs::write(&lease, format!("{holder}\r\neth0")).unwrap();
+        reserved(&app, &other, "80").unwrap();
+        assert!(lease.exists());
+        fs::remove_file(one.folder().join(FILE)).unwrap();
+        reserved(&app, &other, "80").unwrap();
+        assert!(!lease.exists());
+    }
 }
