@@ -225,6 +225,7 @@ impl<'a> Attendant<'a> {
         }
         self.started();
         clients.tell(crate::attach::protocol::Report::Started);
+        self.sync_state();
         let result = session.attend(clients).await;
         // What the shim saw itself says more than what was seen from here.
         self.timeline.merge_file(&Launch::timeline(&container));
@@ -269,6 +270,23 @@ impl<'a> Attendant<'a> {
             report::warn(&error);
         }
         self.note("start", &[]);
+    }
+
+    /// Has the state of a container that stays brought to the disk, once nobody waits for the start any more.
+    fn sync_state(&self) {
+        let container = self.attended.container.clone();
+        if container.record.auto_remove {
+            return;
+        }
+        let sync = move || {
+            if let Err(error) = container.sync_state() {
+                report::warn(&error);
+            }
+        };
+        // Without it only a crash of the host would be noticed.
+        let _ = std::thread::Builder::new()
+            .name("sync-state".to_owned())
+            .spawn(sync);
     }
 
     fn note(&self, action: &str, more: &[(&str, String)]) {

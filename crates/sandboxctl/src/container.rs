@@ -17,9 +17,11 @@
 //! runs, and that nobody attends, was abandoned ([`crate::settle`]). The state is read, changed and written under
 //! the lock of all containers, because also those that do not attend a container change it (`rename`).
 
+mod damaged;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,6 +29,7 @@ use sandbox_types::ContainerId;
 use serde::{Deserialize, Serialize};
 
 use crate::names;
+use damaged::Damaged;
 
 /// Why a container cannot be made, found or changed.
 #[derive(Debug, thiserror::Error)]
@@ -53,15 +56,22 @@ pub(crate) enum ContainerError {
     /// Several containers' identifiers begin like that.
     #[error("{prefix:?} is the beginning of several containers' IDs; give more digits")]
     Ambiguous { prefix: String },
-    /// A state file cannot be read as one.
-    #[error("{} is damaged; remove the container with `sandboxctl rm -f`", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    /// A state file cannot be read, or not as one.
+    #[error(
+        "{} is damaged; remove the container with `sandboxctl rm -f {}`",
+        path.display(),
+        short_id_in(path)
+    )]
+    Damaged { path: PathBuf, source: io::Error },
     /// No free name was found.
     #[error("no free name was found for the container; give it one with --name")]
     NoFreeName,
+}
+
+/// The identifier of the container whose state this is.
+fn short_id_in(state: &Path) -> String {
+    let folder = state.parent().and_then(Path::file_name).unwrap_or_default();
+    names::short(&folder.to_string_lossy()).to_owned()
 }
 
 pub(crate) fn did_you_mean<S: AsRef<str>>(near: &[S]) -> String {
@@ -368,26 +378,37 @@ impl Containers {
         Ok(self.list()?.into_iter().map(|one| one.record).collect())
     }
 
-    /// Every container, newest first. One whose state cannot be read is left out, unless it is asked for by
-    /// its identifier.
+    /// Every container, newest first. One whose state cannot be read is left out ([`Self::damaged`]).
     pub(crate) fn list(&self) -> Result<Vec<Container>, ContainerError> {
-        let mut found: Vec<Container> = self
-            .entries()?
-            .iter()
-            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-            .filter_map(|entry| Container::load(&entry.path()).ok())
-            .collect();
+        Ok(self.scan()?.0)
+    }
+
+    /// Those whose state can be read, newest first, and those whose cannot.
+    fn scan(&self) -> Result<(Vec<Container>, Vec<Damaged>), ContainerError> {
+        let (mut found, mut damaged) = (Vec::new(), Vec::new());
+        for entry in self.entries()? {
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let folder = entry.path();
+            match Container::load(&folder) {
+                Ok(container) => found.push(container),
+                Err(error) => damaged.extend(Damaged::new(&folder, error)),
+            }
+        }
         found.sort_by(|a, b| {
             let key =
                 |one: &Container| (std::cmp::Reverse(one.record.created), one.record.id.clone());
             key(a).cmp(&key(b))
         });
-        Ok(found)
+        Ok((found, damaged))
     }
 
-    /// The container of that name, identifier, or beginning of an identifier.
+    /// The container of that name, identifier, or beginning of an identifier. One whose state cannot be read has no name that is
+    /// known, and is an error that says how it is removed.
     pub(crate) fn find(&self, wanted: &str) -> Result<Container, ContainerError> {
-        let all = self.list()?;
+        let (all, mut damaged) = self.scan()?;
+        damaged.retain(|one| !wanted.is_empty() && one.begins_with(wanted));
         let exact = all
             .iter()
             .find(|one| one.record.name.as_str() == wanted || one.record.id.as_str() == wanted);
@@ -397,12 +418,14 @@ impl Containers {
         let mut beginning = all
             .iter()
             .filter(|one| !wanted.is_empty() && one.record.id.as_str().starts_with(wanted));
-        match (beginning.next(), beginning.next()) {
-            (Some(found), None) => Ok(found.clone()),
-            (Some(_), Some(_)) => Err(ContainerError::Ambiguous {
+        let other = damaged.pop();
+        match (beginning.next(), beginning.next(), other) {
+            (Some(found), None, None) => Ok(found.clone()),
+            (None, _, Some(other)) if damaged.is_empty() => Err(other.error),
+            (Some(_), _, _) | (_, _, Some(_)) => Err(ContainerError::Ambiguous {
                 prefix: wanted.to_owned(),
             }),
-            (None, _) => {
+            (None, _, None) => {
                 let known = all.iter().map(|one| one.record.name.as_str());
                 Err(ContainerError::NotFound {
                     name: wanted.to_owned(),
@@ -481,8 +504,12 @@ impl Container {
     fn load(folder: &Path) -> Result<Self, ContainerError> {
         let path = folder.join("state.json");
         let text = fs::read(&path).map_err(failed("read", &path))?;
-        let record = serde_json::from_slice(&text)
-            .map_err(|source| ContainerError::Damaged { path, source })?;
+        let record = serde_json::from_slice(&text).map_err(|source: serde_json::Error| {
+            ContainerError::Damaged {
+                path,
+                source: source.into(),
+            }
+        })?;
         Ok(Self {
             folder: folder.to_owned(),
             record,
@@ -490,16 +517,44 @@ impl Container {
     }
 
     /// Writes the state, whole or not at all.
+    ///
+    /// Also when the machine loses its power, once the container has been made or has ended, and stays. Until then nobody waits for the
+    /// disk, because whoever starts a container would: one that is being made is of no use after a crash, and that of one that runs
+    /// is on the disk soon ([`Self::sync_state`]).
     pub(crate) fn save(&self) -> Result<(), ContainerError> {
-        let path = self.folder.join("state.json");
+        let path = self.state_path();
         let unfinished = self.folder.join(".state.json");
         let text =
             serde_json::to_vec_pretty(&self.record).map_err(|source| ContainerError::Damaged {
                 path: path.clone(),
-                source,
+                source: source.into(),
             })?;
-        fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
+        let ended = !matches!(
+            self.record.status,
+            Status::Creating | Status::Running { .. }
+        );
+        let write = || {
+            let mut file = File::create(&unfinished)?;
+            file.write_all(&text)?;
+            match ended && !self.record.auto_remove {
+                true => file.sync_all(),
+                false => Ok(()),
+            }
+        };
+        write().map_err(failed("write", &unfinished))?;
         fs::rename(&unfinished, &path).map_err(failed("write", &path))
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.folder.join("state.json")
+    }
+
+    /// Waits until the state that was written last is on the disk.
+    pub(crate) fn sync_state(&self) -> Result<(), ContainerError> {
+        let path = self.state_path();
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .map_err(failed("write to disk", &path))
     }
 
     /// Reads the state, changes it and writes it.
@@ -564,7 +619,7 @@ impl Attended {
 mod tests {
     use super::*;
 
-    fn new(name: Option<&ContainerId>) -> NewContainer<'_> {
+    pub(super) fn new(name: Option<&ContainerId>) -> NewContainer<'_> {
         NewContainer {
             id: ContainerId::new(names::random_id().unwrap()).unwrap(),
             name,

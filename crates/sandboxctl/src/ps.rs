@@ -10,6 +10,7 @@ use crate::format::{self, Column, LABEL};
 use crate::look::{Seen, look};
 use crate::names;
 use crate::network::Attached;
+use crate::report;
 use crate::settings::Settings;
 use crate::settle::{self, SettleError};
 use crate::table;
@@ -55,7 +56,12 @@ const COLUMNS: [Column; 14] = [
 
 /// Lists containers.
 pub(crate) async fn ps(app: &App, args: &PsArgs) -> Result<(), PsError> {
-    let all = settle::all(app, &app.containers()?).await?;
+    let containers = app.containers()?;
+    let all = settle::all(app, &containers).await?;
+    if args.all {
+        let damaged = containers.damaged().map_err(AppError::from)?;
+        damaged.iter().for_each(|one| report::warn(&one.error));
+    }
     // Whoever asks for the last ones, or for a state, wants to see those that have ended.
     let last = args
         .last

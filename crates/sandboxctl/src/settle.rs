@@ -4,6 +4,8 @@
 //! What still runs of such a container is ended: nobody reads its output, so that it would stand still as soon as the
 //! fifos are full, and nobody would notice its end. Its state then says what happened.
 
+mod damaged;
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +24,8 @@ use crate::settings::Settings;
 use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
 use crate::stdio::Fifos;
 use crate::volume::{VolumeError, Volumes};
+
+pub(crate) use damaged::remove_damaged;
 
 /// Why the state of a container cannot be put in order.
 #[derive(Debug, thiserror::Error)]
@@ -247,7 +251,7 @@ mod tests {
     use super::*;
     use crate::container::NewContainer;
 
-    fn made(containers: &Containers) -> Attended {
+    pub(super) fn made(containers: &Containers) -> Attended {
         let id = crate::names::random_id().unwrap();
         let new = NewContainer {
             id: id.parse().unwrap(),
@@ -263,7 +267,7 @@ mod tests {
     }
 
     /// Takes a lease on an image without layers, and tells whose leases there are.
-    fn lease(store: &Store, container: &Attended) {
+    pub(super) fn lease(store: &Store, container: &Attended) {
         let image = Image {
             name: "demo".parse().unwrap(),
             digest: Digest::of(b"demo"),
@@ -276,7 +280,7 @@ mod tests {
         store.lease(&container.container.record.id, &image).unwrap();
     }
 
-    fn holders(app: &App) -> Vec<String> {
+    pub(super) fn holders(app: &App) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(app.root().join("images/leases"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -285,7 +289,7 @@ mod tests {
         names
     }
 
-    fn app() -> (tempfile::TempDir, App) {
+    pub(super) fn app() -> (tempfile::TempDir, App) {
         let root = tempfile::tempdir().unwrap();
         let app = App::new(root.path(), None).unwrap();
         (root, app)

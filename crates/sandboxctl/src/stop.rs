@@ -391,7 +391,16 @@ async fn rm_one(
     wanted: &str,
     args: &RmArgs,
 ) -> Result<(), StopError> {
-    let container = settle::find(app, containers, wanted).await?;
+    let container = match settle::find(app, containers, wanted).await {
+        Err(SettleError::Container(ContainerError::Damaged { .. })) if args.force => {
+            let volumes = match args.volumes {
+                true => AnonymousVolumes::Removed,
+                false => AnonymousVolumes::Kept,
+            };
+            return settle::remove_damaged(app, containers, wanted, volumes).await;
+        }
+        found => found?,
+    };
     let (seen, shim) = look(&container).await;
     if seen.is_live() {
         if !args.force {
@@ -417,7 +426,7 @@ async fn rm_one(
 }
 
 /// Ends a running container, and its attendant if that does not do so by itself.
-async fn end(container: &Container, shim: Option<Shim>) -> Result<(), StopError> {
+pub(crate) async fn end(container: &Container, shim: Option<Shim>) -> Result<(), StopError> {
     if let Some(shim) = &shim {
         // One that does not listen is killed below.
         let _ = shim

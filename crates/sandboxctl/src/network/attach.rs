@@ -117,7 +117,7 @@ pub(crate) fn detach(folder: &Path, id: &str) -> Result<(), NetworkError> {
 fn others(app: &App, id: &str) -> Result<BTreeMap<String, Attached>, NetworkError> {
     let containers = app
         .containers()?
-        .list()
+        .holders()
         .map_err(crate::app::AppError::from)?;
     let mut others = BTreeMap::new();
     for container in containers {

@@ -123,7 +123,7 @@ fn ls(networks: &Networks, args: &NetworkLsArgs) -> Result<(), NetworkError> {
 
 /// Names of containers that use the network, running or not.
 fn users(app: &App, name: &str) -> Result<Vec<String>, NetworkError> {
-    let containers = app.containers()?.list().map_err(AppError::from)?;
+    let containers = app.containers()?.holders().map_err(AppError::from)?;
     Ok(containers
         .iter()
         .filter(|container| {

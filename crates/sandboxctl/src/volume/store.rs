@@ -285,7 +285,7 @@ pub(crate) fn users(
         })
     };
     Ok(containers
-        .list()?
+        .holders()?
         .into_iter()
         .filter(|container| has(&container.folder))
         .map(|container| container.record.name.to_string())
