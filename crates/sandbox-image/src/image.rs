@@ -11,7 +11,7 @@ use crate::reference::Reference;
 /// An image whose manifest and configuration were verified and whose layers are all in the store.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// The name it was found by, in full; of several names, for a lookup by ID, the first.
+    /// The name it was found by, in full; of several names, for a lookup by ID, the first; its ID if it has none.
     pub name: Reference,
     /// The digest of its manifest: the image's ID.
     pub digest: Digest,
@@ -46,7 +46,7 @@ pub struct Layer {
 pub struct ImportedImage {
     /// The image, by its first name.
     pub image: Image,
-    /// Every name it has now been given.
+    /// Every name it has now been given; none if it carried none.
     pub names: Vec<Reference>,
     /// How many of its layers were not in the store before.
     pub new_layers: usize,

@@ -93,18 +93,22 @@ impl Store {
         path: &Path,
         name: Option<&Reference>,
     ) -> Result<ImportedImage, ImportError> {
-        let mut imported = self.import_chosen(path, name, false)?;
-        imported
-            .pop()
-            .ok_or_else(|| Platform::host().none(Vec::new()))
+        let mut imported = None;
+        self.import_chosen(path, name, false, &mut |image| imported = Some(image))?;
+        imported.ok_or_else(|| Platform::host().none(Vec::new()))
     }
 
-    /// Brings every image in `path` into the store, under the names that they carry, as [`Self::import`] does with one.
+    /// Brings every image in `path` into the store, under the names that they carry, as [`Self::import`] does with one. One without
+    /// a name is kept by its ID. `loaded` is told of each as soon as it is there.
     ///
     /// # Errors
     /// See [`ImportError`]. Images before the one that failed stay.
-    pub fn load(&self, path: &Path) -> Result<Vec<ImportedImage>, ImportError> {
-        self.import_chosen(path, None, true)
+    pub fn load(
+        &self,
+        path: &Path,
+        loaded: &mut dyn FnMut(ImportedImage),
+    ) -> Result<(), ImportError> {
+        self.import_chosen(path, None, true, loaded)
     }
 
     fn import_chosen(
@@ -112,7 +116,8 @@ impl Store {
         path: &Path,
         name: Option<&Reference>,
         all: bool,
-    ) -> Result<Vec<ImportedImage>, ImportError> {
+        done: &mut dyn FnMut(ImportedImage),
+    ) -> Result<(), ImportError> {
         self.adding(|work, activity| {
             let files = Files::open(path, work, &self.limits)?;
             let platform = Platform::host();
@@ -121,11 +126,16 @@ impl Store {
                 all,
                 platform: &platform,
             };
-            let mut imported = Vec::new();
             for found in find(&files, path, &choice)? {
+                let names = names(path, name, &found)?;
+                if names.is_empty() && !all {
+                    return Err(ImportError::NoName {
+                        path: path.to_owned(),
+                    });
+                }
                 let naming = Naming {
                     wanted: name,
-                    names: names(path, name, &found)?,
+                    names,
                     index: None,
                 };
                 self.check_layers(&found)?;
@@ -135,9 +145,9 @@ impl Store {
                     progress: &Silent,
                 };
                 let installed = self.install_layers(&files, &found, site, 1)?;
-                imported.push(self.publish_found(&found, &installed, naming)?);
+                done(self.publish_found(&found, &installed, naming)?);
             }
-            Ok(imported)
+            Ok(())
         })
     }
 
@@ -308,20 +318,19 @@ fn find(files: &Files, path: &Path, choice: &Choice<'_>) -> Result<Vec<Found>, I
     }
 }
 
-/// The names that the image is to have.
+/// The names that the image is to have; none if it carries none.
 fn names(
     path: &Path,
     name: Option<&Reference>,
     found: &Found,
 ) -> Result<Vec<Reference>, ImportError> {
-    let no_name = || ImportError::NoName {
-        path: path.to_owned(),
-    };
     if let Some(name) = name {
         return if name.canonical().is_some() {
             Ok(vec![name.clone()])
         } else {
-            Err(no_name())
+            Err(ImportError::NoName {
+                path: path.to_owned(),
+            })
         };
     }
     let mut names = Vec::new();
@@ -331,11 +340,7 @@ fn names(
             names.push(name);
         }
     }
-    if names.is_empty() {
-        Err(no_name())
-    } else {
-        Ok(names)
-    }
+    Ok(names)
 }
 
 /// What a layout that has tags but no names is called: its file's name without endings.

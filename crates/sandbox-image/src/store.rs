@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/                      mode 0700
-//!   images.json                names: reference -> manifest, configuration, layers
+//!   images.json                names: reference -> manifest, configuration, layers; an image without a name is under its ID
 //!   blobs/sha256/<hex>         manifests, configurations and layers, as they came
 //!   layers/<diff_id hex>.erofs one EROFS image per layer, shared by every image and container
 //!   verity/<diff_id hex>       the root of the hash tree at the end of that image, by which a guest can check what it reads
@@ -290,15 +290,11 @@ impl Store {
         })
     }
 
-    /// Gives an image whose blobs and layers are all in the store its names.
+    /// Gives an image whose blobs and layers are all in the store its names; without any it is found by its ID.
     pub(crate) fn publish(&self, names: &[String], record: &Record) -> Result<Image, StoreError> {
-        let first = names.first().map(String::as_str).unwrap_or_default();
         let _lock = self.lock_images()?;
         let mut index = self.read_index()?;
-        let image = self.assemble(first, record)?;
-        for name in names {
-            index.insert(name.clone(), record.clone());
-        }
+        let image = self.assemble(&index.add(names, record), record)?;
         self.write_index(&index)?;
         Ok(image)
     }

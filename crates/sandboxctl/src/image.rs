@@ -172,7 +172,10 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
 
 fn print_removed(removed: &sandbox_image::Removed) {
     for name in &removed.untagged {
-        table::line(&format!("Untagged {name}"));
+        match name.canonical() {
+            Some(_) => table::line(&format!("Untagged {name}")),
+            None => table::line(&format!("Deleted image {name}")),
+        }
     }
     for layer in &removed.deleted_layers {
         table::line(&format!("Deleted layer {layer}"));

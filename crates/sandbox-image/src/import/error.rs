@@ -179,7 +179,9 @@ pub enum ImportError {
         path: PathBuf,
     },
     /// The image carries a name that is none.
-    #[error("the image carries a name that cannot be used; give it another with --name")]
+    #[error(
+        "the image carries a name that cannot be used; give it another with `sandboxctl image import --name NAME`"
+    )]
     BadName(#[source] ReferenceError),
     /// The name has a digest, and it is another one.
     #[error("{name} names another image: this one has digest {found}")]

@@ -239,7 +239,7 @@ fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
     annotations.get(key).map(String::as_str)
 }
 
-/// The names that a layout gives an image.
+/// The name that a layout gives an image. What is only a tag, in a file whose name is none for an image, gives none.
 fn names_of(descriptor: &Descriptor, stem: &str) -> Option<String> {
     if let Some(name) = annotation(descriptor, CONTAINERD_NAME) {
         return Some(name.to_owned());
@@ -248,7 +248,7 @@ fn names_of(descriptor: &Descriptor, stem: &str) -> Option<String> {
     if name.contains([':', '/']) {
         Some(name.to_owned())
     } else {
-        Some(format!("{stem}:{name}"))
+        Some(format!("{stem}:{name}")).filter(|name| name.parse::<Reference>().is_ok())
     }
 }
 

@@ -61,8 +61,33 @@ impl Index {
             .map(|(name, record)| (name.as_str(), record))
     }
 
-    pub(super) fn insert(&mut self, name: String, record: Record) {
-        self.images.insert(name, record);
+    /// Gives an image its names, and says by which one it is found.
+    ///
+    /// One without a name has its ID in the place of one, as long as it has no other: the ID parses as a reference, to which older versions of
+    /// this program have no objection either.
+    pub(super) fn add(&mut self, names: &[String], record: &Record) -> String {
+        let id = record.manifest.to_string();
+        if let Some(first) = names.first() {
+            self.images.remove(&id);
+            for name in names {
+                self.images.insert(name.clone(), record.clone());
+            }
+            return first.clone();
+        }
+        let known = self.names_of(record.manifest).next().map(str::to_owned);
+        let Some(known) = known else {
+            self.images.insert(id.clone(), record.clone());
+            return id;
+        };
+        // What came with it is kept for the names that it has.
+        for other in self.images.values_mut() {
+            if other.manifest == record.manifest {
+                let missing = |blob: &&Digest| !other.blobs.contains(blob);
+                let new: Vec<Digest> = record.blobs.iter().filter(missing).copied().collect();
+                other.blobs.extend(new);
+            }
+        }
+        known
     }
 
     pub(super) fn remove(&mut self, name: &str) {

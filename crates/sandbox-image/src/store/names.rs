@@ -70,8 +70,8 @@ impl Store {
         Ok(found)
     }
 
-    /// Takes away the names of images that no container uses, running or not: those that are only a digest, or, with `all`,
-    /// every one. Then deletes what no name and no container needs.
+    /// Takes away the names of images that no container uses, running or not: those without a tag, which are only a digest or an ID,
+    /// or, with `all`, every one. Then deletes what no name and no container needs.
     ///
     /// # Errors
     /// If the store cannot be read or written.
@@ -88,7 +88,7 @@ impl Store {
                         .iter()
                         .any(|(_, lease)| lease.manifest == record.manifest)
                 })
-                .filter(|(name, _)| all || name.contains('@'))
+                .filter(|(name, _)| all || !has_tag(name))
                 .map(|(name, _)| name.to_owned())
                 .collect();
             for name in &superfluous {
@@ -121,4 +121,9 @@ impl Store {
         }
         self.collect()
     }
+}
+
+fn has_tag(name: &str) -> bool {
+    name.parse::<Reference>()
+        .is_ok_and(|name| name.tag().is_some())
 }

@@ -10,6 +10,7 @@ mod bombs;
 mod build;
 mod hostile;
 mod import;
+mod load;
 mod registry;
 mod scratch;
 mod server;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         hostile::tests(),
         bombs::tests(),
         import::tests(),
+        load::tests(),
         store::tests(),
         registry::tests(),
         tools::tests(),

@@ -40,14 +40,18 @@ fn print(done: &str, imported: &ImportedImage) {
 
 pub(super) fn load(app: &App, args: &LoadArgs) -> Result<(), ImageError> {
     let store = app.store()?;
-    let from = |path: &Path, shown: &str| {
-        store.load(path).map_err(|source| ImageError::Import {
-            path: shown.to_owned(),
-            source: Box::new(source),
-        })
+    // As they come: when one fails, those before it stay, and were told of.
+    let mut loaded = |imported: ImportedImage| print_loaded(&imported, args.quiet);
+    let mut from = |path: &Path, shown: &str| {
+        store
+            .load(path, &mut loaded)
+            .map_err(|source| ImageError::Import {
+                path: shown.to_owned(),
+                source: Box::new(source),
+            })
     };
-    let images = match &args.input {
-        Some(path) => from(path, &path.display().to_string())?,
+    match &args.input {
+        Some(path) => from(path, &path.display().to_string()),
         None => {
             // An archive is read in no particular order, so it has to be a file.
             let shown = "standard input";
@@ -61,19 +65,19 @@ pub(super) fn load(app: &App, args: &LoadArgs) -> Result<(), ImageError> {
             }
             let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
             io::copy(&mut io::stdin().lock(), file.as_file_mut()).map_err(failed)?;
-            from(file.path(), shown)?
-        }
-    };
-    for imported in &images {
-        if args.quiet {
-            for name in &imported.names {
-                table::line(&name.to_string());
-            }
-        } else {
-            print("Loaded", imported);
+            from(file.path(), shown)
         }
     }
-    Ok(())
+}
+
+fn print_loaded(imported: &ImportedImage, quiet: bool) {
+    let id = imported.image.digest;
+    match (imported.names.as_slice(), quiet) {
+        ([], true) => table::line(&id.to_string()),
+        ([], false) => table::line(&format!("Loaded image ID: {id}")),
+        (names, true) => names.iter().for_each(|name| table::line(&name.to_string())),
+        (_, false) => print("Loaded", imported),
+    }
 }
 
 pub(super) fn save(app: &App, args: &SaveArgs) -> Result<(), ImageError> {

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sandbox_image::Image;
+use sandbox_image::{Image, Reference};
 use serde_json::{Value, json};
 
 use super::ImageError;
@@ -76,11 +76,14 @@ fn item(image: &Image, id: &str, now: u64) -> Value {
         .as_deref()
         .and_then(|created| humantime::parse_rfc3339(created).ok())
         .map(seconds);
+    // One without a name is listed by its ID alone.
+    let name = Some(&image.name).filter(|name| name.canonical().is_some());
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.to_owned());
     json!({
-        "Name": image.name.to_string(),
-        "Repository": image.name.short_repository().unwrap_or_else(|| NONE.to_owned()),
+        "Name": or_none(name.map(ToString::to_string)),
+        "Repository": or_none(name.and_then(Reference::short_repository)),
         "Tag": image.name.tag().unwrap_or(NONE),
-        "Digest": image.name.digest().map_or_else(|| NONE.to_owned(), |digest| digest.to_string()),
+        "Digest": or_none(name.and_then(Reference::digest).map(|digest| digest.to_string())),
         "ID": id,
         "CreatedAt": created.map_or_else(|| "N/A".to_owned(), time::spoken),
         "CreatedSince": created.map_or_else(|| "N/A".to_owned(), ago),
