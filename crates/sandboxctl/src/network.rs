@@ -33,6 +33,7 @@ use crate::container::now;
 use crate::names;
 use crate::template::TemplateError;
 use crate::values::namespaces::NetworkMode;
+use crate::values::network::HostAddress;
 use crate::values::ports::Published;
 pub(crate) use attach::{Attached, NetworkPlan};
 pub(crate) use subnets::{Subnet, SubnetError, subnet};
@@ -354,6 +355,10 @@ pub(crate) fn plan(
     id: &str,
     options: &ContainerOptions,
 ) -> Result<Option<NetworkPlan>, NetworkError> {
+    let wants_gateway = options
+        .add_host
+        .iter()
+        .any(|entry| entry.address == HostAddress::Gateway);
     let name = match &options.network {
         Some(NetworkMode::None) => None,
         Some(NetworkMode::Named(name)) => {
@@ -362,8 +367,8 @@ pub(crate) fn plan(
         }
         None => match available() {
             Ok(()) => Some(DEFAULT.to_owned()),
-            // Ports say that a network is meant.
-            Err(error) if !options.publish.is_empty() => return Err(error),
+            // These say that a network is meant.
+            Err(error) if wants_gateway || !options.publish.is_empty() => return Err(error),
             Err(error) => {
                 eprintln!(
                     "sandboxctl: the container has no network: {error}; --network none does without this line"
@@ -378,6 +383,7 @@ pub(crate) fn plan(
             ("--ip", options.ip.is_some()),
             ("--ip6", options.ip6.is_some()),
             ("--mac-address", options.mac_address.is_some()),
+            ("--add-host NAME:host-gateway", wants_gateway),
         ];
         return match asked.into_iter().find(|(_, asked)| *asked) {
             Some((option, _)) => Err(NetworkError::NeedsNetwork { option }),

@@ -150,7 +150,7 @@ fn bridge(world: &World) -> Result<()> {
     });
     let script = format!(
         "busybox wget -q -O - http://{address}/hostname && busybox wget -q -O - http://{gateway}:9000/; \
-         tail -n 1 /etc/hosts | cut -f 1; cat /sys/class/net/eth0/address"
+         tail -n 1 /etc/hosts | cut -f 1; cat /sys/class/net/eth0/address; grep outside /etc/hosts | tr '\t' ' '"
     );
     let asked = [
         "run",
@@ -159,6 +159,8 @@ fn bridge(world: &World) -> Result<()> {
         "bridge",
         "--mac-address",
         "02:00:5e:00:00:09",
+        "--add-host",
+        "outside:host-gateway",
         "demo",
         "sh",
         "-c",
@@ -169,10 +171,11 @@ fn bridge(world: &World) -> Result<()> {
         .join()
         .map_err(|_| anyhow::anyhow!("the server panicked"))??;
     let lines: Vec<&str> = text.lines().collect();
-    ensure!(lines.len() == 4, "{text}");
+    ensure!(lines.len() == 5, "{text}");
     ensure!(lines[..2] == ["web", "the host"], "{text}");
     ensure!(lines[2].starts_with("10.232."), "{text}");
     ensure!(lines[3] == "02:00:5e:00:00:09", "{text}");
+    ensure!(lines[4] == format!("{gateway} outside"), "{text}");
 
     host.sandboxctl(world, &["rm", "-f", "web"])?
         .expect_code(0)?;
@@ -258,6 +261,19 @@ fn none(world: &World) -> Result<()> {
         ])?
         .expect_code(125)?
         .expect_stderr(&["-p needs a network"])?;
+    world
+        .sandboxctl(&[
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            "--add-host",
+            "outside:host-gateway",
+            "demo",
+            "true",
+        ])?
+        .expect_code(125)?
+        .expect_stderr(&["host-gateway needs a network"])?;
     Ok(())
 }
 

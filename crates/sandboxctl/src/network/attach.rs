@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::{DEFAULT, NetworkError, Networks, failed, ports};
 use crate::app::App;
+use crate::values::network::HOST_GATEWAY;
 use crate::values::ports::Published;
 
 /// Its name in the container's folder.
@@ -162,21 +163,32 @@ impl Networks {
     }
 }
 
-/// Puts the container's own name behind its address: it is in the last line of the hosts file.
+/// Puts the addresses that the container was given into its hosts file.
 fn name_in_hosts(folder: &Path, attached: &Attached) -> Result<(), NetworkError> {
     let path = folder.join("hosts");
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
-    let Some(address) = attached.addresses()?.into_iter().next() else {
-        return Ok(());
-    };
-    let mut lines: Vec<&str> = text.lines().collect();
-    let names = lines
-        .pop()
-        .and_then(|line| line.split_once('\t'))
-        .map_or("", |(_, names)| names);
-    let own = format!("{}\t{names}", address.ip);
-    lines.push(&own);
-    fs::write(&path, format!("{}\n", lines.join("\n"))).map_err(failed("write", &path))
+    let given = attached.addresses()?;
+    fs::write(&path, with_addresses(&text, &given)).map_err(failed("write", &path))
+}
+
+/// A hosts file in which the container's own name, in the last line, stands for its first address, and what was to stand for the
+/// host for the gateways. A network keeps its gateways, so these lines are right also when the container is started again.
+fn with_addresses(text: &str, given: &[Given]) -> String {
+    let gateways = given.iter().filter_map(|one| one.gateway);
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        match line.split_once('\t') {
+            Some((HOST_GATEWAY, name)) if !given.is_empty() => {
+                lines.extend(gateways.clone().map(|ip| format!("{ip}\t{name}")));
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    if let (Some(own), Some(first)) = (lines.last_mut(), given.first()) {
+        let names = own.split_once('\t').map_or("", |(_, names)| names);
+        *own = format!("{}\t{names}", first.ip);
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 /// An address that the network gave.
@@ -363,6 +375,35 @@ mod tests {
             mac: None,
         };
         reserve(app, container.folder(), id, &plan)
+    }
+
+    #[test]
+    fn hosts_file_gets_the_containers_address_and_the_gateways() {
+        let text = "127.0.0.1\tlocalhost\nhost-gateway\thost.docker.internal\n127.0.0.1\tweb\n";
+        assert_eq!(with_addresses(text, &[]), text);
+        let given = |ip: &str, gateway: &str| Given {
+            ip: ip.parse().unwrap(),
+            prefix: 24,
+            gateway: Some(gateway.parse().unwrap()),
+        };
+        let addressed = with_addresses(
+            text,
+            &[
+                given("10.232.0.2", "10.232.0.1"),
+                given("fd00::2", "fd00::1"),
+            ],
+        );
+        assert_eq!(
+            addressed,
+            "127.0.0.1\tlocalhost\n10.232.0.1\thost.docker.internal\nfd00::1\thost.docker.internal\n10.232.0.2\tweb\n"
+        );
+        // Started again, with another address.
+        let again = with_addresses(&addressed, &[given("10.232.0.3", "10.232.0.1")]);
+        assert!(
+            again.contains("10.232.0.1\thost.docker.internal\n"),
+            "{again}"
+        );
+        assert!(again.ends_with("10.232.0.3\tweb\n"), "{again}");
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! What is written into `/etc/hosts` and `/etc/resolv.conf`.
 
+use std::fmt;
 use std::net::IpAddr;
+
+/// docker's word for the host, as a container reaches it.
+pub(crate) const HOST_GATEWAY: &str = "host-gateway";
 
 /// Why a name or an address was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NameError {
     /// Not an entry of the hosts file.
-    #[error("{value:?} is not an entry of the hosts file; write NAME:ADDRESS, such as db:10.0.0.5")]
+    #[error(
+        "{value:?} is not an entry of the hosts file; write NAME:ADDRESS, such as db:10.0.0.5, or NAME:{HOST_GATEWAY}"
+    )]
     Host { value: String },
-    /// docker's word for the host's own address.
-    #[error("{value:?}: there is no network on which the host could be reached; give an address")]
-    HostGateway { value: String },
     /// Not a name that a machine can have.
     #[error(
         "{value:?} is not a host name; write letters, digits, '-', '_' and '.', at most 64 of them"
@@ -25,26 +28,41 @@ pub(crate) enum NameError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostEntry {
     pub(crate) name: String,
-    pub(crate) address: IpAddr,
+    pub(crate) address: HostAddress,
 }
 
-/// `NAME:ADDRESS`, or `NAME=ADDRESS`; an IPv6 address may stand in brackets (docker).
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostAddress {
+    Ip(IpAddr),
+    /// This host: the gateway of the container's network, which is known once it is attached ([`crate::network::attach`]).
+    Gateway,
+}
+
+impl fmt::Display for HostAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Gateway => f.write_str(HOST_GATEWAY),
+        }
+    }
+}
+
+/// `NAME:ADDRESS`, or `NAME=ADDRESS`, or `host-gateway` for the address; an IPv6 address may stand in brackets (docker).
 pub(crate) fn add_host(value: &str) -> Result<HostEntry, NameError> {
     let wrong = || NameError::Host {
         value: value.to_owned(),
     };
     let at = value.find(['=', ':']).ok_or_else(wrong)?;
     let (name, address) = (&value[..at], &value[at + 1..]);
-    if address == "host-gateway" {
-        return Err(NameError::HostGateway {
-            value: value.to_owned(),
-        });
-    }
     let bare = address
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(address);
-    let address = bare.parse().map_err(|_| wrong())?;
+    let address = match address {
+        HOST_GATEWAY => HostAddress::Gateway,
+        _ => HostAddress::Ip(bare.parse().map_err(|_| wrong())?),
+    };
     if name.is_empty() || !is_word(name) {
         return Err(wrong());
     }
@@ -100,18 +118,28 @@ mod tests {
         ] {
             let entry = add_host(text).unwrap();
             assert_eq!(entry.name, name);
-            assert_eq!(entry.address, address.parse::<IpAddr>().unwrap());
+            assert_eq!(entry.address, HostAddress::Ip(address.parse().unwrap()));
         }
-        for text in ["db", "db:", ":10.0.0.5", "db:x", "a b:10.0.0.5", "a\n:::1"] {
+        for text in [
+            "db",
+            "db:",
+            ":10.0.0.5",
+            "db:x",
+            "a b:10.0.0.5",
+            "a\n:::1",
+            ":host-gateway",
+            "db:[host-gateway]",
+        ] {
             assert!(
                 matches!(add_host(text), Err(NameError::Host { .. })),
                 "{text}"
             );
         }
-        assert!(matches!(
-            add_host("h:host-gateway"),
-            Err(NameError::HostGateway { .. })
-        ));
+        let entry = add_host("h:host-gateway").unwrap();
+        assert_eq!(
+            (entry.name.as_str(), entry.address),
+            ("h", HostAddress::Gateway)
+        );
     }
 
     #[test]
