@@ -52,7 +52,7 @@ pub(crate) fn pid(value: &str) -> Result<(), NamespaceError> {
         _ => Err(refused(
             value,
             "processes",
-            "; --privileged shows a container all of its own machine's devices",
+            "; --privileged gives a container all rights over its own machine's kernel",
             "write private, or leave the option out",
         )),
     }
