@@ -1,7 +1,7 @@
 //! Images from a real registry on loopback and to it, and from archives and into them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -120,6 +120,16 @@ fn round_trip(world: &World) -> Result<()> {
         registry.manifest(world, "elsewhere/three:2")? == before,
         "the manifest changed"
     );
+    // A digest is no tag, and does not become latest.
+    let digest = world
+        .sandboxctl(&["image", "inspect", "-f", "{{.Id}}", &to])?
+        .expect_code(0)?;
+    let by_digest = format!("{}/two@{}", registry.name(), digest.text().trim());
+    world.sandboxctl(&["pull", &by_digest])?.expect_code(0)?;
+    world
+        .sandboxctl(&["push", &by_digest])?
+        .expect_code(125)?
+        .expect_stderr(&["cannot push a digest reference", "sandboxctl tag"])?;
     // To a registry that has nothing of it yet, where the layers have to be sent.
     let other = Registry::open(world, "other")?;
     let there = format!("{}/two:1", other.name());
@@ -329,7 +339,33 @@ fn save_and_load(world: &World) -> Result<()> {
     world
         .sandboxctl(&["load", "-i", &docker.to_string_lossy()])?
         .expect_code(0)?;
-    id("two:1").map(drop)
+    id("two:1")?;
+    load_nameless(world, &folder)
+}
+
+/// An image without a name is there by its ID, until it is cleared away.
+fn load_nameless(world: &World, folder: &Path) -> Result<()> {
+    let archive = world.path().join("nameless.tar");
+    let from = format!("oci:{}:two", folder.display());
+    let to = format!("oci-archive:{}", archive.display());
+    skopeo(world, &["copy", "--quiet", &from, &to])?;
+    world.sandboxctl(&["rmi", "two:1"])?.expect_code(0)?;
+    let loaded = world
+        .sandboxctl(&["load", "-i", &archive.to_string_lossy()])?
+        .expect_code(0)?
+        .text();
+    let id = loaded
+        .trim()
+        .strip_prefix("Loaded image ID: ")
+        .with_context(|| format!("load said {loaded:?}"))?;
+    world.sandboxctl(&["history", id])?.expect_code(0)?;
+    let listed = world.sandboxctl(&["images"])?.expect_code(0)?;
+    ensure!(listed.text().contains("<none>"), "{}", listed.text());
+    let pruned = world
+        .sandboxctl(&["image", "prune", "--force"])?
+        .expect_code(0)?;
+    ensure!(pruned.text().contains(id), "{}", pruned.text());
+    Ok(())
 }
 
 fn prune(world: &World) -> Result<()> {

@@ -138,6 +138,13 @@ fn bridge(world: &World) -> Result<()> {
         .expect_code(125)?
         .expect_stderr(&["8080", "already"])?;
 
+    let twice = [
+        "run", "--rm", "-p", "8090:80", "-p", "8090:81", "demo", "true",
+    ];
+    host.sandboxctl(world, &twice)?
+        .expect_code(125)?
+        .expect_stderr(&["8090", "twice"])?;
+
     // Another container reaches the first one, and a server of the host's.
     let at = format!("{gateway}:9000");
     let listener = host.0.within(move || Ok(TcpListener::bind(at)?))?;

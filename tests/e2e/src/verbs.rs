@@ -28,6 +28,10 @@ pub(crate) const CASES: &[Case] = &[
         "verbs_killed_shim_shows_as_exited_with_the_reason",
         killed_shim,
     ),
+    (
+        "verbs_container_with_a_damaged_state_is_shown_and_removed",
+        damaged_state,
+    ),
 ];
 
 /// How long something may take that is about to happen.
@@ -335,6 +339,28 @@ fn killed_shim(world: &World) -> Result<()> {
     world.expect_no_process()?;
     run(world, &["start", "orphan"], "orphan\n")?;
     run(world, &["rm", "-f", "orphan"], "orphan\n")
+}
+
+fn damaged_state(world: &World) -> Result<()> {
+    detached(world, "cut")?;
+    let id = world.sandboxctl(&["ps", "-q", "--no-trunc"])?.text();
+    let id = id.trim();
+    let folder = world.state_dir().join("containers").join(id);
+    std::fs::write(folder.join("state.json"), "")?;
+    let hint = format!("rm -f {}", &id[..12]);
+    world
+        .sandboxctl(&["ps", "-a"])?
+        .expect_code(0)?
+        .expect_stderr(&["is damaged", &hint])?;
+    world
+        .sandboxctl(&["rm", &id[..12]])?
+        .expect_code(125)?
+        .expect_stderr(&["is damaged", &hint])?;
+    run(world, &["rm", "-f", &id[..12]], &format!("{}\n", &id[..12]))?;
+    ensure!(!folder.exists(), "its folder is left");
+    let leases = std::fs::read_dir(world.state_dir().join("images/leases"))?.count();
+    ensure!(leases == 0, "{leases} leases are left");
+    world.expect_no_process()
 }
 
 /// Says what it has of its options, and that it was asked to end, but does not.
