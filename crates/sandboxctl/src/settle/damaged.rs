@@ -18,9 +18,11 @@ pub(crate) async fn remove_damaged(
     wanted: &str,
     anonymous: AnonymousVolumes,
 ) -> Result<(), StopError> {
-    let Some(container) = containers.find_damaged(wanted)? else {
-        return Ok(());
-    };
+    let container = containers.find_damaged(wanted)?;
+    let container = container.ok_or_else(|| ContainerError::NotFound {
+        name: wanted.to_owned(),
+        near: Vec::new(),
+    })?;
     stop::end(&container, shim(&container).await).await?;
     let attended = match containers.take_stand_in(container) {
         Ok(Some(attended)) => attended,
