@@ -139,7 +139,16 @@ fn bridge(world: &World) -> Result<()> {
         .expect_stderr(&["8080", "already"])?;
 
     let twice = [
-        "run", "--rm", "-p", "8090:80", "-p", "8090:81", "demo", "true",
+        "run",
+        "--rm",
+        "--network",
+        "bridge",
+        "-p",
+        "8090:80",
+        "-p",
+        "8090:81",
+        "demo",
+        "true",
     ];
     host.sandboxctl(world, &twice)?
         .expect_code(125)?
