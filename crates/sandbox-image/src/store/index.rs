@@ -63,8 +63,8 @@ impl Index {
 
     /// Gives an image its names, and says by which one it is found.
     ///
-    /// One without a name has its ID in the place of one, as long as it has no other: the ID parses as a reference, to which older versions of
-    /// this program have no objection either.
+    /// One without a name has its ID in the place of one, as long as it has no other: the ID parses as a reference, to which
+    /// older versions of this program have no objection either.
     pub(super) fn add(&mut self, names: &[String], record: &Record) -> String {
         let id = record.manifest.to_string();
         if let Some(first) = names.first() {
