@@ -12,6 +12,7 @@
 //! | `linux.cgroupsPath` | a cgroup of our own |
 //! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
 //! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
+//! | `linux.rootfsPropagation` | `rslave` becomes `slave`, and so on |
 //! | `linux.sysctl` | `net.*` is set in the guest's network namespace by the agent |
 //! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
 
@@ -199,6 +200,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
         .set_cgroups_path(Some(PathBuf::from(placement.cgroups_path)))
         .set_mount_label(None);
     adapt_namespaces(&mut linux, placement.shared)?;
+    mounts::adapt_root(&mut linux);
     let resources = linux.resources().clone().unwrap_or_default();
     let limits = Limits::new(&resources, processors())?;
     let devices = resources.devices().clone().unwrap_or_default();

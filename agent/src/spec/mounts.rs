@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, Spec};
+use oci_spec::runtime::{Linux, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
 use sandbox_protocol::extensions::FILL_OPTION;
@@ -64,6 +64,18 @@ fn bind(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     mount.typ().as_deref() == Some("bind")
         || options.iter().any(|word| word == "bind" || word == "rbind")
+}
+
+/// Says the propagation of the root in the words that libcontainer knows. It changes the root with all that is mounted
+/// below in any case, so that a recursive word (containerd's CRI plugin writes `rslave`) means what the plain one does.
+pub(super) fn adapt_root(linux: &mut Linux) {
+    let word = linux.rootfs_propagation().clone().unwrap_or_default();
+    let plain = match propagation(&word) {
+        Some((_, true)) => word.strip_prefix('r').unwrap_or(&word),
+        // Others are libcontainer's to refuse.
+        _ => &word,
+    };
+    linux.set_rootfs_propagation((!plain.is_empty()).then(|| plain.to_owned()));
 }
 
 /// What was taken out of the mounts.

@@ -117,6 +117,23 @@ fn namespace_of_another_container_is_joined() {
 }
 
 #[test]
+fn root_propagation_becomes_the_plain_word() {
+    for (word, expected) in [
+        ("rslave", Some("slave")),
+        ("rprivate", Some("private")),
+        ("rshared", Some("shared")),
+        ("runbindable", Some("unbindable")),
+        ("slave", Some("slave")),
+        ("", None),
+        ("other", Some("other")),
+    ] {
+        let guest = adapted(|spec| spec["linux"]["rootfsPropagation"] = json!(word)).unwrap();
+        let linux = guest.spec.linux().as_ref().unwrap();
+        assert_eq!(linux.rootfs_propagation().as_deref(), expected, "{word}");
+    }
+}
+
+#[test]
 fn resources_are_for_the_agent_alone() {
     let memory = json!({"memory": {"limit": 1}, "devices": [{"allow": true, "access": "rwm"}]});
     let guest = adapted(|spec| spec["linux"]["resources"] = memory).unwrap();

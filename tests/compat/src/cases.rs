@@ -207,7 +207,7 @@ fn mounts(spec: &mut Value) {
             json!({"destination": "/var/link/over", "type": "tmpfs", "source": "tmpfs", "options": ["relatime"]}),
         ],
     );
-    spec["linux"]["rootfsPropagation"] = json!("slave");
+    spec["linux"]["rootfsPropagation"] = json!("rslave");
 }
 
 /// Folders and files of the host's.
