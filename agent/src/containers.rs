@@ -271,7 +271,7 @@ impl Containers {
             });
         }
         let (process, mut confinement) = spec::adapt_added_process(process_json, wanted.terminal)?;
-        let path = container.directory.join(format!("exec-{exec}.json"));
+        let path = container.description(&exec);
         let text = serde_json::to_vec(&process).map_err(spec::SpecError::from)?;
         fs::write(&path, text).map_err(|source| ContainerError::Directory {
             path: path.clone(),
@@ -436,6 +436,10 @@ impl Containers {
         let state = process.state();
         if matches!(state, State::Running { .. } | State::Starting { .. }) {
             return Err(container.wrong_state("delete", exec, state));
+        }
+        if let Some(exec) = exec {
+            // One that was never started still has it.
+            let _ = fs::remove_file(container.description(exec));
         }
         if exec.is_none() {
             container.tear_down().await;

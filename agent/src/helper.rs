@@ -42,6 +42,8 @@ use crate::users::{self, UserError};
 pub(crate) const ARGUMENT: &str = "helper";
 /// Name that libcontainer knows every container by; its directory tells them apart.
 pub(crate) const CONTAINER_NAME: &str = "c";
+/// How the names of the files begin that libcontainer makes for a process that is added.
+const ADDED_PREFIX: &[u8] = b"tenant-";
 /// The longest message in a [`Report`], in bytes: a report is one write that a pipe takes whole (`PIPE_BUF`).
 const MAX_MESSAGE_BYTES: usize = 1024;
 /// Open files that a container's process may have if its spec does not say: soft and hard.
@@ -277,13 +279,14 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
         }
         Action::Add(process) => {
             mark_running(&order.directory)?;
-            let pid = builder
+            let added = builder
                 .as_tenant()
                 .with_detach(true)
                 .as_sibling(true)
                 .with_process(Some(process))
-                .build()?;
-            Ok(pid.as_raw())
+                .build();
+            forget_sockets(&order.directory.join(CONTAINER_NAME));
+            Ok(added?.as_raw())
         }
     }
 }
@@ -311,6 +314,20 @@ fn mark_running(directory: &Path) -> Result<(), LibcontainerError> {
     Ok(())
 }
 
+/// Removes what libcontainer leaves of each added process in the container's folder: the socket by which it told the
+/// process to go on, and the link to the one that took its terminal. Both have been used by now, and no two processes
+/// are added to one container at once.
+fn forget_sockets(folder: &Path) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(ADDED_PREFIX) {
+            // One that stays is tried again with the next process.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Takes a descriptor that the agent left open for this process.
 #[expect(
     unsafe_code,
@@ -324,6 +341,23 @@ fn inherited(fd: RawFd) -> OwnedFd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_of_added_processes_are_removed_and_the_containers_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "tenant-notify-1.sock",
+            "tenant-notify--2f.sock",
+            "notify.sock",
+        ] {
+            std::os::unix::net::UnixListener::bind(folder.path().join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("/gone", folder.path().join("tenant-tty-1.sock")).unwrap();
+        forget_sockets(folder.path());
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(left.len(), 1);
+        assert!(folder.path().join("notify.sock").exists());
+    }
 
     #[test]
     fn report_with_a_long_message_is_one_line_that_a_pipe_takes_whole() {

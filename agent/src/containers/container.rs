@@ -45,6 +45,11 @@ impl Container {
             })
     }
 
+    /// Where the description of an added process is, until it is started.
+    pub(super) fn description(&self, exec: &ExecId) -> PathBuf {
+        self.directory.join(format!("exec-{exec}.json"))
+    }
+
     pub(super) fn name_of(&self, exec: Option<&ExecId>) -> String {
         match exec {
             Some(exec) => format!("{}/{exec}", self.id),

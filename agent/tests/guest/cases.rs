@@ -44,6 +44,7 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         exec_with_missing_program_is_told_from_one_not_executable
         exec_in_a_container_has_the_filter_and_the_capabilities
         exec_that_ends_reports_its_status
+        exec_leaves_no_file_behind
         device_that_is_not_allowed_cannot_be_opened
         user_that_is_not_root_can_reopen_its_stdout
         terminal_has_its_size_and_is_resized
@@ -309,6 +310,31 @@ async fn exec_that_ends_reports_its_status(host: &mut Host<'_>) -> Result<()> {
     let gone = status_of(host.delete("sleep", "one").await)?;
     ensure!(gone.code() == Code::NOT_FOUND && StartFailure::from_status(&gone).is_none());
     end(host, "sleep").await
+}
+
+/// Looked for where the agent is on this machine: a guest's `/run` is not to be seen.
+async fn exec_leaves_no_file_behind(host: &mut Host<'_>) -> Result<()> {
+    host.create("leaves", &spec::container(&["sleep", "1000"]), PIPES())
+        .await?;
+    host.start("leaves", "").await?;
+    let before = host.machine.agent_files()?;
+    for stdio in [PIPES(), TERMINAL()] {
+        host.add("leaves", "x", &spec::process(&["true"]), stdio)
+            .await?;
+        host.start("leaves", "x").await?;
+        host.exit("leaves", "x").await?;
+        host.delete("leaves", "x").await?;
+    }
+    host.add("leaves", "x", &spec::process(&["/missing"]), PIPES())
+        .await?;
+    status_of(host.start("leaves", "x").await)?;
+    host.delete("leaves", "x").await?;
+    host.add("leaves", "x", &spec::process(&["true"]), PIPES())
+        .await?;
+    host.delete("leaves", "x").await?;
+    let after = host.machine.agent_files()?;
+    ensure!(before == after, "{before:?} became {after:?}");
+    end(host, "leaves").await
 }
 
 async fn device_that_is_not_allowed_cannot_be_opened(host: &mut Host<'_>) -> Result<()> {

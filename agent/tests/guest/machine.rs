@@ -220,6 +220,22 @@ impl Machine {
         self.in_guest
     }
 
+    /// The names of all files that the agent keeps for its containers; none where it is in a guest, which shows nothing.
+    pub(crate) fn agent_files(&self) -> Result<Vec<PathBuf>> {
+        let child = self.children.last().context("no machine")?;
+        if self.in_guest {
+            return Ok(Vec::new());
+        }
+        let agent = child_of(child.id())?;
+        let mut found = Vec::new();
+        list(
+            &PathBuf::from(format!("/proc/{agent}/root/run/sandbox/agent")),
+            &mut found,
+        )?;
+        found.sort();
+        Ok(found)
+    }
+
     /// A connection to a port of the agent's.
     pub(crate) fn connect(&self, port: u32) -> Result<UnixStream> {
         if !self.in_guest {
@@ -311,6 +327,24 @@ impl Machine {
         let child = self.children.last_mut().context("no machine")?;
         Ok(child.wait()?.code())
     }
+}
+
+/// The one process that another has made.
+fn child_of(parent: u32) -> Result<u32> {
+    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    Ok(children.trim().parse()?)
+}
+
+/// Everything below a folder.
+fn list(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            list(&entry.path(), found)?;
+        }
+        found.push(entry.path());
+    }
+    Ok(())
 }
 
 /// Reads the next event.
