@@ -20,6 +20,7 @@ mod cause;
 mod executor;
 mod hooks;
 mod limits;
+mod subgroup;
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
@@ -234,8 +235,7 @@ fn prepare(order: &Order) -> Result<(), PrepareError> {
         }
         Action::Add(path) => {
             let mut process: Process = serde_json::from_slice(&std::fs::read(path)?)?;
-            let container = Container::load(order.directory.join(CONTAINER_NAME))?;
-            let first = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
+            let first = first_process(&order.directory)?;
             let root = PathBuf::from(format!("/proc/{first}/root"));
             if users::resolve(process.user_mut(), &root)? {
                 std::fs::write(path, serde_json::to_vec(&process)?)?;
@@ -279,10 +279,12 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
         }
         Action::Add(process) => {
             mark_running(&order.directory)?;
+            let first = first_process(&order.directory)?;
             let added = builder
                 .as_tenant()
                 .with_detach(true)
                 .as_sibling(true)
+                .with_sub_cgroup(subgroup::of(first, &order.directory))
                 .with_process(Some(process))
                 .build();
             forget_sockets(&order.directory.join(CONTAINER_NAME));
@@ -291,11 +293,16 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
     }
 }
 
+/// The pid of a container's first process.
+fn first_process(directory: &Path) -> Result<i32, LibcontainerError> {
+    let container = Container::load(directory.join(CONTAINER_NAME))?;
+    Ok(container.pid().map(|pid| pid.as_raw()).unwrap_or_default())
+}
+
 /// The user namespace of a container that has one of its own. libcontainer leaves added processes in the guest's, so
 /// the executor joins it.
 fn user_namespace(directory: &Path) -> Result<Option<OwnedFd>, LibcontainerError> {
-    let container = Container::load(directory.join(CONTAINER_NAME))?;
-    let first = container.pid().map(|pid| pid.as_raw()).unwrap_or_default();
+    let first = first_process(directory)?;
     let path = format!("/proc/{first}/ns/user");
     let link = |path: &str| std::fs::read_link(path).map_err(LibcontainerError::OtherIO);
     if link(&path)? == link("/proc/self/ns/user")? {

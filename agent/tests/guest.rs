@@ -13,6 +13,8 @@ mod control;
 mod machine;
 #[path = "guest/oci.rs"]
 mod oci;
+#[path = "guest/runc.rs"]
+mod runc;
 #[path = "guest/spec.rs"]
 mod spec;
 

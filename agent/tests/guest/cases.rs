@@ -16,6 +16,7 @@ use crate::client::{Host, PIPES, TERMINAL, limit, text};
 use crate::control::*;
 use crate::machine::{Machine, Parts};
 use crate::oci::*;
+use crate::runc::*;
 use crate::spec;
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -79,6 +80,7 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         start_hooks_run_in_the_container
         memory_that_runs_out_in_other_processes_is_told
         refusals_name_what_they_refuse
+        exec_joins_the_group_that_the_first_process_has_moved_to
     ]
 }
 

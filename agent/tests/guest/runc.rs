@@ -1,0 +1,41 @@
+//! Ways of runc's that the OCI runtime spec does not tell of, and that images and engines count on.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::cases::{OUT, end, exec, shell, until};
+use crate::client::{Host, PIPES};
+use crate::spec;
+
+/// The spec's mount at `destination`.
+fn mount_at<'a>(spec: &'a mut Value, destination: &str) -> Result<&'a mut Value> {
+    let mounts = spec["mounts"].as_array_mut().context("no mounts")?;
+    let found = mounts
+        .iter_mut()
+        .find(|mount| mount["destination"] == destination);
+    found.with_context(|| format!("no mount at {destination}"))
+}
+
+/// As systemd does it: what was in the container's own group moves down, and a controller is handed on.
+pub(crate) async fn exec_joins_the_group_that_the_first_process_has_moved_to(
+    host: &mut Host<'_>,
+) -> Result<()> {
+    let mut spec = shell(
+        "cd /sys/fs/cgroup; mkdir -p in/deep; echo 0 > in/deep/cgroup.procs; \
+         echo +pids > cgroup.subtree_control; cat cgroup.subtree_control; echo handed on; exec sleep 1000",
+    );
+    mount_at(&mut spec, "/sys/fs/cgroup")?["options"] = json!(["nosuid", "noexec", "nodev"]);
+    host.create("groups", &spec, PIPES()).await?;
+    let mut stdout = host.stream("groups", "", OUT).await?;
+    host.start("groups", "").await?;
+    let seen = until(&mut stdout, "handed on").await?;
+    ensure!(seen.contains("pids"), "{seen}");
+    let seen = exec(
+        host,
+        "groups",
+        &spec::process(&["cat", "/proc/self/cgroup"]),
+    )
+    .await?;
+    ensure!(seen == "0::/in/deep\n", "{seen}");
+    end(host, "groups").await
+}
