@@ -17,6 +17,7 @@
 //! The pipe closes with a successful execve, so its end is the start's success.
 
 mod cause;
+mod destinations;
 mod executor;
 mod hooks;
 mod limits;
@@ -35,6 +36,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use self::destinations::DestinationError;
 use self::executor::AgentExecutor;
 use crate::spec::Confinement;
 use crate::users::{self, UserError};
@@ -137,7 +139,7 @@ impl Reporter {
 /// The helper's `main`.
 pub(crate) fn main() -> ExitCode {
     let mut text = Vec::new();
-    let order: Order = match std::io::stdin()
+    let mut order: Order = match std::io::stdin()
         .read_to_end(&mut text)
         .map_err(|error| error.to_string())
         .and_then(|_| serde_json::from_slice(&text).map_err(|error| error.to_string()))
@@ -173,7 +175,7 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    if let Err(error) = prepare(&order) {
+    if let Err(error) = prepare(&mut order) {
         report.fail(FailureKind::Invalid, crate::error_chain(&error));
         return ExitCode::FAILURE;
     }
@@ -204,6 +206,9 @@ enum PrepareError {
     /// A limit is refused.
     #[error(transparent)]
     Limit(#[from] limits::LimitError),
+    /// A mount leads nowhere.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The agent's own description of the process cannot be used.
     #[error("the description of the process cannot be read or written")]
     Process(#[from] std::io::Error),
@@ -218,18 +223,22 @@ enum PrepareError {
     Container(#[from] LibcontainerError),
 }
 
-/// Looks the user up, and makes room for limits. Here and not in the agent: a file system that a container has
-/// mounted itself may make whoever reads its files wait.
-fn prepare(order: &Order) -> Result<(), PrepareError> {
+/// Looks the user up and the places of mounts, and makes room for limits. Here and not in the agent: a file system that a
+/// container has mounted itself may make whoever reads its files wait.
+fn prepare(order: &mut Order) -> Result<(), PrepareError> {
     limits::make_room(&order.confinement.rlimits)?;
     match &order.action {
         Action::Create => {
             let path = order.directory.join("config.json");
             let mut spec = Spec::load(&path)?;
             let root = spec.root().as_ref().map(|root| root.path().clone());
-            if let (Some(process), Some(root)) = (spec.process_mut(), root)
-                && users::resolve(process.user_mut(), &root)?
-            {
+            let Some(root) = root else { return Ok(()) };
+            let propagation = &mut order.confinement.propagation;
+            let mut changed = destinations::find(&mut spec, propagation, &root)?;
+            if let Some(process) = spec.process_mut() {
+                changed |= users::resolve(process.user_mut(), &root)?;
+            }
+            if changed {
                 spec.save(&path)?;
             }
         }

@@ -29,7 +29,7 @@ use oci_spec::runtime::{
 use sandbox_protocol::GUEST_RUN_DIR;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::mounts::{MountPropagation, Propagation};
+pub(crate) use self::mounts::{MountPropagation, Propagation, is_bind};
 use crate::cgroup::{Limits, ResourceError};
 use crate::fill::Fill;
 use crate::guest_path::{GuestPath, GuestPathError};

@@ -60,7 +60,8 @@ fn propagation(word: &str) -> Option<(Propagation, bool)> {
     whole.or_else(|| Some((kind(word.strip_prefix('r')?)?, true)))
 }
 
-fn bind(mount: &Mount) -> bool {
+/// Whether a mount shows what is somewhere already.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     mount.typ().as_deref() == Some("bind")
         || options.iter().any(|word| word == "bind" || word == "rbind")
@@ -97,7 +98,7 @@ pub(super) fn adapt(spec: &mut Spec, own_users: bool) -> Result<Taken, SpecError
             destination: destination.display().to_string(),
             what: what.to_owned(),
         };
-        let bind = bind(mount);
+        let bind = is_bind(mount);
         if bind {
             check_source(mount)?;
         }

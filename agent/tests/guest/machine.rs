@@ -94,7 +94,10 @@ fn busybox_tree(tree: &Path) -> Result<()> {
     )?;
     fs::write(tree.join("bin/plain"), "not a program\n")?;
     fs::write(tree.join("bin/script"), "#!/no/such/interpreter\n")?;
+    std::os::unix::fs::symlink("/missing/place", tree.join("dangling"))?;
+    fs::create_dir_all(tree.join("plain"))?;
     use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(tree.join("plain"), fs::Permissions::from_mode(0o710))?;
     fs::set_permissions(tree.join("bin/plain"), fs::Permissions::from_mode(0o644))?;
     fs::set_permissions(tree.join("bin/script"), fs::Permissions::from_mode(0o755))?;
     Ok(())

@@ -7,6 +7,12 @@ use crate::cases::{OUT, end, exec, shell, until};
 use crate::client::{Host, PIPES};
 use crate::spec;
 
+/// Runs the container and says what came out of it on both outputs.
+async fn output(host: &mut Host<'_>, id: &str, spec: &Value) -> Result<String> {
+    let (_, stdout, stderr) = host.run(id, spec).await?;
+    Ok(stdout + &stderr)
+}
+
 /// The spec's mount at `destination`.
 fn mount_at<'a>(spec: &'a mut Value, destination: &str) -> Result<&'a mut Value> {
     let mounts = spec["mounts"].as_array_mut().context("no mounts")?;
@@ -38,4 +44,19 @@ pub(crate) async fn exec_joins_the_group_that_the_first_process_has_moved_to(
     .await?;
     ensure!(seen == "0::/in/deep\n", "{seen}");
     end(host, "groups").await
+}
+
+pub(crate) async fn mount_goes_where_a_link_leads_that_nothing_is_behind(
+    host: &mut Host<'_>,
+) -> Result<()> {
+    let mut spec = shell("cat /proc/self/mounts; stat -c 'mode %a' /missing/place /plain");
+    let mounts = spec["mounts"].as_array_mut().context("no mounts")?;
+    for destination in ["/dangling", "/plain"] {
+        mounts.push(json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}));
+    }
+    let seen = output(host, "links", &spec).await?;
+    ensure!(seen.contains("tmpfs /missing/place tmpfs"), "{seen}");
+    // The first is made with it, the second is the root's.
+    ensure!(seen.contains("mode 1777\nmode 710\n"), "{seen}");
+    Ok(())
 }
