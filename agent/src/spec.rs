@@ -5,6 +5,7 @@
 //! | member | what happens |
 //! | --- | --- |
 //! | `root.path` | the path that the host gave beside the spec |
+//! | `root.readonly` | taken out: the executor does it, once the process's folder is there |
 //! | `process.user.username` | docker's `USER[:GROUP]`: the helper looks it up in the container (see [`crate::users`]) |
 //! | `process.rlimits`, `.capabilities`, `linux.seccomp` | taken out: [`Confinement`] is applied by the agent's own executor, for added processes too |
 //! | `process.apparmorProfile`, `.selinuxLabel`, `.execCPUAffinity`, `linux.mountLabel`, `.intelRdt`, `.netDevices`, `.memoryPolicy` | refused: not in the guest |
@@ -122,6 +123,8 @@ pub(crate) struct Confinement {
     /// The folder that the container's first process begins in, which is made if it is not there; none for added
     /// processes, whose folder must be there.
     pub(crate) folder: Option<PathBuf>,
+    /// The container's root is to be read-only from then on.
+    pub(crate) root_read_only: bool,
 }
 
 /// `startContainer` hooks: programs of the container's, run with what its own program will be confined to.
@@ -173,6 +176,8 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let root_path = GuestPath::new(placement.root_path)?;
     let mut root = spec.root().clone().unwrap_or_default();
     root.set_path(root_path.as_path().to_owned());
+    let read_only = root.readonly() == Some(true);
+    root.set_readonly(Some(false));
     spec.set_root(Some(root));
     let linux = spec.linux().clone();
     let mut linux = linux.ok_or(SpecError::Missing { member: "linux" })?;
@@ -188,6 +193,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let mut process = process.ok_or(SpecError::Missing { member: "process" })?;
     let mut confinement = adapt_process(&mut process, placement.terminal)?;
     confinement.folder = take_folder(&mut process);
+    confinement.root_read_only = read_only;
     spec.set_process(Some(process));
 
     check_linux(&linux)?;

@@ -27,8 +27,8 @@ use nix::fcntl::AtFlags;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
-use rustix::fs::{Gid, OFlags, Uid};
-use rustix::mount::MountPropagationFlags;
+use rustix::fs::{Gid, OFlags, StatVfsMountFlags, Uid};
+use rustix::mount::{MountFlags, MountPropagationFlags};
 use rustix::termios::Winsize;
 
 use super::{FailureKind, Reporter, hooks, limits};
@@ -157,6 +157,10 @@ impl AgentExecutor {
         if let Some(folder) = &self.confinement.folder {
             enter(folder)?;
         }
+        if self.confinement.root_read_only {
+            protect_root()
+                .map_err(|errno| setup(format!("cannot make the root read-only: {errno}")))?;
+        }
         self.path(process)?;
         for mount in &self.confinement.propagation {
             propagate(mount)?;
@@ -200,6 +204,23 @@ fn enter(folder: &Path) -> Result<(), Refusal> {
                 folder.display()
             ))
         })
+}
+
+/// Makes the root's mount read-only. What else it is stays; the kernel keeps by itself when times of access are written
+/// (mount(2), "Remounting an existing mount").
+fn protect_root() -> Result<(), rustix::io::Errno> {
+    let now = rustix::fs::statvfs("/")?.f_flag;
+    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
+    for (has, flag) in [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+    ] {
+        if now.contains(has) {
+            flags |= flag;
+        }
+    }
+    rustix::mount::mount_remount("/", flags, "")
 }
 
 /// Gives a folder that everybody may write to the permissions that an ordinary umask would have left it.

@@ -46,7 +46,8 @@ fn adapted(change: impl FnOnce(&mut Value)) -> Result<GuestSpec, SpecError> {
 fn spec_of_a_host_becomes_one_for_the_guest() {
     let guest = adapted(|_| {}).unwrap();
     assert_eq!(guest.spec.root().as_ref().unwrap().path(), Path::new(ROOT));
-    assert_eq!(guest.spec.root().as_ref().unwrap().readonly(), Some(true));
+    assert_eq!(guest.spec.root().as_ref().unwrap().readonly(), Some(false));
+    assert!(guest.confinement.root_read_only);
     assert!(guest.spec.hooks().is_none());
     let linux = guest.spec.linux().as_ref().unwrap();
     assert_eq!(

@@ -60,3 +60,16 @@ pub(crate) async fn mount_goes_where_a_link_leads_that_nothing_is_behind(
     ensure!(seen.contains("mode 1777\nmode 710\n"), "{seen}");
     Ok(())
 }
+
+pub(crate) async fn folder_of_the_first_process_is_made_in_a_read_only_root(
+    host: &mut Host<'_>,
+) -> Result<()> {
+    let mut spec = shell("pwd; id -u; touch /x || echo refused");
+    spec["root"]["readonly"] = json!(true);
+    spec["process"]["cwd"] = json!("/made/first");
+    spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    let seen = output(host, "made", &spec).await?;
+    ensure!(seen.starts_with("/made/first\n1000\nrefused\n"), "{seen}");
+    ensure!(seen.contains("Read-only file system"), "{seen}");
+    Ok(())
+}
