@@ -20,23 +20,26 @@ use crate::values::mounts::{
 use crate::values::namespaces::Ipc;
 use crate::volume::Volumes;
 
-/// docker's mounts, each in turn replaced by one that the options put at the same place, and then the others of
-/// the options, in the order of their depth, so that none hides another.
+/// docker's mounts, then the small files and what the options ask for, in the order of their depth, so that none hides
+/// another: `-v DIR:/etc` comes before `/etc/hosts` (docker's order). What the options put at the same place replaces any of the
+/// others.
 pub(super) fn mounts(request: &Request<'_>) -> Result<Vec<Mount>, SpecError> {
     let options = request.options;
     let mut mounts = defaults::mounts(options.shm_size, options.privileged)?;
     if options.ipc == Some(Ipc::None) {
         mounts.retain(|mount| mount.destination() != Path::new("/dev/shm"));
     }
-    mounts.extend(files::mounts(request)?);
-    let mut asked = asked(request)?;
-    asked.sort_by_key(|mount| mount.destination().components().count());
-    mounts.retain(|mount| {
-        !asked
-            .iter()
-            .any(|other| other.destination() == mount.destination())
-    });
-    mounts.extend(asked);
+    let mut later = files::mounts(request)?;
+    let asked = asked(request)?;
+    let kept = |mount: &Mount| {
+        let mut places = asked.iter().map(Mount::destination);
+        places.all(|place| place != mount.destination())
+    };
+    mounts.retain(kept);
+    later.retain(kept);
+    later.extend(asked);
+    later.sort_by_key(|mount| mount.destination().components().count());
+    mounts.extend(later);
     Ok(mounts)
 }
 

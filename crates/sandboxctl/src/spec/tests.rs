@@ -310,20 +310,18 @@ fn tmpfs_takes_the_place_of_a_default() {
     });
     let spec = case.generate().unwrap();
     let mounts = spec.mounts().as_ref().unwrap();
-    let last: Vec<_> = mounts
+    let places: Vec<_> = mounts.iter().map(|mount| mount.destination()).collect();
+    let place = |wanted: &str| {
+        let mut places = places.iter();
+        places
+            .position(|place| *place == Path::new(wanted))
+            .unwrap()
+    };
+    assert!(place("/dev") < place("/tmp") && place("/tmp") < place("/dev/shm"));
+    let shm = places
         .iter()
-        .rev()
-        .take(2)
-        .map(|mount| mount.destination().to_str().unwrap())
-        .collect();
-    assert_eq!(last, ["/dev/shm", "/tmp"]);
-    assert_eq!(
-        mounts
-            .iter()
-            .filter(|mount| mount.destination() == Path::new("/dev/shm"))
-            .count(),
-        1
-    );
+        .filter(|place| **place == Path::new("/dev/shm"));
+    assert_eq!(shm.count(), 1);
 }
 
 #[test]
@@ -431,18 +429,32 @@ fn binds_come_in_the_order_of_their_depth() {
             mounts::volume(&format!("{here}:/a/b/c:ro")).unwrap(),
             mounts::volume(&format!("{here}/made:/a")).unwrap(),
         ],
-        mount: vec![mounts::mount("type=tmpfs,target=/a/b").unwrap()],
+        mount: vec![
+            mounts::mount("type=tmpfs,target=/a/b").unwrap(),
+            mounts::mount("type=tmpfs,target=/etc").unwrap(),
+        ],
         ..ContainerOptions::default()
     });
     let mounts = json["mounts"].as_array().unwrap();
-    let last = &mounts[mounts.len() - 3..];
+    let last = &mounts[mounts.len() - 7..];
     let places: Vec<_> = last
         .iter()
         .map(|mount| mount["destination"].as_str().unwrap())
         .collect();
-    assert_eq!(places, ["/a", "/a/b", "/a/b/c"]);
     assert_eq!(
-        last[2]["options"],
+        places,
+        [
+            "/a",
+            "/etc",
+            "/etc/hosts",
+            "/etc/hostname",
+            "/etc/resolv.conf",
+            "/a/b",
+            "/a/b/c",
+        ]
+    );
+    assert_eq!(
+        last[6]["options"],
         serde_json::json!(["rbind", "ro", "rprivate"])
     );
     // Nothing is made before it is known that everything is right.
