@@ -127,7 +127,7 @@ impl Containers {
         fill_volumes(std::mem::take(&mut guest.fills), &request.root_path).await?;
         let directory = self.new_directory(&guest)?;
         let cgroup = Cgroup::of(&id);
-        let result = match set_network_parameters(&guest.network_sysctl)
+        let result = match set_parameters(&guest.guest_sysctl)
             .and_then(|()| Ok(cgroup.create(&guest.limits, &guest.devices)?))
         {
             Ok(()) => {
@@ -512,8 +512,8 @@ fn unsigned(pid: i32) -> u32 {
     u32::try_from(pid).unwrap_or(0)
 }
 
-/// Sets `net.*` parameters in the network namespace that all containers of the guest share.
-fn set_network_parameters(parameters: &[(String, String)]) -> Result<(), ContainerError> {
+/// Sets kernel parameters that all containers of the guest share.
+fn set_parameters(parameters: &[(String, String)]) -> Result<(), ContainerError> {
     for (key, value) in parameters {
         let relative = match key.contains('/') {
             true => key.clone(),

@@ -14,13 +14,13 @@
 //! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
 //! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
 //! | `linux.rootfsPropagation` | `rslave` becomes `slave`, and so on |
-//! | `linux.sysctl` | `net.*` is set in the guest's network namespace by the agent |
+//! | `linux.sysctl` | what is not the container's own is set by the agent, or refused (see [`sysctl`]) |
 //! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
 
 mod mounts;
 mod seccomp;
+mod sysctl;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -95,6 +95,15 @@ pub(crate) enum SpecError {
         "the seccomp profile uses SCMP_ACT_NOTIFY; no supervisor can be reached from the guest"
     )]
     SeccompNotify,
+    /// A kernel parameter by which a container could reach the agent, or one that is not known here.
+    #[error(
+        "the kernel parameter {key:?} cannot be set: it is neither the container's own nor among those of the guest's kernel \
+         that may be (net., vm., user.max_, and limits of fs. and kernel.)"
+    )]
+    Sysctl {
+        /// As the spec has it.
+        key: String,
+    },
     /// A limit cannot be honoured.
     #[error(transparent)]
     Resource(#[from] ResourceError),
@@ -145,8 +154,8 @@ pub(crate) struct GuestSpec {
     pub(crate) fills: Vec<Fill>,
     /// For the executor.
     pub(crate) confinement: Confinement,
-    /// `net.*` parameters for the guest's network namespace.
-    pub(crate) network_sysctl: Vec<(String, String)>,
+    /// Kernel parameters that are not the container's own, for the agent to set.
+    pub(crate) guest_sysctl: Vec<(String, String)>,
     /// For the container's control group.
     pub(crate) limits: Limits,
     /// Device rules, in their order.
@@ -212,7 +221,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let devices = resources.devices().clone().unwrap_or_default();
     linux.set_resources(None);
     let device_folders = device_folders(&linux);
-    let network_sysctl = take_network_sysctl(&mut linux);
+    let guest_sysctl = sysctl::take(&mut linux, own_users)?;
     spec.set_linux(Some(linux));
 
     confinement.seccomp = seccomp;
@@ -223,7 +232,7 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
         spec,
         fills: taken.fills,
         confinement,
-        network_sysctl,
+        guest_sysctl,
         limits,
         devices,
         shares_pids: placement
@@ -425,19 +434,6 @@ pub(crate) fn resources(
     let limits = Limits::new(&resources, processors())?;
     let devices = resources.devices().clone();
     Ok((limits, devices.filter(|devices| !devices.is_empty())))
-}
-
-fn take_network_sysctl(linux: &mut Linux) -> Vec<(String, String)> {
-    let (network, others): (HashMap<_, _>, HashMap<_, _>) = linux
-        .sysctl()
-        .clone()
-        .unwrap_or_default()
-        .into_iter()
-        .partition(|(key, _)| key.replace('/', ".").starts_with("net."));
-    linux.set_sysctl((!others.is_empty()).then_some(others));
-    let mut network: Vec<_> = network.into_iter().collect();
-    network.sort();
-    network
 }
 
 /// The agent's own directory of everything that is not a container's file system.

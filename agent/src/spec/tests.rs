@@ -55,7 +55,7 @@ fn spec_of_a_host_becomes_one_for_the_guest() {
         Some(Path::new("/sandbox/a"))
     );
     assert_eq!(
-        guest.network_sysctl,
+        guest.guest_sysctl,
         [("net.ipv4.ping_group_range".to_owned(), "0 1".to_owned())]
     );
     assert_eq!(linux.sysctl().as_ref().unwrap().len(), 1);
