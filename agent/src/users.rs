@@ -10,7 +10,8 @@
 //! | `…:8` | as above | 8 | none |
 //! | `…:…:name,8` | as above | as above | as above, and these; unknown: refused |
 //!
-//! Groups that the spec lists besides are kept.
+//! Groups that the spec lists besides are kept. The user's own group is always among the supplementary ones, the first of them: a
+//! program that changes its group only, such as a set-group-ID one, else comes around what is denied to that group (CVE-2022-36109).
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -72,8 +73,9 @@ pub(crate) fn resolve(user: &mut User, root: &Path) -> Result<bool, UserError> {
     let passwd = read(root, "etc/passwd")?;
     let group = read(root, "etc/group")?;
     let found = find(&text, &passwd, &group)?;
-    let mut groups = user.additional_gids().clone().unwrap_or_default();
-    for gid in found.groups {
+    let listed = user.additional_gids().clone().unwrap_or_default();
+    let mut groups = Vec::new();
+    for gid in std::iter::once(found.gid).chain(listed).chain(found.groups) {
         if !groups.contains(&gid) {
             groups.push(gid);
         }
@@ -244,6 +246,26 @@ mod tests {
         assert!(found("4294967295").unwrap_err().contains("4294967295"));
         // A sign makes it a name.
         assert!(found("-1").is_err());
+    }
+
+    #[test]
+    fn own_group_is_the_first_of_the_supplementary_ones() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("etc")).unwrap();
+        std::fs::write(root.path().join("etc/passwd"), PASSWD).unwrap();
+        std::fs::write(root.path().join("etc/group"), GROUP).unwrap();
+        for (name, listed, expected) in [
+            ("user", vec![], vec![1001, 10, 29]),
+            ("user", vec![29, 77, 1001], vec![1001, 29, 77, 10]),
+            ("7:8", vec![], vec![8]),
+            ("root", vec![], vec![0, 10]),
+        ] {
+            let mut user = User::default();
+            user.set_username(Some(name.to_owned()))
+                .set_additional_gids(Some(listed));
+            assert!(resolve(&mut user, root.path()).unwrap());
+            assert_eq!(user.additional_gids().as_ref(), Some(&expected), "{name}");
+        }
     }
 
     #[test]
