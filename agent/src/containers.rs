@@ -430,7 +430,7 @@ impl Containers {
         exec: Option<&ExecId>,
     ) -> Result<(u32, ExitStatus), ContainerError> {
         let container = self.container(id)?;
-        let _changing = container.changing.lock().await;
+        let changing = container.changing.lock().await;
         // Another delete may have been waited for.
         let process = self.process(id, exec)?;
         let state = process.state();
@@ -438,17 +438,13 @@ impl Containers {
             return Err(container.wrong_state("delete", exec, state));
         }
         if let Some(exec) = exec {
-            // One that was never started still has it.
-            let _ = fs::remove_file(container.description(exec));
-        }
-        if exec.is_none() {
+            process.release();
+            // A process that it has left behind may hold its outputs open: others need not wait for that.
+            drop(changing);
+            container.forget(exec, &process).await;
+        } else {
             container.tear_down().await;
             lock(&self.containers).remove(id);
-        } else {
-            process.release();
-            process.streams.drain(DRAIN).await;
-            process.streams.abandon();
-            lock(&container.processes).remove(&exec.cloned());
         }
         Ok(match process.state() {
             State::Exited { pid, status } => (unsigned(pid), status),

@@ -1,6 +1,7 @@
 //! One container.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -76,6 +77,23 @@ impl Container {
         if kills > *reported {
             *reported = kills;
             events.out_of_memory(self.id.as_str());
+        }
+    }
+
+    /// Lets an added process that is over go once its outputs have been read, or were not for [`DRAIN`].
+    pub(super) async fn forget(&self, exec: &ExecId, process: &Arc<Process>) {
+        process.streams.drain(DRAIN).await;
+        process.streams.abandon();
+        let mut processes = lock(&self.processes);
+        let key = Some(exec.clone());
+        // Two may have waited here, and another of this name have been added since.
+        if processes
+            .get(&key)
+            .is_some_and(|known| Arc::ptr_eq(known, process))
+        {
+            processes.remove(&key);
+            // One that was never started still has it.
+            let _ = fs::remove_file(self.description(exec));
         }
     }
 

@@ -82,6 +82,7 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         refusals_name_what_they_refuse
         exec_joins_the_group_that_the_first_process_has_moved_to
         folder_of_the_first_process_is_made_in_a_read_only_root
+        exec_whose_output_is_held_open_keeps_nobody_waiting
         mount_goes_where_a_link_leads_that_nothing_is_behind
     ]
 }

@@ -1,6 +1,6 @@
 //! Ways of runc's that the OCI runtime spec does not tell of, and that images and engines count on.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::cases::{OUT, end, exec, shell, until};
@@ -72,4 +72,31 @@ pub(crate) async fn folder_of_the_first_process_is_made_in_a_read_only_root(
     ensure!(seen.starts_with("/made/first\n1000\nrefused\n"), "{seen}");
     ensure!(seen.contains("Read-only file system"), "{seen}");
     Ok(())
+}
+
+pub(crate) async fn exec_whose_output_is_held_open_keeps_nobody_waiting(
+    host: &mut Host<'_>,
+) -> Result<()> {
+    host.create("held", &spec::container(&["sleep", "1000"]), PIPES())
+        .await?;
+    host.start("held", "").await?;
+    let leaves_a_child = spec::process(&["sh", "-c", "sleep 1000 & echo left"]);
+    host.add("held", "x", &leaves_a_child, PIPES()).await?;
+    let mut stdout = host.stream("held", "x", OUT).await?;
+    host.start("held", "x").await?;
+    until(&mut stdout, "left").await?;
+    host.exit("held", "x").await?;
+    let other = async {
+        host.add("held", "y", &spec::process(&["true"]), PIPES())
+            .await?;
+        host.start("held", "y").await
+    };
+    tokio::select! {
+        biased;
+        deleted = host.delete("held", "x") => bail!("the delete came first: {deleted:?}"),
+        started = other => drop(started?),
+    }
+    host.exit("held", "y").await?;
+    host.delete("held", "y").await?;
+    end(host, "held").await
 }
