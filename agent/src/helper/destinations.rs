@@ -31,6 +31,14 @@ pub(super) enum DestinationError {
         /// As the spec has it.
         destination: PathBuf,
     },
+    /// libcontainer would make devices and links where the guest's own path leads, outside of the root.
+    #[error(
+        "/dev of the container's root is a link to {target:?}; it must be a folder, or not there"
+    )]
+    DeviceLink {
+        /// As the link has it.
+        target: PathBuf,
+    },
     /// Something in the root could not be looked at.
     #[error("cannot look at {path} in the container's root")]
     Look {
@@ -59,6 +67,9 @@ pub(super) fn find(
     let mounts = spec.mounts().clone().unwrap_or_default();
     let before = mounts.clone();
     let mut root = Root::open(root)?;
+    if let Some(target) = link(&root.folder, Path::new("/dev"))? {
+        return Err(DestinationError::DeviceLink { target });
+    }
     for mut mount in mounts {
         let asked = mount.destination().clone();
         let place = root.follow(&asked)?;

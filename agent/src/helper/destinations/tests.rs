@@ -77,6 +77,15 @@ fn links_that_lead_to_each_other_are_refused() {
 }
 
 #[test]
+fn link_in_the_place_of_dev_is_refused_with_what_it_says() {
+    let root = tree();
+    assert!(found(root.path(), &json!([])).is_ok());
+    symlink("/run", root.path().join("dev")).unwrap();
+    let error = found(root.path(), &json!([])).unwrap_err();
+    assert!(error.contains("link to \"/run\""), "{error}");
+}
+
+#[test]
 fn links_that_an_earlier_mount_hides_are_not_followed() {
     let root = tree();
     let mounts = json!([tmpfs("/var"), tmpfs("/run/inner/link"), tmpfs("/etc")]);
