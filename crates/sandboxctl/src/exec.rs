@@ -155,19 +155,14 @@ fn describe(container: &Container, args: &ExecArgs) -> Result<Process, ExecError
     process.set_args(Some(args.command.clone()));
     process.set_terminal(Some(args.tty));
     process.set_console_size(None);
-    let mut extra = Vec::new();
     if args.tty {
-        extra.push("TERM=xterm".to_owned());
         let (columns, rows) = terminal::size();
         let size = BoxBuilder::default().width(columns).height(rows).build()?;
         process.set_console_size(Some(size));
     }
     let environment = process.env().clone().unwrap_or_default();
-    let environment = crate::spec::exec_environment(
-        environment.into_iter().chain(extra).collect(),
-        &args.env_file,
-        &args.env,
-    )?;
+    let environment =
+        crate::spec::exec_environment(args.tty, &environment, &args.env_file, &args.env)?;
     process.set_env(Some(environment));
     if let Some(folder) = &args.workdir {
         process.set_cwd(PathBuf::from(folder));

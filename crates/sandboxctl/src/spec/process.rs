@@ -78,14 +78,18 @@ fn environment(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
     Ok(variables.0)
 }
 
-/// The variables of a process that is added to a container that has these.
+/// The variables of a process that is added to a container that has these, with a terminal or without.
 pub(crate) fn exec_environment(
-    container: Vec<String>,
+    terminal: bool,
+    container: &[String],
     files: &[PathBuf],
     given: &[Variable],
 ) -> Result<Vec<String>, SpecError> {
-    let mut variables = Environment(Vec::new());
-    for pair in &container {
+    let mut variables = Environment::default();
+    if terminal {
+        variables.set("TERM", "xterm");
+    }
+    for pair in container {
         variables.set_pair(pair);
     }
     variables.read(files, given, &|name| std::env::var(name).ok())?;

@@ -207,6 +207,23 @@ fn terminal_has_size_and_term() {
 }
 
 #[test]
+fn added_process_with_a_terminal_has_the_containers_term_if_there_is_one() {
+    let term = |terminal, container: &[&str], given: &[&str]| {
+        let container: Vec<_> = container.iter().map(|pair| (*pair).to_owned()).collect();
+        let given: Vec<_> = given
+            .iter()
+            .map(|pair| values::variable(pair).unwrap())
+            .collect();
+        exec_environment(terminal, &container, &[], &given).unwrap()
+    };
+    assert_eq!(term(true, &["A=b"], &[]), ["TERM=xterm", "A=b"]);
+    assert_eq!(term(true, &["TERM=vt100"], &[]), ["TERM=vt100"]);
+    let given = term(true, &["TERM=vt100"], &["TERM=dumb"]);
+    assert_eq!(given, ["TERM=dumb"]);
+    assert_eq!(term(false, &["A=b"], &[]), ["A=b"]);
+}
+
+#[test]
 fn user_is_left_to_the_agent_to_look_up() {
     let username = |options: ContainerOptions, image_user: &str| {
         let mut case = Case::with(options);
