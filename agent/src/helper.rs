@@ -21,6 +21,8 @@ mod destinations;
 mod executor;
 mod hooks;
 mod limits;
+mod mounts;
+mod profile;
 mod subgroup;
 
 use std::io::{Read as _, Write as _};

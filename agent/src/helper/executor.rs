@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use libcontainer::capabilities;
-use libcontainer::seccomp;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
@@ -27,12 +26,12 @@ use nix::fcntl::AtFlags;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
-use rustix::fs::{Gid, OFlags, StatVfsMountFlags, Uid};
-use rustix::mount::{MountFlags, MountPropagationFlags};
+use rustix::fs::{Gid, OFlags, Uid};
 use rustix::termios::Winsize;
 
-use super::{FailureKind, Reporter, hooks, limits};
-use crate::spec::{Confinement, HOME_UNKNOWN, MountPropagation, Propagation};
+use super::profile::{Filter, ProfileError};
+use super::{FailureKind, Reporter, hooks, limits, mounts};
+use crate::spec::{Confinement, HOME_UNKNOWN};
 
 /// What one of the agent's own programs is called in its arguments.
 const AGENT_NAME: &str = "sandbox-agent";
@@ -119,33 +118,32 @@ impl AgentExecutor {
     /// A filter can be installed with `CAP_SYS_ADMIN` or with no-new-privileges set (seccomp(2)). With the
     /// latter it comes last, so that it need not allow what dropping capabilities takes.
     fn confine(&self, process: &Process) -> Result<(), Refusal> {
+        let filter = self.filter()?;
+        let install = || match &filter {
+            Some(filter) => filter.install().map_err(cannot_install),
+            None => Ok(()),
+        };
         limits::apply(&self.confinement.rlimits)
             .map_err(|error| setup(crate::error_chain(&error)))?;
         let filters_last = process.no_new_privileges() == Some(true);
         refuse_vsock().map_err(|error| setup(format!("cannot refuse AF_VSOCK: {error}")))?;
         if !filters_last {
-            self.load_profile()?;
+            install()?;
         }
         let sets = every_set(self.confinement.capabilities.as_ref());
         let syscall = SyscallType::Linux.create_syscall();
         capabilities::drop_privileges(&sets, syscall.as_ref())
             .map_err(|error| setup(format!("cannot drop capabilities: {error}")))?;
         if filters_last {
-            self.load_profile()?;
+            install()?;
         }
         Ok(())
     }
 
-    fn load_profile(&self) -> Result<(), Refusal> {
-        if let Some(profile) = &self.confinement.seccomp {
-            seccomp::initialize_seccomp(profile).map_err(|error| {
-                setup(format!(
-                    "cannot install the seccomp profile: {}",
-                    crate::error_chain(&error)
-                ))
-            })?;
-        }
-        Ok(())
+    fn filter(&self) -> Result<Option<Filter>, Refusal> {
+        let profile = self.confinement.seccomp.as_ref();
+        let filter = profile.map(Filter::new).transpose();
+        filter.map_err(cannot_install)
     }
 
     fn prepare(&self, spec: &Spec) -> Result<(), Refusal> {
@@ -158,12 +156,17 @@ impl AgentExecutor {
             enter(folder)?;
         }
         if self.confinement.root_read_only {
-            protect_root()
+            mounts::make_read_only(Path::new("/"))
                 .map_err(|errno| setup(format!("cannot make the root read-only: {errno}")))?;
         }
         self.path(process)?;
         for mount in &self.confinement.propagation {
-            propagate(mount)?;
+            mounts::propagate(mount).map_err(|errno| {
+                let destination = mount.destination.display();
+                setup(format!(
+                    "cannot set the propagation of {destination}: {errno}"
+                ))
+            })?;
         }
         for folder in &self.confinement.device_folders {
             protect(folder)
@@ -193,6 +196,13 @@ impl Executor for AgentExecutor {
     }
 }
 
+fn cannot_install(error: ProfileError) -> Refusal {
+    setup(format!(
+        "cannot install the seccomp profile: {}",
+        crate::error_chain(&error)
+    ))
+}
+
 /// Enters the folder that a container begins in, as root of the container makes it if it is not there (as runc does,
 /// and `docker run --workdir` with it).
 fn enter(folder: &Path) -> Result<(), Refusal> {
@@ -204,23 +214,6 @@ fn enter(folder: &Path) -> Result<(), Refusal> {
                 folder.display()
             ))
         })
-}
-
-/// Makes the root's mount read-only. What else it is stays; the kernel keeps by itself when times of access are written
-/// (mount(2), "Remounting an existing mount").
-fn protect_root() -> Result<(), rustix::io::Errno> {
-    let now = rustix::fs::statvfs("/")?.f_flag;
-    let mut flags = MountFlags::BIND | MountFlags::RDONLY;
-    for (has, flag) in [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-    ] {
-        if now.contains(has) {
-            flags |= flag;
-        }
-    }
-    rustix::mount::mount_remount("/", flags, "")
 }
 
 /// Gives a folder that everybody may write to the permissions that an ordinary umask would have left it.
@@ -430,24 +423,6 @@ fn join_users(namespace: &OwnedFd, process: &Process) -> Result<(), Box<dyn std:
     let syscall = SyscallType::Linux.create_syscall();
     capabilities::reset_effective(syscall.as_ref())?;
     Ok(())
-}
-
-fn propagate(mount: &MountPropagation) -> Result<(), Refusal> {
-    let mut flags = match mount.kind {
-        Propagation::Private => MountPropagationFlags::PRIVATE,
-        Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
-        Propagation::Shared => MountPropagationFlags::SHARED,
-        Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
-    };
-    if mount.recursive {
-        flags |= MountPropagationFlags::REC;
-    }
-    rustix::mount::mount_change(&mount.destination, flags).map_err(|errno| {
-        let destination = mount.destination.display();
-        setup(format!(
-            "cannot set the propagation of {destination}: {errno}"
-        ))
-    })
 }
 
 /// Gives the process's own user its standard streams, so that it can open `/dev/stdout` again, and the terminal
