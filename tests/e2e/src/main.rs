@@ -13,6 +13,7 @@ mod crio;
 mod deploy;
 mod docker;
 mod failures;
+mod habits;
 mod images;
 mod images_registry;
 mod inside;
@@ -84,6 +85,7 @@ const ABOVE: &[&[Case]] = &[
     failures::ABOVE,
     lifecycle::ABOVE,
     options::CASES,
+    habits::CASES,
     deploy::CASES,
     images::CASES,
     images_registry::CASES,
