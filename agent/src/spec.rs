@@ -13,6 +13,7 @@
 //! | `linux.cgroupsPath` | a cgroup of our own |
 //! | `linux.namespaces` | paths are of the host: a new namespace instead, or that of the container that the host names beside the spec. Network: dropped, the guest's is the pod's. pid, mount and cgroup are always new, so that no container shares them with the agent |
 //! | `linux.resources` | taken out: the agent makes the control group (see [`crate::cgroup`]) |
+//! | `linux.readonlyPaths` | taken out: the executor does it, as libcontainer would make them `nosuid`, `nodev` and `noexec` too |
 //! | `linux.rootfsPropagation` | `rslave` becomes `slave`, and so on |
 //! | `linux.sysctl` | what is not the container's own is set by the agent, or refused (see [`sysctl`]) |
 //! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
@@ -134,6 +135,8 @@ pub(crate) struct Confinement {
     pub(crate) folder: Option<PathBuf>,
     /// The container's root is to be read-only from then on.
     pub(crate) root_read_only: bool,
+    /// Places in the container that are to be read-only, and else as they are.
+    pub(crate) read_only: Vec<PathBuf>,
 }
 
 /// `startContainer` hooks: programs of the container's, run with what its own program will be confined to.
@@ -221,12 +224,15 @@ pub(crate) fn adapt(spec_json: &[u8], placement: &Placement<'_>) -> Result<Guest
     let devices = resources.devices().clone().unwrap_or_default();
     linux.set_resources(None);
     let device_folders = device_folders(&linux);
+    let read_only = linux.readonly_paths().clone().unwrap_or_default();
+    linux.set_readonly_paths(None);
     let guest_sysctl = sysctl::take(&mut linux, own_users)?;
     spec.set_linux(Some(linux));
 
     confinement.seccomp = seccomp;
     confinement.propagation = taken.propagation;
     confinement.device_folders = device_folders;
+    confinement.read_only = read_only.into_iter().map(PathBuf::from).collect();
     confinement.hooks = hooks;
     Ok(GuestSpec {
         spec,

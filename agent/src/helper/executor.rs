@@ -152,12 +152,14 @@ impl AgentExecutor {
             join_users(namespace, process)
                 .map_err(|error| setup(format!("cannot join the container's users: {error}")))?;
         }
-        if let Some(folder) = &self.confinement.folder {
-            enter(folder)?;
+        let folder = self.confinement.folder.as_deref();
+        if let Some(folder) = folder {
+            make_folder(folder).map_err(cannot_begin_in(folder))?;
         }
-        if self.confinement.root_read_only {
-            mounts::make_read_only(Path::new("/"))
-                .map_err(|errno| setup(format!("cannot make the root read-only: {errno}")))?;
+        self.make_read_only()?;
+        // Only now: what covers the folder is to be where the process is.
+        if let Some(folder) = folder {
+            std::env::set_current_dir(folder).map_err(cannot_begin_in(folder))?;
         }
         self.path(process)?;
         for mount in &self.confinement.propagation {
@@ -173,6 +175,22 @@ impl AgentExecutor {
                 .map_err(|error| setup(format!("cannot protect {}: {error}", folder.display())))?;
         }
         prepare_stdio(process)
+    }
+
+    fn make_read_only(&self) -> Result<(), Refusal> {
+        if self.confinement.root_read_only {
+            mounts::make_read_only(Path::new("/"))
+                .map_err(|errno| setup(format!("cannot make the root read-only: {errno}")))?;
+        }
+        for place in &self.confinement.read_only {
+            mounts::cover_read_only(place).map_err(|errno| {
+                setup(format!(
+                    "cannot make {} read-only: {errno}",
+                    place.display()
+                ))
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -203,17 +221,10 @@ fn cannot_install(error: ProfileError) -> Refusal {
     ))
 }
 
-/// Enters the folder that a container begins in, as root of the container makes it if it is not there (as runc does,
-/// and `docker run --workdir` with it).
-fn enter(folder: &Path) -> Result<(), Refusal> {
-    make_folder(folder)
-        .and_then(|()| std::env::set_current_dir(folder))
-        .map_err(|error| {
-            setup(format!(
-                "cannot begin in {}, the container's working directory: {error}",
-                folder.display()
-            ))
-        })
+fn cannot_begin_in(folder: &Path) -> impl FnOnce(std::io::Error) -> Refusal {
+    let folder = folder.display();
+    let begin = format!("cannot begin in {folder}, the container's working directory");
+    move |error| setup(format!("{begin}: {error}"))
 }
 
 /// Gives a folder that everybody may write to the permissions that an ordinary umask would have left it.
@@ -225,6 +236,8 @@ fn protect(folder: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes the folder that a container begins in, as root of the container, if it is not there (as runc does, and
+/// `docker run --workdir` with it).
 fn make_folder(folder: &Path) -> std::io::Result<()> {
     let mut missing = Vec::new();
     for ancestor in folder.ancestors() {

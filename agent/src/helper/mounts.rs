@@ -22,6 +22,15 @@ pub(super) fn propagate(mount: &MountPropagation) -> Result<(), Errno> {
     rustix::mount::mount_change(&mount.destination, flags)
 }
 
+/// Covers a place with itself, read-only; nothing is done where there is no such place.
+pub(super) fn cover_read_only(place: &Path) -> Result<(), Errno> {
+    match rustix::mount::mount_bind_recursive(place, place) {
+        Ok(()) => make_read_only(place),
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Makes a mount read-only. What else it is stays; the kernel keeps by itself when times of access are written (mount(2),
 /// "Remounting an existing mount").
 pub(super) fn make_read_only(place: &Path) -> Result<(), Errno> {

@@ -118,6 +118,14 @@ fn namespace_of_another_container_is_joined() {
 }
 
 #[test]
+fn read_only_paths_are_left_to_the_executor() {
+    let guest = adapted(|spec| spec["linux"]["readonlyPaths"] = json!(["/proc/sys"])).unwrap();
+    let linux = guest.spec.linux().as_ref().unwrap();
+    assert!(linux.readonly_paths().is_none());
+    assert_eq!(guest.confinement.read_only, [Path::new("/proc/sys")]);
+}
+
+#[test]
 fn root_propagation_becomes_the_plain_word() {
     for (word, expected) in [
         ("rslave", Some("slave")),

@@ -83,6 +83,7 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         exec_joins_the_group_that_the_first_process_has_moved_to
         folder_of_the_first_process_is_made_in_a_read_only_root
         exec_whose_output_is_held_open_keeps_nobody_waiting
+        read_only_path_is_nothing_but_read_only
         mount_goes_where_a_link_leads_that_nothing_is_behind
     ]
 }

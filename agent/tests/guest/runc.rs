@@ -100,3 +100,22 @@ pub(crate) async fn exec_whose_output_is_held_open_keeps_nobody_waiting(
     host.delete("held", "y").await?;
     end(host, "held").await
 }
+
+pub(crate) async fn read_only_path_is_nothing_but_read_only(host: &mut Host<'_>) -> Result<()> {
+    let mut spec = shell(
+        "grep ' /bin ' /proc/self/mounts; grep ' /proc/sys ' /proc/self/mounts; touch /bin/x || echo refused; \
+         echo 1 > /proc/sys/vm/swappiness || echo refused; touch here || echo refused",
+    );
+    spec["linux"]["readonlyPaths"] = json!(["/bin", "/proc/sys", "/not/there"]);
+    spec["process"]["cwd"] = json!("/bin");
+    let seen = output(host, "covered", &spec).await?;
+    let lines: Vec<_> = seen.lines().collect();
+    ensure!(lines.len() >= 5, "{seen}");
+    ensure!(
+        lines[0].contains(" ro,") && !lines[0].contains("noexec"),
+        "{seen}"
+    );
+    ensure!(lines[1].contains(" ro,nosuid,nodev,noexec"), "{seen}");
+    ensure!(lines[2..5] == ["refused"; 3], "{seen}");
+    Ok(())
+}
