@@ -25,6 +25,7 @@ fn root(root: &Path, probe: &Path) -> Result<()> {
         "dev",
         "etc",
         "home/user",
+        "mnt/kept",
         "proc",
         "root",
         "run",
@@ -47,6 +48,8 @@ fn root(root: &Path, probe: &Path) -> Result<()> {
         "root:x:0:\nuser:x:1000:\ntape:x:26:user\n",
     )?;
     symlink("../etc", root.join("var/link"))?;
+    symlink("missing/place", root.join("mnt/dangling"))?;
+    mode(&root.join("mnt/kept"), 0o1710)?;
     Ok(())
 }
 

@@ -203,6 +203,9 @@ fn mounts(spec: &mut Value) {
             json!({"destination": "/mnt/mqueue", "type": "mqueue", "source": "mqueue", "options": ["noexec"]}),
             json!({"destination": "/mnt/sys", "type": "sysfs", "source": "sysfs", "options": ["ro", "nodev"]}),
             json!({"destination": "/mnt/copied", "type": "tmpfs", "source": "tmpfs", "options": ["strictatime", "unbindable"]}),
+            // A folder with a mode of its own, and a link that leads nowhere yet.
+            json!({"destination": "/mnt/kept", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]}),
+            json!({"destination": "/mnt/dangling", "type": "tmpfs", "source": "tmpfs", "options": ["nodev"]}),
             // A link in the container's root.
             json!({"destination": "/var/link/over", "type": "tmpfs", "source": "tmpfs", "options": ["relatime"]}),
         ],
