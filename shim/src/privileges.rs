@@ -19,6 +19,12 @@ const KEPT: CapabilitySet = CapabilitySet::empty()
     // Bundles, fifos and folders to share belong to whoever made them.
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
+    // Overlays of the host's are mounted by us, and overlayfs copies files up, and changes them, with what the mounter has
+    // (Documentation/filesystems/overlayfs.rst, "Permission model"). Without the one, whatever changes a file with file capabilities is
+    // refused; without the other, the set-group-ID bit is lost of files of other groups than root. Not MKNOD: whiteouts take none
+    // (Linux 5.8), and a device node that is copied up would have the mode and owner of the guest's choice on the host's disk.
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::FSETID)
     // What runs the guest is another user's.
     .union(CapabilitySet::KILL)
     // Taps and traffic control of the pod's network, which may be there at Start only and are cleared away in the end.

@@ -5,8 +5,10 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
-use sandbox_harness::containerd::Containerd;
+use sandbox_harness::containerd::{Containerd, RUNTIME};
+use sandbox_harness::layout::{self, Layer};
 use sandbox_harness::process;
+use serde_json::json;
 
 use crate::Case;
 
@@ -14,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("containerd_ctr_run_prints_and_exits", run),
     ("containerd_ctr_streams_stdin", stdin),
     ("containerd_ctr_exec_and_kill", exec_and_kill),
+    ("containerd_overlay_keeps_what_files_may", overlay),
     ("containerd_shim_killed_is_cleaned_up", shim_killed),
     ("containerd_shim_prints_its_version", version),
 ];
@@ -113,6 +116,36 @@ fn exec_and_kill(world: &World) -> Result<()> {
     running.finish()?.expect_code(137)?;
     containerd.ctr(&["task", "rm", "c1"])?;
     containerd.ctr(&["container", "rm", "c1"])?.expect_code(0)?;
+    Ok(())
+}
+
+/// `CAP_NET_RAW`, permitted and effective, as a file has it (`vfs_ns_cap_data` without a user: version 2).
+const FILE_CAPABILITY: [u8; 20] = [
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+
+/// The overlay is mounted by the shim, and the kernel copies files up with what the shim has.
+fn overlay(world: &World) -> Result<()> {
+    const IMAGE: &str = "docker.io/library/capable:latest";
+    let containerd = Containerd::start(world)?;
+    let folder = world.path().join("capable");
+    fs::create_dir(&folder)?;
+    let mut layer = Layer::default().directory("data", 0o755)?;
+    for name in ["changed", "written", "moved"] {
+        let attribute = ("security.capability", &FILE_CAPABILITY[..]);
+        layer = layer.file_with(&format!("data/{name}"), 0o755, attribute)?;
+    }
+    let layers = [layout::busybox_layer()?, layer.finish()?];
+    let config = json!({ "Env": ["PATH=/bin"] });
+    layout::write(&folder, "capable", &layers, &config)?;
+    containerd.import(world, &[], &folder, IMAGE)?;
+    let script = "cd /data && chmod 700 changed && echo more >>written && mv moved there && \
+                  echo x >group && chown 0:7 group && chmod 2755 group && stat -c %a changed group";
+    let run = ["run", "--rm", "--runtime", RUNTIME, IMAGE, "c1"];
+    let finished = containerd
+        .start_ctr(&[&run[..], &["sh", "-c", script]].concat())?
+        .finish()?;
+    finished.expect_code(0)?.expect_stdout("700\n2755\n")?;
     Ok(())
 }
 

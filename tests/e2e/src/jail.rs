@@ -39,9 +39,10 @@ const NO_CAPABILITIES: &str = "0000000000000000";
 const FILE_SERVER: u64 =
     1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31 | 1 << 8 | 1 << 21;
 
-/// What the shim keeps as long as it serves (`CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `KILL`, `NET_ADMIN`, `SYS_PTRACE`,
-/// `SYS_ADMIN`).
-const SHIM: u64 = 1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 12 | 1 << 19 | 1 << 21;
+/// What the shim keeps as long as it serves (`CHOWN`, `DAC_OVERRIDE`, `DAC_READ_SEARCH`, `FOWNER`, `FSETID`, `KILL`, `NET_ADMIN`,
+/// `SYS_PTRACE`, `SYS_ADMIN`, `SETFCAP`).
+const SHIM: u64 =
+    1 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 12 | 1 << 19 | 1 << 21 | 1 << 31;
 
 /// The fields of a status file of `/proc` (proc_pid_status(5)).
 fn status(path: &Path) -> Result<BTreeMap<String, String>> {

@@ -50,6 +50,18 @@ impl Layer {
         Ok(self)
     }
 
+    /// Adds a file with an extended attribute.
+    ///
+    /// # Errors
+    /// When the path does not fit a tar.
+    pub fn file_with(self, path: &str, mode: u32, attribute: (&str, &[u8])) -> Result<Self> {
+        let (name, value) = attribute;
+        let key = format!("SCHILY.xattr.{name}");
+        let mut this = self;
+        this.0.append_pax_extensions([(key.as_str(), value)])?;
+        this.file(path, mode, b"")
+    }
+
     /// Adds a symbolic link.
     ///
     /// # Errors
