@@ -229,7 +229,9 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let key = ProcessKey::new(&request.id, &request.exec_id)?;
-        self.pod.kill(&key, request.signal, request.all).await?;
+        let pod = Arc::clone(&self.pod);
+        // A caller that waits no longer still wants the end of what does not answer.
+        to_its_end(async move { pod.kill(&key, request.signal, request.all).await }).await?;
         Ok(empty())
     }
 

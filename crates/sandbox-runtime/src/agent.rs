@@ -4,9 +4,11 @@
 //! [`sandbox_protocol::limits::MAX_REPLY_BYTES`] is read (`replies`), and text that the guest wrote is cut and made printable
 //! before it can reach a log or a person.
 
+mod pulse;
 mod replies;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandbox_protocol::agent::{
@@ -22,6 +24,7 @@ use tokio::net::UnixStream;
 pub use ttrpc::Code;
 use ttrpc::context::Context;
 
+use self::pulse::Pulse;
 use self::replies::Replies;
 use crate::console::printable;
 use crate::timeline::unix_time_ns;
@@ -141,6 +144,7 @@ impl ListedProcess {
 #[derive(Clone)]
 pub struct AgentClient {
     client: agent_ttrpc::AgentClient,
+    pulse: Arc<Pulse>,
 }
 
 impl std::fmt::Debug for AgentClient {
@@ -152,10 +156,18 @@ impl std::fmt::Debug for AgentClient {
 impl AgentClient {
     /// A client over a connection to the agent's port.
     pub(crate) fn new(stream: UnixStream) -> Self {
-        let socket = ttrpc::r#async::transport::Socket::new(Replies::of(stream));
+        let pulse = Arc::new(Pulse::new());
+        let replies = Replies::of(stream, Arc::clone(&pulse));
+        let socket = ttrpc::r#async::transport::Socket::new(replies);
         Self {
             client: agent_ttrpc::AgentClient::new(ttrpc::r#async::Client::new(socket)),
+            pulse,
         }
+    }
+
+    /// Returns when the agent can be asked nothing any more: its connection ended, or carried what is no reply.
+    pub(crate) async fn until_gone(&self) {
+        self.pulse.until_gone().await;
     }
 
     /// Sets the guest's clock and host name.
@@ -515,6 +527,9 @@ async fn bounded<T>(
 mod silent;
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -533,6 +548,19 @@ mod tests {
         assert_eq!(code, Code::NOT_FOUND);
         assert!(message.len() <= MAX_MESSAGE_BYTES + 8, "{}", message.len());
         assert!(!message.contains('\x1b'));
+    }
+
+    #[tokio::test]
+    async fn agent_whose_connection_ends_or_carries_no_reply_is_gone() {
+        for last in [&b""[..], &[0xff; 10]] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let agent = AgentClient::new(ours);
+            assert!(agent.until_gone().now_or_never().is_none());
+            theirs.write_all(last).await.unwrap();
+            // One that is silent is held until the end.
+            let _held = (!last.is_empty()).then_some(theirs);
+            agent.until_gone().await;
+        }
     }
 
     #[tokio::test(start_paused = true)]

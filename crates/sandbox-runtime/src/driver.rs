@@ -391,7 +391,7 @@ pub(crate) enum Sign {
     Machine,
     /// A helper ended.
     Helper,
-    /// The agent's event connection ended.
+    /// One of the agent's connections ended, that of its events or that for calls.
     AgentGone,
     /// The agent's event connection carried nonsense.
     AgentMisbehaved(String),

@@ -1,14 +1,14 @@
 //! What is done to the processes of a container.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use sandbox_protocol::agent::{AddProcessRequest, StreamKind};
-use sandbox_runtime::Sandbox;
 use sandbox_runtime::agent::ListedProcess;
+use sandbox_runtime::{AgentError, Sandbox};
 use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId};
 
@@ -22,6 +22,11 @@ use crate::spec::size::Demand;
 use crate::spec::{exec_process, update};
 use crate::stdio::{OpenStdio, StdioPaths, drain};
 use crate::{program, stats};
+
+const SIGKILL: u32 = 9;
+/// How long a killed process may take to end before the machine is ended for it. Its kernel does nothing but give its memory back
+/// meanwhile.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Pod {
     /// Joins the caller's ends of a process's streams to the agent's.
@@ -211,12 +216,13 @@ impl Pod {
         exit.ok_or_else(gone)
     }
 
-    /// Sends a signal to a process, or to all of the container's.
+    /// Sends a signal to a process, or to all of the container's. SIGKILL for the container that the machine is for needs no guest that
+    /// does what it is told: if that does not answer, or nothing ends ([`KILL_PATIENCE`]), the machine is ended.
     ///
     /// # Errors
     /// [`TaskError`]; a process that has ended is not found, as with other runtimes.
     pub(crate) async fn kill(
-        &self,
+        self: &Arc<Self>,
         key: &ProcessKey,
         signal: u32,
         all: bool,
@@ -231,10 +237,52 @@ impl Pod {
             .agent()
             .signal_process(&key.container, key.exec.as_ref(), signal, all)
             .await;
+        let is_final = signal == SIGKILL && self.holds_machine(key);
         match sent {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if is_final {
+                    tokio::spawn(Arc::clone(self).see_to_its_end(key.clone()));
+                }
+                Ok(())
+            }
+            Err(error) if is_final && !matches!(error, AgentError::Refused { .. }) => {
+                tracing::warn!("{key} was to be killed: {}", chain(&error));
+                self.end_without_the_guest().await;
+                Ok(())
+            }
             Err(error) => Err(self.reason_for(error.into()).await),
         }
+    }
+
+    /// Ends the machine if a process that was killed does not end. One that is deleted meanwhile has.
+    async fn see_to_its_end(self: Arc<Self>, key: ProcessKey) {
+        let Ok(mut exit) = self.state().process(&key).map(|it| it.exit.subscribe()) else {
+            return;
+        };
+        let ended = exit.wait_for(Option::is_some);
+        if tokio::time::timeout(KILL_PATIENCE, ended).await.is_err() {
+            tracing::warn!("{key} was killed and has not ended");
+            self.end_without_the_guest().await;
+        }
+    }
+
+    /// Ends the machine, and with it everything in the pod, as its guest does not.
+    async fn end_without_the_guest(&self) {
+        tracing::warn!("pod {}: its machine is ended", self.id);
+        if let Err(error) = self.stop_sandbox().await {
+            tracing::error!("pod {}: {}", self.id, chain(&error));
+        }
+        self.all_killed();
+        self.sandbox_ended(KILLED);
+    }
+
+    /// Whether the machine goes with this process: it is the first of the only container, or of the pod's sandbox.
+    fn holds_machine(&self, key: &ProcessKey) -> bool {
+        key.exec.is_none()
+            && match &self.state().contents {
+                Contents::One => true,
+                Contents::Pod(sandbox) => *sandbox == key.container,
+            }
     }
 
     /// Removes an ended (or never started) process, after its output has been delivered. With its only container, or
@@ -259,12 +307,7 @@ impl Pod {
         } else {
             outputs.iter().for_each(tokio::task::JoinHandle::abort);
         }
-        let last = key.exec.is_none()
-            && match &self.state().contents {
-                Contents::One => true,
-                Contents::Pod(sandbox) => *sandbox == key.container,
-            };
-        if last {
+        if self.holds_machine(key) {
             // The agent ends what is left and syncs; there is nothing to remove one by one.
             self.stop_sandbox().await?;
             self.all_killed();

@@ -1,6 +1,7 @@
 //! Any order of calls against what must come of it, with an agent that does what it is told or refuses.
 
 mod agent;
+mod silent;
 
 use std::collections::BTreeMap;
 

@@ -6,16 +6,21 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use sandbox_protocol::limits::MAX_REPLY_BYTES;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use ttrpc::proto::{MESSAGE_HEADER_LENGTH, MESSAGE_TYPE_RESPONSE, MessageHeader};
 
+use super::pulse::Pulse;
+
 /// A connection whose reading side carries responses and nothing else.
 pub(super) struct Replies<S> {
     stream: S,
     part: Part,
+    /// Told when nothing more comes.
+    pulse: Arc<Pulse>,
 }
 
 type Header = [u8; MESSAGE_HEADER_LENGTH];
@@ -68,21 +73,18 @@ fn payload_bytes(bytes: &Header) -> io::Result<usize> {
 }
 
 impl<S> Replies<S> {
-    pub(super) fn of(stream: S) -> Self {
+    pub(super) fn of(stream: S, pulse: Arc<Pulse>) -> Self {
         Self {
             stream,
             part: Part::NEXT,
+            pulse,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Replies<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
+impl<S: AsyncRead + Unpin> Replies<S> {
+    fn poll_part(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         loop {
             match &mut this.part {
                 Part::Header { bytes, there } => {
@@ -132,6 +134,22 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replies<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> AsyncRead for Replies<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let (before, has_room) = (buf.filled().len(), buf.remaining() > 0);
+        let read = ready!(this.poll_part(cx, buf));
+        if read.is_err() || (has_room && buf.filled().len() == before) {
+            this.pulse.stop();
+        }
+        Poll::Ready(read)
+    }
+}
+
 impl<S: AsyncWrite + Unpin> AsyncWrite for Replies<S> {
     fn poll_write(
         self: Pin<&mut Self>,
@@ -174,7 +192,7 @@ mod tests {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut replies = Replies::of(wire);
+            let mut replies = Replies::of(wire, Arc::new(Pulse::new()));
             let (mut all, mut buffer) = (Vec::new(), vec![0; step]);
             loop {
                 match replies.read(&mut buffer).await {

@@ -356,6 +356,7 @@ impl Supervisor {
                 Ok(end) => end.into(),
                 Err(_) => Sign::AgentGone,
             },
+            () = agent.until_gone() => Sign::AgentGone,
         };
         self.lifecycle.take(Step::Ended);
         Some(machine.cause_of_death(sign).await)

@@ -17,6 +17,7 @@ use crate::pod::ProcessKey;
 /// The agent.
 pub(super) struct Agent {
     refuses: AtomicBool,
+    is_silent: AtomicBool,
     /// Container and exec, and whether it runs.
     book: Mutex<HashMap<(String, String), bool>>,
 }
@@ -26,6 +27,7 @@ impl Agent {
     pub(super) fn behind(stream: UnixStream) -> Arc<Self> {
         let agent = Arc::new(Self {
             refuses: AtomicBool::new(false),
+            is_silent: AtomicBool::new(false),
             book: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&agent).serve(stream));
@@ -35,6 +37,11 @@ impl Agent {
     /// Whether it refuses from now on whatever it is asked.
     pub(super) fn refuse(&self, refuses: bool) {
         self.refuses.store(refuses, Ordering::Relaxed);
+    }
+
+    /// It answers nothing from now on, and does nothing.
+    pub(super) fn fall_silent(&self) {
+        self.is_silent.store(true, Ordering::Relaxed);
     }
 
     /// A container was made.
@@ -66,6 +73,9 @@ impl Agent {
             let header = MessageHeader::from(&header);
             let mut body = vec![0; usize::try_from(header.length).unwrap()];
             stream.read_exact(&mut body).await.unwrap();
+            if self.is_silent.load(Ordering::Relaxed) {
+                continue;
+            }
             let request = Request::parse_from_bytes(&body).unwrap();
             let mut response = Response::new();
             if self.refuses.load(Ordering::Relaxed) || !self.does(&request) {

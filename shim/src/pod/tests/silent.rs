@@ -1,0 +1,93 @@
+//! A guest that does not do what it is told. The clock is tokio's, which goes on to the next limit when there is nothing else to do.
+
+use super::*;
+
+const SIGKILL: u32 = 9;
+
+fn in_no_time<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+/// A pod with its sandbox container and another, which run.
+async fn running() -> Bench {
+    let mut bench = Bench::new();
+    for container in [0, 1] {
+        bench.make(container);
+        bench.apply(Call::Start((container, None))).await.unwrap();
+    }
+    bench.published.take();
+    bench
+}
+
+fn exit(bench: &Bench, container: usize) -> Option<u32> {
+    let view = bench.pod.view(&key((container, None))).unwrap();
+    view.lifecycle.exit().map(|exit| exit.status)
+}
+
+fn assert_all_are_killed(bench: &mut Bench) {
+    let told = bench.told();
+    for container in [0, 1] {
+        assert_eq!(exit(bench, container), Some(KILLED));
+        assert_eq!(told[CONTAINERS[container]], [Told::Exited]);
+    }
+    assert!(bench.pod.sandbox().is_err());
+}
+
+#[test]
+fn killed_sandbox_of_a_guest_that_does_not_answer_ends_with_its_machine() {
+    in_no_time(async {
+        let mut bench = running().await;
+        bench.agent.fall_silent();
+        let pod = Arc::clone(&bench.pod);
+        pod.kill(&key((0, None)), SIGKILL, false).await.unwrap();
+        assert_all_are_killed(&mut bench);
+        bench.apply(Call::Delete((1, None))).await.unwrap();
+        bench.apply(Call::Delete((0, None))).await.unwrap();
+    });
+}
+
+#[test]
+fn killed_sandbox_that_does_not_end_ends_with_its_machine() {
+    in_no_time(async {
+        let mut bench = running().await;
+        let (pod, holder) = (Arc::clone(&bench.pod), key((0, None)));
+        pod.kill(&holder, SIGKILL, false).await.unwrap();
+        assert_eq!(exit(&bench, 0), None);
+        assert_eq!(pod.wait(&holder).await.unwrap().status, KILLED);
+        assert_all_are_killed(&mut bench);
+    });
+}
+
+#[test]
+fn killed_sandbox_that_ends_leaves_the_machine_to_its_delete() {
+    in_no_time(async {
+        let bench = running().await;
+        let pod = Arc::clone(&bench.pod);
+        pod.kill(&key((0, None)), SIGKILL, false).await.unwrap();
+        bench.apply(Call::Exited((0, None))).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!((exit(&bench, 0), exit(&bench, 1)), (Some(3), None));
+        assert!(pod.sandbox().is_ok());
+    });
+}
+
+#[test]
+fn killed_member_of_a_guest_that_does_not_answer_is_an_error() {
+    in_no_time(async {
+        let bench = running().await;
+        bench.agent.fall_silent();
+        for (name, signal) in [((1, None), SIGKILL), ((0, None), 15)] {
+            let killed = bench.pod.kill(&key(name), signal, false).await;
+            assert!(
+                matches!(killed, Err(TaskError::Agent(AgentError::TimedOut { .. }))),
+                "{killed:?}"
+            );
+        }
+        assert!(bench.pod.sandbox().is_ok());
+    });
+}
