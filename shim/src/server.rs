@@ -33,6 +33,9 @@ use crate::{log, privileges, start, sweep};
 /// one that was closed before it, now and then (`github.com/containerd/ttrpc`, `client.go`).
 const HANG_UP: Duration = Duration::from_secs(1);
 
+/// How long what was begun beside the calls may take in the end, such as to clear away what others left.
+const LAST_WORK: Duration = Duration::from_secs(10);
+
 /// A caller's connection, which is one of those that are waited for at the end.
 struct Connection {
     socket: UnixStream,
@@ -109,6 +112,8 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
         .build()
         .map_err(ShimError::system("start the event loop"))?;
     let served = runtime.block_on(run(flags, listener));
+    // What still waits for a file system that does not answer is not waited for.
+    runtime.shutdown_timeout(LAST_WORK);
     if let Err(error) = &served {
         tracing::error!("{}", chain(error));
     }

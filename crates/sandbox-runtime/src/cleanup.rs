@@ -64,6 +64,14 @@ pub enum CleanupError {
         /// Its number.
         pid: u32,
     },
+    /// The removal waits for something, such as a file system that does not answer.
+    #[error("{} is still being removed after {} s", path.display(), limit.as_secs())]
+    Unfinished {
+        /// The sandbox's folder.
+        path: PathBuf,
+        /// How long that was waited for.
+        limit: Duration,
+    },
     /// A mount could not be undone.
     #[error("cannot unmount {}", path.display())]
     Mount {

@@ -20,6 +20,7 @@ use sandbox_network::{Namespace, Nic};
 use sandbox_protocol::ROOT_VARIABLE;
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{MAX_DEVICES, MAX_PASSED_FDS};
+use tokio::time::Instant;
 
 use crate::cleanup::{CleanupError, Record};
 use crate::config::{Config, ConfigError};
@@ -62,6 +63,8 @@ const COMMAND_LINE: &str = include_str!("../../../guest-image/kernel.command-lin
 const MEMORY_PER_NAME: u64 = 32 << 10;
 /// Serial number of the guest image's disk.
 const ROOT_SERIAL: &str = "guest-root";
+/// How long killed processes may take to end: virtiofsd may wait for a file system that does not answer.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a first sign of death, how long the machine may take to say what it died of.
 const SETTLE: Duration = Duration::from_secs(2);
 
@@ -268,10 +271,13 @@ impl BegunMachine {
         self.0.process.last_words()
     }
 
-    /// Kills the monitor and waits until it is gone.
+    /// Kills the monitor and waits until it is gone, within [`KILL_TIMEOUT`].
     pub(crate) async fn kill(&mut self) {
         self.0.process.kill();
-        self.0.process.wait().await;
+        self.0
+            .process
+            .wait_until(Instant::now() + KILL_TIMEOUT)
+            .await;
     }
 }
 
@@ -404,6 +410,7 @@ pub(crate) struct Machine {
     helpers: Vec<Process>,
     console: Console,
     memory: Option<MemoryControl>,
+    is_killed: bool,
 }
 
 impl Machine {
@@ -432,6 +439,7 @@ impl Machine {
             helpers,
             console,
             memory,
+            is_killed: false,
         })
     }
 
@@ -505,15 +513,17 @@ impl Machine {
         blame(first, machine, helper)
     }
 
-    /// Kills every process and waits until they are gone.
+    /// Kills every process and waits until they are gone, within [`KILL_TIMEOUT`]. What is left then is in the log, and not waited for
+    /// once more.
     pub(crate) async fn kill(&mut self) {
-        self.process.kill();
-        for helper in &mut self.helpers {
-            helper.kill();
+        if std::mem::replace(&mut self.is_killed, true) {
+            return;
         }
-        self.process.wait().await;
-        for helper in &mut self.helpers {
-            helper.wait().await;
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        self.process.kill();
+        self.helpers.iter_mut().for_each(Process::kill);
+        for process in std::iter::once(&mut self.process).chain(&mut self.helpers) {
+            process.wait_until(deadline).await;
         }
     }
 }

@@ -32,6 +32,7 @@ use sandbox_types::jail::JailConfig;
 use sandbox_types::monitor::VIOLATION_EXIT_CODE;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::console::{Console, Tail, copy_into_console, copy_into_tail};
 
@@ -467,6 +468,20 @@ impl Process {
         end
     }
 
+    /// As [`Self::wait`], but no longer than until `deadline`. Says whether it has ended. One that was killed while it waits for a file
+    /// system that does not answer ends when that does, which may be never.
+    pub(crate) async fn wait_until(&mut self, deadline: Instant) -> bool {
+        let ended = tokio::time::timeout_at(deadline, self.wait()).await.is_ok();
+        if !ended {
+            tracing::error!(
+                "{} (process {}) was killed and has not ended; it is left",
+                self.name,
+                self.pid
+            );
+        }
+        ended
+    }
+
     /// Kills it and everything in its process group.
     pub(crate) fn kill(&mut self) {
         self.kill_group();
@@ -570,6 +585,18 @@ mod tests {
         let mut process = launch.spawn().unwrap();
         assert_eq!(process.wait().await, ProcessEnd::Exited(0));
         assert_eq!(console.tail(), ["fixed", "passed"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn process_that_does_not_end_is_waited_for_until_the_deadline() {
+        let mut process = shell("sleep 1000").spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        assert!(!process.wait_until(deadline).await);
+        assert!(Instant::now() >= deadline);
+        process.kill();
+        tokio::time::resume();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert!(process.wait_until(deadline).await);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use sandbox_types::SandboxId;
@@ -17,6 +18,8 @@ use crate::vsock;
 
 /// How often a folder is made that others clear away at the same time.
 const MAKE_ATTEMPTS: usize = 4;
+/// How long the removal is waited for: others wait for it to be told of the sandbox's end.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is known of a sandbox from the start, and decides what is made first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +132,7 @@ impl Ground {
         Ok(())
     }
 
-    /// Kills what has been begun, and removes everything. Other processes have ended.
+    /// Kills what has been begun, and removes everything, within [`REMOVE_TIMEOUT`]. Other processes have ended.
     pub(super) async fn release(mut self) -> Result<(), Arc<CleanupError>> {
         if let Some(machine) = &mut self.machine {
             machine.kill().await;
@@ -142,10 +145,15 @@ impl Ground {
             // It is held until the folder is gone.
             claim.map_or(Ok(()), |_claim| cleanup::remove_dir(&dir).map(drop))
         });
-        match removal.await {
-            Ok(removed) => removed.map_err(Arc::new),
+        match tokio::time::timeout(REMOVE_TIMEOUT, removal).await {
+            Ok(Ok(removed)) => removed.map_err(Arc::new),
             // It panicked, or the runtime is ending: then there is nobody to tell.
-            Err(_) => Ok(()),
+            Ok(Err(_)) => Ok(()),
+            // It goes on all the same.
+            Err(_elapsed) => Err(Arc::new(CleanupError::Unfinished {
+                path: self.dir,
+                limit: REMOVE_TIMEOUT,
+            })),
         }
     }
 }
