@@ -165,7 +165,8 @@ impl AgentClient {
         }
     }
 
-    /// Returns when the agent can be asked nothing any more: its connection ended, or carried what is no reply.
+    /// Returns when the agent can be asked nothing any more: its connection ended, or carried what is no reply,
+    /// or it has left too many calls unanswered (`pulse`).
     pub(crate) async fn until_gone(&self) {
         self.pulse.until_gone().await;
     }
@@ -186,7 +187,8 @@ impl AgentClient {
         };
         let begun = Instant::now();
         let call = self.client.configure_guest(context(CALL_TIMEOUT), &request);
-        bounded("configure the guest", CALL_TIMEOUT, call).await?;
+        self.bounded("configure the guest", CALL_TIMEOUT, call)
+            .await?;
         if begun.elapsed() > CLOCK_PRECISION {
             self.set_clock().await?;
         }
@@ -204,7 +206,8 @@ impl AgentClient {
         let call = self
             .client
             .configure_network(context(CALL_TIMEOUT), request);
-        bounded("configure the guest's network", CALL_TIMEOUT, call).await?;
+        self.bounded("configure the guest's network", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -219,7 +222,8 @@ impl AgentClient {
         let call = self
             .client
             .create_container(context(CREATE_TIMEOUT), request);
-        Ok(bounded("create the container", CREATE_TIMEOUT, call)
+        Ok(self
+            .bounded("create the container", CREATE_TIMEOUT, call)
             .await?
             .pid)
     }
@@ -230,7 +234,7 @@ impl AgentClient {
     /// [`AgentError`].
     pub async fn add_process(&self, request: &AddProcessRequest) -> Result<(), AgentError> {
         let call = self.client.add_process(context(CREATE_TIMEOUT), request);
-        bounded("add a process", CREATE_TIMEOUT, call).await?;
+        self.bounded("add a process", CREATE_TIMEOUT, call).await?;
         Ok(())
     }
 
@@ -245,7 +249,8 @@ impl AgentClient {
     ) -> Result<u32, AgentError> {
         let request = process_request(container, exec);
         let call = self.client.start_process(context(CREATE_TIMEOUT), &request);
-        Ok(bounded("start the process", CREATE_TIMEOUT, call)
+        Ok(self
+            .bounded("start the process", CREATE_TIMEOUT, call)
             .await?
             .pid)
     }
@@ -269,7 +274,8 @@ impl AgentClient {
             ..Default::default()
         };
         let call = self.client.signal_process(context(CALL_TIMEOUT), &request);
-        bounded("signal the process", CALL_TIMEOUT, call).await?;
+        self.bounded("signal the process", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -292,7 +298,8 @@ impl AgentClient {
             ..Default::default()
         };
         let call = self.client.resize_terminal(context(CALL_TIMEOUT), &request);
-        bounded("resize the terminal", CALL_TIMEOUT, call).await?;
+        self.bounded("resize the terminal", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -307,7 +314,8 @@ impl AgentClient {
     ) -> Result<(), AgentError> {
         let request = process_request(container, exec);
         let call = self.client.close_stdin(context(CALL_TIMEOUT), &request);
-        bounded("close standard input", CALL_TIMEOUT, call).await?;
+        self.bounded("close standard input", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -322,7 +330,9 @@ impl AgentClient {
     ) -> Result<DeletedProcess, AgentError> {
         let request = process_request(container, exec);
         let call = self.client.delete_process(context(CALL_TIMEOUT), &request);
-        let reply = bounded("delete the process", CALL_TIMEOUT, call).await?;
+        let reply = self
+            .bounded("delete the process", CALL_TIMEOUT, call)
+            .await?;
         Ok(DeletedProcess {
             exit_status: reply.exit_status,
             pid: reply.pid,
@@ -340,7 +350,7 @@ impl AgentClient {
         const CALL: &str = "list the processes";
         let request = container_request(container);
         let call = self.client.list_processes(context(CALL_TIMEOUT), &request);
-        let reply = bounded(CALL, CALL_TIMEOUT, call).await?;
+        let reply = self.bounded(CALL, CALL_TIMEOUT, call).await?;
         if reply.processes.len() > MAX_PROCESSES {
             return Err(AgentError::Malformed {
                 call: CALL,
@@ -369,7 +379,9 @@ impl AgentClient {
     ) -> Result<HashMap<String, u64>, AgentError> {
         let request = container_request(container);
         let call = self.client.container_stats(context(CALL_TIMEOUT), &request);
-        let reply = bounded("read the statistics", CALL_TIMEOUT, call).await?;
+        let reply = self
+            .bounded("read the statistics", CALL_TIMEOUT, call)
+            .await?;
         Ok(reply.values)
     }
 
@@ -391,7 +403,8 @@ impl AgentClient {
         let call = self
             .client
             .update_container(context(CALL_TIMEOUT), &request);
-        bounded("change the limits", CALL_TIMEOUT, call).await?;
+        self.bounded("change the limits", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -407,7 +420,8 @@ impl AgentClient {
         let call = self
             .client
             .bring_up_processors(context(CALL_TIMEOUT), &request);
-        bounded("bring processors up", CALL_TIMEOUT, call).await?;
+        self.bounded("bring processors up", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -433,7 +447,7 @@ impl AgentClient {
                 ..Default::default()
             };
             let call = self.client.set_clock(context(CALL_TIMEOUT), &request);
-            bounded("set the clock", CALL_TIMEOUT, call).await?;
+            self.bounded("set the clock", CALL_TIMEOUT, call).await?;
             if begun.elapsed() <= CLOCK_PRECISION {
                 break;
             }
@@ -448,7 +462,8 @@ impl AgentClient {
     pub async fn pause(&self, container: &ContainerId) -> Result<(), AgentError> {
         let request = container_request(container);
         let call = self.client.pause_container(context(CALL_TIMEOUT), &request);
-        bounded("pause the container", CALL_TIMEOUT, call).await?;
+        self.bounded("pause the container", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 
@@ -461,8 +476,28 @@ impl AgentClient {
         let call = self
             .client
             .resume_container(context(CALL_TIMEOUT), &request);
-        bounded("resume the container", CALL_TIMEOUT, call).await?;
+        self.bounded("resume the container", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
+    }
+
+    /// [`bounded`], of which note is taken whether the agent answered.
+    async fn bounded<T>(
+        &self,
+        call: &'static str,
+        limit: Duration,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let asked = self.pulse.ask();
+        let result = bounded(call, limit, answer).await;
+        match &result {
+            Err(AgentError::TimedOut { .. }) => drop(asked),
+            Err(AgentError::Connection { .. }) => asked.failed(),
+            Ok(_) | Err(AgentError::Refused { .. } | AgentError::Malformed { .. }) => {
+                asked.answered();
+            }
+        }
+        result
     }
 
     /// Kills what still runs and powers the guest off; the answer comes before the power-off.
@@ -471,7 +506,8 @@ impl AgentClient {
     /// [`AgentError`].
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         let call = self.client.shutdown(context(CALL_TIMEOUT), &EMPTY);
-        bounded("shut the guest down", CALL_TIMEOUT, call).await?;
+        self.bounded("shut the guest down", CALL_TIMEOUT, call)
+            .await?;
         Ok(())
     }
 }

@@ -397,7 +397,7 @@ pub(crate) enum Sign {
     Machine,
     /// A helper ended.
     Helper,
-    /// One of the agent's connections ended, that of its events or that for calls.
+    /// One of the agent's connections ended, that of its events or that for calls, or it does not answer.
     AgentGone,
     /// The agent's event connection carried nonsense.
     AgentMisbehaved(String),

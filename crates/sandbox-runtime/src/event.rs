@@ -78,7 +78,7 @@ pub enum DeathCause {
     /// An image layer that the guest has as memory is no longer what it was.
     #[error("an image layer changed on the host's disk while the virtual machine used it: {0}")]
     LayerLost(String),
-    /// One of the agent's connections ended while the machine ran on.
+    /// One of the agent's connections ended while the machine ran on, or it answered nothing for long.
     #[error("the agent in the guest is gone")]
     AgentGone,
     /// The agent, the guest's first process, ended; its kernel cannot go on without it.
