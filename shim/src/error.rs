@@ -195,9 +195,9 @@ pub(crate) enum TaskError {
     /// The caller's ends of the streams cannot be used.
     #[error(transparent)]
     Stdio(#[from] StdioError),
-    /// The shim was told to end while a container was being made, or whoever wanted it is gone.
+    /// The shim was told to end while a container was being made or the sandbox started, or whoever wanted it is gone.
     #[error(
-        "the shim was shut down, or its caller went away, while the container was being created"
+        "the shim was shut down, or its caller went away, while the container was being created, or the sandbox started"
     )]
     Unwanted,
     /// The pod died meanwhile.

@@ -40,6 +40,8 @@ use crate::stdio::{Copying, StdioPaths};
 /// How long a failed call waits for the reason: a machine that died is told by its own event.
 /// It is looked for, then everything of the machine is removed, and then it is told.
 const REASON_WAIT: Duration = Duration::from_secs(10);
+/// How long the end of the pod waits for a container that is being made: for its machine's removal, or its broken call.
+const BOOT_END: Duration = Duration::from_secs(60);
 /// How long output may take to reach its reader after the process is gone.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 /// No more than one event in this time says that a container is out of memory.
@@ -228,6 +230,8 @@ pub(crate) struct Pod {
     ended: watch::Sender<bool>,
     /// Becomes true when the machine has ended, and told why if it died.
     death: watch::Sender<bool>,
+    /// Becomes true when no machine is to be made any more; one that is being booted is given up.
+    closing: watch::Sender<bool>,
 }
 
 impl Pod {
@@ -249,6 +253,7 @@ impl Pod {
             making: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
             death: watch::Sender::new(false),
+            closing: watch::Sender::new(false),
         }
     }
 
@@ -332,6 +337,21 @@ impl Pod {
             .sandbox
             .take_if(|present| Arc::ptr_eq(present, &sandbox));
         Ok(stopped?)
+    }
+
+    /// As [`Self::stop_sandbox`], and no machine is made any more: a boot that is under way is given up, and waited for, so that nothing
+    /// of it is left on the host.
+    pub(crate) async fn close(&self) -> Result<(), TaskError> {
+        self.closing.send_replace(true);
+        let stopped = self.stop_sandbox().await;
+        // Held by whoever boots one. It may have come up after all.
+        match tokio::time::timeout(BOOT_END, self.making.lock()).await {
+            Ok(_made) => stopped.and(self.stop_sandbox().await),
+            Err(_elapsed) => {
+                tracing::error!("pod {}: a container is still being made", self.id);
+                stopped
+            }
+        }
     }
 
     /// A call failed: when the machine is dying, the reason is its death, which is told a moment later.

@@ -16,6 +16,7 @@ use containerd_shim_protos::sandbox_async::Sandbox;
 use containerd_shim_protos::types::platform::Platform;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::caller::Caller;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::pod::Pod;
@@ -67,7 +68,10 @@ impl Sandbox for SandboxService {
     ) -> ttrpc::Result<StartSandboxResponse> {
         self.check(&request.sandbox_id)?;
         let pod = Arc::clone(&self.pod);
-        let (pid, created_at) = to_its_end(async move { pod.start_sandbox().await }).await?;
+        let (caller, waiting) = Caller::of_call();
+        let started = to_its_end(async move { pod.start_sandbox(&caller).await }).await;
+        drop(waiting);
+        let (pid, created_at) = started?;
         Ok(StartSandboxResponse {
             pid,
             created_at: Some(timestamp(created_at)).into(),

@@ -188,7 +188,7 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
     };
     // No new connections; the answer to Shutdown still goes out before the connection closes.
     let _ = fs::remove_file(&socket);
-    let stopped = pod.stop_sandbox().await;
+    let stopped = pod.close().await;
     if let Err(error) = &stopped {
         tracing::error!("{}", chain(error));
     }

@@ -229,6 +229,18 @@ impl Sandbox {
         plan: SandboxPlan,
         head_start: Option<HeadStart>,
     ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
+        Self::start_unless(plan, head_start, std::future::pending()).await
+    }
+
+    /// As [`Self::start`], which is given up when `unwanted` comes first. Unlike one whose future is dropped, it returns when nothing is left.
+    ///
+    /// # Errors
+    /// As [`Self::start`]; [`SandboxError::Abandoned`] when it was given up.
+    pub async fn start_unless(
+        plan: SandboxPlan,
+        head_start: Option<HeadStart>,
+        unwanted: impl Future<Output = ()>,
+    ) -> Result<(Self, mpsc::Receiver<SandboxEvent>), SandboxError> {
         let (driver, emulation_notice) = match choose(&plan.basis) {
             Ok(chosen) => chosen,
             Err(error) => {
@@ -241,7 +253,7 @@ impl Sandbox {
         let dir = plan.basis.dir();
         let vsock = dir.join(SOCKET);
         let timeline = Arc::new(Timeline::new(plan.basis.config.timeline.clone()));
-        let (ready, came_up) = oneshot::channel();
+        let (ready, mut came_up) = oneshot::channel();
         let (events, events_receiver) = mpsc::channel(EVENT_BACKLOG);
         let (stop, stop_receiver) = watch::channel(false);
         let (outcome, outcome_receiver) = watch::channel(None);
@@ -280,7 +292,18 @@ impl Sandbox {
             memory,
             usable_bytes,
             shares,
-        } = came_up.await.map_err(|_| SandboxError::Abandoned)??;
+        } = {
+            let came_up = tokio::select! {
+                biased;
+                came_up = &mut came_up => came_up,
+                () = unwanted => {
+                    // The supervisor may have heard of nothing else before it told that it has come up.
+                    let _ = stop.send(true);
+                    came_up.await
+                }
+            };
+            came_up.map_err(|_| SandboxError::Abandoned)??
+        };
         let sandbox = Self {
             agent,
             driver,

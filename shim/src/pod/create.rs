@@ -519,7 +519,12 @@ impl Pod {
         self.state().died = None;
         self.death.send_replace(false);
         let head_start = self.state().head_start.take();
-        let (sandbox, events) = Sandbox::start(plan, head_start).await?;
+        let mut closing = self.closing.subscribe();
+        let unwanted = async {
+            // The sender is the pod's own.
+            let _ = closing.wait_for(|closing| *closing).await;
+        };
+        let (sandbox, events) = Sandbox::start_unless(plan, head_start, unwanted).await?;
         let sandbox = Arc::new(sandbox);
         {
             let mut state = self.state();

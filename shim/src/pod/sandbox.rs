@@ -24,6 +24,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::{Pod, ProcessKey};
+use crate::caller::Caller;
 use crate::delete::KILLED;
 use crate::error::TaskError;
 use crate::lifecycle::Exit;
@@ -158,11 +159,15 @@ impl Pod {
         Ok(())
     }
 
-    /// Boots the machine. Returns its process, and when the sandbox was created.
+    /// Boots the machine. Returns its process, and when the sandbox was created. If its caller is gone by then it is undone, as a container
+    /// is: nobody has learnt that it runs.
     ///
     /// # Errors
-    /// [`TaskError`] unless it was created and not yet started, or when the machine does not come up.
-    pub(crate) async fn start_sandbox(self: &Arc<Self>) -> Result<(u32, SystemTime), TaskError> {
+    /// [`TaskError`] unless it was created and not yet started, or when the machine does not come up, or is not wanted any more.
+    pub(crate) async fn start_sandbox(
+        self: &Arc<Self>,
+        caller: &Caller,
+    ) -> Result<(u32, SystemTime), TaskError> {
         let (bundle, spec, created_at) = {
             let mut state = self.state();
             match &mut state.api {
@@ -176,14 +181,9 @@ impl Pod {
                 }
             }
         };
-        match self.start_holder(bundle, spec).await {
-            Ok(pid) => {
-                if let Some(api) = &mut self.state().api {
-                    api.phase = Phase::Ready;
-                    api.pid = pid;
-                }
-                Ok((pid, created_at))
-            }
+        let started = self.start_holder(bundle, spec).await;
+        match started.and_then(|pid| self.started_sandbox(pid, caller)) {
+            Ok(pid) => Ok((pid, created_at)),
             Err(error) => {
                 if let Err(error) = self.stop_sandbox().await {
                     tracing::error!("cleaning up: {}", crate::error::chain(&error));
@@ -192,6 +192,22 @@ impl Pod {
                 self.sandbox_ended(KILLED);
                 Err(error)
             }
+        }
+    }
+
+    /// The machine has come up: it is ready, if it is still wanted.
+    fn started_sandbox(&self, pid: u32, caller: &Caller) -> Result<u32, TaskError> {
+        if caller.is_gone() || *self.closing.borrow() {
+            return Err(TaskError::Unwanted);
+        }
+        match &mut self.state().api {
+            Some(api) if api.phase == Phase::Starting => {
+                api.phase = Phase::Ready;
+                api.pid = pid;
+                Ok(pid)
+            }
+            // It has died, or was stopped.
+            other => Err(wrong("start", other.as_ref().map(|api| api.phase))),
         }
     }
 
@@ -234,12 +250,12 @@ impl Pod {
         state.api.as_ref().map(|api| api.wanted.bundle.clone())
     }
 
-    /// Ends the machine and everything in it. Once more is no error.
+    /// Ends the machine and everything in it, also while it is being started. Once more is no error.
     ///
     /// # Errors
     /// [`TaskError`] when something could not be removed.
     pub(crate) async fn end_sandbox(&self) -> Result<(), TaskError> {
-        self.stop_sandbox().await?;
+        self.close().await?;
         self.all_killed();
         self.sandbox_ended(0);
         Ok(())
@@ -338,7 +354,6 @@ impl Pod {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::caller::Caller;
     use crate::events::Publisher;
     use sandbox_runtime::Config;
     use sandbox_runtime::network::PodNetwork;
@@ -361,11 +376,59 @@ mod tests {
         pod.create_sandbox(Wanted::default())
     }
 
+    async fn start(pod: &Arc<Pod>) -> Result<(u32, SystemTime), TaskError> {
+        let (caller, _waiting) = Caller::of_call();
+        pod.start_sandbox(&caller).await
+    }
+
+    fn starting() -> Arc<Pod> {
+        let pod = pod();
+        create(&pod).unwrap();
+        pod.state().api.as_mut().unwrap().phase = Phase::Starting;
+        pod
+    }
+
+    #[test]
+    fn sandbox_that_ended_while_it_was_started_is_not_ready() {
+        let (caller, waiting) = Caller::of_call();
+        let ended = starting();
+        ended.sandbox_ended(0);
+        let started = ended.started_sandbox(7, &caller);
+        assert!(matches!(started, Err(TaskError::Phase(_))), "{started:?}");
+        let closing = starting();
+        closing.closing.send_replace(true);
+        let started = closing.started_sandbox(7, &caller);
+        assert!(matches!(started, Err(TaskError::Unwanted)), "{started:?}");
+        let wanted = starting();
+        assert_eq!(wanted.started_sandbox(7, &caller).unwrap(), 7);
+        assert!(wanted.view_sandbox().unwrap().ready);
+        drop(waiting);
+        let started = starting().started_sandbox(7, &caller);
+        assert!(matches!(started, Err(TaskError::Unwanted)), "{started:?}");
+    }
+
+    #[tokio::test]
+    async fn sandbox_that_is_being_started_ends_when_its_start_has() {
+        let pod = starting();
+        let making = pod.making.lock().await;
+        let stopping = tokio::spawn({
+            let pod = Arc::clone(&pod);
+            async move { pod.end_sandbox().await }
+        });
+        pod.closing.subscribe().wait_for(|it| *it).await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(!stopping.is_finished());
+        assert!(pod.view_sandbox().unwrap().end.is_none());
+        drop(making);
+        stopping.await.unwrap().unwrap();
+        assert!(pod.view_sandbox().unwrap().end.is_some());
+    }
+
     #[tokio::test]
     async fn sandbox_is_created_once_and_before_anything_else() {
         let pod = pod();
         for refused in [
-            pod.start_sandbox().await.map(drop),
+            start(&pod).await.map(drop),
             pod.view_sandbox().map(drop),
             pod.ping_sandbox(),
             pod.wait_sandbox().await.map(drop),
@@ -385,10 +448,7 @@ mod tests {
         pod.end_sandbox().await.unwrap();
         pod.end_sandbox().await.unwrap();
         assert_eq!(pod.wait_sandbox().await.unwrap().status, 0);
-        assert!(matches!(
-            pod.start_sandbox().await,
-            Err(TaskError::Phase(_))
-        ));
+        assert!(matches!(start(&pod).await, Err(TaskError::Phase(_))));
     }
 
     #[tokio::test]
