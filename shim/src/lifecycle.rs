@@ -205,6 +205,17 @@ impl Lifecycle {
         }
     }
 
+    /// Whether it can take another process.
+    ///
+    /// # Errors
+    /// When it is frozen: what is started in it would be too, while its start is waited for.
+    pub(crate) fn must_not_be_paused(self, action: &'static str) -> Result<(), LifecycleError> {
+        match self {
+            Self::Paused => Err(self.wrong(action)),
+            _ => Ok(()),
+        }
+    }
+
     /// Its end, when it has ended.
     pub(crate) fn exit(self) -> Option<Exit> {
         match self {

@@ -11,8 +11,8 @@ use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
 use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host};
-use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
+use sandbox_types::{ContainerId, ExecId};
 
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::bootstrap;
@@ -497,6 +497,7 @@ impl Pod {
         let process = match made.await {
             Ok(process) => process,
             Err(error) => {
+                self.forget_in_guest(sandbox, id, None).await;
                 // What the first hooks made, the last ones undo (OCI runtime spec, "Lifecycle").
                 due::run(draft.bundle).await;
                 return Err(error);
@@ -512,6 +513,27 @@ impl Pod {
         };
         self.state().containers.insert(id.clone(), container);
         Ok(pid)
+    }
+
+    /// Has the agent remove what may be there of a process that was not made after all: else its name would be taken. Nothing of it may be
+    /// there, and all of it goes with the machine.
+    pub(super) async fn forget_in_guest(
+        &self,
+        sandbox: &Sandbox,
+        container: &ContainerId,
+        exec: Option<&ExecId>,
+    ) {
+        let key = ProcessKey {
+            container: container.clone(),
+            exec: exec.cloned(),
+        };
+        if self.holds_machine(&key) {
+            return;
+        }
+        let removed = sandbox.agent().delete_process(container, exec).await;
+        if let Err(error) = removed {
+            tracing::debug!("{key} was not removed from the guest: {}", chain(&error));
+        }
     }
 
     async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {

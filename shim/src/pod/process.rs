@@ -103,6 +103,11 @@ impl Pod {
             ..Default::default()
         };
         if let Err(error) = sandbox.agent().add_process(&add).await {
+            // One that was refused is not there.
+            if !matches!(error, AgentError::Refused { .. }) {
+                self.forget_in_guest(&sandbox, &key.container, Some(&exec))
+                    .await;
+            }
             if let Ok(container) = self.state().container(&key.container) {
                 container.execs.remove(&exec);
             }
@@ -119,11 +124,17 @@ impl Pod {
     /// Starts a created process.
     ///
     /// # Errors
-    /// [`TaskError`]; a program that cannot be run is told apart by its status.
-    pub(crate) async fn start(&self, key: &ProcessKey) -> Result<u32, TaskError> {
+    /// [`TaskError`]; a program that cannot be run is told apart by its status. Nothing is added to a container that is paused, as with runc.
+    pub(crate) async fn start(self: &Arc<Self>, key: &ProcessKey) -> Result<u32, TaskError> {
         let sandbox = self.sandbox()?;
         let stdio = {
             let mut state = self.state();
+            state.process(key)?;
+            if key.exec.is_some() {
+                let init = &state.container(&key.container)?.init;
+                init.lifecycle
+                    .must_not_be_paused("start a process beside")?;
+            }
             let process = state.process(key)?;
             process.start()?;
             process.stdio.clone()
@@ -140,6 +151,12 @@ impl Pod {
                 Ok(pid)
             }
             Err(error) => {
+                // Unless it was refused it may run, and nobody would know of it.
+                if !matches!(error, TaskError::Agent(AgentError::Refused { .. }))
+                    && let Err(error) = self.kill(key, SIGKILL, false).await
+                {
+                    tracing::debug!("{key}, which did not start: {}", chain(&error));
+                }
                 let error = self.reason_for(error).await;
                 let status = error
                     .start_failure()
@@ -277,7 +294,7 @@ impl Pod {
     }
 
     /// Whether the machine goes with this process: it is the first of the only container, or of the pod's sandbox.
-    fn holds_machine(&self, key: &ProcessKey) -> bool {
+    pub(super) fn holds_machine(&self, key: &ProcessKey) -> bool {
         key.exec.is_none()
             && match &self.state().contents {
                 Contents::One => true,

@@ -156,6 +156,9 @@ impl Model {
             Call::Start(name) => {
                 machine?;
                 must(self.life(name)?, &[Life::Created])?;
+                if name.1.is_some() && self.life((name.0, None))? == Life::Paused {
+                    return Err(No::State);
+                }
                 if refuses {
                     // It never ran, so that nobody is told of an end.
                     self.lives.insert(name, Life::Stopped);

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use protobuf::Message as _;
-use sandbox_protocol::agent::{AddProcessRequest, ProcessRequest};
+use sandbox_protocol::agent::{
+    AddProcessRequest, CreateContainerRequest, ProcessRequest, SignalProcessRequest,
+};
 use sandbox_types::ContainerId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -14,10 +16,19 @@ use ttrpc::proto::{Request, Response};
 
 use crate::pod::ProcessKey;
 
+/// What is not answered.
+enum Silence {
+    Nothing,
+    /// Calls of this method, which are done all the same.
+    Of(&'static str),
+    /// Whatever is asked, and nothing is done.
+    Everything,
+}
+
 /// The agent.
 pub(super) struct Agent {
     refuses: AtomicBool,
-    is_silent: AtomicBool,
+    silence: Mutex<Silence>,
     /// Container and exec, and whether it runs.
     book: Mutex<HashMap<(String, String), bool>>,
 }
@@ -27,7 +38,7 @@ impl Agent {
     pub(super) fn behind(stream: UnixStream) -> Arc<Self> {
         let agent = Arc::new(Self {
             refuses: AtomicBool::new(false),
-            is_silent: AtomicBool::new(false),
+            silence: Mutex::new(Silence::Nothing),
             book: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&agent).serve(stream));
@@ -41,7 +52,15 @@ impl Agent {
 
     /// It answers nothing from now on, and does nothing.
     pub(super) fn fall_silent(&self) {
-        self.is_silent.store(true, Ordering::Relaxed);
+        *self.silence.lock().unwrap() = Silence::Everything;
+    }
+
+    /// It answers no calls of a method from now on, which it does; of none, if that is empty.
+    pub(super) fn leave_unanswered(&self, method: &'static str) {
+        *self.silence.lock().unwrap() = match method {
+            "" => Silence::Nothing,
+            method => Silence::Of(method),
+        };
     }
 
     /// A container was made.
@@ -59,6 +78,13 @@ impl Agent {
         }
     }
 
+    /// Whether a process runs.
+    pub(super) fn runs(&self, key: &ProcessKey) -> bool {
+        let exec = key.exec.as_ref().map(ToString::to_string);
+        let name = (key.container.to_string(), exec.unwrap_or_default());
+        self.book.lock().unwrap().get(&name) == Some(&true)
+    }
+
     /// The processes that it has.
     pub(super) fn processes(&self) -> Vec<ProcessKey> {
         let book = self.book.lock().unwrap();
@@ -73,14 +99,19 @@ impl Agent {
             let header = MessageHeader::from(&header);
             let mut body = vec![0; usize::try_from(header.length).unwrap()];
             stream.read_exact(&mut body).await.unwrap();
-            if self.is_silent.load(Ordering::Relaxed) {
-                continue;
-            }
             let request = Request::parse_from_bytes(&body).unwrap();
+            let unanswered = match &*self.silence.lock().unwrap() {
+                Silence::Everything => continue,
+                Silence::Of(method) => request.method == *method,
+                Silence::Nothing => false,
+            };
             let mut response = Response::new();
             if self.refuses.load(Ordering::Relaxed) || !self.does(&request) {
                 let status = ttrpc::get_status(Code::FAILED_PRECONDITION, "no");
                 response.status = Some(status).into();
+            }
+            if unanswered {
+                continue;
             }
             let payload = response.write_to_bytes().unwrap();
             let header: Vec<u8> = MessageHeader {
@@ -104,6 +135,19 @@ impl Agent {
             (process.container_id, process.exec_id)
         };
         match request.method.as_str() {
+            "CreateContainer" => {
+                let create = CreateContainerRequest::parse_from_bytes(&request.payload).unwrap();
+                let name = (create.container_id, String::new());
+                book.insert(name, false).is_none()
+            }
+            "SignalProcess" => {
+                let signal = SignalProcessRequest::parse_from_bytes(&request.payload).unwrap();
+                let name = (signal.container_id, signal.exec_id);
+                if let (Some(runs), 9) = (book.get_mut(&name), signal.signal) {
+                    *runs = false;
+                }
+                true
+            }
             "AddProcess" => {
                 let add = AddProcessRequest::parse_from_bytes(&request.payload).unwrap();
                 book.insert((add.container_id, add.exec_id), false);

@@ -1,6 +1,11 @@
 //! A guest that does not do what it is told. The clock is tokio's, which goes on to the next limit when there is nothing else to do.
 
+use containerd_shim_protos::api::CreateTaskRequest;
+use containerd_shim_protos::types::mount::Mount;
+use serde_json::json;
+
 use super::*;
+use crate::caller::Caller;
 
 const SIGKILL: u32 = 9;
 
@@ -89,5 +94,76 @@ fn killed_member_of_a_guest_that_does_not_answer_is_an_error() {
             );
         }
         assert!(bench.pod.sandbox().is_ok());
+    });
+}
+
+fn assert_timed_out<T: std::fmt::Debug>(result: Result<T, TaskError>) {
+    assert!(
+        matches!(result, Err(TaskError::Agent(AgentError::TimedOut { .. }))),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn start_that_is_not_answered_leaves_nothing_that_runs() {
+    in_no_time(async {
+        let mut bench = Bench::new();
+        bench.make(1);
+        bench.agent.leave_unanswered("StartProcess");
+        assert_timed_out(bench.apply(Call::Start((1, None))).await);
+        assert!(!bench.agent.runs(&key((1, None))));
+        assert_eq!(bench.life((1, None)), Some(Life::Stopped));
+        bench.apply(Call::Delete((1, None))).await.unwrap();
+        assert_eq!(bench.told()["c1"], [Told::Deleted]);
+    });
+}
+
+#[test]
+fn exec_that_is_not_answered_leaves_its_name_free() {
+    in_no_time(async {
+        let bench = running().await;
+        bench.agent.leave_unanswered("AddProcess");
+        assert_timed_out(bench.apply(Call::Exec(1, 0)).await);
+        assert!(!bench.agent.processes().contains(&key((1, Some(0)))));
+        bench.agent.leave_unanswered("");
+        bench.apply(Call::Exec(1, 0)).await.unwrap();
+    });
+}
+
+#[test]
+fn create_that_is_not_answered_leaves_its_name_free() {
+    in_no_time(async {
+        let bench = running().await;
+        let bundle = tempfile::tempdir().unwrap();
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["true"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+            "annotations": {
+                "io.kubernetes.cri.container-type": "container",
+                "io.kubernetes.cri.sandbox-id": "c0",
+            },
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+        });
+        std::fs::write(bundle.path().join("config.json"), spec.to_string()).unwrap();
+        let create = async || {
+            let request = CreateTaskRequest {
+                id: "c2".to_owned(),
+                bundle: bundle.path().display().to_string(),
+                rootfs: vec![Mount {
+                    type_: "tmpfs".to_owned(),
+                    source: "tmpfs".to_owned(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            let (caller, _waiting) = Caller::of_call();
+            bench.pod.create(request, &caller).await
+        };
+        bench.agent.leave_unanswered("CreateContainer");
+        assert_timed_out(create().await);
+        assert!(!bench.agent.processes().contains(&key((2, None))));
+        bench.agent.leave_unanswered("");
+        create().await.unwrap();
     });
 }
