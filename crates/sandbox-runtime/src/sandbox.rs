@@ -26,7 +26,7 @@ use crate::jail::JailError;
 use crate::network::{PodNetwork, SharedNetwork};
 use crate::resolver::ResolverService;
 use crate::rootfs::window::MappedLayer;
-use crate::share::{ShareMountError, ShareMounts, SharedEntry};
+use crate::share::{self, ShareMountError, ShareMounts, SharedEntry};
 use crate::timeline::Timeline;
 use crate::vsock::{self, StreamError};
 
@@ -441,29 +441,30 @@ impl Sandbox {
         vsock::open_stream(&self.vsock, container, exec, kind).await
     }
 
-    /// Lets the guest see more of the host's file system.
+    /// Lets the guest see more of the host's file system. Takes as long as that does.
     ///
     /// # Errors
-    /// [`SandboxError::SharesNothing`] unless it was made for that, or when an entry cannot be shared; what was
+    /// [`SandboxError::SharesNothing`] unless it was made for that, or when an entry cannot be shared, or the sandbox has ended; what was
     /// added before it goes with [`Self::unshare`].
-    pub fn share(&self, entries: &[SharedEntry]) -> Result<(), SandboxError> {
+    pub async fn share(&self, entries: Vec<SharedEntry>) -> Result<(), SandboxError> {
         if entries.is_empty() {
             return Ok(());
         }
-        let shares = self.shares.as_ref().ok_or(SandboxError::SharesNothing)?;
-        shares.add(entries).map_err(ShareMountError::from)?;
-        Ok(())
+        let shares = self.shares.clone().ok_or(SandboxError::SharesNothing)?;
+        let shared = share::beside(move || shares.add(&entries)).await;
+        Ok(shared.map_err(ShareMountError::from)?)
     }
 
     /// Takes away what the guest sees for one container, which may be nothing.
     ///
     /// # Errors
     /// [`SandboxError::Record`] names what is left.
-    pub fn unshare(&self, container: &ContainerId) -> Result<(), SandboxError> {
-        match &self.shares {
-            Some(shares) => Ok(shares.remove(container)?),
-            None => Ok(()),
-        }
+    pub async fn unshare(&self, container: &ContainerId) -> Result<(), SandboxError> {
+        let Some(shares) = self.shares.clone() else {
+            return Ok(());
+        };
+        let container = container.clone();
+        Ok(share::beside(move || shares.remove(&container)).await?)
     }
 
     /// Notes that something is due in the bundle of a container when that has ended. Only [`SandboxPlan::sweep`] takes it.

@@ -29,6 +29,18 @@ mod mount;
 pub use mount::{ShareError, ShareMountError, ShareProblem, is_read_only};
 pub(crate) use mount::{ShareMounts, unmount};
 
+/// Does what may wait for a file system of the host's, beside the runtime's own thread, on which everything else is done.
+pub(crate) async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is ending, and this with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
 /// By what the guest mounts the folder.
 pub(crate) const TAG: &str = "host";
 /// Name of the folder in the sandbox's own.

@@ -285,13 +285,11 @@ impl Pod {
             Err(error) => {
                 let error = self.reason_for(error).await;
                 self.state().containers.remove(id);
-                let undone = match self.state().sandbox.clone() {
-                    Some(sandbox) if !is_first => sandbox.unshare(id).map_err(TaskError::from),
-                    _ => Ok(()),
-                };
-                let undone = match is_first {
-                    true => self.stop_sandbox().await,
-                    false => undone,
+                let sandbox = self.state().sandbox.clone();
+                let undone = match sandbox {
+                    _ if is_first => self.stop_sandbox().await,
+                    Some(sandbox) => sandbox.unshare(id).await.map_err(TaskError::from),
+                    None => Ok(()),
                 };
                 if let Err(error) = undone {
                     tracing::error!("cleaning up after that: {}", chain(&error));
@@ -429,7 +427,7 @@ impl Pod {
         self.make_room(&sandbox, draft.id, spec.demand()).await?;
         let open = self.open(&draft).await?;
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
-        sandbox.share(&std::mem::take(&mut guest.shared))?;
+        sandbox.share(std::mem::take(&mut guest.shared)).await?;
         let parts = Parts {
             spec,
             guest,

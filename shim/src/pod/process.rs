@@ -337,7 +337,7 @@ impl Pod {
                 tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
             }
             if key.exec.is_none()
-                && let Err(error) = sandbox.unshare(&key.container)
+                && let Err(error) = sandbox.unshare(&key.container).await
             {
                 tracing::warn!("{key} is still shared with the guest: {}", chain(&error));
             }

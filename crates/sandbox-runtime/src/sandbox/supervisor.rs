@@ -29,7 +29,7 @@ use crate::driver::{Driver, Machine, MachineRequest, MemoryControl, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
 use crate::loopback::LoopbackService;
 use crate::network::{PodNetwork, SharedNetwork};
-use crate::share::ShareMounts;
+use crate::share::{self, ShareMountError, ShareMounts};
 use crate::timeline::{Timeline, monotonic_ns, unix_time_ns};
 use crate::vsock;
 
@@ -184,7 +184,7 @@ impl Supervisor {
 
     /// Makes everything, and waits until the agent has announced itself and taken its configuration.
     async fn come_up(&mut self) -> Result<Running, SandboxError> {
-        let listener = self.prepare()?;
+        let listener = self.prepare().await?;
         self.lifecycle.take(Step::Spawned);
         let limit = self.plan.basis.config.boot_timeout();
         let vsock = self.vsock.clone();
@@ -257,7 +257,7 @@ impl Supervisor {
     /// Makes the folder, mounts and sockets, and starts the processes. Returns where the agent will announce itself.
     ///
     /// What takes the machine longest to begin with begins first, where it is known by then, and goes on beside the rest.
-    fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
+    async fn prepare(&mut self) -> Result<UnixListener, SandboxError> {
         let begins_early = self.begins_early();
         let plan = &self.plan;
         if self.ground.is_none() {
@@ -273,10 +273,13 @@ impl Supervisor {
             return Err(SandboxError::Abandoned);
         };
         self.most = ground.most;
-        self.shares = match plan.shared.as_slice() {
-            [] if !plan.shares() => None,
-            entries => Some(ShareMounts::make(&self.dir, entries, &mut ground.record)?),
-        };
+        if plan.shares() {
+            let shares = ShareMounts::make(&self.dir, &mut ground.record)?;
+            let shares = self.shares.insert(shares).clone();
+            let entries = plan.shared.clone();
+            let shared = share::beside(move || shares.add(&entries)).await;
+            shared.map_err(ShareMountError::from)?;
+        }
         if let Some(network) = &plan.network {
             let options = NicOptions {
                 // One for each vCPU: more are of no use to it.

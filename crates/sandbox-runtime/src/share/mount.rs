@@ -6,10 +6,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use rustix::fs::{CWD, FileType};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use sandbox_types::ContainerId;
@@ -82,15 +83,14 @@ fn system(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> ShareProble
 #[derive(Debug, Clone)]
 pub(crate) struct ShareMounts {
     folder: PathBuf,
+    /// What is mounted there. By its path something else would be meant once it is unmounted, and what is added then would be off
+    /// record; in this nothing can be mounted any more.
+    root: Arc<OwnedFd>,
 }
 
 impl ShareMounts {
-    /// Makes the folder and everything in it. What is mounted when an error comes back is on record.
-    pub(crate) fn make(
-        dir: &Path,
-        entries: &[SharedEntry],
-        record: &mut Record,
-    ) -> Result<Self, ShareMountError> {
+    /// Makes the folder, with nothing in it. What is mounted when an error comes back is on record.
+    pub(crate) fn make(dir: &Path, record: &mut Record) -> Result<Self, ShareMountError> {
         let folder = dir.join(FOLDER);
         let failed = |source: io::Error| ShareMountError::Folder {
             path: dir.join(FOLDER),
@@ -113,20 +113,29 @@ impl ShareMounts {
                     })
             })
             .map_err(|errno| failed(errno.into()))?;
-        let mounts = Self { folder };
-        mounts.add(entries)?;
-        Ok(mounts)
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&folder, flags, Mode::empty())
+            .map_err(|errno| failed(errno.into()))?;
+        Ok(Self {
+            folder,
+            root: Arc::new(root),
+        })
     }
 
-    /// Adds entries, also while the guest sees the folder. What was added when an error comes back goes with
-    /// [`Self::remove`], or with the folder.
+    /// What is mounted there, whether it still is or not.
+    fn root(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.root.as_raw_fd()).into()
+    }
+
+    /// Adds entries, also while the guest sees the folder; refused once it has been unmounted. What was added when an error comes back goes
+    /// with [`Self::remove`], or with the folder. Takes as long as the file systems of the entries.
     pub(crate) fn add(&self, entries: &[SharedEntry]) -> Result<(), ShareError> {
         entries.iter().try_for_each(|entry| {
             let path = match &entry.source {
                 SharedSource::Path { path, .. } => path.clone(),
                 SharedSource::Overlay { .. } => PathBuf::from("overlay"),
             };
-            add(&self.folder, entry).map_err(|problem| ShareError {
+            add(&self.root(), entry).map_err(|problem| ShareError {
                 field: entry.field.clone(),
                 path,
                 problem,
@@ -141,7 +150,7 @@ impl ShareMounts {
         for path in mounts_below(&folder).into_iter().rev() {
             unmount(&path).map_err(|source| CleanupError::Mount { path, source })?;
         }
-        match fs::remove_dir_all(&folder) {
+        match fs::remove_dir_all(self.root().join(container.as_str())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Folder {
                 path: folder,
                 source,
@@ -446,6 +455,57 @@ mod tests {
             Ok(undone) => assert!(!undone),
             Err(e) => assert_eq!(e.kind(), io::ErrorKind::PermissionDenied),
         }
+    }
+
+    #[test]
+    fn shared_folder_that_was_unmounted_takes_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        let mut record = Record::new(dir.path());
+        let mounts = match ShareMounts::make(dir.path(), &mut record) {
+            Ok(mounts) => mounts,
+            // Without privilege nothing is mounted.
+            Err(ShareMountError::Folder { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let container = ContainerId::new("c1").unwrap();
+        let entry = SharedEntry {
+            path: "c1/mounts/0".into(),
+            field: "mounts[0].source".to_owned(),
+            source: SharedSource::Path {
+                path: source.path().to_owned(),
+                recursive: true,
+                follows_host: false,
+            },
+            read_only: false,
+        };
+        let entries = [entry];
+        mounts.add(&entries).unwrap();
+        fs::write(source.path().join("f"), "").unwrap();
+        assert!(mounts.folder().join("c1/mounts/0/f").exists());
+        mounts.remove(&container).unwrap();
+        assert!(!mounts.folder().join("c1").exists());
+        mounts.add(&entries).unwrap();
+        assert!(unmount(mounts.folder()).unwrap());
+        assert_eq!(mounts_below(dir.path()), Vec::<PathBuf>::new());
+        mounts.remove(&container).unwrap();
+        let problem = mounts.add(&entries).unwrap_err().problem;
+        assert!(
+            matches!(
+                problem,
+                ShareProblem::System {
+                    action: "mount",
+                    ..
+                }
+            ),
+            "{problem}"
+        );
+        assert!(!mounts.folder().join("c1").exists());
+        assert!(source.path().join("f").exists());
     }
 
     proptest! {
