@@ -130,6 +130,10 @@ struct State {
     has_shm: bool,
     /// The machine's size.
     size: Option<MachineSize>,
+    /// What the machine was made with: the configuration with what its first container says of it.
+    config: Option<Config>,
+    /// What containers are about to be able to use, by a Create or an Update that is under way.
+    claimed: HashMap<ContainerId, Demand>,
     /// Containers of which a Create is under way.
     creating: HashSet<ContainerId>,
     /// The server was to end while the first container was being made.
@@ -141,6 +145,14 @@ struct State {
 }
 
 impl State {
+    /// What all containers may use, or are about to.
+    fn demands(&self) -> impl Iterator<Item = Demand> {
+        let others = self.containers.iter();
+        let others = others.filter(|(id, _)| !self.claimed.contains_key(*id));
+        let others = others.map(|(_, container)| container.demand);
+        others.chain(self.claimed.values().copied())
+    }
+
     fn container(&mut self, id: &ContainerId) -> Result<&mut Container, TaskError> {
         self.containers
             .get_mut(id)
@@ -226,6 +238,8 @@ pub(crate) struct Pod {
     state: Mutex<State>,
     /// Held while a container is made: one at a time, so that the pod's first is there before its second.
     making: tokio::sync::Mutex<()>,
+    /// Held while limits are changed: one change at a time, so that each begins with what the one before has left.
+    updating: tokio::sync::Mutex<()>,
     /// Becomes true when the server is to end.
     ended: watch::Sender<bool>,
     /// Becomes true when the machine has ended, and told why if it died.
@@ -251,6 +265,7 @@ impl Pod {
             publisher,
             state: Mutex::new(State::default()),
             making: tokio::sync::Mutex::default(),
+            updating: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
             death: watch::Sender::new(false),
             closing: watch::Sender::new(false),

@@ -264,7 +264,8 @@ impl Task for TaskService {
         let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
         // `linux.resources` in JSON, whatever its type is called.
         let resources = request.resources.into_option().unwrap_or_default();
-        self.pod.update(&container, resources.value).await?;
+        let pod = Arc::clone(&self.pod);
+        to_its_end(async move { pod.update(&container, resources.value).await }).await?;
         Ok(empty())
     }
 

@@ -205,6 +205,8 @@ impl Pod {
         let unwanted = {
             let mut state = self.state();
             state.creating.remove(&id);
+            // It is the container's now, or nobody's.
+            state.claimed.remove(&id);
             state.creating.is_empty() && std::mem::take(&mut state.unwanted)
         };
         match created {
@@ -536,6 +538,7 @@ impl Pod {
 
     async fn boot(self: &Arc<Self>, plan: SandboxPlan) -> Result<Arc<Sandbox>, TaskError> {
         let size = plan.basis.size;
+        let config = plan.basis.config.clone();
         self.state().died = None;
         self.death.send_replace(false);
         let head_start = self.state().head_start.take();
@@ -550,6 +553,7 @@ impl Pod {
             let mut state = self.state();
             state.sandbox = Some(Arc::clone(&sandbox));
             state.size = Some(size);
+            state.config = Some(config);
         }
         tokio::spawn(Arc::clone(self).follow(events));
         tokio::spawn(keep_time(Arc::downgrade(&sandbox)));

@@ -467,6 +467,7 @@ impl Pod {
         container: &ContainerId,
         resources_json: Vec<u8>,
     ) -> Result<(), TaskError> {
+        let _alone = self.updating.lock().await;
         let before = {
             let mut state = self.state();
             let of = state.container(container)?;
@@ -485,18 +486,22 @@ impl Pod {
                 .await;
             Ok(call?)
         };
-        match updated.await {
-            Ok(()) => {
-                if let Ok(of) = self.state().container(container) {
-                    of.demand = demand;
-                }
-                Ok(())
+        let updated = updated.await;
+        {
+            let mut state = self.state();
+            state.claimed.remove(container);
+            if let (Ok(()), Ok(of)) = (&updated, state.container(container)) {
+                of.demand = demand;
             }
+        }
+        match updated {
+            Ok(()) => Ok(()),
             Err(error) => Err(self.reason_for(error).await),
         }
     }
 
-    /// Makes the machine as large as its containers need, `container` with `demand` among them, as far as it can grow.
+    /// Makes the machine as large as its containers need, `container` with `demand` among them, as far as it can grow. Until the caller takes
+    /// it off [`State::claimed`](super::State), others count with that demand too.
     pub(super) async fn make_room(
         &self,
         sandbox: &Sandbox,
@@ -504,10 +509,10 @@ impl Pod {
         demand: Demand,
     ) -> Result<(), TaskError> {
         let (memory_mib, vcpus) = {
-            let state = self.state();
-            let others = state.containers.iter().filter(|(id, _)| *id != container);
-            let others = others.map(|(_, other)| other.demand);
-            Demand::sum(others.chain([demand]), &self.config)
+            let mut state = self.state();
+            state.claimed.insert(container.clone(), demand);
+            let config = state.config.as_ref().unwrap_or(&self.config);
+            Demand::sum(state.demands(), config)
         };
         let grown = sandbox.grow(memory_mib, vcpus).await?;
         if memory_mib > u64::from(grown.memory.get()) || vcpus > u64::from(grown.vcpus.get()) {

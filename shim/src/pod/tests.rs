@@ -425,6 +425,33 @@ proptest! {
 }
 
 #[test]
+fn demands_are_those_of_containers_and_of_what_is_under_way() {
+    let bench = block_on(async { Bench::new() });
+    bench.make(1);
+    bench.make(2);
+    let of = |mib: i64| {
+        let mut memory = oci_spec::runtime::LinuxMemory::default();
+        memory.set_limit(Some(mib << 20));
+        let mut resources = oci_spec::runtime::LinuxResources::default();
+        resources.set_memory(Some(memory));
+        Demand::of(Some(&resources))
+    };
+    let id = |name: &str| ContainerId::new(name).unwrap();
+    let config = Config {
+        memory_overhead_mib: 100,
+        ..Config::default()
+    };
+    let mut state = bench.pod.state();
+    let sum = |state: &State| Demand::sum(state.demands(), &config).0;
+    state.container(&id("c1")).unwrap().demand = of(10);
+    state.container(&id("c2")).unwrap().demand = of(20);
+    assert_eq!(sum(&state), 130);
+    state.claimed.insert(id("c2"), of(50));
+    state.claimed.insert(id("c3"), of(1));
+    assert_eq!(sum(&state), 161);
+}
+
+#[test]
 fn container_that_is_being_deleted_is_not_started() {
     block_on(async {
         let bench = Bench::new();
