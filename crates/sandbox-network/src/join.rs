@@ -88,7 +88,7 @@ struct Found {
 
 impl Joined {
     /// Makes a tap for each interface of the namespace and joins them. One that has no interface yet gets a tap that waits
-    /// for one ([`Self::look_again`]). `record` is told before each change of what will have to be undone.
+    /// for one ([`Self::look_again`]). `record` is told of each interface as soon as something of it is to be undone.
     ///
     /// # Errors
     /// [`NetworkError`]; what was done is undone.
@@ -142,14 +142,9 @@ impl Joined {
             }
             for Found { link, interface } in found {
                 let (queues, tap) = tap::make(options.queues)?;
-                done.interfaces.push(link.name.clone());
-                if let Err(error) = record(done) {
-                    refused = Some(error);
+                refused = connect(&mut netlink, &link, (&tap, options), done, record)?;
+                if refused.is_some() {
                     return Ok(());
-                }
-                if let Err(error) = connect(&mut netlink, &link, (&tap, options), done) {
-                    refused = forget(&link, done, record);
-                    return Err(error);
                 }
                 nics.push(Nic {
                     queues,
@@ -199,14 +194,10 @@ impl Joined {
                 // There is one device for them, and none can be added.
                 return Err(NetworkError::TooManyInterfaces { count });
             }
-            done.interfaces.push(link.name.clone());
-            if let Err(error) = record(done) {
-                refused = Some(error);
+            let tap = (nic.tap.as_str(), &*options);
+            refused = connect(&mut netlink, &link, tap, done, &mut record)?;
+            if refused.is_some() {
                 return Ok(false);
-            }
-            if let Err(error) = connect(&mut netlink, &link, (&nic.tap, options), done) {
-                refused = forget(&link, done, &mut record);
-                return Err(error);
             }
             nic.interface = Some(interface);
             Ok(true)
@@ -336,13 +327,16 @@ fn reserve(queues: usize) -> Result<Nic, NetworkError> {
     })
 }
 
-/// Joins an interface, which is on record, and a tap.
-fn connect(
+/// Joins an interface and a tap. The interface is put on record, of which `record` is told, when its ingress discipline is ours and before
+/// anything else of it is changed: on record before, another's would be undone where there is one. So who is killed in between leaves
+/// an empty one. What `record` said if it refused; then the interface is as it was.
+fn connect<E>(
     netlink: &mut Netlink,
     link: &Link,
     (tap, options): (&str, &NicOptions),
-    record: &mut JoinRecord,
-) -> Result<(), NetworkError> {
+    done: &mut JoinRecord,
+    record: &mut impl FnMut(&JoinRecord) -> Result<(), E>,
+) -> Result<Option<E>, NetworkError> {
     let tap = find(netlink, tap)?;
     // Before it is up: then it gets what is the kernel's default.
     match options.bytes_per_second {
@@ -359,10 +353,12 @@ fn connect(
         ..LinkChange::default()
     };
     netlink.change_link(tap.index, &change)?;
-    if let Err(error) = tc::add_ingress(netlink, link) {
-        // What is there is not ours to take away.
-        record.interfaces.retain(|name| *name != link.name);
-        return Err(error);
+    tc::add_ingress(netlink, link)?;
+    done.interfaces.push(link.name.clone());
+    if let Err(error) = record(done) {
+        done.interfaces.pop();
+        tc::remove_ingress(netlink, link)?;
+        return Ok(Some(error));
     }
     tc::add_ingress(netlink, &tap)?;
     tc::redirect(netlink, link, &tap)?;
@@ -370,19 +366,7 @@ fn connect(
     if let Some(rate) = options.bytes_per_second {
         tc::limit(netlink, link, rate)?;
     }
-    Ok(())
-}
-
-/// Tells `record` of an interface that [`connect`] found to be joined by another: on record, it would be undone in that one's place.
-fn forget<E>(
-    link: &Link,
-    done: &JoinRecord,
-    record: &mut impl FnMut(&JoinRecord) -> Result<(), E>,
-) -> Option<E> {
-    if done.interfaces.contains(&link.name) {
-        return None;
-    }
-    record(done).err()
+    Ok(None)
 }
 
 fn find(netlink: &mut Netlink, name: &str) -> Result<Link, NetworkError> {

@@ -132,18 +132,32 @@ fn interface_that_is_shaped_is_refused_and_left_as_it_is() {
 fn interface_that_another_has_joined_stays_joined_whatever_is_undone() {
     let own = Own::make("twice");
     let first = own.join(options(1, 0)).unwrap();
-    let mut last = None;
     let namespace = Namespace::open(&own.path).unwrap();
+    let mut told = Vec::new();
     let refused = Joined::join(namespace, options(1, 0), |record| {
-        last = Some(record.clone());
+        told.push(record.clone());
         Ok::<_, Infallible>(())
     });
     assert!(refused.is_err());
-    // What a clean-up in another process has.
-    undo(&last.unwrap()).unwrap();
+    // A clean-up in another process would undo it.
+    assert_eq!(told, []);
     assert!(own.tc("eth0").contains("ingress"), "{}", own.tc("eth0"));
     first.leave().unwrap();
     assert!(!own.tc("eth0").contains("ingress"));
+}
+
+#[test]
+fn interface_that_cannot_be_recorded_is_left_as_it_was() {
+    let own = Own::make("unrecorded");
+    let namespace = Namespace::open(&own.path).unwrap();
+    let refused = Joined::join(namespace, options(1, 1000), |record| {
+        // It is ours by then.
+        assert!(own.tc("eth0").contains("ingress"));
+        Err(record.clone())
+    });
+    assert!(matches!(refused, Err(JoinError::Record(_))));
+    let left = own.tc("eth0");
+    assert!(!left.contains("ingress") && !left.contains("tbf"), "{left}");
 }
 
 #[test]
