@@ -131,11 +131,19 @@ impl Cgroup {
         }
     }
 
-    /// Freezes or thaws it, and waits until that is so.
+    /// Freezes or thaws it, and waits until that is so. One that does not freeze runs on.
     pub(crate) async fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
-        self.write("cgroup.freeze", if frozen { "1" } else { "0" })?;
-        self.settled(if frozen { "frozen 1" } else { "frozen 0" })
-            .await
+        if !frozen {
+            self.write("cgroup.freeze", "0")?;
+            return self.settled("frozen 0").await;
+        }
+        self.write("cgroup.freeze", "1")?;
+        let settled = self.settled("frozen 1").await;
+        if settled.is_err() {
+            // What can be frozen of it is; the first error says more than this one's.
+            let _ = self.write("cgroup.freeze", "0");
+        }
+        settled
     }
 
     /// Waits until no process is left.
@@ -285,5 +293,22 @@ mod tests {
         let events = "low 0\nhigh 3\nmax 21\noom 2\noom_kill 1\noom_group_kill 0\n";
         assert_eq!(count(events, "oom_kill"), 1);
         assert_eq!(count("", "oom_kill"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn group_that_does_not_freeze_is_thawed() {
+        let folder = tempfile::tempdir().unwrap();
+        let group = Cgroup {
+            path: folder.path().to_owned(),
+        };
+        for events in [None, Some("frozen 0\n"), Some("frozen 1\n")] {
+            if let Some(events) = events {
+                fs::write(group.file("cgroup.events"), events).unwrap();
+            }
+            let froze = events == Some("frozen 1\n");
+            assert_eq!(group.freeze(true).await.is_ok(), froze);
+            let written = fs::read_to_string(group.file("cgroup.freeze")).unwrap();
+            assert_eq!(written, if froze { "1" } else { "0" });
+        }
     }
 }

@@ -535,6 +535,10 @@ impl Pod {
         self.state().process(key)?.lifecycle.must_run("pause")?;
         let sandbox = self.sandbox()?;
         if let Err(error) = sandbox.agent().pause(&key.container).await {
+            // It counts as running, so that nobody would thaw what was frozen of it.
+            if let Err(error) = sandbox.agent().resume(&key.container).await {
+                tracing::debug!("{key} was not paused: {}", chain(&error));
+            }
             return Err(self.reason_for(error.into()).await);
         }
         self.state().process(key)?.lifecycle.pause()?;

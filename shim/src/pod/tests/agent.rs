@@ -1,12 +1,13 @@
 //! An agent on the other end of a connection, which keeps a book of its processes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use protobuf::Message as _;
 use sandbox_protocol::agent::{
-    AddProcessRequest, CreateContainerRequest, ProcessRequest, SignalProcessRequest,
+    AddProcessRequest, ContainerRequest, CreateContainerRequest, ProcessRequest,
+    SignalProcessRequest,
 };
 use sandbox_types::ContainerId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,6 +30,8 @@ enum Silence {
 pub(super) struct Agent {
     refuses: AtomicBool,
     silence: Mutex<Silence>,
+    /// Containers that are paused.
+    frozen: Mutex<HashSet<String>>,
     /// Container and exec, and whether it runs.
     book: Mutex<HashMap<(String, String), bool>>,
 }
@@ -39,6 +42,7 @@ impl Agent {
         let agent = Arc::new(Self {
             refuses: AtomicBool::new(false),
             silence: Mutex::new(Silence::Nothing),
+            frozen: Mutex::default(),
             book: Mutex::default(),
         });
         tokio::spawn(Arc::clone(&agent).serve(stream));
@@ -76,6 +80,11 @@ impl Agent {
         if let Some(runs) = self.book.lock().unwrap().get_mut(&name) {
             *runs = false;
         }
+    }
+
+    /// Whether a container is paused.
+    pub(super) fn is_frozen(&self, container: &str) -> bool {
+        self.frozen.lock().unwrap().contains(container)
     }
 
     /// Whether a process runs.
@@ -135,6 +144,15 @@ impl Agent {
             (process.container_id, process.exec_id)
         };
         match request.method.as_str() {
+            "PauseContainer" | "ResumeContainer" => {
+                let container = ContainerRequest::parse_from_bytes(&request.payload).unwrap();
+                let mut frozen = self.frozen.lock().unwrap();
+                match request.method == "PauseContainer" {
+                    true => frozen.insert(container.container_id),
+                    false => frozen.remove(&container.container_id),
+                };
+                true
+            }
             "CreateContainer" => {
                 let create = CreateContainerRequest::parse_from_bytes(&request.payload).unwrap();
                 let name = (create.container_id, String::new());

@@ -167,3 +167,15 @@ fn create_that_is_not_answered_leaves_its_name_free() {
         create().await.unwrap();
     });
 }
+
+#[test]
+fn pause_that_is_not_answered_leaves_nothing_frozen() {
+    in_no_time(async {
+        let mut bench = running().await;
+        bench.agent.leave_unanswered("PauseContainer");
+        assert_timed_out(bench.apply(Call::Pause(1)).await);
+        assert!(!bench.agent.is_frozen("c1"));
+        assert_eq!(bench.life((1, None)), Some(Life::Running));
+        assert!(bench.told().is_empty());
+    });
+}
