@@ -13,6 +13,7 @@ use std::time::Duration;
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use futures::stream;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandbox_types::SandboxId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -35,6 +36,9 @@ const HANG_UP: Duration = Duration::from_secs(1);
 
 /// How long what was begun beside the calls may take in the end, such as to clear away what others left.
 const LAST_WORK: Duration = Duration::from_secs(10);
+
+/// How long nobody is accepted after somebody could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A caller's connection, which is one of those that are waited for at the end.
 struct Connection {
@@ -91,6 +95,22 @@ fn inherited_listener() -> Result<StdListener, ShimError> {
     Ok(listener)
 }
 
+/// Takes as many descriptors as may be had: each process of the pod needs some for its streams, and the limit that one is started with is
+/// often for programs that cannot count further (`select(2)`). What is jailed has limits of its own.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
+    if let Err(errno) = raised {
+        tracing::warn!("the limit of open files stays as it is: {errno}");
+    }
+}
+
 /// Serves until shut down.
 ///
 /// One thread, the main one: what the runtime spawns is told to die with the thread that spawned it.
@@ -102,6 +122,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
     let listener = inherited_listener()?;
     let bundle = start::bundle(flags)?;
     log::install(&bundle, flags.debug);
+    raise_open_files();
     // A session of its own: what is typed at the caller's terminal is not for the shim.
     nix::unistd::setsid().map_err(|error| ShimError::System {
         what: "begin a session".to_owned(),
@@ -161,6 +182,10 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
             socket,
             _mark: mark.upgrade(),
         });
+        if accepted.is_err() {
+            // As a rule there are no descriptors left. The caller still waits, and would be accepted in vain again at once.
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
         Some((accepted, (listener, mark)))
     });
     let mut server = Server::new()
