@@ -12,9 +12,9 @@ use std::thread;
 use tokio::sync::mpsc;
 
 use crate::report;
-use crate::signals::{KILL, Resizes, Signals};
+use crate::signals::{HANG_UP, KILL, Resizes, Signals};
 use crate::stdio::{DetachKeys, Input, InputEnd, OutputEnd, Outputs, duplicate};
-use crate::terminal::{self, RawMode};
+use crate::terminal::{self, ControllingTerminal, RawMode};
 use protocol::{Lines, Outcome, Report, Request, Streams};
 
 /// What is to be attached.
@@ -27,8 +27,49 @@ pub(crate) struct Wanted {
     pub(crate) terminal: bool,
     /// The keys that leave the container alone.
     pub(crate) keys: Option<DetachKeys>,
-    /// Our signals are the container's.
-    pub(crate) signals: bool,
+    /// Which of our signals are the container's.
+    pub(crate) signals: PassedSignals,
+    /// The container ends when whoever read our output has gone away.
+    pub(crate) ends_with_reader: bool,
+}
+
+/// Which signals are passed on to the container. The others are for the client alone, which leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum PassedSignals {
+    /// All.
+    #[default]
+    All,
+    /// Those that come before its process runs: they undo its start.
+    UntilStarted,
+    /// None.
+    None,
+}
+
+impl PassedSignals {
+    /// Of a client that is not the container's owner: docker passes none on to a container with a terminal.
+    pub(crate) fn of_guest(terminal: bool) -> Self {
+        if terminal {
+            Self::UntilStarted
+        } else {
+            Self::All
+        }
+    }
+
+    fn take(self, started: bool) -> bool {
+        match self {
+            Self::All => true,
+            Self::UntilStarted => !started,
+            Self::None => false,
+        }
+    }
+}
+
+impl Wanted {
+    /// Whether the container is to end because our output broke in this way. A terminal that is gone (`EIO`) is none:
+    /// a container outlives the terminal that it was started from.
+    fn ends_by(&self, broken: &io::Error) -> bool {
+        self.ends_with_reader && broken.kind() == io::ErrorKind::BrokenPipe
+    }
 }
 
 /// What came next.
@@ -38,11 +79,11 @@ pub(crate) enum Step {
     Started,
     /// It has ended, and all of its output was written.
     Ended(Outcome),
-    /// As before, but our output could not be written, for which the container was killed.
+    /// Our output could not be written. The container goes on, unless it ends with the reader of its output.
     Unwritten(io::Error),
     /// The keys that leave the container alone were typed.
     Detached,
-    /// Without `signals`, this one came.
+    /// This signal came, and is not the container's.
     Interrupted(u32),
     /// The attendant is gone and has not said how the container ended. This signal had been passed on.
     Lost(Option<u32>),
@@ -62,6 +103,8 @@ pub(crate) struct Attachment {
     broken: Option<io::Error>,
     outcome: Option<Outcome>,
     last_signal: Option<u32>,
+    controlling: ControllingTerminal,
+    started: bool,
 }
 
 impl Attachment {
@@ -120,6 +163,8 @@ impl Attachment {
             broken: None,
             outcome: None,
             last_signal: None,
+            controlling: ControllingTerminal::find(),
+            started: false,
         })
     }
 
@@ -131,6 +176,7 @@ impl Attachment {
                     Some(Report::Created) => self.begin(),
                     Some(Report::Started) => {
                         self.begin();
+                        self.started = true;
                         self.follow_size();
                         return Step::Started;
                     }
@@ -144,7 +190,7 @@ impl Attachment {
                     }
                 },
                 signal = signals.next() => {
-                    if !self.wanted.signals {
+                    if !self.is_for_container(signal) {
                         self.raw_mode = None;
                         return Step::Interrupted(signal);
                     }
@@ -153,9 +199,16 @@ impl Attachment {
                 }
                 () = next_resize(&mut self.resizes) => self.say_size(),
                 end = self.outputs.next_end(), if self.outputs.are_open() => {
-                    if let OutputEnd::Broken(error) = end {
-                        self.broken = Some(error);
-                        self.say(Request::Signal(KILL));
+                    match end {
+                        OutputEnd::Complete => {}
+                        OutputEnd::Broken(error) if self.wanted.ends_by(&error) => {
+                            self.broken = Some(error);
+                            self.say(Request::Signal(KILL));
+                        }
+                        OutputEnd::Broken(error) => {
+                            self.raw_mode = None;
+                            return Step::Unwritten(error);
+                        }
                     }
                 }
                 end = input_end(&mut self.input) => {
@@ -169,11 +222,18 @@ impl Attachment {
                             self.raw_mode = None;
                             return Step::Detached;
                         }
-                        None => {}
+                        // Nobody said that there is no more: whoever attaches next may have more.
+                        Some(InputEnd::Lost) | None => {}
                     }
                 }
             }
         }
+    }
+
+    /// A hang-up that the loss of our terminal brought is for nobody: the container outlives it.
+    fn is_for_container(&self, signal: u32) -> bool {
+        let lost_terminal = signal == HANG_UP && self.controlling.is_gone();
+        self.wanted.signals.take(self.started) && !lost_terminal
     }
 
     /// The container exists: from now on what is typed is for it.
@@ -263,4 +323,39 @@ async fn input_end(input: &mut Option<Input>) -> Option<InputEnd> {
 pub(crate) fn is_hang_up(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
         || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn container_ends_with_the_reader_of_its_owner_only() {
+        let owner = Wanted {
+            ends_with_reader: true,
+            ..Wanted::default()
+        };
+        let guest = Wanted::default();
+        for (wanted, errno, ends) in [
+            (&owner, Errno::PIPE, true),
+            (&owner, Errno::IO, false),
+            (&owner, Errno::NOSPC, false),
+            (&guest, Errno::PIPE, false),
+            (&guest, Errno::IO, false),
+        ] {
+            assert_eq!(wanted.ends_by(&errno.into()), ends, "{wanted:?} {errno}");
+        }
+    }
+
+    #[test]
+    fn signals_to_a_guest_of_a_terminal_are_its_own_once_the_container_runs() {
+        for (passed, before, after) in [
+            (PassedSignals::of_guest(false), true, true),
+            (PassedSignals::of_guest(true), true, false),
+            (PassedSignals::None, false, false),
+        ] {
+            assert_eq!((passed.take(false), passed.take(true)), (before, after));
+        }
+    }
 }

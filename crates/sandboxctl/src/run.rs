@@ -22,13 +22,13 @@ use sandbox_types::timeline::Phase;
 use serde::Deserialize;
 
 use crate::app::App;
-use crate::attach::{Attachment, Step, Wanted, is_hang_up};
+use crate::attach::{Attachment, PassedSignals, Step, Wanted, is_hang_up};
 use crate::cli::{CreateArgs, RunArgs};
 use crate::container::{Attended, Containers, Status};
 use crate::launch;
 use crate::report;
 use crate::settle::{self, AnonymousVolumes};
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::stdio::{DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::table;
 use crate::timings::Timeline;
@@ -55,7 +55,8 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
         stderr: !args.detach && !args.create.tty,
         terminal: args.create.tty && !args.detach,
         keys: keys(args.detach_keys.as_ref()),
-        signals: true,
+        signals: PassedSignals::All,
+        ends_with_reader: !args.detach,
     };
     let started = |id: &ContainerId| {
         if let Some(path) = &args.create.cidfile
@@ -105,7 +106,7 @@ pub(crate) async fn follow(
     app: &App,
     attended: Attended,
     client: FirstClient,
-    signals: &mut Signals,
+    received: &mut Signals,
     timeline: &mut Timeline,
     started: impl Fn(&ContainerId),
 ) -> Result<u8, RunError> {
@@ -117,7 +118,7 @@ pub(crate) async fn follow(
     let (mut attachment, theirs) = Attachment::owner(client.wanted).map_err(streams)?;
     launch::attend(app, attended, theirs)?;
     loop {
-        match attachment.next(signals).await {
+        match attachment.next(received).await {
             Step::Started => {
                 started(&container.record.id);
                 if client.detached {
@@ -137,7 +138,7 @@ pub(crate) async fn follow(
             Step::Unwritten(error) if is_hang_up(&error) => return Ok(BROKEN_PIPE),
             Step::Unwritten(error) => return Err(RunError::Output(error)),
             Step::Detached => return Ok(0),
-            Step::Interrupted(signal) => return Err(RunError::Interrupted { signal }),
+            Step::Interrupted(signal) => return Ok(signals::exit_code(signal)),
             Step::Lost(signal) => {
                 let _ = settle::settle(app, &app.containers()?, container).await?;
                 return Err(match signal {

@@ -5,6 +5,8 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// `SIGHUP`.
+pub(crate) const HANG_UP: u32 = 1;
 /// `SIGKILL`, which cannot be caught (signal(7)).
 pub(crate) const KILL: u32 = 9;
 
@@ -63,6 +65,11 @@ impl Resizes {
     pub(crate) async fn next(&mut self) {
         self.0.recv().await;
     }
+}
+
+/// What a process exits with that a signal ended, as shells have it.
+pub(crate) fn exit_code(number: u32) -> u8 {
+    u8::try_from(128 + number).unwrap_or(u8::MAX)
 }
 
 /// What a signal is called.

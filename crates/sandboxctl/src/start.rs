@@ -3,14 +3,14 @@
 use std::fs;
 
 use crate::app::App;
-use crate::attach::{Attachment, Step, Wanted, is_hang_up};
+use crate::attach::{Attachment, PassedSignals, Step, Wanted, is_hang_up};
 use crate::cli::{AttachArgs, RestartArgs, StartArgs};
 use crate::container::{Attended, Container, Containers, Status};
 use crate::launch::Launch;
 use crate::look::{Seen, look};
 use crate::run::{self, DEATH_FILE, RunError};
 use crate::settle;
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::stop::{self, StopError};
 use crate::table;
 use crate::timings::Timeline;
@@ -60,7 +60,8 @@ async fn start_one(
         stderr: !launch.terminal,
         terminal: launch.terminal,
         keys: run::keys(args.detach_keys.as_ref()),
-        signals: true,
+        signals: PassedSignals::of_guest(launch.terminal),
+        ends_with_reader: false,
     });
     if live {
         // As docker has it: it runs, and that is what was wanted.
@@ -76,14 +77,13 @@ async fn start_one(
     };
     make_ready(&mut attended)?;
     let detached = attach.is_none();
-    let wanted = Wanted {
-        signals: true,
-        ..streams
-    };
     run::follow(
         app,
         attended,
-        run::FirstClient { wanted, detached },
+        run::FirstClient {
+            wanted: streams,
+            detached,
+        },
         signals,
         &mut Timeline::default(),
         |_| (),
@@ -153,7 +153,12 @@ pub(crate) async fn attach(app: &App, args: &AttachArgs) -> Result<u8, StopError
         stderr: !launch.terminal,
         terminal: launch.terminal,
         keys: run::keys(args.detach_keys.as_ref()),
-        signals: args.sig_proxy,
+        signals: if args.sig_proxy {
+            PassedSignals::of_guest(launch.terminal)
+        } else {
+            PassedSignals::None
+        },
+        ends_with_reader: false,
     };
     follow(app, &container, &launch, wanted, &mut signals).await
 }
@@ -164,7 +169,7 @@ async fn follow(
     container: &Container,
     launch: &Launch,
     wanted: Wanted,
-    signals: &mut Signals,
+    received: &mut Signals,
 ) -> Result<u8, StopError> {
     let streams = |source| {
         run_error(RunError::Stdio {
@@ -174,7 +179,7 @@ async fn follow(
     };
     let mut attachment = Attachment::connect(&launch.attach_socket(), wanted).map_err(streams)?;
     loop {
-        return match attachment.next(signals).await {
+        return match attachment.next(received).await {
             Step::Started => continue,
             Step::Ended(outcome) => match outcome.error {
                 Some(said) => Err(run_error(RunError::Attendant {
@@ -186,7 +191,7 @@ async fn follow(
             Step::Unwritten(error) if is_hang_up(&error) => Ok(run::BROKEN_PIPE),
             Step::Unwritten(error) => Err(run_error(RunError::Output(error))),
             Step::Detached => Ok(0),
-            Step::Interrupted(signal) => Ok(u8::try_from(128 + signal).unwrap_or(u8::MAX)),
+            Step::Interrupted(signal) => Ok(signals::exit_code(signal)),
             Step::Lost(_) => {
                 settle::settle(app, &app.containers()?, container.clone()).await?;
                 Err(run_error(RunError::AttendantDied))

@@ -6,7 +6,7 @@
 //! their stream or with the process.
 
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -254,6 +254,8 @@ pub(crate) enum InputEnd {
     Complete(File),
     /// The keys were typed that mean to leave the container alone.
     Detached,
+    /// It was a terminal, which is gone: not somebody's word that there is no more.
+    Lost,
 }
 
 impl Input {
@@ -263,12 +265,16 @@ impl Input {
         thread::Builder::new()
             .name("stdin".to_owned())
             .spawn(move || {
-                // However it ended: there will be no more.
-                let detached = pump(&File::from(from), &to, keys).unwrap_or(false);
-                let _ = sender.send(if detached {
-                    InputEnd::Detached
-                } else {
-                    InputEnd::Complete(to)
+                let from = File::from(from);
+                let terminal = from.is_terminal();
+                let pumped = pump(&from, &to, keys);
+                let _ = sender.send(match pumped {
+                    Ok(true) => InputEnd::Detached,
+                    // One that was hung up reads as ended or fails, and is no terminal any more.
+                    _ if terminal && !from.is_terminal() => InputEnd::Lost,
+                    Err(_) if terminal => InputEnd::Lost,
+                    // However it ended: there will be no more.
+                    _ => InputEnd::Complete(to),
                 });
             })?;
         Ok(Self { end })
@@ -401,6 +407,16 @@ mod tests {
         let mut passed = Vec::new();
         reader.read_to_end(&mut passed).unwrap();
         assert_eq!(passed, b"a\x10b");
+    }
+
+    #[test]
+    fn input_from_terminal_that_hangs_up_is_lost() {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let (_reader, writer) = pipe();
+        let mut input = Input::copy(terminal.slave, File::from(writer), None).unwrap();
+        drop(terminal.master);
+        let end = runtime().block_on(input.end()).unwrap();
+        assert!(matches!(end, InputEnd::Lost), "{end:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The caller's terminal.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _};
 
 use rustix::termios::{self, OptionalActions, Termios};
@@ -25,6 +26,31 @@ pub(crate) fn size() -> (u16, u16) {
 /// Whether standard input is a terminal.
 pub(crate) fn on_stdin() -> bool {
     io::stdin().is_terminal()
+}
+
+/// The terminal that signals of our session come from, if it had one at first.
+#[derive(Debug)]
+pub(crate) struct ControllingTerminal {
+    was_there: bool,
+}
+
+impl ControllingTerminal {
+    /// Looks for it.
+    pub(crate) fn find() -> Self {
+        Self {
+            was_there: Self::opens(),
+        }
+    }
+
+    /// Whether there was one and is none any more. The kernel takes it away before it sends `SIGHUP`, which is how one is
+    /// told from a `SIGHUP` that somebody sends.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.was_there && !Self::opens()
+    }
+
+    fn opens() -> bool {
+        File::open("/dev/tty").is_ok()
+    }
 }
 
 /// Standard input's terminal in raw mode, until this is dropped, also by a panic.

@@ -16,6 +16,10 @@ pub(crate) const CASES: &[Case] = &[
     ("stdout_and_stderr_stay_apart", apart),
     ("stdin_without_i_is_empty", no_stdin),
     ("stdout_closed_by_its_reader_ends_the_run", reader_gone),
+    (
+        "stdout_closed_by_its_reader_leaves_what_was_attached",
+        guest_reader_gone,
+    ),
     ("signal_int_and_term_reach_the_container", signals),
 ];
 
@@ -91,7 +95,26 @@ fn no_stdin(world: &World) -> Result<()> {
 }
 
 fn reader_gone(world: &World) -> Result<()> {
-    let mut command = world.sandboxctl_command(&["run", "--rm", "demo", "yes"]);
+    first_line(world, &["run", "--rm", "demo", "yes"])
+}
+
+fn guest_reader_gone(world: &World) -> Result<()> {
+    let script = "while :; do echo y; sleep 0.1; done";
+    world
+        .sandboxctl(&["create", "--name", "w", "demo", "sh", "-c", script])?
+        .expect_code(0)?;
+    for verb in [&["start", "-a", "w"][..], &["attach", "w"]] {
+        first_line(world, verb)?;
+        let ps = world.sandboxctl(&["ps"])?.expect_code(0)?;
+        ensure!(ps.text().contains("Up"), "after {verb:?}: {}", ps.text());
+    }
+    world.sandboxctl(&["rm", "-f", "w"])?.expect_code(0)?;
+    Ok(())
+}
+
+/// Reads one line of what `arguments` print, which must be `y`, and closes the pipe.
+fn first_line(world: &World, arguments: &[&str]) -> Result<()> {
+    let mut command = world.sandboxctl_command(arguments);
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_string_lossy()))

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use sandbox_harness::World;
+use sandbox_harness::process::wait_until;
 use sandbox_harness::terminal::Terminal;
 
 use crate::Case;
@@ -9,6 +10,7 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("tty_shell_echoes_interrupts_resizes_and_ends", shell),
     ("tty_keys_detach_and_exec_has_a_terminal", detach),
+    ("tty_hung_up_leaves_the_container_to_attach", hung_up),
     ("tty_without_a_terminal_is_refused", no_terminal),
 ];
 
@@ -74,6 +76,38 @@ fn detach(world: &World) -> Result<()> {
     again.press("Enter")?;
     again.wait_for("the container's code", |line| line.contains("exit=4"))?;
     world.sandboxctl(&["rm", "d"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn hung_up(world: &World) -> Result<()> {
+    let run = ["run", "-i", "-t", "--name", "h", "demo", "sh"];
+    let start = ["start", "-a", "-i", "h"];
+    for (verb, arguments) in [
+        ("run", &run[..]),
+        ("attach", &["attach", "h"]),
+        ("start", &start),
+    ] {
+        let terminal = Terminal::open(world, 80, 24, arguments)?;
+        if verb == "attach" {
+            terminal.press("Enter")?;
+        }
+        terminal.wait_for("a prompt", |line| line.ends_with('#'))?;
+        // With its server goes the terminal.
+        drop(terminal);
+        wait_until("that the client has left", world.setup().limit, || {
+            world
+                .process(&format!("sandboxctl {verb}"))
+                .is_err()
+                .then_some(())
+        })?;
+        world.sandboxctl(&["exec", "h", "true"])?.expect_code(0)?;
+        if verb == "attach" {
+            world
+                .sandboxctl(&["stop", "-t", "0", "h"])?
+                .expect_code(0)?;
+        }
+    }
+    world.sandboxctl(&["rm", "-f", "h"])?.expect_code(0)?;
     Ok(())
 }
 

@@ -85,7 +85,7 @@ pub(crate) enum RunError {
         source: io::Error,
     },
     /// Our output cannot be written.
-    #[error("cannot write the container's output; it was killed")]
+    #[error("cannot write the container's output; `sandboxctl ps -a` says whether it runs on")]
     Output(#[source] io::Error),
     /// The program cannot be run.
     #[error("cannot run {program:?} in image {image}: {}", cannot_run(*failure, message))]
@@ -187,7 +187,7 @@ impl RunError {
         match self {
             Self::Program { failure, .. } => failure.exit_code(),
             Self::Attendant { code, .. } => *code,
-            Self::Interrupted { signal } => u8::try_from(128 + signal).unwrap_or(125),
+            Self::Interrupted { signal } => signals::exit_code(*signal),
             _ => 125,
         }
     }
