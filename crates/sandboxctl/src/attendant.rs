@@ -42,7 +42,7 @@ use crate::settle::{self, AnonymousVolumes};
 use crate::shim::process_record;
 use crate::stdio::{Fifos, open_input_fifo};
 use crate::timings::Timeline;
-use clients::Clients;
+use clients::{Clients, ContainerInput};
 use session::Session;
 
 /// Why the attendant cannot do its work at all.
@@ -156,7 +156,12 @@ impl<'a> Attendant<'a> {
         let fifos = Fifos::create(folder, launch.stdin, !launch.terminal).map_err(streams)?;
         let input = fifos.stdin.as_deref().map(open_input_fifo).transpose();
         self.fifos = Some(fifos);
-        let clients = Clients::new(owner, input.map_err(streams)?).map_err(streams)?;
+        let input = input.map_err(streams)?.map(|fifo| ContainerInput {
+            fifo,
+            // A terminal has no end: what its program takes for one is a key.
+            once: launch.stdin_once && !launch.terminal,
+        });
+        let clients = Clients::new(owner, input).map_err(streams)?;
         clients.open(&launch.attach_socket()).map_err(streams)?;
         Ok(clients)
     }

@@ -50,6 +50,9 @@ pub(crate) struct Launch {
     pub(crate) rootfs: Vec<RootMount>,
     /// It has an input.
     pub(crate) stdin: bool,
+    /// The end of a client's input is the end of its own, unless it has a terminal (docker's `StdinOnce`).
+    #[serde(default)]
+    pub(crate) stdin_once: bool,
     /// It has a terminal.
     pub(crate) terminal: bool,
     pub(crate) log: LogOptions,

@@ -13,6 +13,7 @@ use crate::settle;
 use crate::signals::{self, Signals};
 use crate::stop::{self, StopError};
 use crate::table;
+use crate::terminal;
 use crate::timings::Timeline;
 
 /// Starts containers; the exit code is that of the one that is attached.
@@ -147,6 +148,10 @@ pub(crate) async fn attach(app: &App, args: &AttachArgs) -> Result<u8, StopError
         }
     }
     let launch = Launch::load(&container.folder).map_err(|error| run_error(error.into()))?;
+    // docker refuses this one whether the container reads its input or not, and `start -ai` never.
+    if launch.terminal && !args.no_stdin && !terminal::on_stdin() {
+        return Err(StopError::NotATerminal { name });
+    }
     let wanted = Wanted {
         stdin: !args.no_stdin && launch.stdin,
         stdout: true,

@@ -68,6 +68,11 @@ pub(crate) enum StopError {
     /// There is nothing to send a signal to.
     #[error("container {name} is not running, it is {state}; see `sandboxctl ps -a`")]
     NotRunning { name: String, state: String },
+    /// The container has a terminal, and standard input is none.
+    #[error(
+        "the input device is not a TTY, and container {name} has one; use --no-stdin, or attach from a terminal"
+    )]
+    NotATerminal { name: String },
     /// It still runs.
     #[error(
         "container {name} is {state}; end it first with `sandboxctl kill {name}`, or remove it with `sandboxctl rm -f {name}`"

@@ -15,6 +15,10 @@ pub(crate) const CASES: &[Case] = &[
     ("stdout_of_8_mib_before_exit_is_not_lost", big_tail),
     ("stdout_and_stderr_stay_apart", apart),
     ("stdin_without_i_is_empty", no_stdin),
+    (
+        "stdin_of_a_detached_container_outlives_what_is_attached",
+        guests_input,
+    ),
     ("stdout_closed_by_its_reader_ends_the_run", reader_gone),
     (
         "stdout_closed_by_its_reader_leaves_what_was_attached",
@@ -91,6 +95,27 @@ fn no_stdin(world: &World) -> Result<()> {
         .sandboxctl_with_input(&["run", "--rm", "demo", "wc", "-c"], b"not for you")?
         .expect_code(0)?
         .expect_stdout("0\n")?;
+    Ok(())
+}
+
+fn guests_input(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["run", "-d", "-i", "--name", "k", "demo", "cat"])?
+        .expect_code(0)?;
+    let mut attached = Vec::new();
+    // The second shows that the end of the first one's was not the container's.
+    for line in ["one", "two"] {
+        let mut client = world.start(&["attach", "k"])?;
+        client.write(format!("{line}\n").as_bytes())?;
+        client.close_stdin();
+        client.wait_for_line(line)?;
+        attached.push(client);
+    }
+    world.sandboxctl(&["rm", "-f", "k"])?.expect_code(0)?;
+    for client in attached {
+        let code = client.finish()?.code;
+        ensure!(code == 137 || code == 125, "exit code {code}");
+    }
     Ok(())
 }
 

@@ -116,5 +116,15 @@ fn no_terminal(world: &World) -> Result<()> {
         .sandboxctl(&["run", "--rm", "-i", "-t", "demo", "sh"])?
         .expect_code(125)?
         .expect_stderr(&["terminal"])?;
+    world
+        .sandboxctl(&["run", "-d", "-i", "-t", "--name", "t", "demo", "sh"])?
+        .expect_code(0)?;
+    world
+        .sandboxctl(&["attach", "t"])?
+        .expect_code(125)?
+        .expect_stderr(&["not a TTY", "--no-stdin"])?;
+    // Refused at once: it was not touched.
+    world.sandboxctl(&["exec", "t", "true"])?.expect_code(0)?;
+    world.sandboxctl(&["rm", "-f", "t"])?.expect_code(0)?;
     Ok(())
 }

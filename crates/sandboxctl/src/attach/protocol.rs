@@ -33,7 +33,7 @@ pub(crate) enum Request {
         stderr: bool,
     },
     /// All input is in the pipe. Said before the pipe is closed; a pipe that is closed without it means only that
-    /// the client went away.
+    /// the client went away. It ends the container's input where that is for one client ([`crate::launch::Launch`]).
     InputEnded,
     /// Send the container this signal.
     Signal(u32),

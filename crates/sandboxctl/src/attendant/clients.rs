@@ -93,6 +93,14 @@ pub(super) enum Wish {
     CloseInput,
 }
 
+/// Where what clients type goes.
+pub(super) struct ContainerInput {
+    /// Open at the shim's end too.
+    pub(super) fifo: File,
+    /// It ends with the first client's that says so. Else only the container ends it.
+    pub(super) once: bool,
+}
+
 struct Client {
     connection: UnixStream,
     /// It has said that there is no more input…
@@ -108,7 +116,7 @@ pub(super) struct Clients {
     clients: HashMap<u64, Client>,
     stdout: Readers,
     stderr: Readers,
-    input: Option<File>,
+    input: Option<ContainerInput>,
     /// What everybody was told last.
     told: Option<Report>,
     /// Wishes that were heard too early.
@@ -119,8 +127,8 @@ pub(super) struct Clients {
 const OWNER: u64 = 0;
 
 impl Clients {
-    /// Only whoever started the attendant. `input` is the fifo of the container's input.
-    pub(super) fn new(owner: UnixStream, input: Option<File>) -> io::Result<Self> {
+    /// Only whoever started the attendant.
+    pub(super) fn new(owner: UnixStream, input: Option<ContainerInput>) -> io::Result<Self> {
         let (sender, news) = mpsc::unbounded_channel();
         let mut clients = Self {
             news,
@@ -219,14 +227,21 @@ impl Clients {
             News::Said(Request::InputEnded) => {
                 let client = self.clients.get_mut(&id)?;
                 client.input_ended = true;
-                client.input_read.then_some(Wish::CloseInput)
+                self.end_of_input(id)
             }
             News::InputRead => {
                 let client = self.clients.get_mut(&id)?;
                 client.input_read = true;
-                client.input_ended.then_some(Wish::CloseInput)
+                self.end_of_input(id)
             }
         }
+    }
+
+    /// What the end of a client's input means to the container, once all of it was read.
+    fn end_of_input(&self, id: u64) -> Option<Wish> {
+        let client = self.clients.get(&id)?;
+        let once = self.input.as_ref().is_some_and(|input| input.once);
+        (once && client.input_ended && client.input_read).then_some(Wish::CloseInput)
     }
 
     fn join(&mut self, id: u64, connection: UnixStream, streams: Streams) {
@@ -242,7 +257,10 @@ impl Clients {
             return;
         }
         if let Some(from) = streams.stdin
-            && let Some(to) = self.input.as_ref().and_then(|input| input.try_clone().ok())
+            && let Some(to) = self
+                .input
+                .as_ref()
+                .and_then(|input| input.fifo.try_clone().ok())
         {
             let sender = self.sender.clone();
             // Without a thread its input goes nowhere.
@@ -288,4 +306,37 @@ fn listen<R: io::Read + Send + 'static>(
             let _ = sender.send((id, News::Gone));
         })
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clients(once: bool) -> (Clients, UnixStream) {
+        let (client, attendant) = UnixStream::pair().unwrap();
+        protocol::send_attach(&client, &Streams::default()).unwrap();
+        let fifo = File::open("/dev/null").unwrap();
+        let input = Some(ContainerInput { fifo, once });
+        (Clients::new(attendant, input).unwrap(), client)
+    }
+
+    #[test]
+    fn input_that_is_once_ends_when_a_client_said_so_and_all_was_read() {
+        for [first, second] in [
+            [News::InputRead, News::Said(Request::InputEnded)],
+            [News::Said(Request::InputEnded), News::InputRead],
+        ] {
+            let (mut clients, _client) = clients(true);
+            assert_eq!(clients.take(OWNER, first), None);
+            assert_eq!(clients.take(OWNER, second), Some(Wish::CloseInput));
+        }
+    }
+
+    #[test]
+    fn input_that_is_not_once_outlives_a_clients() {
+        let (mut clients, _client) = clients(false);
+        assert_eq!(clients.take(OWNER, News::InputRead), None);
+        let said = News::Said(Request::InputEnded);
+        assert_eq!(clients.take(OWNER, said), None);
+    }
 }

@@ -226,6 +226,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         socket_dir: config.socket_dir.clone(),
         rootfs: root_mounts(&plan.image, plan.verity.as_deref(), &writable)?,
         stdin: args.interactive,
+        stdin_once: plan.settings.config.stdin_once,
         terminal: args.tty,
         log: args.log_options(),
         network: plan.network.clone(),
