@@ -8,7 +8,7 @@
 //!             (crate::attendant) shim, Create, Start, until the end, Delete, Shutdown
 //! ```
 //!
-//! A signal before the process runs undoes everything; from then on it is the container's. A run that does not get as
+//! A signal before the process runs undoes everything, also while the image is pulled; from then on it is the container's. A run that does not get as
 //! far as the process leaves nothing behind. Afterwards `--rm` decides whether the container's folder stays.
 
 mod error;
@@ -20,10 +20,11 @@ use std::path::Path;
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 use serde::Deserialize;
+use tokio::task::JoinHandle;
 
 use crate::app::App;
 use crate::attach::{Attachment, PassedSignals, Step, Wanted, is_hang_up};
-use crate::cli::{CreateArgs, RunArgs};
+use crate::cli::{CreateArgs, MakeArgs, RunArgs};
 use crate::container::{Attended, Containers, Status};
 use crate::launch;
 use crate::report;
@@ -33,6 +34,7 @@ use crate::stdio::{DEFAULT_DETACH_KEYS, DetachKeys};
 use crate::table;
 use crate::timings::Timeline;
 pub(crate) use error::RunError;
+use prepare::FoundImage;
 
 /// 128 and `SIGPIPE`: how a program ends whose output nobody reads.
 pub(crate) const BROKEN_PIPE: u8 = 141;
@@ -46,7 +48,9 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
         remove: args.rm,
         keep: false,
     };
-    let attended = make(app, &containers, &args.create, kind)?;
+    prepare::check_caller(&args.create, kind)?;
+    let found = image(app, &args.create, &mut signals).await?;
+    let attended = make(app, &containers, &args.create, kind, found)?;
     timeline.mark(Phase::ImageReady);
     let id = attended.container.record.id.clone();
     let wanted = Wanted {
@@ -157,7 +161,10 @@ pub(crate) fn create(app: &App, args: &CreateArgs) -> Result<(), RunError> {
         remove: args.rm,
         keep: true,
     };
-    let mut attended = make(app, &app.containers()?, &args.create, kind)?;
+    prepare::check_caller(&args.create, kind)?;
+    // Signals end this process as they end others: nothing that was begun is anybody's yet.
+    let found = prepare::find_image(app, &args.create.program.image, &args.create.pull)?;
+    let mut attended = make(app, &app.containers()?, &args.create, kind, found)?;
     attended.update(|record| record.status = Status::Created)?;
     let id = &attended.container.record.id;
     if let Some(path) = &args.create.cidfile {
@@ -175,19 +182,39 @@ struct Kind {
     keep: bool,
 }
 
+/// The image, unless a signal comes first. What a pull has not finished by then lies apart in the store, and the next
+/// command that looks there clears it away.
+async fn image(app: &App, args: &MakeArgs, signals: &mut Signals) -> Result<FoundImage, RunError> {
+    let (app, wanted, options) = (app.clone(), args.program.image.clone(), args.pull.clone());
+    // A thread of its own, which ends with the process: it waits for the registry and cannot be asked to stop.
+    let finding = tokio::task::spawn_blocking(move || prepare::find_image(&app, &wanted, &options));
+    interruptible(finding, signals).await
+}
+
+/// The work's result, unless a signal comes first.
+async fn interruptible<T>(
+    work: JoinHandle<Result<T, RunError>>,
+    signals: &mut Signals,
+) -> Result<T, RunError> {
+    tokio::select! {
+        biased;
+        result = work => match result {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        },
+        signal = signals.next() => Err(RunError::Interrupted { signal }),
+    }
+}
+
 /// Makes the container's folder with everything in it.
 fn make(
     app: &App,
     containers: &Containers,
-    args: &crate::cli::MakeArgs,
+    args: &MakeArgs,
     kind: Kind,
+    found: FoundImage,
 ) -> Result<Attended, RunError> {
-    if let Some(path) = &args.cidfile
-        && path.exists()
-    {
-        return Err(RunError::CidfileExists { path: path.clone() });
-    }
-    let plan = prepare::plan(app, args, kind)?;
+    let plan = prepare::plan(app, args, kind, found)?;
     let attended = prepare::register(containers, &plan, args, kind)?;
     if let Err(error) = prepare::fill(&attended, &plan, args) {
         // It is not there when that did not come so far.
@@ -220,5 +247,30 @@ impl Death {
     pub(crate) fn read(folder: &Path) -> Option<Self> {
         let text = fs::read(folder.join(DEATH_FILE)).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_a_signal_interrupts_is_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (forever, never) = std::sync::mpsc::channel::<()>();
+        let result = runtime.block_on(async {
+            let mut signals = Signals::catch().unwrap();
+            let work = tokio::task::spawn_blocking(move || {
+                let _ = never.recv();
+                Ok(())
+            });
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR2).unwrap();
+            interruptible(work, &mut signals).await
+        });
+        drop(forever);
+        assert!(matches!(result, Err(RunError::Interrupted { signal: 12 })));
     }
 }

@@ -23,6 +23,10 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("registry_login_is_checked_kept_and_forgotten", login),
     ("registry_killed_pull_leaves_nothing", killed_pull),
+    (
+        "registry_run_interrupted_while_it_pulls_leaves_nothing",
+        interrupted_run,
+    ),
     ("archive_saved_is_loaded_by_others_and_by_us", save_and_load),
     ("image_prune_keeps_what_a_stopped_container_needs", prune),
 ];
@@ -221,11 +225,11 @@ fn login(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn killed_pull(world: &World) -> Result<()> {
-    let registry = Registry::open(world, "registry")?;
+/// Puts an image into the registry that is larger than what the proxy passes on.
+fn put_large(world: &World, registry: &Registry) -> Result<StallingProxy> {
     let folder = world.path().join("large");
     fs::create_dir(&folder)?;
-    // Does not compress, so that the layer is larger than what the proxy passes on.
+    // Does not compress.
     let noise: Vec<u8> = (0..1_u32 << 20)
         .flat_map(|n| {
             n.wrapping_mul(2_654_435_761)
@@ -236,9 +240,17 @@ fn killed_pull(world: &World) -> Result<()> {
     let layer = Layer::default().file("noise", 0o644, &noise)?.finish()?;
     layout::write(&folder, "large", &[layer], &json!({}))?;
     registry.put(world, &format!("oci:{}:large", folder.display()), "large:1")?;
-    let proxy = StallingProxy::start(&registry, 512 << 10)?;
-    let image = format!("{}/large:1", proxy.name());
-    let running = world.start(&["pull", &image])?;
+    StallingProxy::start(registry, 512 << 10)
+}
+
+/// Starts a command that pulls from the proxy, sends it a signal once a part of the layer has come, and gives its exit code.
+fn stopped_pull(
+    world: &World,
+    arguments: &[&str],
+    proxy: StallingProxy,
+    signal: Signal,
+) -> Result<i32> {
+    let running = world.start(arguments)?;
     let unfinished = world.state_dir().join("images/tmp");
     let partial = || -> Option<PathBuf> {
         let work = fs::read_dir(&unfinished).ok()?.flatten().next()?.path();
@@ -251,9 +263,9 @@ fn killed_pull(world: &World) -> Result<()> {
             .map(|file| file.path())
     };
     wait_until("a part of the layer", world.setup().limit, partial)?;
-    running.signal(Signal::SIGKILL)?;
+    running.signal(signal)?;
+    // While the proxy still holds its connection: nothing but the signal ends it.
     let code = running.finish()?.code;
-    ensure!(code == 137, "it ended with {code}");
     drop(proxy);
     let listed = world.sandboxctl(&["images"])?.expect_code(0)?;
     ensure!(!listed.text().contains("large"), "{}", listed.text());
@@ -261,8 +273,38 @@ fn killed_pull(world: &World) -> Result<()> {
     ensure!(left == 0, "{left} unfinished things are left");
     let layers = fs::read_dir(world.state_dir().join("images/layers"))?.count();
     ensure!(layers == 1, "{layers} layers instead of the demo's");
+    Ok(code)
+}
+
+fn killed_pull(world: &World) -> Result<()> {
+    let registry = Registry::open(world, "registry")?;
+    let proxy = put_large(world, &registry)?;
+    let image = format!("{}/large:1", proxy.name());
+    let code = stopped_pull(world, &["pull", &image], proxy, Signal::SIGKILL)?;
+    ensure!(code == 137, "it ended with {code}");
     let image = format!("{}/large:1", registry.name());
     world.sandboxctl(&["pull", &image])?.expect_code(0)?;
+    Ok(())
+}
+
+fn interrupted_run(world: &World) -> Result<()> {
+    let registry = Registry::open(world, "registry")?;
+    let mut first = Some(put_large(world, &registry)?);
+    for (verb, signal, expected) in [
+        ("run", Signal::SIGINT, 130),
+        ("run", Signal::SIGQUIT, 131),
+        ("create", Signal::SIGTERM, 143),
+    ] {
+        let proxy = match first.take() {
+            Some(proxy) => proxy,
+            None => StallingProxy::start(&registry, 512 << 10)?,
+        };
+        let image = format!("{}/large:1", proxy.name());
+        let code = stopped_pull(world, &[verb, &image, "true"], proxy, signal)?;
+        ensure!(code == expected, "{verb} ended with {code}");
+        let ps = world.sandboxctl(&["ps", "-a", "-q"])?.expect_code(0)?;
+        ensure!(ps.text().is_empty(), "{verb} left {}", ps.text());
+    }
     Ok(())
 }
 

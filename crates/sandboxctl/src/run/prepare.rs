@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use sandbox_image::{HashTree, Image, Layer, Store, scratch};
+use sandbox_image::{HashTree, Image, Layer, Reference, Store, scratch};
 use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
 use sandbox_types::ContainerId;
 
 use super::{Kind, RunError};
 use crate::app::{App, AppError};
-use crate::cli::{ContainerOptions, HypervisorChoice, MakeArgs};
+use crate::cli::{ContainerOptions, HypervisorChoice, MakeArgs, PullOptions};
 use crate::container::{Attended, Containers, NewContainer};
 use crate::launch::Launch;
 use crate::names;
@@ -44,13 +44,41 @@ pub(super) struct Plan {
     pub(super) network: Option<NetworkPlan>,
 }
 
-/// Checks everything that can be checked, and makes nothing.
-pub(super) fn plan(app: &App, args: &MakeArgs, kind: Kind) -> Result<Plan, RunError> {
+/// Refuses what can be refused before the image is there.
+pub(super) fn check_caller(args: &MakeArgs, kind: Kind) -> Result<(), RunError> {
     if args.tty && args.interactive && !kind.keep && !kind.detached && !terminal::on_stdin() {
         return Err(RunError::NotATerminal);
     }
+    match &args.cidfile {
+        Some(path) if path.exists() => Err(RunError::CidfileExists { path: path.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// The image to run, and the store that it is in.
+pub(super) struct FoundImage {
+    store: Store,
+    image: Image,
+}
+
+/// Finds it, pulled first where the options say so.
+pub(super) fn find_image(
+    app: &App,
+    wanted: &Reference,
+    options: &PullOptions,
+) -> Result<FoundImage, RunError> {
     let store = app.store()?;
-    let image = image::for_run(app, &store, &args.program.image, &args.pull)?;
+    let image = image::for_run(app, &store, wanted, options)?;
+    Ok(FoundImage { store, image })
+}
+
+/// Checks everything that can be checked, and makes nothing.
+pub(super) fn plan(
+    app: &App,
+    args: &MakeArgs,
+    kind: Kind,
+    FoundImage { store, image }: FoundImage,
+) -> Result<Plan, RunError> {
     let id = names::random_id().map_err(|source| RunError::Files {
         action: "read",
         path: PathBuf::from("/dev/urandom"),
