@@ -1,8 +1,12 @@
 //! The command line: what can be typed, in docker's spelling where docker has the thing.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Arg, ArgAction, Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    ValueEnum,
+};
 
 mod images;
 mod isolation;
@@ -13,6 +17,7 @@ mod options;
 mod program;
 mod volumes;
 
+use crate::values;
 pub(crate) use images::{
     ArchiveChoice, HistoryArgs, ImageLsArgs, ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb,
     ImportArgs, LoadArgs, LoginArgs, LogoutArgs, PullArgs, PullOptions, PullPolicy, PushArgs,
@@ -43,7 +48,9 @@ pub(crate) use volumes::{
     name = "sandboxctl",
     version,
     propagate_version = true,
-    disable_help_subcommand = true
+    disable_help_subcommand = true,
+    // As docker's command line: of an option that is given twice the last one counts.
+    args_override_self = true
 )]
 pub(crate) struct Cli {
     /// Where images and containers are kept
@@ -60,6 +67,39 @@ pub(crate) struct Cli {
     pub(crate) run_dir: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) verb: Verb,
+}
+
+impl Cli {
+    /// Reads the words of a command line, the program's own name first.
+    pub(crate) fn read<W>(words: impl IntoIterator<Item = W>) -> Result<Self, clap::Error>
+    where
+        W: Into<OsString> + Clone,
+    {
+        let mut command = with_truth_values(Self::command());
+        let mut matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// Lets every switch have a truth value behind an equals sign, as docker's have: `--rm=false`, `-d=true`.
+fn with_truth_values(command: Command) -> Command {
+    let with_value = |switch: Arg| {
+        if !matches!(switch.get_action(), ArgAction::SetTrue) {
+            return switch;
+        }
+        switch
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .value_name("BOOL")
+            .value_parser(values::truth)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+    };
+    command
+        .mut_args(with_value)
+        .mut_subcommands(with_truth_values)
 }
 
 /// What to do.

@@ -73,7 +73,6 @@ mod watch;
 
 use std::process;
 
-use clap::Parser as _;
 use sandbox_types::timeline::Phase;
 
 use crate::app::App;
@@ -87,7 +86,7 @@ fn main() {
     let mut timeline = Timeline::default();
     timeline.mark(Phase::Requested);
     help::answer_shell();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => process::exit(explain_usage(&error)),
     };

@@ -436,6 +436,15 @@ pub(crate) fn moment(text: &str) -> Result<std::time::SystemTime, String> {
     })
 }
 
+/// A truth value, in the spellings that docker's switches take (Go's `strconv.ParseBool`).
+pub(crate) fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is neither true nor false")),
+    }
+}
+
 /// `--tail`: a number of lines, or `all`.
 pub(crate) fn tail(text: &str) -> Result<usize, String> {
     match text {

@@ -216,7 +216,7 @@ pub(crate) struct AttachArgs {
     #[arg(long)]
     pub(crate) no_stdin: bool,
     /// Pass signals on to the container
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = values::truth)]
     pub(crate) sig_proxy: bool,
     /// The keys that leave the container alone [default: ctrl-p,ctrl-q]
     #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]

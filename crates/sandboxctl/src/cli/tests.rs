@@ -1,10 +1,8 @@
-use clap::CommandFactory as _;
-
 use super::*;
 use crate::timings::TimingsForm;
 
 fn parse(words: &[&str]) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(["sandboxctl"].iter().chain(words))
+    Cli::read(["sandboxctl"].iter().chain(words))
 }
 
 fn run(words: &[&str]) -> RunArgs {
@@ -16,7 +14,7 @@ fn run(words: &[&str]) -> RunArgs {
 
 #[test]
 fn command_line_definition_is_consistent() {
-    Cli::command().debug_assert();
+    with_truth_values(Cli::command()).debug_assert();
 }
 
 #[test]
@@ -24,6 +22,52 @@ fn run_options_end_at_image() {
     let args = run(&["--rm", "-it", "demo", "sh", "-c", "exit 42", "--rm"]);
     assert!(args.rm && args.create.interactive && args.create.tty);
     assert_eq!(args.create.program.command, ["sh", "-c", "exit 42", "--rm"]);
+}
+
+#[test]
+fn run_option_given_twice_counts_the_last_time() {
+    let words = "--rm --rm -it -i --name a --name b -m 64m -m 128m --pull never --pull=always --rm=false \
+        -e A=1 -e B=2 -v /a:/a -v /b:/b demo";
+    let args = run(&words.split_whitespace().collect::<Vec<_>>());
+    let made = &args.create;
+    assert!(!args.rm && made.interactive && made.tty);
+    assert_eq!(
+        made.name.as_ref().map(ToString::to_string),
+        Some("b".to_owned())
+    );
+    assert_eq!(made.container.memory, Some(128 << 20));
+    assert_eq!(made.pull.pull, PullPolicy::Always);
+    // What may be there more than once is all there.
+    assert_eq!(
+        (made.container.env.len(), made.container.volume.len()),
+        (2, 2)
+    );
+}
+
+#[test]
+fn switch_takes_a_truth_value_behind_an_equals_sign() {
+    let words = "--rm=true --privileged=false -d=false --init=1 -it=F --read-only demo false";
+    let args = run(&words.split_whitespace().collect::<Vec<_>>());
+    let options = &args.create.container;
+    assert!(args.rm && !args.detach && !options.privileged && options.init && options.read_only);
+    // Of several short ones the value is the last one's.
+    assert!(args.create.interactive && !args.create.tty);
+    assert_eq!(args.create.program.command, ["false"]);
+    assert!(parse(&["run", "--rm=maybe", "demo"]).is_err());
+    match parse(&["exec", "-ti=false", "--privileged=true", "a", "sh"])
+        .unwrap()
+        .verb
+    {
+        Verb::Exec(args) => assert!(args.tty && !args.interactive && args.privileged),
+        other => panic!("{other:?}"),
+    }
+    match parse(&["create", "--rm=t", "--verity=f", "demo"])
+        .unwrap()
+        .verb
+    {
+        Verb::Create(args) => assert!(args.rm && !args.create.verity),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
