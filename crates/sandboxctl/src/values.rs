@@ -3,6 +3,7 @@
 //! Each parser is pure and says in its error what it would have taken.
 
 pub(crate) mod device;
+mod moment;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod network;
@@ -12,6 +13,8 @@ use std::fmt;
 
 use oci_spec::runtime::PosixRlimitType;
 use sandbox_types::{CpusetList, CpusetListError, VcpuCount};
+
+pub(crate) use moment::moment;
 
 /// Why the value of an option was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -416,25 +419,6 @@ pub(crate) fn signal(value: &str) -> Result<u32, ValueError> {
 
 #[cfg(test)]
 mod tests;
-
-/// A point in time: RFC 3339, seconds since the epoch, or how long ago as in `10m`.
-pub(crate) fn moment(text: &str) -> Result<std::time::SystemTime, String> {
-    use std::time::{Duration, SystemTime, UNIX_EPOCH};
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds)
-            .ok()
-            .and_then(|since| UNIX_EPOCH.checked_add(since))
-            .ok_or_else(|| format!("{text:?} is not a time"));
-    }
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return SystemTime::now()
-            .checked_sub(ago)
-            .ok_or_else(|| format!("{text:?} is too long ago"));
-    }
-    humantime::parse_rfc3339_weak(text).map_err(|_| {
-        format!("{text:?} is not a time; write 2024-05-01T12:00:00Z, seconds since 1970, or how long ago as in 10m")
-    })
-}
 
 /// A truth value, in the spellings that docker's switches take (Go's `strconv.ParseBool`).
 pub(crate) fn truth(text: &str) -> Result<bool, String> {
