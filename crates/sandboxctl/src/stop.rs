@@ -361,6 +361,8 @@ pub(crate) async fn rm(app: &App, args: &RmArgs) -> Result<(), StopError> {
     for wanted in &args.containers {
         match rm_one(app, &containers, wanted, args).await {
             Ok(()) => table::line(wanted),
+            // As docker has it: with -f what is not there is as it should be, which is said.
+            Err(error) if args.force && error.is_not_found() => report::error(&error),
             Err(error) => failures.push(error),
         }
     }
@@ -488,11 +490,38 @@ async fn released(container: &Container) -> Result<bool, StopError> {
 }
 
 impl StopError {
+    /// Whether there is no such container.
+    fn is_not_found(&self) -> bool {
+        let (Self::Container(error) | Self::Settle(SettleError::Container(error))) = self else {
+            return false;
+        };
+        matches!(error, ContainerError::NotFound { .. })
+    }
+
     /// What `sandboxctl` exits with.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Run(error) => error.exit_code(),
             _ => 125,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_container_that_is_not_there_is_not_found() {
+        let missing = || ContainerError::NotFound {
+            name: "a".to_owned(),
+            near: Vec::new(),
+        };
+        assert!(StopError::from(missing()).is_not_found());
+        assert!(StopError::from(SettleError::from(missing())).is_not_found());
+        let held = StopError::Held {
+            name: "a".to_owned(),
+        };
+        assert!(!held.is_not_found());
     }
 }

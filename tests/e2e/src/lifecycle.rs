@@ -102,6 +102,16 @@ fn rm_refuses(world: &World) -> Result<()> {
         "exit code {}",
         finished.code
     );
+    // What is not there: an error, but with -f as it should be.
+    world
+        .sandboxctl(&["rm", "busy"])?
+        .expect_code(125)?
+        .expect_stderr(&["busy"])?;
+    world
+        .sandboxctl(&["rm", "-f", "busy"])?
+        .expect_code(0)?
+        .expect_stdout("")?
+        .expect_stderr(&["there is no container", "busy"])?;
     Ok(())
 }
 
