@@ -111,7 +111,10 @@ impl Filter {
                     || digest == wanted
                     || (wanted.len() >= 4 && bare.starts_with(wanted.as_str()))
             }
-            Self::Exited(wanted) => matches!(seen, Seen::Exited { code, .. } if code == wanted),
+            Self::Exited(wanted) => matches!(
+                seen,
+                Seen::Exited { code, .. } | Seen::Failed { code, .. } if code == wanted
+            ),
             Self::Before(wanted) => others
                 .age_of(wanted)
                 .is_some_and(|at| at > others.at(container)),
@@ -261,6 +264,20 @@ mod tests {
             (&["since=nobody"], &[]),
         ] {
             assert_eq!(passing(filters), names, "{filters:?}");
+        }
+    }
+
+    #[test]
+    fn exit_code_is_also_that_of_what_ended_without_its_process() {
+        let all = [container("killed", 'd', "demo:latest")];
+        let seen = Seen::Failed {
+            reason: "its shim died".to_owned(),
+            code: 137,
+            finished: None,
+        };
+        for (text, passed) in [("exited=137", true), ("exited=0", false)] {
+            let filters = [filter(text).unwrap()];
+            assert_eq!(passes(&filters, &all[0], &seen, &Others(&all)), passed);
         }
     }
 

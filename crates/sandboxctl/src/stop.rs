@@ -21,6 +21,7 @@ use crate::shim::{RpcError, Shim, ShimError, kill_recorded};
 use crate::signals::KILL;
 use crate::table;
 use crate::values;
+use crate::watch::Watch;
 
 /// `SIGTERM`.
 const TERM: u32 = 15;
@@ -111,6 +112,9 @@ pub(crate) async fn stop_one(
     seconds: Option<i64>,
 ) -> Result<(), StopError> {
     let container = settle::find(app, containers, wanted).await?;
+    let Some(container) = until_started(container).await else {
+        return Ok(());
+    };
     let (seen, shim) = look(&container).await;
     let (true, Some(shim)) = (seen.is_live(), shim) else {
         return Ok(());
@@ -141,6 +145,25 @@ pub(crate) async fn stop_one(
     }
     app.journal().note(&container.record, "stop", &[]);
     Ok(())
+}
+
+/// The container once it is not being made or started any more, however that went; none if it is gone then.
+async fn until_started(container: Container) -> Option<Container> {
+    if container.record.status != Status::Creating {
+        return Some(container);
+    }
+    // The thread ends with the start or with us.
+    let waiting = tokio::task::spawn_blocking(move || {
+        let watch = Watch::new(&container.folder).ok()?;
+        loop {
+            let now = container.reload()?;
+            if now.record.status != Status::Creating || !now.is_attended() {
+                return Some(now);
+            }
+            watch.wait().ok()?;
+        }
+    });
+    waiting.await.ok().flatten()
 }
 
 /// Waits until the container's attendant says that it has ended, or is gone. At once if nobody attends it.
@@ -510,6 +533,57 @@ impl StopError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::container::NewContainer;
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+
+    fn being_made(root: &Path) -> Attended {
+        let new = NewContainer {
+            id: "a".repeat(64).parse().unwrap(),
+            name: None,
+            image: "demo".to_owned(),
+            image_digest: "sha256:0".to_owned(),
+            command: Vec::new(),
+            labels: std::collections::BTreeMap::new(),
+            auto_remove: false,
+            keep: true,
+        };
+        Containers::open(root).unwrap().create(new).unwrap()
+    }
+
+    #[test]
+    fn start_under_way_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let mut attended = being_made(root.path());
+        let container = attended.container.clone();
+        let found = block_on(async {
+            let waiting = tokio::spawn(until_started(container));
+            tokio::task::yield_now().await;
+            assert!(!waiting.is_finished());
+            attended
+                .update(|record| record.status = Status::Running { started: 1 })
+                .unwrap();
+            waiting.await.unwrap()
+        });
+        let status = found.unwrap().record.status;
+        assert_eq!(status, Status::Running { started: 1 });
+    }
+
+    #[test]
+    fn start_that_nobody_goes_on_with_is_not_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let attended = being_made(root.path());
+        let container = attended.container.clone();
+        drop(attended);
+        let found = block_on(until_started(container)).unwrap();
+        assert_eq!(found.record.status, Status::Creating);
+    }
 
     #[test]
     fn only_a_container_that_is_not_there_is_not_found() {

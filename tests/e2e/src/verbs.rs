@@ -25,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
         stopped_as_asked,
     ),
     (
+        "verbs_stop_waits_for_a_start_under_way",
+        stopped_while_starting,
+    ),
+    (
         "verbs_killed_shim_shows_as_exited_with_the_reason",
         killed_shim,
     ),
@@ -312,6 +316,33 @@ fn killed_attendant(world: &World) -> Result<()> {
     run(world, &["rm", "-f", "lonely"], "lonely\n")
 }
 
+fn stopped_while_starting(world: &World) -> Result<()> {
+    let starting = world.start(&["run", "-d", "--name", "early", "demo", "sleep", "1000"])?;
+    wait_until("that it is there", SOON, || {
+        let ps = world.sandboxctl(&["ps", "-a", "-q"]).ok()?;
+        (!ps.text().is_empty()).then_some(())
+    })?;
+    run(
+        world,
+        &["stop", "-t", "0", "early"],
+        "early
+",
+    )?;
+    starting.finish()?.expect_code(0)?;
+    run(
+        world,
+        &["inspect", "-f", "{{.State.Status}}", "early"],
+        "exited
+",
+    )?;
+    run(
+        world,
+        &["rm", "early"],
+        "early
+",
+    )
+}
+
 fn killed_shim(world: &World) -> Result<()> {
     detached(world, "orphan")?;
     let wait = world.start(&["wait", "orphan"])?;
@@ -335,6 +366,18 @@ fn killed_shim(world: &World) -> Result<()> {
     let reason = world.sandboxctl(&["inspect", "-f", "{{.State.Error}}", "orphan"])?;
     ensure!(reason.text().contains("shim"), "{}", reason.text());
     run(world, &["ps", "-a", "-q", "--filter", "status=dead"], "")?;
+    let ended = [
+        "ps",
+        "-a",
+        "--format",
+        "{{.Names}}",
+        "--filter",
+        "exited=137",
+    ];
+    run(
+        world, &ended, "orphan
+",
+    )?;
     run(world, &["logs", "orphan"], "out\n")?;
     world.expect_no_process()?;
     run(world, &["start", "orphan"], "orphan\n")?;
