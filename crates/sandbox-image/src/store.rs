@@ -138,26 +138,56 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::Ambiguous`], [`StoreError::SeveralNames`],
     /// [`StoreError::InUse`], or what is wrong with the store.
     pub fn remove(&self, reference: &Reference) -> Result<Removed, StoreError> {
-        let name = {
+        self.remove_names(reference, None)
+    }
+
+    /// As [`Store::remove`], but an ID stands for all names of its image, and only containers of which `is_live` says so
+    /// keep the last one. The layers that others use stay until those give them up.
+    ///
+    /// # Errors
+    /// As [`Store::remove`], without [`StoreError::SeveralNames`].
+    pub fn remove_forced(
+        &self,
+        reference: &Reference,
+        is_live: &dyn Fn(&str) -> bool,
+    ) -> Result<Removed, StoreError> {
+        self.remove_names(reference, Some(is_live))
+    }
+
+    fn remove_names(
+        &self,
+        reference: &Reference,
+        forced: Option<&dyn Fn(&str) -> bool>,
+    ) -> Result<Removed, StoreError> {
+        let names: Vec<String> = {
             let _activity = self.begin_activity()?;
             let _lock = self.lock_images()?;
             let mut index = self.read_index()?;
-            let (name, record) = index.find_only(reference)?;
-            let (name, manifest) = (name.to_owned(), record.manifest);
-            let last = index.names_of(manifest).count() == 1;
-            let holders = self.holders(manifest)?;
-            if last && !holders.is_empty() {
+            let found = match forced {
+                Some(_) => index.find_all(reference)?,
+                None => vec![index.find_only(reference)?],
+            };
+            let Some(manifest) = found.first().map(|(_, record)| record.manifest) else {
+                return Ok(Removed::default());
+            };
+            let names: Vec<String> = found.iter().map(|(name, _)| (*name).to_owned()).collect();
+            let mut holders = self.holders(manifest)?;
+            if let Some(is_live) = forced {
+                holders.retain(|holder| is_live(holder));
+            }
+            let last = index.names_of(manifest).count() == names.len();
+            if let Some(name) = names.first().filter(|_| last && !holders.is_empty()) {
                 return Err(StoreError::InUse {
-                    name: shown(&name),
+                    name: shown(name),
                     holders,
                 });
             }
-            index.remove(&name);
+            names.iter().for_each(|name| index.remove(name));
             self.write_index(&index)?;
-            name
+            names
         };
         let mut removed = self.collect()?;
-        removed.untagged = name.parse().into_iter().collect();
+        removed.untagged = names.iter().filter_map(|name| name.parse().ok()).collect();
         Ok(removed)
     }
 

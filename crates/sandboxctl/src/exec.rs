@@ -1,7 +1,8 @@
 //! `sandboxctl exec`: another process in a running container.
 //!
 //! It is a matter between us and the shim; the container's attendant only hears of it. A process that nobody waits for
-//! (`-d`) has a name by which the attendant knows that it is to forget it.
+//! (`-d`) has a name by which the attendant knows that it is to forget it. One that is left by the keys is the attendant's
+//! from then on.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,18 +12,19 @@ use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::app::{App, AppError};
-use crate::attach::is_hang_up;
+use crate::attach::{is_hang_up, protocol};
 use crate::cli::ExecArgs;
 use crate::container::{Container, ContainerError};
+use crate::launch::Launch;
 use crate::look::{Seen, look};
 use crate::names;
-use crate::run::RunError;
+use crate::run::{self, RunError};
 use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, RpcFailure, Shim};
 use crate::signals::{KILL, Resizes, Signals};
 use crate::spec::SpecError;
 use crate::stdio::{
-    Fifos, Input, InputEnd, OutputEnd, Outputs, duplicate, open_fifo, open_input_fifo,
+    Fifos, Input, InputEnd, OutputEnd, Outputs, duplicate, exec_folder, open_fifo, open_input_fifo,
 };
 use crate::terminal::{self, RawMode};
 
@@ -127,14 +129,22 @@ pub(crate) async fn exec(app: &App, args: &ExecArgs) -> Result<u8, ExecError> {
             }
         };
     }
+    let exec = names::short(&random);
+    let folder = exec_folder(&container.folder, exec)
+        .ok_or(io::Error::from(io::ErrorKind::InvalidInput))
+        .map_err(failed("name the process"))?;
     let mut running = Running {
-        folder: container.folder.join("exec").join(&random),
-        exec: names::short(&random).to_owned(),
+        folder,
+        exec: exec.to_owned(),
         container: &container,
         shim,
         args,
     };
-    let result = running.run(&process, &mut signals).await;
+    let result = match running.run(&process, &mut signals).await {
+        Ok(End::Left) => return running.leave(),
+        Ok(End::Code(code)) => Ok(code),
+        Err(error) => Err(error),
+    };
     let _ = running
         .shim
         .tasks
@@ -200,6 +210,14 @@ fn explain(error: RpcError, args: &ExecArgs, container: &Container) -> ExecError
     }
 }
 
+/// How attending a process ended.
+enum End {
+    /// With the process, or with its output; this is what to exit with.
+    Code(u8),
+    /// The keys were typed that mean to leave it alone.
+    Left,
+}
+
 struct Running<'a> {
     folder: PathBuf,
     exec: String,
@@ -213,7 +231,16 @@ impl Running<'_> {
         self.container.record.id.as_str()
     }
 
-    async fn run(&mut self, process: &Process, signals: &mut Signals) -> Result<u8, ExecError> {
+    /// Leaves the process to the container's attendant.
+    fn leave(&self) -> Result<u8, ExecError> {
+        Launch::load(&self.container.folder)
+            .map_err(io::Error::other)
+            .and_then(|launch| protocol::leave_exec(&launch.attach_socket(), &self.exec))
+            .map_err(failed("leave the process to the container's attendant"))?;
+        Ok(0)
+    }
+
+    async fn run(&mut self, process: &Process, signals: &mut Signals) -> Result<End, ExecError> {
         let args = self.args;
         fs::create_dir_all(&self.folder).map_err(failed("make the folder of its streams"))?;
         let fifos = Fifos::create(&self.folder, args.interactive, !args.tty)
@@ -232,10 +259,13 @@ impl Running<'_> {
             .then(RawMode::enter)
             .transpose()
             .map_err(failed("use the terminal"))?;
+        let keys = raw_mode
+            .as_ref()
+            .and_then(|_| run::keys(args.detach_keys.as_ref()));
         let mut input = match &fifos.stdin {
             Some(path) => Some(
                 open_input_fifo(path)
-                    .and_then(|to| Input::copy(duplicate(io::stdin())?, to, None))
+                    .and_then(|to| Input::copy(duplicate(io::stdin())?, to, keys))
                     .map_err(failed("pass input on"))?,
             ),
             None => None,
@@ -254,7 +284,7 @@ impl Running<'_> {
         outputs: &mut Outputs,
         input: &mut Option<Input>,
         signals: &mut Signals,
-    ) -> Result<u8, ExecError> {
+    ) -> Result<End, ExecError> {
         let tasks = &self.shim.tasks;
         let mut broken = None;
         let mut resizes = None;
@@ -280,9 +310,13 @@ impl Running<'_> {
                 }
                 end = input_end(input) => {
                     *input = None;
-                    if let Some(InputEnd::Complete(held)) = end {
-                        let _ = tasks.close_stdin(self.id(), &self.exec).await;
-                        drop(held);
+                    match end {
+                        Some(InputEnd::Complete(held)) => {
+                            let _ = tasks.close_stdin(self.id(), &self.exec).await;
+                            drop(held);
+                        }
+                        Some(InputEnd::Detached) => return Ok(End::Left),
+                        Some(InputEnd::Lost) | None => {}
                     }
                 }
             }
@@ -292,9 +326,9 @@ impl Running<'_> {
         }
         let status = status.map_err(|error| explain(error, self.args, self.container))?;
         match broken {
-            Some(error) if is_hang_up(&error) => Ok(BROKEN_PIPE),
+            Some(error) if is_hang_up(&error) => Ok(End::Code(BROKEN_PIPE)),
             Some(source) => Err(failed("write the process's output; it was killed")(source)),
-            None => Ok(u8::try_from(status).unwrap_or(u8::MAX)),
+            None => Ok(End::Code(u8::try_from(status).unwrap_or(u8::MAX))),
         }
     }
 

@@ -8,12 +8,13 @@ mod pull;
 
 use std::io;
 
-use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError};
+use sandbox_image::{CredentialsError, GiveError, ImportError, RegistryError, StoreError};
 use sandbox_runtime::config::ConfigError;
 
 use crate::app::{App, AppError};
 use crate::ask;
 use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
+use crate::container::Status;
 use crate::inspect::{self, InspectError};
 use crate::report;
 use crate::settle;
@@ -149,8 +150,16 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
     settle::release_orphans(app, &store)?;
     let mut failures = Vec::new();
     for wanted in &args.images {
-        match store.remove(wanted) {
+        let removed = if args.force {
+            let live = live_containers(app)?;
+            store.remove_forced(wanted, &|owner| live.iter().any(|id| id == owner))
+        } else {
+            store.remove(wanted)
+        };
+        match removed {
             Ok(removed) => print_removed(&removed),
+            // As docker has it: it is as it should be, which is said.
+            Err(error @ StoreError::NotFound { .. }) if args.force => report::error(&error),
             Err(error) => failures.push(AppError::from(error)),
         }
     }
@@ -168,6 +177,16 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
             })
         }
     }
+}
+
+/// The containers that run, or are about to.
+fn live_containers(app: &App) -> Result<Vec<String>, ImageError> {
+    let all = app.containers().and_then(|all| Ok(all.list()?))?;
+    Ok(all
+        .iter()
+        .filter(|one| matches!(one.record.status, Status::Creating | Status::Running { .. }))
+        .map(|one| one.record.id.to_string())
+        .collect())
 }
 
 fn print_removed(removed: &sandbox_image::Removed) {

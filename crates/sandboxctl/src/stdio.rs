@@ -163,6 +163,20 @@ impl Outputs {
     }
 }
 
+/// Where the fifos of a process are that was added to the container of this folder. None if that is no name of one.
+pub(crate) fn exec_folder(container: &Path, exec: &str) -> Option<PathBuf> {
+    let is_name = !exec.is_empty() && exec.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_name.then(|| container.join("exec").join(exec))
+}
+
+/// Reads an output to its end for nothing, on a thread of its own.
+pub(crate) fn read_for_nobody(from: File) -> io::Result<()> {
+    thread::Builder::new()
+        .name("discard".to_owned())
+        .spawn(move || discard(&from))
+        .map(drop)
+}
+
 /// Reads to the end for nothing.
 fn discard(from: &File) {
     let mut transfer = Transfer::new();
@@ -417,6 +431,15 @@ mod tests {
         drop(terminal.master);
         let end = runtime().block_on(input.end()).unwrap();
         assert!(matches!(end, InputEnd::Lost), "{end:?}");
+    }
+
+    #[test]
+    fn folder_of_an_added_process_stays_in_the_containers() {
+        let folder = Path::new("/c");
+        assert_eq!(exec_folder(folder, "ab12"), Some("/c/exec/ab12".into()));
+        for wrong in ["", "..", "a/b", "detached-ab"] {
+            assert_eq!(exec_folder(folder, wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub(crate) const CASES: &[Case] = &[
         interrupted_run,
     ),
     ("archive_saved_is_loaded_by_others_and_by_us", save_and_load),
+    ("image_rmi_with_force_takes_every_name", forced_removal),
     ("image_prune_keeps_what_a_stopped_container_needs", prune),
 ];
 
@@ -407,6 +408,43 @@ fn load_nameless(world: &World, folder: &Path) -> Result<()> {
         .sandboxctl(&["image", "prune", "--force"])?
         .expect_code(0)?;
     ensure!(pruned.text().contains(id), "{}", pruned.text());
+    Ok(())
+}
+
+fn forced_removal(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["create", "--name", "c", "demo", "true"])?
+        .expect_code(0)?;
+    world
+        .sandboxctl(&["tag", "demo", "again:1"])?
+        .expect_code(0)?;
+    let id = world
+        .sandboxctl(&["image", "inspect", "-f", "{{.Id}}", "demo"])?
+        .expect_code(0)?
+        .text();
+    let id = id.trim();
+    world
+        .sandboxctl(&["rmi", id])?
+        .expect_code(125)?
+        .expect_stderr(&["several names"])?;
+    let removed = world.sandboxctl(&["rmi", "-f", id])?.expect_code(0)?;
+    ensure!(
+        removed.text().matches("Untagged").count() == 2,
+        "{}",
+        removed.text()
+    );
+    // What is not there is as it should be.
+    world
+        .sandboxctl(&["rmi", "demo"])?
+        .expect_code(125)?
+        .expect_stderr(&["no image"])?;
+    world
+        .sandboxctl(&["rmi", "-f", "demo"])?
+        .expect_code(0)?
+        .expect_stderr(&["no image"])?;
+    // The container has what it needs.
+    world.sandboxctl(&["start", "-a", "c"])?.expect_code(0)?;
+    world.sandboxctl(&["rm", "c"])?.expect_code(0)?;
     Ok(())
 }
 

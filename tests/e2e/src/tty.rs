@@ -11,6 +11,7 @@ pub(crate) const CASES: &[Case] = &[
     ("tty_shell_echoes_interrupts_resizes_and_ends", shell),
     ("tty_keys_detach_and_exec_has_a_terminal", detach),
     ("tty_hung_up_leaves_the_container_to_attach", hung_up),
+    ("tty_keys_leave_an_exec_that_goes_on", exec_left),
     ("tty_without_a_terminal_is_refused", no_terminal),
 ];
 
@@ -76,6 +77,29 @@ fn detach(world: &World) -> Result<()> {
     again.press("Enter")?;
     again.wait_for("the container's code", |line| line.contains("exit=4"))?;
     world.sandboxctl(&["rm", "d"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn exec_left(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["run", "-d", "--name", "e", "demo", "sleep", "1000"])?
+        .expect_code(0)?;
+    let keys = ["exec", "-i", "-t", "--detach-keys", "ctrl-x", "e", "sh"];
+    let terminal = Terminal::open(world, 80, 24, &keys)?;
+    terminal.wait_for("a prompt", |line| line.ends_with('#'))?;
+    // More than fits into what is between it and a reader.
+    let script = "until [ -e /go ]; do sleep 0.1; done; yes | head -c 1000000; touch /done";
+    terminal.type_text(script)?;
+    terminal.press("Enter")?;
+    terminal.press("C-x")?;
+    terminal.wait_for("that it was left alone", |line| line.contains("exit=0"))?;
+    let inside = |words: &[&str]| world.sandboxctl(&[&["exec", "e"], words].concat());
+    inside(&["touch", "/go"])?.expect_code(0)?;
+    wait_until("that it went on", world.setup().limit, || {
+        let seen = inside(&["test", "-e", "/done"]).ok()?;
+        (seen.code == 0).then_some(())
+    })?;
+    world.sandboxctl(&["rm", "-f", "e"])?.expect_code(0)?;
     Ok(())
 }
 

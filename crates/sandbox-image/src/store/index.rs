@@ -137,6 +137,15 @@ impl Index {
         Ok(first)
     }
 
+    /// The one image that `reference` stands for, by all names that it could stand for.
+    pub(super) fn find_all(
+        &self,
+        reference: &Reference,
+    ) -> Result<Vec<(&str, &Record)>, StoreError> {
+        self.find_one(reference)?;
+        Ok(self.find(reference))
+    }
+
     /// Every name that `reference` could stand for. A name that exists is never taken for an ID.
     fn find(&self, reference: &Reference) -> Vec<(&str, &Record)> {
         if let Some(repository) = reference.repository() {

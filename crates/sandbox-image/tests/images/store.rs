@@ -260,6 +260,19 @@ fn leases() -> Result<(), String> {
         again.remove(&name("a")).is_err(),
         "lease is not seen by others",
     )?;
+    let forced = |is_live: bool| store.remove_forced(&name("a"), &|_| is_live);
+    let error = forced(true).err();
+    check(
+        matches!(&error, Some(StoreError::InUse { .. })),
+        format!("{error:?}"),
+    )?;
+    // Of a container that does not run the layers stay, without a name.
+    let removed = forced(false).map_err(|error| chain(&error))?;
+    check(
+        removed.untagged.len() == 1 && removed.deleted_layers.is_empty(),
+        format!("{removed:?}"),
+    )?;
+    import(&store, &[simple_layer("x")], "a")?;
     store.release(&owner).map_err(|error| chain(&error))?;
     store.release(&owner).map_err(|error| chain(&error))?;
     store.remove(&name("a")).map_err(|error| chain(&error))?;

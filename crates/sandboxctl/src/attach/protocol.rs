@@ -9,6 +9,7 @@ use std::io::{self, BufRead as _, BufReader, Cursor, IoSlice, IoSliceMut, Read a
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -23,7 +24,7 @@ const MAX_LINE_BYTES: u64 = 64 * 1024;
 const FIRST_BYTES: usize = 4096;
 
 /// What a client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Request {
     /// The first: which pipes come along.
@@ -39,6 +40,8 @@ pub(crate) enum Request {
     Signal(u32),
     /// The terminal has this many columns and rows.
     Resize(u16, u16),
+    /// The client leaves this process, which it added with `exec` and which has a terminal, to the attendant.
+    Adopt(String),
 }
 
 /// What a client is told.
@@ -70,6 +73,13 @@ pub(crate) struct Streams {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+}
+
+/// Leaves a process to the attendant that listens at `path`, for who is not its client otherwise.
+pub(crate) fn leave_exec(path: &Path, exec: &str) -> io::Result<()> {
+    let connection = UnixStream::connect(path)?;
+    send_attach(&connection, &Streams::default())?;
+    send(&connection, &Request::Adopt(exec.to_owned()))
 }
 
 /// Says one thing.

@@ -85,12 +85,14 @@ enum News {
 }
 
 /// What a client wants to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wish {
     Signal(u32),
     Resize(u16, u16),
     /// The container's input is to end.
     CloseInput,
+    /// Nobody else reads what this added process writes, or waits for its end.
+    Adopt(String),
 }
 
 /// Where what clients type goes.
@@ -224,6 +226,7 @@ impl Clients {
             News::Said(Request::Attach { .. }) => None,
             News::Said(Request::Signal(signal)) => Some(Wish::Signal(signal)),
             News::Said(Request::Resize(columns, rows)) => Some(Wish::Resize(columns, rows)),
+            News::Said(Request::Adopt(exec)) => Some(Wish::Adopt(exec)),
             News::Said(Request::InputEnded) => {
                 let client = self.clients.get_mut(&id)?;
                 client.input_ended = true;

@@ -20,7 +20,7 @@ use crate::launch::Launch;
 use crate::report;
 use crate::run::{Death, RunError};
 use crate::shim::{NAMESPACE, RpcError, RpcFailure, Shim};
-use crate::stdio::{Fifos, Outputs, open_fifo};
+use crate::stdio::{Fifos, Outputs, exec_folder, open_fifo, read_for_nobody};
 use crate::timings::monotonic_ns;
 
 /// Lines of the shim's log that are shown when it died.
@@ -213,7 +213,27 @@ impl<'a> Session<'a> {
                     let _ = tasks.close_stdin(&id, "").await;
                 });
             }
+            Wish::Adopt(exec) => self.adopt(exec),
         }
+    }
+
+    /// Takes a process over whose client has left it: what it writes is read, for nobody, or it would stand still. In the end it
+    /// is forgotten.
+    fn adopt(&self, exec: String) {
+        let Some(folder) = exec_folder(&self.container.folder, &exec) else {
+            return;
+        };
+        // It has a terminal, and so but one output.
+        if let Err(error) = open_fifo(&folder.join("stdout")).and_then(read_for_nobody) {
+            report::warn(&error);
+        }
+        let (tasks, id) = (self.shim.tasks.clone(), self.id().to_owned());
+        tokio::spawn(async move {
+            // It may have ended already; and it goes with the container otherwise.
+            let _ = tasks.wait(&id, &exec).await;
+            let _ = tasks.delete(&id, &exec).await;
+            let _ = std::fs::remove_dir_all(folder);
+        });
     }
 
     fn note(&mut self, event: ShimEvent) {

@@ -261,6 +261,9 @@ pub(crate) struct ImageLsArgs {
 /// `image rm`.
 #[derive(Debug, Args)]
 pub(crate) struct ImageRmArgs {
+    /// Take all names from an image that is given by its ID, also while containers that do not run use it; one that is not there is no failure
+    #[arg(short, long)]
+    pub(crate) force: bool,
     /// Names or IDs of images
     #[arg(value_name = "IMAGE", required = true)]
     pub(crate) images: Vec<Reference>,

@@ -232,6 +232,9 @@ pub(crate) struct ExecArgs {
     /// Do not wait for the process, and show nothing of it
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// The keys that leave the process alone, with -i and -t [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS", value_parser = DetachKeys::parse)]
+    pub(crate) detach_keys: Option<DetachKeys>,
     /// Keep standard input open and pass it to the process
     #[arg(short, long)]
     pub(crate) interactive: bool,
