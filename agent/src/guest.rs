@@ -33,7 +33,7 @@ pub(crate) fn configure(unix_time_ns: u64, hostname: &str) -> Result<(), GuestEr
 /// The memory that the kernel hands out, in bytes (`totalram` of sysinfo(2)).
 pub(crate) fn memory_bytes() -> u64 {
     let memory = rustix::system::sysinfo();
-    u64::from(memory.totalram).saturating_mul(memory.mem_unit.into())
+    memory.totalram.saturating_mul(memory.mem_unit.into())
 }
 
 /// Writes everything back and ends the machine.

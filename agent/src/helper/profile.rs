@@ -103,9 +103,9 @@ fn newest(profile: &LinuxSeccomp) -> Option<u32> {
     let rules = profile.syscalls().iter().flatten();
     let names = rules.flat_map(LinuxSyscall::names);
     names
-        .filter_map(|name| libseccomp::get_syscall_from_name(name, Some(ScmpArch::X8664)).ok())
+        .filter_map(|name| ScmpSyscall::from_name_by_arch(name, ScmpArch::X8664).ok())
         // libseccomp has numbers below zero for what an architecture does not have.
-        .filter_map(|number| u32::try_from(number).ok())
+        .filter_map(|number| u32::try_from(i32::from(number)).ok())
         .max()
 }
 

@@ -75,6 +75,16 @@ fn inspect(host: &Host, world: &World, name: &str) -> Result<Value> {
 /// A server that answers every request with a file of the container's `/etc`, and says when it listens.
 const SERVER: &str = "busybox httpd -p 80 -h /etc && echo up && cat";
 
+/// No container is made with these ports, and the message says so.
+fn refuses_ports(host: &Host, world: &World, ports: &[&str], words: &[&str]) -> Result<()> {
+    let ports = ports.iter().flat_map(|port| ["-p", port]);
+    let run = ["run", "--rm", "--network", "bridge"].into_iter();
+    let all: Vec<&str> = run.chain(ports).chain(["demo", "true"]).collect();
+    let refused = host.sandboxctl(world, &all)?.expect_code(125)?;
+    refused.expect_stderr(words)?;
+    Ok(())
+}
+
 fn bridge(world: &World) -> Result<()> {
     let host = Host::new()?;
     host.sandboxctl(
@@ -124,35 +134,8 @@ fn bridge(world: &World) -> Result<()> {
     }
     let ports = host.sandboxctl(world, &["port", "web"])?.expect_code(0)?;
     ports.expect_stdout("80/tcp -> 0.0.0.0:8080\n80/tcp -> 127.0.0.1:8081\n")?;
-    let taken = [
-        "run",
-        "--rm",
-        "--network",
-        "bridge",
-        "-p",
-        "8080:80",
-        "demo",
-        "true",
-    ];
-    host.sandboxctl(world, &taken)?
-        .expect_code(125)?
-        .expect_stderr(&["8080", "already"])?;
-
-    let twice = [
-        "run",
-        "--rm",
-        "--network",
-        "bridge",
-        "-p",
-        "8090:80",
-        "-p",
-        "8090:81",
-        "demo",
-        "true",
-    ];
-    host.sandboxctl(world, &twice)?
-        .expect_code(125)?
-        .expect_stderr(&["8090", "twice"])?;
+    refuses_ports(&host, world, &["8080:80"], &["8080", "already"])?;
+    refuses_ports(&host, world, &["8090:80", "8090:81"], &["8090", "twice"])?;
 
     // Another container reaches the first one, and a server of the host's.
     let at = format!("{gateway}:9000");
