@@ -24,9 +24,9 @@ use crate::stdio::{OpenStdio, StdioPaths, drain};
 use crate::{program, stats};
 
 const SIGKILL: u32 = 9;
-/// How long a killed process may take to end before the machine is ended for it. Its kernel does nothing but give its memory back
-/// meanwhile.
-const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a killed process may take to end before the machine is ended for it, unsynced. Its kernel does nothing but give its memory back
+/// meanwhile, and wait for a disk.
+const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Pod {
     /// Joins the caller's ends of a process's streams to the agent's.
