@@ -102,11 +102,13 @@ fn denies_by_errno(profile: &LinuxSeccomp) -> bool {
 fn newest(profile: &LinuxSeccomp) -> Option<u32> {
     let rules = profile.syscalls().iter().flatten();
     let names = rules.flat_map(LinuxSyscall::names);
-    names
-        .filter_map(|name| ScmpSyscall::from_name_by_arch(name, ScmpArch::X8664).ok())
-        // libseccomp has numbers below zero for what an architecture does not have.
-        .filter_map(|number| u32::try_from(i32::from(number)).ok())
-        .max()
+    names.filter_map(|name| number(name)).max()
+}
+
+/// libseccomp has numbers below zero for what an architecture does not have.
+fn number(name: &str) -> Option<u32> {
+    let call = ScmpSyscall::from_name_by_arch(name, ScmpArch::X8664).ok()?;
+    u32::try_from(i32::from(call)).ok()
 }
 
 fn filter(profile: &LinuxSeccomp) -> Result<ScmpFilterContext, ProfileError> {
@@ -146,8 +148,8 @@ fn set_flag(
     flag: LinuxSeccompFilterFlag,
 ) -> Result<(), libseccomp::error::SeccompError> {
     match flag {
-        LinuxSeccompFilterFlag::SeccompFilterFlagLog => filter.set_ctl_log(true).map(drop),
-        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => filter.set_ctl_ssb(true).map(drop),
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => filter.set_ctl_log(true).map(|_| ()),
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => filter.set_ctl_ssb(true).map(|_| ()),
         // There is one thread, and no listener.
         LinuxSeccompFilterFlag::SeccompFilterFlagTsync
         | LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => Ok(()),

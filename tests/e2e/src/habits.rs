@@ -139,7 +139,7 @@ fn terminal(world: &World) -> Result<()> {
     world.sandboxctl(&run)?.expect_code(0)?;
     for (words, expected) in [
         (&["exec", "-t", "term"][..], "vt100"),
-        (&["exec", "-t", "-e", "TERM=dumb", "term"], "dumb"),
+        (&["exec", "-t", "-e", "TERM=dumb", "term"][..], "dumb"),
     ] {
         let arguments = [words, &["sh", "-c", "echo $TERM"]].concat();
         let seen = world.sandboxctl(&arguments)?.expect_code(0)?;

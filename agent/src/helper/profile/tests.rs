@@ -49,6 +49,12 @@ fn allow_list() -> Value {
     })
 }
 
+fn allow_list_and(rule: Value) -> Value {
+    let mut profile = allow_list();
+    profile["syscalls"].as_array_mut().unwrap().push(rule);
+    profile
+}
+
 #[test]
 fn call_that_is_newer_than_the_profile_is_not_there() {
     use nix::libc::{SYS_getpid, SYS_getppid};
@@ -78,12 +84,11 @@ fn deny_list_leaves_new_calls_to_the_kernel() {
 
 #[test]
 fn masked_argument_is_compared_with_the_second_value() {
-    let mut profile = allow_list();
     // getpgid(2) takes one argument, a process: what is not there has ESRCH.
-    profile["syscalls"][1] = json!({
+    let profile = allow_list_and(json!({
         "names": ["getpgid"], "action": "SCMP_ACT_ALLOW",
         "args": [{"index": 0, "value": 0x7000_0000, "valueTwo": 0x1000_0000, "op": "SCMP_CMP_MASKED_EQ"}],
-    });
+    }));
     let seen = answers(
         profile,
         &[
@@ -97,11 +102,10 @@ fn masked_argument_is_compared_with_the_second_value() {
 
 #[test]
 fn argument_that_is_compared_twice_matches_by_either() {
-    let mut profile = allow_list();
     let equal = |value: u64| json!({"index": 0, "value": value, "op": "SCMP_CMP_EQ"});
-    profile["syscalls"][1] = json!({
+    let profile = allow_list_and(json!({
         "names": ["getpgid"], "action": "SCMP_ACT_ALLOW", "args": [equal(0x7000_0001), equal(0x7000_0002)],
-    });
+    }));
     let seen = answers(
         profile,
         &[
