@@ -15,7 +15,9 @@ use containerd_shim_protos::events::task::{
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message as _, UnknownValueRef};
+use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
+use nix::unistd::Pid;
 use sandbox_harness::World;
 use sandbox_harness::process::copy_program;
 use sandbox_harness::task::{Event, Shim, Streams, process, spec};
@@ -31,6 +33,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "task_service_connect_terminals_and_delete_after_a_killed_shim",
         terminals::case,
+    ),
+    (
+        "task_service_kills_what_does_not_answer",
+        kills_without_the_guest,
     ),
     ("task_service_streams", streams),
 ];
@@ -200,6 +206,23 @@ fn kill(shim: &Shim, all: bool) -> Result<()> {
     };
     shim.client().kill(shim.call(), &request)?;
     Ok(())
+}
+
+/// A guest whose monitor is stopped answers nothing, so that only the end of its machine ends the container.
+fn kills_without_the_guest(world: &World) -> Result<()> {
+    let shim = Shim::start(world, "k1")?;
+    shim.create(&spec(WAITING), &Streams::default())?;
+    shim.start_process("")?;
+    let monitor = world.process(world.setup().driver.monitor())?.pid;
+    let monitor = Pid::from_raw(monitor);
+    nix::sys::signal::kill(monitor, Signal::SIGSTOP)?;
+    kill(&shim, false).with_context(|| shim.log())?;
+    ensure!(shim.wait("")? == 137, "{}", shim.log());
+    ensure!(shim.delete("")? == 137, "{}", shim.log());
+    let events = shim.events_until("/tasks/delete")?;
+    let last: Vec<_> = events.iter().rev().take(2).map(|it| &it.topic).collect();
+    ensure!(last == ["/tasks/delete", "/tasks/exit"], "{last:?}");
+    shim.shutdown()
 }
 
 fn id(shim: &Shim) -> String {
