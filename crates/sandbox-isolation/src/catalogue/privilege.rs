@@ -194,7 +194,7 @@ pub(super) const ALL: &[Case] = &[
     },
     Case {
         name: "privilege_system_calls",
-        attempt: "makes eight calls that docker's profile refuses, each in a form that does nothing",
+        attempt: "makes nine calls that docker's profile refuses, each in a form that does nothing",
         expected: "every one refused, without asking for it",
         stage: |stage| {
             let judge = confinement(stage, "calls are let through", |seen| {
