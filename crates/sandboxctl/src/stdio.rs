@@ -276,11 +276,12 @@ impl Input {
     /// Copies from `from` to `to` from now on, but for `keys`.
     pub(crate) fn copy(from: OwnedFd, to: File, keys: Option<DetachKeys>) -> io::Result<Self> {
         let (sender, end) = oneshot::channel();
+        let from = File::from(from);
+        // Before it can hang up unnoticed.
+        let terminal = from.is_terminal();
         thread::Builder::new()
             .name("stdin".to_owned())
             .spawn(move || {
-                let from = File::from(from);
-                let terminal = from.is_terminal();
                 let pumped = pump(&from, &to, keys);
                 let _ = sender.send(match pumped {
                     Ok(true) => InputEnd::Detached,
