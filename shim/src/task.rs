@@ -1,6 +1,7 @@
 //! The task service, `containerd.task.v2.Task`: requests in, [`Pod`] calls, replies out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::{
@@ -26,6 +27,9 @@ use crate::memory;
 use crate::pod::{Pod, ProcessKey};
 use crate::stats::METRICS_TYPE;
 
+/// How long a shim waits for Shutdown when its pod has become empty. containerd says it at once, if it has not been killed by then.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The service of one pod.
 pub(crate) struct TaskService {
     /// The pod.
@@ -34,7 +38,8 @@ pub(crate) struct TaskService {
 
 impl TaskService {
     /// Does what a call asks for to its end ([`to_its_end`]). If its caller is gone then and nothing is in the pod, the shim
-    /// ends too: nobody knows of it any more (containerd 1.6, started again, does not end a shim without a container).
+    /// ends too: nobody knows of it any more (containerd 1.6, started again, does not end a shim without a container). So it does if the
+    /// caller goes before it says Shutdown.
     async fn finish<T: Send + 'static, F>(
         &self,
         work: impl FnOnce(Arc<Pod>, Caller) -> F,
@@ -47,8 +52,11 @@ impl TaskService {
         let work = work(Arc::clone(&pod), caller.clone());
         let work = async move {
             let done = work.await;
-            if caller.is_gone() && pod.is_empty() {
-                pod.end();
+            if pod.is_empty() {
+                match caller.is_gone() {
+                    true => pod.end(),
+                    false => drop(tokio::spawn(end_if_forgotten(pod))),
+                }
             }
             done
         };
@@ -56,6 +64,12 @@ impl TaskService {
         drop(waiting);
         done
     }
+}
+
+/// Ends a shim of which nobody wants anything more, and which nobody has told so.
+async fn end_if_forgotten(pod: Arc<Pod>) {
+    tokio::time::sleep(SHUTDOWN_PATIENCE).await;
+    pod.end_when_empty();
 }
 
 fn empty() -> Empty {
@@ -309,8 +323,43 @@ impl Task for TaskService {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::events::Publisher;
     use futures::FutureExt as _;
+    use sandbox_runtime::Config;
+    use sandbox_types::SandboxId;
     use tokio::sync::oneshot;
+
+    fn service() -> TaskService {
+        let pod = Pod::new(
+            SandboxId::new("p").unwrap(),
+            "ns".to_owned(),
+            Config::default(),
+            "/nonexistent".into(),
+            Publisher::from_environment("ns"),
+        );
+        TaskService { pod: Arc::new(pod) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shim_whose_pod_is_empty_ends_though_nobody_says_shutdown() {
+        let service = service();
+        service.finish(|_, _| async { Ok(()) }).await.unwrap();
+        assert!(service.pod.until_ended().now_or_never().is_none());
+        tokio::time::sleep(2 * SHUTDOWN_PATIENCE).await;
+        assert!(service.pod.until_ended().now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn shim_whose_pod_is_filled_meanwhile_goes_on() {
+        let service = service();
+        service.finish(|_, _| async { Ok(()) }).await.unwrap();
+        service
+            .pod
+            .create_sandbox(crate::pod::sandbox::Wanted::default())
+            .unwrap();
+        tokio::time::sleep(2 * SHUTDOWN_PATIENCE).await;
+        assert!(service.pod.until_ended().now_or_never().is_none());
+    }
 
     #[tokio::test]
     async fn work_goes_on_when_its_caller_is_gone() {
