@@ -1,9 +1,9 @@
 //! `-t`: a shell that a person can use.
 
 use anyhow::{Result, ensure};
-use sandbox_harness::World;
 use sandbox_harness::process::wait_until;
 use sandbox_harness::terminal::Terminal;
+use sandbox_harness::{World, leaks};
 
 use crate::Case;
 
@@ -118,11 +118,11 @@ fn hung_up(world: &World) -> Result<()> {
         terminal.wait_for("a prompt", |line| line.ends_with('#'))?;
         // With its server goes the terminal.
         drop(terminal);
+        let client = format!("sandboxctl {verb}");
         wait_until("that the client has left", world.setup().limit, || {
-            world
-                .process(&format!("sandboxctl {verb}"))
-                .is_err()
-                .then_some(())
+            let mut processes = leaks::processes(world.path()).into_iter();
+            let is_there = processes.any(|process| process.command.contains(&client));
+            (!is_there).then_some(())
         })?;
         world.sandboxctl(&["exec", "h", "true"])?.expect_code(0)?;
         if verb == "attach" {
