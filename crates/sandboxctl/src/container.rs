@@ -616,8 +616,17 @@ impl Attended {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A container that stays, and is being made.
+    pub(crate) fn made(containers: &Containers) -> Attended {
+        let stays = NewContainer {
+            keep: true,
+            ..new(None)
+        };
+        containers.create(stays).unwrap()
+    }
 
     pub(super) fn new(name: Option<&ContainerId>) -> NewContainer<'_> {
         NewContainer {

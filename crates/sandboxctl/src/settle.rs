@@ -243,28 +243,12 @@ pub(crate) fn release_orphans(app: &App, store: &Store) -> Result<(), AppError> 
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::time::SystemTime;
 
     use sandbox_image::{Digest, Image};
 
     use super::*;
-    use crate::container::NewContainer;
-
-    pub(super) fn made(containers: &Containers) -> Attended {
-        let id = crate::names::random_id().unwrap();
-        let new = NewContainer {
-            id: id.parse().unwrap(),
-            name: None,
-            image: "demo".to_owned(),
-            image_digest: "sha256:0".to_owned(),
-            command: Vec::new(),
-            labels: BTreeMap::new(),
-            auto_remove: false,
-            keep: true,
-        };
-        containers.create(new).unwrap()
-    }
+    use crate::container::tests::made;
 
     /// Takes a lease on an image without layers, and tells whose leases there are.
     pub(super) fn lease(store: &Store, container: &Attended) {

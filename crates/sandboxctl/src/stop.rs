@@ -533,7 +533,7 @@ impl StopError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::NewContainer;
+    use crate::container::tests::made;
 
     fn block_on<F: Future>(future: F) -> F::Output {
         tokio::runtime::Builder::new_current_thread()
@@ -543,24 +543,10 @@ mod tests {
             .block_on(future)
     }
 
-    fn being_made(root: &Path) -> Attended {
-        let new = NewContainer {
-            id: "a".repeat(64).parse().unwrap(),
-            name: None,
-            image: "demo".to_owned(),
-            image_digest: "sha256:0".to_owned(),
-            command: Vec::new(),
-            labels: std::collections::BTreeMap::new(),
-            auto_remove: false,
-            keep: true,
-        };
-        Containers::open(root).unwrap().create(new).unwrap()
-    }
-
     #[test]
     fn start_under_way_is_waited_for() {
         let root = tempfile::tempdir().unwrap();
-        let mut attended = being_made(root.path());
+        let mut attended = made(&Containers::open(root.path()).unwrap());
         let container = attended.container.clone();
         let found = block_on(async {
             let waiting = tokio::spawn(until_started(container));
@@ -578,7 +564,7 @@ mod tests {
     #[test]
     fn start_that_nobody_goes_on_with_is_not_waited_for() {
         let root = tempfile::tempdir().unwrap();
-        let attended = being_made(root.path());
+        let attended = made(&Containers::open(root.path()).unwrap());
         let container = attended.container.clone();
         drop(attended);
         let found = block_on(until_started(container)).unwrap();

@@ -347,23 +347,10 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::container::{Attended, NewContainer};
+    use crate::container::Attended;
+    use crate::container::tests::made;
     use crate::names;
     use crate::values::ports::publish;
-
-    fn made(app: &App) -> Attended {
-        let new = NewContainer {
-            id: names::random_id().unwrap().parse().unwrap(),
-            name: None,
-            image: "demo".to_owned(),
-            image_digest: "sha256:0".to_owned(),
-            command: Vec::new(),
-            labels: BTreeMap::new(),
-            auto_remove: false,
-            keep: true,
-        };
-        app.containers().unwrap().create(new).unwrap()
-    }
 
     fn reserved(app: &App, container: &Attended, ports: &str) -> Result<Attached, NetworkError> {
         let id = container.container.record.id.as_str();
@@ -413,7 +400,8 @@ mod tests {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let ports = format!("127.0.0.1:{}:80", free.local_addr().unwrap().port());
         drop(free);
-        let containers: Vec<Attended> = (0..8).map(|_| made(&app)).collect();
+        let all = app.containers().unwrap();
+        let containers: Vec<Attended> = (0..8).map(|_| made(&all)).collect();
         let (app, ports) = (&app, ports.as_str());
         let results: Vec<Result<Attached, NetworkError>> = std::thread::scope(|scope| {
             let all: Vec<_> = containers
@@ -436,7 +424,8 @@ mod tests {
     fn lease_stays_from_when_its_container_has_reserved_until_it_has_not() {
         let root = tempfile::tempdir().unwrap();
         let app = App::new(root.path(), None).unwrap();
-        let (one, other) = (made(&app), made(&app));
+        let containers = app.containers().unwrap();
+        let (one, other) = (made(&containers), made(&containers));
         reserved(&app, &one, "80").unwrap();
         // As host-local writes it.
         let leases = root.path().join("networks/leases").join(DEFAULT);

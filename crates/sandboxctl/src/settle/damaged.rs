@@ -50,8 +50,9 @@ async fn shim(container: &Container) -> Option<Shim> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{app, holders, lease, made};
+    use super::super::tests::{app, holders, lease};
     use super::*;
+    use crate::container::tests::made;
 
     #[tokio::test]
     async fn damaged_container_goes_with_its_folder_and_its_lease() {
