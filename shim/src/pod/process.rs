@@ -24,9 +24,12 @@ use crate::stdio::{OpenStdio, StdioPaths, drain};
 use crate::{program, stats};
 
 const SIGKILL: u32 = 9;
-/// How long a killed process may take to end before the machine is ended for it, unsynced. Its kernel does nothing but give its memory back
-/// meanwhile, and wait for a disk.
+/// How long the killed process that holds the machine may take to end before the machine is ended for it, unsynced. Its kernel does nothing
+/// but give its memory back meanwhile, and wait for a disk.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
+/// The same for the first process of another container of the pod. The others go on, so a disk that is slow to take what was written is
+/// waited for longer.
+const MEMBER_KILL_PATIENCE: Duration = Duration::from_secs(120);
 
 impl Pod {
     /// Joins the caller's ends of a process's streams to the agent's.
@@ -233,8 +236,11 @@ impl Pod {
         exit.ok_or_else(gone)
     }
 
-    /// Sends a signal to a process, or to all of the container's. SIGKILL for the container that the machine is for needs no guest that
-    /// does what it is told: if that does not answer, or nothing ends ([`KILL_PATIENCE`]), the machine is ended.
+    /// Sends a signal to a process, or to all of the container's; an exec is signalled alone.
+    ///
+    /// SIGKILL for the first process of a container needs no guest that does what it is told. Where the agent does not answer, the machine is
+    /// ended, and so it is if nothing ends in time, whatever the agent says ([`KILL_PATIENCE`], [`MEMBER_KILL_PATIENCE`]): engines kill the
+    /// other containers of a pod before the one that holds it, and stop at the first error. A container that is paused can be killed.
     ///
     /// # Errors
     /// [`TaskError`]; a process that has ended is not found, as with other runtimes.
@@ -254,20 +260,22 @@ impl Pod {
             .agent()
             .signal_process(&key.container, key.exec.as_ref(), signal, all)
             .await;
-        let is_final = signal == SIGKILL && self.holds_machine(key);
+        let is_final = signal == SIGKILL && key.exec.is_none();
         match sent {
-            Ok(()) => {
-                if is_final {
-                    tokio::spawn(Arc::clone(self).see_to_its_end(key.clone()));
-                }
-                Ok(())
-            }
             Err(error) if is_final && !matches!(error, AgentError::Refused { .. }) => {
                 tracing::warn!("{key} was to be killed: {}", chain(&error));
                 self.end_without_the_guest().await;
                 Ok(())
             }
-            Err(error) => Err(self.reason_for(error.into()).await),
+            answered => {
+                if is_final {
+                    tokio::spawn(Arc::clone(self).see_to_its_end(key.clone()));
+                }
+                match answered {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(self.reason_for(error.into()).await),
+                }
+            }
         }
     }
 
@@ -276,8 +284,12 @@ impl Pod {
         let Ok(mut exit) = self.state().process(&key).map(|it| it.exit.subscribe()) else {
             return;
         };
+        let patience = match self.holds_machine(&key) {
+            true => KILL_PATIENCE,
+            false => MEMBER_KILL_PATIENCE,
+        };
         let ended = exit.wait_for(Option::is_some);
-        if tokio::time::timeout(KILL_PATIENCE, ended).await.is_err() {
+        if tokio::time::timeout(patience, ended).await.is_err() {
             tracing::warn!("{key} was killed and has not ended");
             self.end_without_the_guest().await;
         }

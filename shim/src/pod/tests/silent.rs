@@ -82,16 +82,61 @@ fn killed_sandbox_that_ends_leaves_the_machine_to_its_delete() {
 }
 
 #[test]
-fn killed_member_of_a_guest_that_does_not_answer_is_an_error() {
+fn killed_member_of_a_guest_that_does_not_answer_ends_the_pod() {
+    in_no_time(async {
+        let mut bench = running().await;
+        bench.agent.fall_silent();
+        let pod = Arc::clone(&bench.pod);
+        pod.kill(&key((1, None)), SIGKILL, false).await.unwrap();
+        assert_all_are_killed(&mut bench);
+        bench.apply(Call::Delete((1, None))).await.unwrap();
+        bench.apply(Call::Delete((0, None))).await.unwrap();
+    });
+}
+
+#[test]
+fn killed_member_that_does_not_end_ends_the_pod() {
+    in_no_time(async {
+        for refuses in [false, true] {
+            let mut bench = running().await;
+            bench.agent.refuse(refuses);
+            let (pod, member) = (Arc::clone(&bench.pod), key((1, None)));
+            let killed = pod.kill(&member, SIGKILL, false).await;
+            assert_eq!(killed.is_err(), refuses);
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(exit(&bench, 1), None);
+            assert_eq!(pod.wait(&member).await.unwrap().status, KILLED);
+            assert_all_are_killed(&mut bench);
+        }
+    });
+}
+
+#[test]
+fn killed_member_that_ends_leaves_the_pod_as_it_is() {
     in_no_time(async {
         let bench = running().await;
+        bench.apply(Call::Pause(1)).await.unwrap();
+        let pod = Arc::clone(&bench.pod);
+        pod.kill(&key((1, None)), SIGKILL, true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        bench.apply(Call::Exited((1, None))).await.unwrap();
+        bench.apply(Call::Delete((1, None))).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(exit(&bench, 0), None);
+        assert!(pod.sandbox().is_ok());
+    });
+}
+
+#[test]
+fn signal_that_ends_no_container_is_an_error_of_a_guest_that_does_not_answer() {
+    in_no_time(async {
+        let bench = running().await;
+        bench.apply(Call::Exec(1, 0)).await.unwrap();
+        bench.apply(Call::Start((1, Some(0)))).await.unwrap();
         bench.agent.fall_silent();
-        for (name, signal) in [((1, None), SIGKILL), ((0, None), 15)] {
+        for (name, signal) in [((1, Some(0)), SIGKILL), ((1, None), 15), ((0, None), 15)] {
             let killed = bench.pod.kill(&key(name), signal, false).await;
-            assert!(
-                matches!(killed, Err(TaskError::Agent(AgentError::TimedOut { .. }))),
-                "{killed:?}"
-            );
+            assert_timed_out(killed);
         }
         assert!(bench.pod.sandbox().is_ok());
     });
