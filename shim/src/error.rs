@@ -238,7 +238,9 @@ impl TaskError {
                 LifecycleError::Wrong { .. } => Code::FAILED_PRECONDITION,
             },
             Self::Agent(AgentError::Refused { code, .. }) => *code,
-            Self::Agent(AgentError::TimedOut { .. }) => Code::DEADLINE_EXCEEDED,
+            Self::Agent(AgentError::TimedOut { .. } | AgentError::Mute { .. }) => {
+                Code::DEADLINE_EXCEEDED
+            }
             Self::Unsupported { .. } => Code::UNIMPLEMENTED,
             Self::Host(_)
             | Self::Hook(_)

@@ -13,5 +13,8 @@ pub const MAX_RESOLVER_QUERIES: usize = 256;
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
 /// How long the host waits for an answer to a control call that does no work worth mentioning.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long the host waits for what is only looked at: statistics and lists of processes. Engines ask for those of all containers of a
+/// host one after the other, and for a list before they serve anybody again.
+pub const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the host waits for a container to be created or started. Emulated guests are slow.
 pub const CREATE_TIMEOUT: Duration = Duration::from_secs(120);

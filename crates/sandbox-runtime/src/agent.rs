@@ -17,7 +17,7 @@ use sandbox_protocol::agent::{
     SetClockRequest, SignalProcessRequest, UpdateContainerRequest,
 };
 use sandbox_protocol::agent_ttrpc;
-use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT};
+use sandbox_protocol::limits::{CALL_TIMEOUT, CREATE_TIMEOUT, LOOK_TIMEOUT};
 use sandbox_protocol::start_failure::StartFailure;
 use sandbox_types::{ContainerId, ExecId, IdError, VcpuCount};
 use tokio::net::UnixStream;
@@ -64,6 +64,14 @@ pub enum AgentError {
         call: &'static str,
         /// The limit.
         after: Duration,
+    },
+    /// It has not answered what it was asked before, and is not waited for again.
+    #[error(
+        "{call}: the agent has not answered what it was asked before; it is asked for this again once it has answered anything"
+    )]
+    Mute {
+        /// Which call.
+        call: &'static str,
     },
     /// The connection to the agent failed.
     #[error("{call}: the connection to the agent failed: {detail}")]
@@ -339,7 +347,7 @@ impl AgentClient {
         })
     }
 
-    /// The processes of a container.
+    /// The processes of a container. [`Self::container_stats`] says how long it takes.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -348,9 +356,10 @@ impl AgentClient {
         container: &ContainerId,
     ) -> Result<Vec<ListedProcess>, AgentError> {
         const CALL: &str = "list the processes";
+        self.must_have_answered(CALL)?;
         let request = container_request(container);
-        let call = self.client.list_processes(context(CALL_TIMEOUT), &request);
-        let reply = self.bounded(CALL, CALL_TIMEOUT, call).await?;
+        let call = self.client.list_processes(context(LOOK_TIMEOUT), &request);
+        let reply = self.bounded(CALL, LOOK_TIMEOUT, call).await?;
         if reply.processes.len() > MAX_PROCESSES {
             return Err(AgentError::Malformed {
                 call: CALL,
@@ -369,7 +378,8 @@ impl AgentClient {
             .collect()
     }
 
-    /// What a container uses and may use, by name (see `ContainerStatsReply`).
+    /// What a container uses and may use, by name (see `ContainerStatsReply`). It takes no longer than [`LOOK_TIMEOUT`], and no time where the
+    /// agent has left a call unanswered since it last answered one: who asks for many containers is not to wait for each of them.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -377,11 +387,11 @@ impl AgentClient {
         &self,
         container: &ContainerId,
     ) -> Result<HashMap<String, u64>, AgentError> {
+        const CALL: &str = "read the statistics";
+        self.must_have_answered(CALL)?;
         let request = container_request(container);
-        let call = self.client.container_stats(context(CALL_TIMEOUT), &request);
-        let reply = self
-            .bounded("read the statistics", CALL_TIMEOUT, call)
-            .await?;
+        let call = self.client.container_stats(context(LOOK_TIMEOUT), &request);
+        let reply = self.bounded(CALL, LOOK_TIMEOUT, call).await?;
         Ok(reply.values)
     }
 
@@ -481,6 +491,13 @@ impl AgentClient {
         Ok(())
     }
 
+    fn must_have_answered(&self, call: &'static str) -> Result<(), AgentError> {
+        match self.pulse.is_mute() {
+            true => Err(AgentError::Mute { call }),
+            false => Ok(()),
+        }
+    }
+
     /// [`bounded`], of which note is taken whether the agent answered.
     async fn bounded<T>(
         &self,
@@ -492,7 +509,7 @@ impl AgentClient {
         let result = bounded(call, limit, answer).await;
         match &result {
             Err(AgentError::TimedOut { .. }) => drop(asked),
-            Err(AgentError::Connection { .. }) => asked.failed(),
+            Err(AgentError::Connection { .. } | AgentError::Mute { .. }) => asked.failed(),
             Ok(_) | Err(AgentError::Refused { .. } | AgentError::Malformed { .. }) => {
                 asked.answered();
             }

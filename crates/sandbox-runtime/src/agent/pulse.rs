@@ -31,6 +31,8 @@ struct Counts {
     /// What it left unanswered since.
     in_a_row: u32,
     unanswered: u32,
+    /// It has left a call unanswered, and no reply came since.
+    is_mute: bool,
 }
 
 /// A call that waits for its answer. Dropped without one, it was not answered in its time, or in its caller's.
@@ -44,6 +46,7 @@ impl Pulse {
                 answered: Instant::now(),
                 in_a_row: 0,
                 unanswered: 0,
+                is_mute: false,
             }),
         }
     }
@@ -62,6 +65,16 @@ impl Pulse {
         self.gone.send_replace(true);
     }
 
+    /// A reply came, if only to a call that nobody waits for any more.
+    pub(super) fn heard(&self) {
+        self.counts().is_mute = false;
+    }
+
+    /// Whether the agent has left a call unanswered, and nothing was heard of it since.
+    pub(super) fn is_mute(&self) -> bool {
+        self.counts().is_mute
+    }
+
     /// Returns when the agent can be asked nothing any more.
     pub(super) async fn until_gone(&self) {
         let mut gone = self.gone.subscribe();
@@ -73,6 +86,7 @@ impl Pulse {
         let mut counts = self.counts();
         counts.in_a_row = counts.in_a_row.saturating_add(1);
         counts.unanswered = counts.unanswered.saturating_add(1);
+        counts.is_mute = true;
         let is_silent = counts.in_a_row >= MOST_IN_A_ROW && counts.answered.elapsed() >= SILENCE;
         if (is_silent || counts.unanswered >= MOST_UNANSWERED) && !self.gone.send_replace(true) {
             tracing::error!(

@@ -19,7 +19,7 @@ use super::pulse::Pulse;
 pub(super) struct Replies<S> {
     stream: S,
     part: Part,
-    /// Told when nothing more comes.
+    /// Told when a reply comes, and when nothing more does.
     pulse: Arc<Pulse>,
 }
 
@@ -104,6 +104,7 @@ impl<S: AsyncRead + Unpin> Replies<S> {
                             given: 0,
                             payload: payload_bytes(bytes)?,
                         };
+                        this.pulse.heard();
                     }
                 }
                 Part::Good {

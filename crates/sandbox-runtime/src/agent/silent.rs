@@ -11,6 +11,7 @@ use sandbox_protocol::{AGENT_PORT, STREAM_PORT};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::time::Instant;
+use ttrpc::proto::{MESSAGE_TYPE_RESPONSE, MessageHeader};
 
 use super::*;
 use crate::vsock::{self, StreamError};
@@ -98,6 +99,37 @@ async fn agent_that_does_not_even_read_ends_each_call_in_its_time() {
         count += 1;
     }
     assert!(count > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn statistics_of_a_silent_agent_are_waited_for_once_until_it_answers() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let agent = AgentClient::new(ours);
+    let id = ContainerId::new("c1").unwrap();
+    let begun = Instant::now();
+    for number in 0..10 {
+        let error = agent.container_stats(&id).await.unwrap_err();
+        match number {
+            0 => assert!(matches!(error, AgentError::TimedOut { .. }), "{error:?}"),
+            _ => assert!(matches!(error, AgentError::Mute { .. }), "{error:?}"),
+        }
+        assert!(agent.list_processes(&id).await.is_err());
+    }
+    assert!(begun.elapsed() < 2 * LOOK_TIMEOUT, "{:?}", begun.elapsed());
+    // The answer to the first, which comes late: nobody waits for it, and the next is asked for again.
+    let late: Vec<u8> = MessageHeader {
+        length: 0,
+        stream_id: 1,
+        type_: MESSAGE_TYPE_RESPONSE,
+        flags: 0,
+    }
+    .into();
+    theirs.write_all(&late).await.unwrap();
+    while agent.pulse.is_mute() {
+        tokio::task::yield_now().await;
+    }
+    let error = agent.container_stats(&id).await.unwrap_err();
+    assert!(matches!(error, AgentError::TimedOut { .. }), "{error:?}");
 }
 
 /// What a device or agent says of a connection before it is silent.
