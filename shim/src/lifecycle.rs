@@ -194,6 +194,17 @@ impl Lifecycle {
         }
     }
 
+    /// Whether it can take a signal, if it has no process before its start.
+    ///
+    /// # Errors
+    /// When it has ended, or was not started.
+    pub(crate) fn must_have_begun(self, action: &'static str) -> Result<(), LifecycleError> {
+        match self {
+            Self::Created => Err(self.wrong(action)),
+            _ => self.must_live(action),
+        }
+    }
+
     /// Whether it runs.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 
 mod create;
 mod early;
-mod process;
+pub(crate) mod process;
 pub(crate) mod sandbox;
 #[cfg(test)]
 mod tests;

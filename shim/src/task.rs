@@ -24,6 +24,7 @@ use crate::caller::Caller;
 use crate::error::TaskError;
 use crate::events::timestamp;
 use crate::memory;
+use crate::pod::process::Listed;
 use crate::pod::{Pod, ProcessKey};
 use crate::stats::METRICS_TYPE;
 
@@ -208,14 +209,15 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let container = ContainerId::new(request.id.as_str()).map_err(TaskError::from)?;
-        let processes = self.pod.list(&container).await?.into_iter();
-        let processes = match self.pod.is_known_by_process()? {
-            // `docker top` gives the numbers to the host's ps, where those of the guest's are somebody else's.
-            true => vec![ProcessInfo {
-                pid: self.pod.pid(),
+        let processes = match self.pod.list(&container).await? {
+            Listed::Guest(processes) => processes
+                .into_iter()
+                .map(process_info)
+                .collect::<Result<_, _>>()?,
+            Listed::Machine(pid) => vec![ProcessInfo {
+                pid,
                 ..Default::default()
             }],
-            false => processes.map(process_info).collect::<Result<_, _>>()?,
         };
         Ok(PidsResponse {
             processes,

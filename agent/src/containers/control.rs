@@ -28,7 +28,7 @@ impl Containers {
         if !(1..=MAX_SIGNAL).contains(&number) {
             return Err(ContainerError::NoSignal { signal });
         }
-        if all {
+        if all && exec.is_none() {
             if number == SIGKILL {
                 return Ok(container.cgroup.kill()?);
             }

@@ -31,6 +31,15 @@ const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// waited for longer.
 const MEMBER_KILL_PATIENCE: Duration = Duration::from_secs(120);
 
+/// The processes of a container.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Listed {
+    /// As the guest numbers and describes them.
+    Guest(Vec<ListedProcess>),
+    /// What there is of them on the host: the machine's process.
+    Machine(u32),
+}
+
 impl Pod {
     /// Joins the caller's ends of a process's streams to the agent's.
     pub(super) async fn attach(
@@ -250,7 +259,15 @@ impl Pod {
         signal: u32,
         all: bool,
     ) -> Result<(), TaskError> {
-        self.state().process(key)?.lifecycle.must_live("signal")?;
+        {
+            let mut state = self.state();
+            let lifecycle = state.process(key)?.lifecycle;
+            match key.exec {
+                // It waits in the guest; an exec that was not started is nowhere.
+                None => lifecycle.must_live("signal")?,
+                Some(_) => lifecycle.must_have_begun("signal")?,
+            }
+        }
         let sandbox = self.sandbox()?;
         if signal == 0 {
             // kill(2): whether it is there. CRI-O asks so before each exec.
@@ -258,7 +275,12 @@ impl Pod {
         }
         let sent = sandbox
             .agent()
-            .signal_process(&key.container, key.exec.as_ref(), signal, all)
+            .signal_process(
+                &key.container,
+                key.exec.as_ref(),
+                signal,
+                all && key.exec.is_none(),
+            )
             .await;
         let is_final = signal == SIGKILL && key.exec.is_none();
         match sent {
@@ -296,7 +318,7 @@ impl Pod {
     }
 
     /// Ends the machine, and with it everything in the pod, as its guest does not.
-    async fn end_without_the_guest(&self) {
+    pub(super) async fn end_without_the_guest(&self) {
         tracing::warn!("pod {}: its machine is ended", self.id);
         if let Err(error) = self.stop_sandbox().await {
             tracing::error!("pod {}: {}", self.id, chain(&error));
@@ -433,28 +455,33 @@ impl Pod {
         Ok(())
     }
 
-    /// The container's processes, as the guest numbers them.
+    /// The container's processes. The guest is not needed for an answer: containerd that is started again takes a shim without one, or
+    /// with an empty one, for the rest of a start that came to nothing, and removes it with its pod.
     ///
     /// # Errors
-    /// [`TaskError`].
-    pub(crate) async fn list(
-        &self,
-        container: &ContainerId,
-    ) -> Result<Vec<ListedProcess>, TaskError> {
+    /// [`TaskError::NotFound`] when there is no such container.
+    pub(crate) async fn list(&self, container: &ContainerId) -> Result<Listed, TaskError> {
         self.state().container(container)?;
-        let sandbox = self.sandbox()?;
-        match sandbox.agent().list_processes(container).await {
-            Ok(processes) => Ok(processes),
-            Err(error) => Err(self.reason_for(error.into()).await),
+        // The shim's own where there is no machine any more.
+        let machine = match self.pid() {
+            0 => Listed::Machine(std::process::id()),
+            pid => Listed::Machine(pid),
+        };
+        let Ok(sandbox) = self.sandbox() else {
+            return Ok(machine);
+        };
+        // `docker top` gives the numbers to the host's ps, where those of the guest's are somebody else's.
+        if sandbox.makes_network() {
+            return Ok(machine);
         }
-    }
-
-    /// Whether the container's caller looks for things of it by the numbers of processes on the host.
-    ///
-    /// # Errors
-    /// [`TaskError`] when there is no machine.
-    pub(crate) fn is_known_by_process(&self) -> Result<bool, TaskError> {
-        Ok(self.sandbox()?.makes_network())
+        Ok(match sandbox.agent().list_processes(container).await {
+            Ok(processes) if processes.is_empty() => machine,
+            Ok(processes) => Listed::Guest(processes),
+            Err(error) => {
+                tracing::debug!("the processes of {container}: {}", chain(&error));
+                machine
+            }
+        })
     }
 
     /// What a container uses and may use.

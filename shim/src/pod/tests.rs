@@ -168,10 +168,11 @@ impl Model {
                 self.tell(name, Told::Started);
             }
             Call::Kill(name) => {
-                must(
-                    self.life(name)?,
-                    &[Life::Created, Life::Running, Life::Paused],
-                )?;
+                let life = self.life(name)?;
+                // An exec has no process before it is started.
+                if life != Life::Created || name.1.is_some() {
+                    must(life, &[Life::Running, Life::Paused])?;
+                }
                 machine?;
                 agent?;
             }

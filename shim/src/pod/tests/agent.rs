@@ -161,8 +161,10 @@ impl Agent {
             "SignalProcess" => {
                 let signal = SignalProcessRequest::parse_from_bytes(&request.payload).unwrap();
                 let name = (signal.container_id, signal.exec_id);
-                if let (Some(runs), 9) = (book.get_mut(&name), signal.signal) {
-                    *runs = false;
+                for (of, runs) in book.iter_mut() {
+                    if signal.signal == 9 && (*of == name || signal.all && of.0 == name.0) {
+                        *runs = false;
+                    }
                 }
                 true
             }

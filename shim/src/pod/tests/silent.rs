@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::caller::Caller;
+use crate::pod::process::Listed;
 
 const SIGKILL: u32 = 9;
 
@@ -139,6 +140,47 @@ fn signal_that_ends_no_container_is_an_error_of_a_guest_that_does_not_answer() {
             assert_timed_out(killed);
         }
         assert!(bench.pod.sandbox().is_ok());
+    });
+}
+
+#[test]
+fn containers_of_a_guest_that_does_not_answer_have_a_process_on_the_host() {
+    in_no_time(async {
+        let bench = running().await;
+        let member = ContainerId::new("c1").unwrap();
+        let ours = Listed::Machine(bench.pod.pid());
+        // It has none in the guest's answer, as one that has ended.
+        assert_eq!(bench.pod.list(&member).await.unwrap(), ours);
+        bench.agent.refuse(true);
+        assert_eq!(bench.pod.list(&member).await.unwrap(), ours);
+        bench.agent.fall_silent();
+        let begun = tokio::time::Instant::now();
+        for _ in 0..10 {
+            assert_eq!(bench.pod.list(&member).await.unwrap(), ours);
+        }
+        // containerd gives each bundle 5 s when it is started again.
+        assert!(begun.elapsed() < Duration::from_secs(4));
+        bench.pod.end_without_the_guest().await;
+        let listed = bench.pod.list(&member).await.unwrap();
+        assert_eq!(listed, Listed::Machine(std::process::id()));
+        let other = ContainerId::new("c2").unwrap();
+        assert_eq!(why(&bench.pod.list(&other).await.unwrap_err()), No::Missing);
+    });
+}
+
+#[test]
+fn exec_is_killed_alone_whatever_else_is_asked_for() {
+    in_no_time(async {
+        let bench = running().await;
+        bench.apply(Call::Exec(1, 0)).await.unwrap();
+        let exec = key((1, Some(0)));
+        // It has no process yet, as with runc.
+        let killed = bench.pod.kill(&exec, SIGKILL, true).await;
+        assert_eq!(why(&killed.unwrap_err()), No::State);
+        bench.apply(Call::Start((1, Some(0)))).await.unwrap();
+        bench.pod.kill(&exec, SIGKILL, true).await.unwrap();
+        assert!(bench.agent.runs(&key((1, None))));
+        assert!(!bench.agent.runs(&exec));
     });
 }
 

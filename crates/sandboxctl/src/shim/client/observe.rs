@@ -57,7 +57,7 @@ impl Tasks {
         Metrics::parse_from_bytes(&bytes).map_err(malformed(CALL))
     }
 
-    /// The container's processes.
+    /// The container's processes, as the guest describes them. The shim knows their machine without it, which is none of them.
     pub(crate) async fn processes(&self, id: &str) -> Result<Vec<ProcessInfo>, RpcError> {
         const CALL: &str = "list the container's processes";
         let request = api::PidsRequest {
@@ -73,7 +73,16 @@ impl Tasks {
             .processes
             .into_iter()
             .map(|process| {
-                let bytes = process.info.into_option().unwrap_or_default().value;
+                let Some(info) = process.info.into_option() else {
+                    return Err(RpcError {
+                        call: CALL,
+                        failure: RpcFailure::Refused,
+                        message: "the virtual machine does not say what runs in it; try again, \
+                                  and if it stays so see `sandboxctl logs` and stop the container"
+                            .to_owned(),
+                    });
+                };
+                let bytes = info.value;
                 Ok(ProcessInfo {
                     pid: process.pid,
                     details: ProcessDetails::parse_from_bytes(&bytes).map_err(malformed(CALL))?,
