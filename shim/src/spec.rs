@@ -2,6 +2,7 @@
 
 pub(crate) mod binds;
 pub(crate) mod check;
+mod devices;
 pub(crate) mod disks;
 mod objects;
 pub(crate) mod pod_config;
@@ -22,6 +23,7 @@ use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
 
 use check::{HostNamespaceError, Namespaces, Shared};
+use devices::DeviceError;
 use role::{Role, RoleError};
 use size::{CpuListError, Demand, PodLimitError};
 use update::UpdateError;
@@ -81,6 +83,9 @@ pub(crate) enum SpecError {
     /// It wants to join a namespace of the host.
     #[error(transparent)]
     HostNamespace(#[from] HostNamespaceError),
+    /// It wants a device of the host.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// It wants a control group where none can be.
     #[error(transparent)]
     Cgroup(#[from] CgroupPathError),
@@ -284,12 +289,13 @@ impl BundleSpec {
         }
     }
 
-    /// Takes out, or refuses, what means the host ([`check`]). Returns the namespaces of the pod that it joins.
+    /// Takes out, or refuses, what means the host ([`check`], [`devices`]). Returns the namespaces of the pod that it joins.
     ///
     /// # Errors
     /// [`SpecError`] names the field.
     pub(crate) fn adapt(&mut self, namespaces: &mut Namespaces) -> Result<Shared, SpecError> {
         let shared = namespaces.resolve(&self.value)?;
+        devices::check(&mut self.value)?;
         if let Some(process) = self.value.get_mut("process") {
             check::drop_default_profile(process);
         }
