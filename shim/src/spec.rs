@@ -298,6 +298,10 @@ impl BundleSpec {
         devices::check(&mut self.value)?;
         if let Some(process) = self.value.get_mut("process") {
             check::drop_default_profile(process);
+            check::drop_labels(process);
+        }
+        if let Some(linux) = self.value.get_mut("linux") {
+            check::drop_labels(linux);
         }
         Ok(shared)
     }
@@ -311,6 +315,7 @@ pub(crate) fn exec_process(json: &[u8], terminal: bool) -> Result<Vec<u8>, SpecE
     let what = "the exec's process";
     let (_, mut process): (Process, Value) = parse_object(json, what)?;
     check::drop_default_profile(&mut process);
+    check::drop_labels(&mut process);
     process["terminal"] = terminal.into();
     serde_json::to_vec(&process).map_err(|source| SpecError::Malformed {
         what: what.to_owned(),
@@ -422,9 +427,20 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_a_host_with_selinux_do_not_reach_the_agent() {
+        let mut spec = with(
+            r#""linux":{"mountLabel":"u:object_r:f:s0","namespaces":[{"type":"pid"}]}"#,
+        );
+        spec.value["process"]["selinuxLabel"] = "u:r:t:s0".into();
+        spec.adapt(&mut Namespaces::default()).unwrap();
+        let sent = String::from_utf8(spec.to_json().unwrap()).unwrap();
+        assert!(!sent.contains("Label"), "{sent}");
+    }
+
+    #[test]
     fn exec_keeps_what_it_says_and_gets_the_calls_terminal() {
         let json = br#"{"args":["sh"],"cwd":"/x","user":{"uid":7,"gid":8},"terminal":false,"noNewPrivileges":true,
-            "apparmorProfile":"docker-default","capabilities":{"bounding":["CAP_KILL"]}}"#;
+            "apparmorProfile":"docker-default","selinuxLabel":"u:r:t:s0","capabilities":{"bounding":["CAP_KILL"]}}"#;
         let process: Value = serde_json::from_slice(&exec_process(json, true).unwrap()).unwrap();
         assert_eq!(
             process,

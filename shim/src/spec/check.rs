@@ -7,7 +7,8 @@
 //! | any other `linux.namespaces[].path` | refused |
 //! | `linux.cgroupsPath` of the pod's first container | the pod's control group on the host |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
-//! | any other profile or label | the agent's to refuse |
+//! | any other profile | the agent's to refuse |
+//! | `linux.mountLabel`, `process.selinuxLabel` | dropped, which the log says: on a host with SELinux engines give every container one, and the guest's kernel has none |
 //! | `hooks` | [`crate::hooks`] |
 
 use serde_json::Value;
@@ -40,6 +41,24 @@ pub(crate) fn drop_default_profile(process: &mut Value) {
         );
         if let Some(members) = process.as_object_mut() {
             members.remove("apparmorProfile");
+        }
+    }
+}
+
+/// Drops the labels of SELinux from an object: `mountLabel` from `linux`, `selinuxLabel` from `process`. Whoever asked for one cannot be
+/// told from engines, which make one up for each container.
+pub(crate) fn drop_labels(object: &mut Value) {
+    let Some(members) = object.as_object_mut() else {
+        return;
+    };
+    for member in ["mountLabel", "selinuxLabel"] {
+        let dropped = members.remove(member);
+        if let Some(label) = dropped.as_ref().and_then(Value::as_str)
+            && !label.is_empty()
+        {
+            tracing::info!(
+                "the SELinux label {label:?} is dropped: the sandbox's kernel has no SELinux"
+            );
         }
     }
 }
@@ -190,6 +209,19 @@ mod tests {
                 "{kind} {path}"
             );
         }
+    }
+
+    #[test]
+    fn labels_are_dropped_and_nothing_else() {
+        let mut process = json!({"selinuxLabel": "system_u:system_r:container_t:s0:c1,c2", "cwd": "/"});
+        drop_labels(&mut process);
+        assert_eq!(process, json!({"cwd": "/"}));
+        let mut linux = json!({"mountLabel": "system_u:object_r:container_file_t:s0", "sysctl": {}});
+        drop_labels(&mut linux);
+        assert_eq!(linux, json!({"sysctl": {}}));
+        let mut none = json!(null);
+        drop_labels(&mut none);
+        assert_eq!(none, json!(null));
     }
 
     #[test]
