@@ -102,6 +102,8 @@ struct Container {
     hooks: Hooks,
     /// What it may use.
     demand: Demand,
+    /// How soon it is to be killed when the host runs out of memory.
+    oom_score: Option<i32>,
     init: Process,
     execs: HashMap<ExecId, Process>,
     /// When it was last told that it is out of memory.
@@ -151,6 +153,16 @@ impl State {
         let others = others.filter(|(id, _)| !self.claimed.contains_key(*id));
         let others = others.map(|(_, container)| container.demand);
         others.chain(self.claimed.values().copied())
+    }
+
+    /// How soon the machine is to be killed when the host runs out of memory: as the container that is to be last. The one that holds
+    /// the pod does nothing, and its own, next to never, counts as long as it is alone.
+    fn oom_score(&self) -> Option<i32> {
+        let is_holder = |id: &ContainerId| self.contents == Contents::Pod(id.clone());
+        let (holder, others): (Vec<_>, Vec<_>) =
+            self.containers.iter().partition(|(id, _)| is_holder(id));
+        let lowest = |of: Vec<(_, &Container)>| of.iter().filter_map(|(_, c)| c.oom_score).min();
+        lowest(others).or_else(|| lowest(holder))
     }
 
     fn container(&mut self, id: &ContainerId) -> Result<&mut Container, TaskError> {

@@ -14,6 +14,7 @@ use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use futures::stream;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sandbox_runtime::oom;
 use sandbox_types::SandboxId;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
@@ -123,6 +124,11 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
     let bundle = start::bundle(flags)?;
     log::install(&bundle, flags.debug);
     raise_open_files();
+    if let Err(error) = oom::raise_own() {
+        tracing::warn!(
+            "the shim may be killed for want of memory no sooner than its engine: {error}"
+        );
+    }
     // A session of its own: what is typed at the caller's terminal is not for the shim.
     nix::unistd::setsid().map_err(|error| ShimError::System {
         what: "begin a session".to_owned(),

@@ -235,6 +235,12 @@ impl BundleSpec {
         ))
     }
 
+    /// How soon its processes are to be killed when the host runs out of memory (`process.oomScoreAdj`).
+    pub(crate) fn oom_score(&self) -> Option<i32> {
+        let process = self.spec.process().as_ref();
+        process.and_then(|process| process.oom_score_adj())
+    }
+
     /// What the container may use.
     pub(crate) fn demand(&self) -> Demand {
         Demand::of(self.resources())
@@ -428,9 +434,8 @@ mod tests {
 
     #[test]
     fn labels_of_a_host_with_selinux_do_not_reach_the_agent() {
-        let mut spec = with(
-            r#""linux":{"mountLabel":"u:object_r:f:s0","namespaces":[{"type":"pid"}]}"#,
-        );
+        let mut spec =
+            with(r#""linux":{"mountLabel":"u:object_r:f:s0","namespaces":[{"type":"pid"}]}"#);
         spec.value["process"]["selinuxLabel"] = "u:r:t:s0".into();
         spec.adapt(&mut Namespaces::default()).unwrap();
         let sent = String::from_utf8(spec.to_json().unwrap()).unwrap();

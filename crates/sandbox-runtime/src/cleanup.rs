@@ -344,6 +344,16 @@ pub(crate) fn has_live_process(dir: &Path) -> bool {
     })
 }
 
+/// The processes that run and serve the sandbox in `dir`.
+pub(crate) fn live_processes(dir: &Path) -> Vec<u32> {
+    let processes: Vec<RecordedProcess> =
+        read_record(&dir.join(PROCESSES_FILE)).unwrap_or_default();
+    let live = processes.iter().filter(|process| {
+        process_stat(process.pid).is_some_and(|stat| stat.start_time == process.start_time)
+    });
+    live.map(|process| process.pid).collect()
+}
+
 /// What `/proc/PID/stat` says of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct ProcessStat {

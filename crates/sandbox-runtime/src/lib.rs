@@ -25,6 +25,7 @@ pub mod identity;
 pub mod jail;
 mod loopback;
 pub mod network;
+pub mod oom;
 pub mod process;
 mod resolver;
 pub mod rootfs;

@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::{AgentClient, AgentError};
-use crate::cleanup::{CleanupError, SweepNote};
+use crate::cleanup::{self, CleanupError, SweepNote};
 use crate::config::{ConfigError, check_socket_path};
 use crate::console::Console;
 use crate::driver::{Driver, DriverError};
@@ -24,6 +24,7 @@ use crate::event::{SandboxDeath, SandboxEvent, console_tail_text};
 use crate::host::{HostError, choose_driver};
 use crate::jail::JailError;
 use crate::network::{PodNetwork, SharedNetwork};
+use crate::oom;
 use crate::resolver::ResolverService;
 use crate::rootfs::window::MappedLayer;
 use crate::share::{self, ShareMountError, ShareMounts, SharedEntry};
@@ -479,6 +480,18 @@ impl Sandbox {
     #[must_use]
     pub fn monitor_pid(&self) -> u32 {
         self.monitor_pid
+    }
+
+    /// Has the host's kernel treat what runs and serves the guest as a process with this `oom_score_adj`, when it runs out of memory ([`oom`]).
+    ///
+    /// # Errors
+    /// The first that one of the processes could not be given it for.
+    pub fn set_oom_score(&self, score: i32) -> std::io::Result<()> {
+        let mut result = Ok(());
+        for pid in cleanup::live_processes(&self.dir) {
+            result = result.and(oom::set(pid, score));
+        }
+        result
     }
 
     /// Whether its network namespace was made for it ([`PodNetwork::New`]), so that its caller looks for things of the

@@ -507,11 +507,24 @@ impl Pod {
             bundle: draft.bundle.to_owned(),
             hooks,
             demand,
+            oom_score: spec.oom_score(),
             init: process,
             execs: std::collections::HashMap::new(),
             oom_told: None,
         };
-        self.state().containers.insert(id.clone(), container);
+        let score = {
+            let mut state = self.state();
+            state.containers.insert(id.clone(), container);
+            state.oom_score()
+        };
+        if let Some(score) = score
+            && let Err(error) = sandbox.set_oom_score(score)
+        {
+            tracing::warn!(
+                "pod {}: its machine does not get the oom_score_adj of its containers, {score}: {error}",
+                self.id
+            );
+        }
         Ok(pid)
     }
 

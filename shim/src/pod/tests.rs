@@ -243,6 +243,7 @@ impl Bench {
             bundle: PathBuf::from("/nonexistent"),
             hooks: Hooks::default(),
             demand: crate::spec::size::Demand::default(),
+            oom_score: None,
             init: Process::new(StdioPaths::default()),
             execs: HashMap::new(),
             oom_told: None,
@@ -450,6 +451,26 @@ fn demands_are_those_of_containers_and_of_what_is_under_way() {
     state.claimed.insert(id("c2"), of(50));
     state.claimed.insert(id("c3"), of(1));
     assert_eq!(sum(&state), 161);
+}
+
+#[test]
+fn machine_is_killed_for_want_of_memory_as_the_last_of_its_containers() {
+    let bench = block_on(async { Bench::new() });
+    let score = |container: usize, score| {
+        let mut state = bench.pod.state();
+        let id = ContainerId::new(CONTAINERS[container]).unwrap();
+        state.container(&id).unwrap().oom_score = score;
+        state.oom_score()
+    };
+    bench.make(0);
+    assert_eq!(score(0, Some(-998)), Some(-998));
+    bench.make(1);
+    assert_eq!(score(1, Some(1000)), Some(1000));
+    bench.make(2);
+    assert_eq!(score(2, Some(937)), Some(937));
+    assert_eq!(score(2, None), Some(1000));
+    assert_eq!(score(1, None), Some(-998));
+    assert_eq!(score(0, None), None);
 }
 
 #[test]

@@ -213,10 +213,12 @@ mod tests {
 
     #[test]
     fn labels_are_dropped_and_nothing_else() {
-        let mut process = json!({"selinuxLabel": "system_u:system_r:container_t:s0:c1,c2", "cwd": "/"});
+        let mut process =
+            json!({"selinuxLabel": "system_u:system_r:container_t:s0:c1,c2", "cwd": "/"});
         drop_labels(&mut process);
         assert_eq!(process, json!({"cwd": "/"}));
-        let mut linux = json!({"mountLabel": "system_u:object_r:container_file_t:s0", "sysctl": {}});
+        let mut linux =
+            json!({"mountLabel": "system_u:object_r:container_file_t:s0", "sysctl": {}});
         drop_labels(&mut linux);
         assert_eq!(linux, json!({"sysctl": {}}));
         let mut none = json!(null);

@@ -38,8 +38,7 @@ pub(crate) struct DeviceError {
     instead: &'static str,
 }
 
-const INSTEAD_OF_BLOCK: &str =
-    "leave it out: a disk of the host's can be had as a file system, by a mount of type ext4 or erofs";
+const INSTEAD_OF_BLOCK: &str = "leave it out: a disk of the host's can be had as a file system, by a mount of type ext4 or erofs";
 const INSTEAD_OF_CHARACTER: &str = "leave it out: what can be had is /dev/fuse, /dev/net/tun, /dev/hwrng and what every container has";
 
 /// Why a node cannot be, unless it can.

@@ -87,8 +87,7 @@ fn refusals(world: &World, shim: &Shim) -> Result<()> {
     host["linux"]["namespaces"][0]["path"] = "/proc/1/ns/pid".into();
     shim.must_refuse(&host, &["`linux.namespaces[0].path`"])?;
     let mut disk = spec(WAITING);
-    disk["linux"]["devices"] =
-        json!([{"path": "/dev/data", "type": "b", "major": 8, "minor": 0}]);
+    disk["linux"]["devices"] = json!([{"path": "/dev/data", "type": "b", "major": 8, "minor": 0}]);
     shim.must_refuse(&disk, &["`linux.devices[0]`", "block device 8:0"])?;
     let mut malformed = spec(WAITING);
     malformed["process"]["user"]["uid"] = "root".into();

@@ -101,6 +101,30 @@ pub(crate) fn expect_gone(groups: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
+/// Requires that the kernel kills what runs and serves the guest as soon as a container with this would be, and the shim later.
+fn expect_oom_scores(world: &World, wanted: i32) -> Result<()> {
+    let score = |pid: i32| -> Result<i32> {
+        let text = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?;
+        Ok(text.trim().parse()?)
+    };
+    let ours = score(i32::try_from(std::process::id())?)?;
+    let processes = leaks::processes(world.path());
+    for part in parts(world.setup().driver) {
+        let those = processes
+            .iter()
+            .filter(|process| process.command.contains(part));
+        for process in those {
+            let wanted = match *part {
+                SHIM => (ours + 1).min(1000),
+                _ => wanted,
+            };
+            let is = score(process.pid)?;
+            ensure!(is == wanted, "{}: {is}, not {wanted}", process.command);
+        }
+    }
+    Ok(())
+}
+
 /// The number in the first of these files that is there: they are called differently in the two versions.
 fn number(group: &std::path::Path, files: [&str; 2]) -> Result<u64> {
     let text = files
@@ -132,8 +156,11 @@ fn end(shim: &Shim, id: &str) -> Result<()> {
 
 fn holds(world: &World) -> Result<()> {
     let place = place("holds");
-    let shim = start(world, "c", &in_group(&place))?;
+    let mut wanted = in_group(&place);
+    wanted["process"]["oomScoreAdj"] = 456.into();
+    let shim = start(world, "c", &wanted)?;
     let groups = expect_all_in(world, &place)?;
+    expect_oom_scores(world, 456)?;
     let [memory, pids] = &groups;
     let used = number(memory, ["memory.usage_in_bytes", "memory.current"])?;
     ensure!(used > TOUCHED_BYTES, "{used} bytes are charged");
