@@ -147,20 +147,31 @@ struct State {
 }
 
 impl State {
-    /// What all containers may use, or are about to.
+    /// What all containers may use, or are about to. The one that holds the pod does nothing; its limits may be those of the pod.
     fn demands(&self) -> impl Iterator<Item = Demand> {
-        let others = self.containers.iter();
-        let others = others.filter(|(id, _)| !self.claimed.contains_key(*id));
-        let others = others.map(|(_, container)| container.demand);
-        others.chain(self.claimed.values().copied())
+        let made = self.containers.iter();
+        let made = made.filter(|(id, _)| !self.claimed.contains_key(*id));
+        let made = made.map(|(id, container)| (id, container.demand));
+        let claimed = self.claimed.iter().map(|(id, demand)| (id, *demand));
+        let all = made.chain(claimed).filter(|(id, _)| !self.is_holder(id));
+        all.map(|(_, demand)| demand)
+    }
+
+    /// Whether a container is there to hold the pod.
+    fn is_holder(&self, id: &ContainerId) -> bool {
+        match &self.contents {
+            Contents::One => false,
+            Contents::Pod(holder) => holder == id,
+        }
     }
 
     /// How soon the machine is to be killed when the host runs out of memory: as the container that is to be last. The one that holds
     /// the pod does nothing, and its own, next to never, counts as long as it is alone.
     fn oom_score(&self) -> Option<i32> {
-        let is_holder = |id: &ContainerId| self.contents == Contents::Pod(id.clone());
-        let (holder, others): (Vec<_>, Vec<_>) =
-            self.containers.iter().partition(|(id, _)| is_holder(id));
+        let (holder, others): (Vec<_>, Vec<_>) = self
+            .containers
+            .iter()
+            .partition(|(id, _)| self.is_holder(id));
         let lowest = |of: Vec<(_, &Container)>| of.iter().filter_map(|(_, c)| c.oom_score).min();
         lowest(others).or_else(|| lowest(holder))
     }

@@ -26,7 +26,6 @@ use crate::spec::check::Namespaces;
 use crate::spec::disks;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
-use crate::spec::size::Demand;
 use crate::start;
 use crate::stdio::{OpenStdio, StdioPaths};
 use crate::sweep;
@@ -465,11 +464,6 @@ impl Pod {
         } = parts;
         let id = draft.id;
         let stdio = draft.stdio();
-        let demand = match &self.state().contents {
-            // It does nothing; its limits may be those of the pod.
-            Contents::Pod(holder) if holder == id => Demand::default(),
-            _ => spec.demand(),
-        };
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
@@ -506,7 +500,7 @@ impl Pod {
         let container = Container {
             bundle: draft.bundle.to_owned(),
             hooks,
-            demand,
+            demand: spec.demand(),
             oom_score: spec.oom_score(),
             init: process,
             execs: std::collections::HashMap::new(),

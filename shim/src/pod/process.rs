@@ -18,7 +18,7 @@ use crate::delete::KILLED;
 use crate::error::{TaskError, chain};
 use crate::hooks::{When, due};
 use crate::lifecycle::{Exit, Lifecycle};
-use crate::spec::size::Demand;
+use crate::spec::size::{Demand, LimitSum};
 use crate::spec::{exec_process, update};
 use crate::stdio::{OpenStdio, StdioPaths, drain};
 use crate::{program, stats};
@@ -517,7 +517,14 @@ impl Pod {
         let most = sandbox.most();
         let resources = update::check(&resources_json, most.memory, most.vcpus)?;
         let demand = before.updated(Some(&resources));
+        let (sum_before, sum_after) = {
+            let mut state = self.state();
+            let before = LimitSum::of(state.demands());
+            state.claimed.insert(container.clone(), demand);
+            (before, LimitSum::of(state.demands()))
+        };
         let updated = async {
+            update::check_sum(sum_before, sum_after, most.memory, most.vcpus)?;
             self.make_room(&sandbox, container, demand).await?;
             let call = sandbox
                 .agent()

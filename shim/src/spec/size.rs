@@ -4,6 +4,8 @@
 //! `memory.swap` adds nothing. vCPUs are the CPU quota rounded up, but no more than `cpu.cpus` has processors; without
 //! a quota as many as `cpu.cpus` has. What is not limited has the configured size.
 //!
+//! Containers without a limit have together what a machine without any has, beside the limits of the others.
+//!
 //! A pod's machine is sized by the sum of its containers' limits, which the CRI says in annotations of the sandbox
 //! ([`of_pod`]), CRI-O in one that is JSON; the sandbox's own limits are those of a process that does nothing. When containers are added later, or their limits
 //! change, the machine grows to the sum of what its containers have then ([`Demand`]).
@@ -166,18 +168,61 @@ impl Demand {
         }
     }
 
-    /// The machine for containers with these: memory in MiB, with the overhead, and vCPUs. 0 is any.
+    /// The machine for containers with these: memory in MiB, with the overhead, and vCPUs. 0 is any, for no containers.
     pub(crate) fn sum(demands: impl IntoIterator<Item = Self>, config: &Config) -> (u64, u64) {
-        let (mut memory, mut microcpus) = (0_u64, 0_u64);
+        let mut limits = LimitSum::default();
+        let (mut any_memory, mut any_cpu) = (false, false);
         for demand in demands {
-            memory = memory.saturating_add(demand.memory.unwrap_or(0));
-            microcpus = microcpus.saturating_add(demand.microcpus.unwrap_or(0));
+            limits.add(demand);
+            any_memory |= demand.memory.is_none();
+            any_cpu |= demand.microcpus.is_none();
         }
-        let mib = match memory.div_ceil(1 << 20) {
-            0 => 0,
-            mib => mib + u64::from(config.memory_overhead_mib),
+        let overhead = u64::from(config.memory_overhead_mib);
+        let unlimited = u64::from(config.memory_mib);
+        let memory = match (limits.memory_mib(), any_memory) {
+            (0, false) => 0,
+            (0, true) => unlimited,
+            (mib, false) => mib + overhead,
+            (mib, true) => mib + unlimited.max(overhead),
         };
-        (mib, microcpus.div_ceil(MICROCPUS))
+        let vcpus = match any_cpu {
+            false => limits.vcpus(),
+            true => limits.vcpus() + u64::from(config.vcpus),
+        };
+        (memory, vcpus)
+    }
+}
+
+/// What the limits of containers add up to; those without one add nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct LimitSum {
+    /// Bytes.
+    memory: u64,
+    /// Millionths of a processor.
+    microcpus: u64,
+}
+
+impl LimitSum {
+    /// That of containers with these.
+    pub(crate) fn of(demands: impl IntoIterator<Item = Demand>) -> Self {
+        let mut sum = Self::default();
+        demands.into_iter().for_each(|demand| sum.add(demand));
+        sum
+    }
+
+    fn add(&mut self, demand: Demand) {
+        self.memory = self.memory.saturating_add(demand.memory.unwrap_or(0));
+        self.microcpus = self.microcpus.saturating_add(demand.microcpus.unwrap_or(0));
+    }
+
+    /// Memory, rounded up.
+    pub(super) fn memory_mib(self) -> u64 {
+        self.memory.div_ceil(1 << 20)
+    }
+
+    /// Processors, rounded up.
+    pub(super) fn vcpus(self) -> u64 {
+        self.microcpus.div_ceil(MICROCPUS)
     }
 }
 
@@ -314,14 +359,30 @@ mod tests {
         assert_eq!(Demand::sum([one, other], &config), (258 + overhead, 2));
         let none = Demand::of(Some(&resources("{}")));
         assert_eq!((Demand::of(None), none), Default::default());
-        assert_eq!(Demand::sum([none], &config), (0, 0));
+        assert_eq!(Demand::sum([], &config), (0, 0));
+        // As many as there are of those without limits have what a machine without any has, beside the others.
+        let (mib, vcpus) = (u64::from(config.memory_mib), u64::from(config.vcpus));
+        assert_eq!(Demand::sum([none], &config), (mib, vcpus));
+        assert_eq!(Demand::sum([none, none], &config), (mib, vcpus));
+        assert_eq!(
+            Demand::sum([none, one, none], &config),
+            (257 + mib, 2 + vcpus)
+        );
+        let memory_alone = of(r#"{"memory":{"limit":1048576}}"#);
+        assert_eq!(
+            Demand::sum([one, memory_alone], &config),
+            (258 + overhead, 2 + vcpus)
+        );
         let change = resources(r#"{"memory":{"limit":536870912}}"#);
         assert_eq!(
             Demand::sum([one.updated(Some(&change))], &config),
             (512 + overhead, 2)
         );
         let change = resources(r#"{"memory":{"limit":-1},"cpu":{"quota":-1}}"#);
-        assert_eq!(Demand::sum([one.updated(Some(&change))], &config), (0, 0));
+        assert_eq!(
+            Demand::sum([one.updated(Some(&change))], &config),
+            (mib, vcpus)
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxResources;
 use sandbox_types::{MemMib, VcpuCount};
 
+use super::size::LimitSum;
 use super::{SpecError, parse, size};
 
 /// Limits that the machine cannot give.
@@ -28,6 +29,55 @@ pub(crate) enum UpdateError {
         /// What the machine can have.
         machine: u8,
     },
+    /// More memory than there is, with the other containers of the pod.
+    #[error(
+        "the `memory.limit` of the pod's containers would be {wanted_mib} MiB together, more than the sandbox's machine can have while it runs ({machine_mib} MiB): lower another's first, start the pod with larger limits, or raise `max_memory_mib` (under `qemu` a machine does not grow)"
+    )]
+    PodMemory {
+        /// What they would be.
+        wanted_mib: u64,
+        /// What the machine can have.
+        machine_mib: u32,
+    },
+    /// More processors than there are, with the other containers of the pod.
+    #[error(
+        "the `cpu.quota` of the pod's containers would be {wanted} processors together, more than the sandbox's machine can have while it runs ({machine}): lower another's first, start the pod with larger limits, or raise `max_vcpus`"
+    )]
+    PodCpus {
+        /// What they would be, rounded up.
+        wanted: u64,
+        /// What the machine can have.
+        machine: u8,
+    },
+}
+
+/// Checks a change of what the limits of a pod's containers add up to. One that is too much already may stay so, and be lowered.
+///
+/// # Errors
+/// [`SpecError::Update`].
+pub(crate) fn check_sum(
+    before: LimitSum,
+    after: LimitSum,
+    memory: MemMib,
+    vcpus: VcpuCount,
+) -> Result<(), SpecError> {
+    let wanted_mib = after.memory_mib();
+    if wanted_mib > before.memory_mib() && wanted_mib > u64::from(memory.get()) {
+        return Err(UpdateError::PodMemory {
+            wanted_mib,
+            machine_mib: memory.get(),
+        }
+        .into());
+    }
+    let wanted = after.vcpus();
+    if wanted > before.vcpus() && wanted > u64::from(vcpus.get()) {
+        return Err(UpdateError::PodCpus {
+            wanted,
+            machine: vcpus.get(),
+        }
+        .into());
+    }
+    Ok(())
 }
 
 /// Reads the limits in `json` (`linux.resources` of the OCI runtime spec), and checks them against what the machine can have.
@@ -81,6 +131,30 @@ mod tests {
         ] {
             checked(json).unwrap();
         }
+    }
+
+    #[test]
+    fn limits_that_are_too_much_together_may_not_be_raised() {
+        let sum = |memory_mib: u64, quota: u64| {
+            let json = format!(
+                r#"{{"memory":{{"limit":{}}},"cpu":{{"quota":{quota},"period":100000}}}}"#,
+                memory_mib << 20
+            );
+            let resources: LinuxResources = serde_json::from_str(&json).unwrap();
+            let other = r#"{"memory":{"limit":134217728},"cpu":{"quota":100000}}"#;
+            let other: LinuxResources = serde_json::from_str(other).unwrap();
+            LimitSum::of([Some(&resources), Some(&other)].map(size::Demand::of))
+        };
+        let check = |before, after| {
+            let memory = MemMib::new(256).unwrap();
+            check_sum(before, after, memory, VcpuCount::new(2).unwrap())
+        };
+        check(sum(64, 50_000), sum(128, 100_000)).unwrap();
+        for (after, part) in [(sum(129, 50_000), "257 MiB"), (sum(64, 100_001), "3 processors")] {
+            let error = check(sum(64, 50_000), after).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        check(sum(500, 400_000), sum(400, 400_000)).unwrap();
     }
 
     #[test]

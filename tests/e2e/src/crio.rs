@@ -140,7 +140,10 @@ fn pod(world: &World) -> Result<()> {
     kill(&holder, POD, 0)?;
 
     let service = ["sh", "-c", "echo up; while :; do sleep 1; done"];
-    let first = member(world, "m1", &spec(world, POD, "m1", &service))?;
+    // Without a limit it would have the configured size beside those of the others.
+    let mut limited = spec(world, POD, "m1", &service);
+    limited["linux"]["resources"] = json!({"memory": {"limit": LIMIT_BYTES / 2}});
+    let first = member(world, "m1", &limited)?;
     let mut output = first.run("m1", false)?;
     ensure!(output.line()? == "up");
     kill(&first, "m1", 0)?;

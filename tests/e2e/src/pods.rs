@@ -303,30 +303,35 @@ fn size(world: &World) -> Result<()> {
     let pod = cri.run_pod("sized", &world.path().join("logs"), |config| {
         config.linux.mut_or_insert_default().resources = MessageField::some(limits(80_000, 200));
     })?;
-    let first = fixture.service(&pod, "first")?;
+    let limited = |quota, memory_mib| {
+        move |config: &mut ContainerConfig| {
+            let resources = MessageField::some(limits(quota, memory_mib));
+            config.linux.mut_or_insert_default().resources = resources;
+        }
+    };
+    let first = cri
+        .run_container(&pod, "first", DEMO_IMAGE, SERVICE, limited(40_000, 100))
+        .with_context(|| fixture.containerd.log())?;
     has_size(cri, &first, 1, 200)?;
     // Under QEMU memory does not grow.
     let grows = world.setup().driver == Driver::Kvm;
     let with = |memory_mib| if grows { memory_mib } else { 200 };
 
-    let run = |config: &mut ContainerConfig| {
-        config.linux.mut_or_insert_default().resources = MessageField::some(limits(120_000, 280));
-    };
     let second = cri
-        .run_container(&pod, "second", DEMO_IMAGE, SERVICE, run)
+        .run_container(&pod, "second", DEMO_IMAGE, SERVICE, limited(120_000, 180))
         .with_context(|| fixture.containerd.log())?;
     has_size(cri, &first, 2, with(280))?;
 
     let update = UpdateContainerResourcesRequest {
         container_id: second.clone(),
-        linux: MessageField::some(limits(120_000, 600)),
+        linux: MessageField::some(limits(120_000, 500)),
         ..Default::default()
     };
     let updated = cri.call::<Empty>("RuntimeService/UpdateContainerResources", &update);
     let limit = cri.exec(&second, &["cat", "/sys/fs/cgroup/memory.max"])?;
     if grows {
         updated.with_context(|| fixture.containerd.log())?;
-        ensure!(limit == format!("{}\n", 600 << 20), "{limit}");
+        ensure!(limit == format!("{}\n", 500 << 20), "{limit}");
         has_size(cri, &first, 2, 600)?;
         // More than the machine of 280 + 96 MiB had. Of its 600 + 96 some 50 are the kernel's, and up to 128 are not there for a moment
         // while the kernel reports them as free: 32 blocks of 4.
@@ -334,7 +339,7 @@ fn size(world: &World) -> Result<()> {
     } else {
         let error = format!("{:#}", updated.err().context("not refused")?);
         ensure!(error.contains("machine can have"), "{error}");
-        ensure!(limit == format!("{}\n", 280 << 20), "{limit}");
+        ensure!(limit == format!("{}\n", 180 << 20), "{limit}");
         has_size(cri, &first, 2, 200)?;
     }
     fixture.end(&pod)
