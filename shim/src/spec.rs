@@ -295,6 +295,13 @@ impl BundleSpec {
         }
     }
 
+    /// Takes out what cannot hold for one container among others of a pod.
+    pub(crate) fn adapt_to_pod(&mut self) {
+        if let Some(resources) = self.value.pointer_mut("/linux/resources") {
+            check::drop_places(resources);
+        }
+    }
+
     /// Takes out, or refuses, what means the host ([`check`], [`devices`]). Returns the namespaces of the pod that it joins.
     ///
     /// # Errors

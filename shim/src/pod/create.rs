@@ -406,6 +406,7 @@ impl Pod {
             });
         };
         let joined = spec.adapt(&mut namespaces)?;
+        spec.adapt_to_pod();
         // Shared memory is shared exactly when the ipc namespace is.
         let shares_ipc = joined.contains(&"ipc");
         let shm = match shares_ipc {

@@ -507,11 +507,16 @@ impl Pod {
         resources_json: Vec<u8>,
     ) -> Result<(), TaskError> {
         let _alone = self.updating.lock().await;
-        let before = {
+        let (before, is_one) = {
             let mut state = self.state();
+            let is_one = state.contents == Contents::One;
             let of = state.container(container)?;
             of.init.lifecycle.must_live("change the limits of")?;
-            of.demand
+            (of.demand, is_one)
+        };
+        let resources_json = match is_one {
+            true => resources_json,
+            false => update::of_member(&resources_json)?,
         };
         let sandbox = self.sandbox()?;
         let most = sandbox.most();

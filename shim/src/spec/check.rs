@@ -7,6 +7,7 @@
 //! | any other `linux.namespaces[].path` | refused |
 //! | `linux.cgroupsPath` of the pod's first container | the pod's control group on the host |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
+//! | `linux.resources.cpu.cpus`, `.mems` of one of a pod's containers | dropped: kubelet pins each to processors of the host |
 //! | any other profile | the agent's to refuse |
 //! | `linux.mountLabel`, `process.selinuxLabel` | dropped, which the log says: on a host with SELinux engines give every container one, and the guest's kernel has none |
 //! | `hooks` | [`crate::hooks`] |
@@ -60,6 +61,15 @@ pub(crate) fn drop_labels(object: &mut Value) {
                 "the SELinux label {label:?} is dropped: the sandbox's kernel has no SELinux"
             );
         }
+    }
+}
+
+/// Drops the lists of processors and memory nodes from the limits of one container among others. They are of the host's, and in the
+/// guest the agent could but give each of them the same first processors; the quotas hold.
+pub(crate) fn drop_places(resources: &mut Value) {
+    if let Some(cpu) = resources.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("cpus");
+        cpu.remove("mems");
     }
 }
 
@@ -209,6 +219,16 @@ mod tests {
                 "{kind} {path}"
             );
         }
+    }
+
+    #[test]
+    fn places_of_one_container_among_others_are_dropped_and_its_quota_stays() {
+        let mut resources = json!({"cpu": {"cpus": "4-5", "mems": "0", "quota": 200_000}});
+        drop_places(&mut resources);
+        assert_eq!(resources, json!({"cpu": {"quota": 200_000}}));
+        let mut none = json!({"memory": {"limit": 1}});
+        drop_places(&mut none);
+        assert_eq!(none, json!({"memory": {"limit": 1}}));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::LinuxResources;
 use sandbox_types::{MemMib, VcpuCount};
+use serde_json::Value;
 
 use super::size::LimitSum;
 use super::{SpecError, parse, size};
@@ -49,6 +50,21 @@ pub(crate) enum UpdateError {
         /// What the machine can have.
         machine: u8,
     },
+}
+
+/// The limits in `json` for one container among others of a pod ([`check::drop_places`](super::check::drop_places)).
+///
+/// # Errors
+/// [`SpecError`] names the field.
+pub(crate) fn of_member(json: &[u8]) -> Result<Vec<u8>, SpecError> {
+    const WHAT: &str = "the new limits";
+    let mut resources: Value = parse(json, WHAT)?;
+    super::check::drop_places(&mut resources);
+    serde_json::to_vec(&resources).map_err(|source| SpecError::Malformed {
+        what: WHAT.to_owned(),
+        field: String::new(),
+        source,
+    })
 }
 
 /// Checks a change of what the limits of a pod's containers add up to. One that is too much already may stay so, and be lowered.
@@ -134,6 +150,13 @@ mod tests {
     }
 
     #[test]
+    fn processors_of_the_host_are_no_limit_of_one_container_among_others() {
+        let json = br#"{"cpu":{"cpus":"0-1","shares":10}}"#;
+        assert_eq!(of_member(json).unwrap(), br#"{"cpu":{"shares":10}}"#);
+        assert!(of_member(b"{").is_err());
+    }
+
+    #[test]
     fn limits_that_are_too_much_together_may_not_be_raised() {
         let sum = |memory_mib: u64, quota: u64| {
             let json = format!(
@@ -150,7 +173,10 @@ mod tests {
             check_sum(before, after, memory, VcpuCount::new(2).unwrap())
         };
         check(sum(64, 50_000), sum(128, 100_000)).unwrap();
-        for (after, part) in [(sum(129, 50_000), "257 MiB"), (sum(64, 100_001), "3 processors")] {
+        for (after, part) in [
+            (sum(129, 50_000), "257 MiB"),
+            (sum(64, 100_001), "3 processors"),
+        ] {
             let error = check(sum(64, 50_000), after).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
