@@ -76,6 +76,26 @@ fn refusals(world: &World, shim: &Shim) -> Result<()> {
     ] {
         shim.must_refuse(&with_mounts(vec![bind("/x", source, &["rbind"])])?, &parts)?;
     }
+    let huge = world.path().join("huge");
+    fs::create_dir(&huge)?;
+    let none = None::<&str>;
+    // Not in every kernel.
+    if nix::mount::mount(
+        none,
+        &huge,
+        Some("hugetlbfs"),
+        nix::mount::MsFlags::empty(),
+        none,
+    )
+    .is_ok()
+    {
+        let refused = shim.must_refuse(
+            &with_mounts(vec![bind("/x", &huge, &["rbind"])])?,
+            &["`mounts[3].source`", "hugetlbfs"],
+        );
+        nix::mount::umount(&huge)?;
+        refused?;
+    }
     let out = bind("/x", world.path(), &["rbind", "rshared"]);
     shim.must_refuse(&with_mounts(vec![out])?, &["`mounts[3]`", "rshared"])?;
     let folder = bind("/x", world.path(), &["x-sandbox.copy"]);

@@ -32,6 +32,9 @@ const KERNEL_FILE_SYSTEMS: &[(u64, &str)] = &[
     (0x1980_0202, "mqueue"),
 ];
 
+/// hugetlbfs, by its magic number (statfs(2)).
+const HUGE_PAGES: u64 = 0x9584_58f6;
+
 /// A part of the host's file system cannot be shared with the guest.
 #[derive(Debug, thiserror::Error)]
 #[error("`{field}`: {} cannot be shared with the sandbox", path.display())]
@@ -58,6 +61,11 @@ pub enum ShareProblem {
         "it is on the host's {0} file system, which shows the host's kernel; mount a {0} of the sandbox's own (type \"{0}\") instead"
     )]
     Kernel(&'static str),
+    /// The host's huge pages.
+    #[error(
+        "it is on the host's hugetlbfs file system, whose pages cannot be mapped in a virtual machine; leave it out, or share a folder in memory (tmpfs)"
+    )]
+    HugePages,
     /// The host's devices.
     #[error("it holds the host's devices; the sandbox has devices of its own")]
     Devices,
@@ -251,6 +259,16 @@ fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, ShareProblem> {
     rustix::mount::open_tree(CWD, path, flags).map_err(system("open"))
 }
 
+/// Why nothing on a file system of this magic number can be shared.
+fn problem_of(magic: u64) -> Option<ShareProblem> {
+    let known = KERNEL_FILE_SYSTEMS.iter();
+    let mut known = known.filter(|(number, _)| *number == magic);
+    match known.next() {
+        Some((_, name)) => Some(ShareProblem::Kernel(name)),
+        None => (magic == HUGE_PAGES).then_some(ShareProblem::HugePages),
+    }
+}
+
 /// Whether the source, already open, is a folder; refuses what cannot be shared.
 fn check_source(path: &Path, tree: BorrowedFd<'_>) -> Result<bool, ShareProblem> {
     let stat = rustix::fs::fstat(tree).map_err(system("look at"))?;
@@ -265,12 +283,8 @@ fn check_source(path: &Path, tree: BorrowedFd<'_>) -> Result<bool, ShareProblem>
         return Err(ShareProblem::Special(kind));
     }
     let magic = rustix::fs::fstatfs(tree).map_err(system("look at"))?.f_type;
-    let magic = u64::try_from(magic).unwrap_or_default();
-    if let Some((_, name)) = KERNEL_FILE_SYSTEMS
-        .iter()
-        .find(|(number, _)| *number == magic)
-    {
-        return Err(ShareProblem::Kernel(name));
+    if let Some(problem) = problem_of(u64::try_from(magic).unwrap_or_default()) {
+        return Err(problem);
     }
     if fs::canonicalize(path).is_ok_and(|path| path == Path::new("/dev")) {
         return Err(ShareProblem::Devices);
@@ -416,6 +430,18 @@ pub fn is_read_only(options: &[String]) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn file_systems_that_mean_nothing_in_a_guest_are_told_by_their_magic() {
+        for (magic, name) in [(0x9fa0, "proc"), (0x9584_58f6, "hugetlbfs")] {
+            let problem = problem_of(magic).unwrap().to_string();
+            assert!(problem.contains(name), "{problem}");
+        }
+        // tmpfs, ext4.
+        for magic in [0x0102_1994, 0xef53] {
+            assert!(problem_of(magic).is_none());
+        }
+    }
 
     fn options(list: &[&str]) -> Vec<String> {
         list.iter().map(|&s| s.to_owned()).collect()
