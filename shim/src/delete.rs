@@ -27,7 +27,7 @@ pub(crate) const KILLED: u32 = 137;
 pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
     let id = SandboxId::new(flags.id.as_str())?;
     let bundle = start::bundle(flags)?;
-    let config = start::load_config(&bundle)?;
+    let config = start::places(&bundle)?;
     // Of a pod's container the pod has everything, and nothing is found here.
     let removed = cleanup::remove_sandbox(&config, &flags.namespace, &id);
     // Whatever is left of the container does not run any more.

@@ -32,10 +32,12 @@ pub(crate) fn bundle(flags: &Flags) -> Result<PathBuf, ShimError> {
 
 /// What a start leaves in the bundle for the `delete` that may follow: containerd says it only once.
 const CONFIG_FILE: &str = "sandbox-config";
-/// The same of the task socket's folder; containerd's own shims use the name too.
+/// The folder that the task socket was made in, and that of running sandboxes: where the pod is, whatever the configuration says by then.
+/// containerd's own shims use the first name too.
 const SOCKET_DIR_FILE: &str = "socket-dir";
+const RUN_DIR_FILE: &str = "run-dir";
 
-/// The configuration, and where it was said to be.
+/// The configuration, with the folders that a start has begun to use.
 ///
 /// # Errors
 /// [`ShimError`] when it cannot be used.
@@ -47,7 +49,41 @@ pub(crate) fn load_config(bundle: &Path) -> Result<Config, ShimError> {
     if let Some(folder) = remembered(bundle, SOCKET_DIR_FILE) {
         config.socket_dir = folder;
     }
+    if let Some(folder) = remembered(bundle, RUN_DIR_FILE) {
+        config.run_dir = folder;
+    }
     Ok(config)
+}
+
+/// As [`load_config`], for who looks for what a shim has left, and needs nothing but the folders: a configuration that was changed since, or
+/// cannot be used any more, hides nothing.
+///
+/// # Errors
+/// [`ShimError`] when the start has noted no folders, and the configuration cannot be used.
+pub(crate) fn places(bundle: &Path) -> Result<Config, ShimError> {
+    let folders = (
+        remembered(bundle, RUN_DIR_FILE),
+        remembered(bundle, SOCKET_DIR_FILE),
+    );
+    match folders {
+        (Some(run_dir), Some(socket_dir)) => Ok(Config {
+            run_dir,
+            socket_dir,
+            ..Config::default()
+        }),
+        _ => load_config(bundle),
+    }
+}
+
+/// Notes the folders that this configuration has the pod use.
+fn note_places(bundle: &Path, config: &Config) -> Result<(), ShimError> {
+    for (name, folder) in [
+        (SOCKET_DIR_FILE, &config.socket_dir),
+        (RUN_DIR_FILE, &config.run_dir),
+    ] {
+        write(bundle, name, folder.as_os_str().as_bytes())?;
+    }
+    Ok(())
 }
 
 /// Whether the start was told a configuration, or a call later.
@@ -64,10 +100,10 @@ pub(crate) fn late_config(bundle: &Path, path: &Path) -> Result<Option<Config>, 
     if is_told_config(bundle) {
         return Ok(None);
     }
-    let config = Config::from_file(path)?;
+    let mut config = Config::from_file(path)?;
     // The socket is where the start made it.
-    let socket_dir = load_config(bundle)?.socket_dir;
-    write(bundle, SOCKET_DIR_FILE, socket_dir.as_os_str().as_bytes())?;
+    config.socket_dir = load_config(bundle)?.socket_dir;
+    note_places(bundle, &config)?;
     write(bundle, CONFIG_FILE, path.as_os_str().as_bytes())?;
     Ok(Some(config))
 }
@@ -77,8 +113,19 @@ fn remembered(bundle: &Path, name: &str) -> Option<PathBuf> {
     (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
 }
 
-/// Keeps what only this call was told.
+/// Keeps what only this call was told, and forgets the folders of a start before it in the same bundle.
 fn remember(bundle: &Path, bootstrap: &Bootstrap) -> Result<(), ShimError> {
+    for name in [SOCKET_DIR_FILE, RUN_DIR_FILE] {
+        match fs::remove_file(bundle.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(ShimError::System {
+                    what: format!("remove {name} in {}", bundle.display()),
+                    source: error,
+                });
+            }
+            _ => {}
+        }
+    }
     for (name, path) in [
         (CONFIG_FILE, &bootstrap.config_path),
         (SOCKET_DIR_FILE, &bootstrap.socket_dir),
@@ -104,6 +151,33 @@ pub(crate) fn socket(config: &Config, flags: &Flags, pod: &str) -> Result<PathBu
             path: config.socket_dir.clone(),
         }
     })
+}
+
+/// The socket of the pod of a container in `bundle`: in the folder that the pod's own start has noted, whose bundle is where the container's is, with
+/// the pod's name in the path for the container's.
+fn socket_of_pod(
+    config: &Config,
+    flags: &Flags,
+    bundle: &Path,
+    pod: &str,
+) -> Result<PathBuf, ShimError> {
+    let of_pod: PathBuf = bundle
+        .components()
+        .map(|part| match part.as_os_str() == flags.id.as_str() {
+            true => Path::new(pod).as_os_str(),
+            false => part.as_os_str(),
+        })
+        .collect();
+    match remembered(&of_pod, SOCKET_DIR_FILE) {
+        Some(socket_dir) => {
+            let config = Config {
+                socket_dir,
+                ..config.clone()
+            };
+            socket(&config, flags, pod)
+        }
+        None => socket(config, flags, pod),
+    }
 }
 
 /// `folder` is that of the pod's sandbox.
@@ -140,9 +214,10 @@ pub(crate) fn start(flags: &Flags) -> Result<(), ShimError> {
     let bootstrap = Bootstrap::read(flags)?;
     remember(&bundle, &bootstrap)?;
     let config = load_config(&bundle)?;
+    note_places(&bundle, &config)?;
     if let Role::Member(pod) = Role::of_bundle(&bundle)? {
         // The shim of a pod's container is that of the pod's sandbox.
-        let path = socket(&config, flags, pod.as_str())?;
+        let path = socket_of_pod(&config, flags, &bundle, pod.as_str())?;
         if UnixStream::connect(&path).is_err() {
             return Err(ShimError::NoPod { pod, path });
         }
@@ -237,6 +312,48 @@ mod tests {
         let missing = bundle.path().join("missing.toml");
         let other = tempfile::tempdir().unwrap();
         assert!(late_config(other.path(), &missing).is_err());
+    }
+
+    #[test]
+    fn pod_is_found_after_its_configuration_was_changed() {
+        let host = tempfile::tempdir().unwrap();
+        let of = |name: &str| host.path().join(name).join("userdata");
+        let (pod, member) = (of("p1"), of("m1"));
+        for bundle in [&pod, &member] {
+            fs::create_dir_all(bundle).unwrap();
+        }
+        let begun = Config {
+            run_dir: "/old/run".into(),
+            socket_dir: "/old/sockets".into(),
+            ..Config::default()
+        };
+        note_places(&pod, &begun).unwrap();
+        // Nor does it matter to who clears it away that the new one is none.
+        let file = host.path().join("new.toml");
+        fs::write(&file, "memory_mib = []").unwrap();
+        write(&pod, CONFIG_FILE, file.as_os_str().as_bytes()).unwrap();
+        assert!(load_config(&pod).is_err());
+        let left = places(&pod).unwrap();
+        assert_eq!((left.run_dir, left.socket_dir), (begun.run_dir, begun.socket_dir.clone()));
+        fs::write(&file, "run_dir = \"/new/run\"\nsocket_dir = \"/new/sockets\"\n").unwrap();
+        assert_eq!(load_config(&pod).unwrap().run_dir, Path::new("/old/run"));
+
+        let flags = Flags {
+            command: crate::flags::Command::Start,
+            namespace: "ns".to_owned(),
+            id: "m1".to_owned(),
+            address: String::new(),
+            bundle: None,
+            debug: false,
+        };
+        let changed = Config {
+            socket_dir: "/new/sockets".into(),
+            ..Config::default()
+        };
+        let found = socket_of_pod(&changed, &flags, &member, "p1").unwrap();
+        assert_eq!(found.parent(), Some(begun.socket_dir.as_path()));
+        let other = socket_of_pod(&changed, &flags, &member, "p2").unwrap();
+        assert_eq!(other.parent(), Some(Path::new("/new/sockets")));
     }
 
     #[test]
