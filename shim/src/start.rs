@@ -334,8 +334,15 @@ mod tests {
         write(&pod, CONFIG_FILE, file.as_os_str().as_bytes()).unwrap();
         assert!(load_config(&pod).is_err());
         let left = places(&pod).unwrap();
-        assert_eq!((left.run_dir, left.socket_dir), (begun.run_dir, begun.socket_dir.clone()));
-        fs::write(&file, "run_dir = \"/new/run\"\nsocket_dir = \"/new/sockets\"\n").unwrap();
+        assert_eq!(
+            (left.run_dir, left.socket_dir),
+            (begun.run_dir, begun.socket_dir.clone())
+        );
+        fs::write(
+            &file,
+            "run_dir = \"/new/run\"\nsocket_dir = \"/new/sockets\"\n",
+        )
+        .unwrap();
         assert_eq!(load_config(&pod).unwrap().run_dir, Path::new("/old/run"));
 
         let flags = Flags {

@@ -22,7 +22,7 @@ use crate::hooks::{Hooks, When, due};
 use crate::program;
 use crate::spec::BundleSpec;
 use crate::spec::binds::{Binds, SHM};
-use crate::spec::check::Namespaces;
+use crate::spec::check::{self, Namespaces};
 use crate::spec::disks;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
@@ -312,6 +312,14 @@ impl Pod {
             _ => (Contents::One, Namespaces::default()),
         };
         spec.adapt(&mut namespaces)?;
+        if *role == Role::Sandbox {
+            for (name, instead) in check::of_the_host(&spec.value) {
+                tracing::warn!(
+                    "pod {} is to have its host's ({name}), which a virtual machine has not: {instead}",
+                    self.id
+                );
+            }
+        }
         let late = self.late_config(&draft).await?;
         if let Some(late) = &late
             && late.run_dir != self.config.run_dir

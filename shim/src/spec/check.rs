@@ -8,6 +8,7 @@
 //! | `linux.cgroupsPath` of the pod's first container | the pod's control group on the host |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
 //! | `linux.resources.cpu.cpus`, `.mems` of one of a pod's containers | dropped: kubelet pins each to processors of the host |
+//! | `network`, `pid` or `ipc` missing from `linux.namespaces` of a pod's sandbox | the log says that the pod has them not of the host |
 //! | any other profile | the agent's to refuse |
 //! | `linux.mountLabel`, `process.selinuxLabel` | dropped, which the log says: on a host with SELinux engines give every container one, and the guest's kernel has none |
 //! | `hooks` | [`crate::hooks`] |
@@ -62,6 +63,33 @@ pub(crate) fn drop_labels(object: &mut Value) {
             );
         }
     }
+}
+
+/// Namespaces in which a pod is together with its host, by what Kubernetes calls that.
+const OF_THE_HOST: [(&str, &str, &str); 3] = [
+    (
+        "network",
+        "hostNetwork",
+        "it has a loopback device and no other network",
+    ),
+    ("pid", "hostPID", "it sees the virtual machine's processes"),
+    (
+        "ipc",
+        "hostIPC",
+        "it has the virtual machine's shared memory",
+    ),
+];
+
+/// What the sandbox container of a pod asks to have of its host's, which a virtual machine cannot give: an engine leaves the namespace out
+/// then. With what the pod has instead.
+pub(crate) fn of_the_host(spec: &Value) -> Vec<(&'static str, &'static str)> {
+    let listed = |kind: &str| {
+        let namespaces = spec.pointer("/linux/namespaces").and_then(Value::as_array);
+        let mut namespaces = namespaces.into_iter().flatten();
+        namespaces.any(|namespace| namespace.get("type").and_then(Value::as_str) == Some(kind))
+    };
+    let missing = OF_THE_HOST.into_iter().filter(|(kind, ..)| !listed(kind));
+    missing.map(|(_, name, instead)| (name, instead)).collect()
 }
 
 /// Drops the lists of processors and memory nodes from the limits of one container among others. They are of the host's, and in the
@@ -219,6 +247,18 @@ mod tests {
                 "{kind} {path}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_of_its_host_is_told_by_its_name() {
+        let of = |kinds: &[&str]| {
+            let list: Vec<Value> = kinds.iter().map(|kind| json!({"type": kind})).collect();
+            let told = of_the_host(&json!({"linux": {"namespaces": list}}));
+            told.iter().map(|(name, _)| *name).collect::<Vec<_>>()
+        };
+        assert!(of(&["pid", "ipc", "uts", "network"]).is_empty());
+        assert_eq!(of(&["pid", "ipc"]), ["hostNetwork"]);
+        assert_eq!(of(&["network"]), ["hostPID", "hostIPC"]);
     }
 
     #[test]
