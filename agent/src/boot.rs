@@ -26,6 +26,9 @@ const PARAMETERS: &[(&str, &str)] = &[
     ("kernel/kptr_restrict", "2"),
     ("kernel/pid_max", "4194304"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
+    // By itself the kernel looks twice a second whether memory should be moved together. Each look wakes a vCPU that has nothing to do;
+    // memory is still moved together when a big page is asked for.
+    ("vm/compaction_proactiveness", "0"),
     ("vm/max_map_count", "262144"),
     // What processors keep of free pages for themselves, a 1024th of memory among all: nobody reports those to the host, and in an idle
     // guest they stay. The kernel by itself lets them become an eighth.

@@ -17,9 +17,14 @@ mod storage;
 mod task;
 mod waiting;
 
+use std::time::Duration;
+
 use crate::lab::Lab;
 use crate::report::Part;
 use crate::subject::{Runtime, Subject, Way};
+
+/// Until ten seconds after a start a guest gives back what that has used and no longer needs, each time two seconds later.
+const SETTLES: Duration = Duration::from_secs(14);
 
 /// A part's name, and how it is measured.
 type Entry = (&'static str, fn(&Lab) -> Part);

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use sandbox_harness::bundle;
 
-use super::SHIMS;
+use super::{SETTLES, SHIMS};
 use crate::exits::{Exits, Reasons};
 use crate::family::{family, role};
 use crate::lab::{About, Lab, Root, SCRIPT};
@@ -20,7 +22,7 @@ use crate::subject::{Runtime, is_installed};
 const ABOUT: About = About {
     name: "counts",
     title: "Counts",
-    about: "What does not depend on a clock, of one start (from the shim's to the container's first output) and of one exec of `true` by calls to the shim. System calls, the processes, \
+    about: "What does not depend on a clock, of one start (from the shim's to the container's first output) and of one exec of `true` by calls to the shim; and of ten seconds in which the container does nothing. System calls, the processes, \
             threads, programs and files among them: under `strace`, in a start of its own; what a container's processes do on the host's kernel is apart and in no sum. Minor faults are of the \
             processes that live when it is read and of their children that have ended, bytes are those of their `read` and `write` calls. Exits are counted by the host's kernel, where it can.",
     one_scale: false,
@@ -28,6 +30,8 @@ const ABOUT: About = About {
 
 /// Counts do not scatter as times do.
 const MAX_RUNS: usize = 3;
+/// How long a container that does nothing is watched.
+const IDLE: Duration = Duration::from_secs(10);
 /// Whose calls are in no sum: on the host's kernel they are the program's own.
 const CONTAINER: &str = "container's processes";
 
@@ -72,6 +76,10 @@ fn plain(lab: &Lab, runtime: Runtime, folder: &Path) -> Result<Vec<Value>> {
     let started = Reading::take(lab, &before, exits.as_ref())?;
     task.exec()?;
     let executed = Reading::take(lab, &before, exits.as_ref())?;
+    sleep(SETTLES);
+    let settled = Reading::take(lab, &before, exits.as_ref())?;
+    sleep(IDLE);
+    let idle = Reading::take(lab, &before, exits.as_ref())?;
     task.end()?;
     let mut values = started.values("start");
     if runtime != Runtime::Runc {
@@ -82,6 +90,7 @@ fn plain(lab: &Lab, runtime: Runtime, folder: &Path) -> Result<Vec<Value>> {
         ));
     }
     values.extend(executed.since(&started).values("exec"));
+    values.extend(idle.since(&settled).values("10 s idle"));
     Ok(values)
 }
 

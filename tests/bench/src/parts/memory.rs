@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use sandbox_harness::bundle::PROBE;
 
+use super::SETTLES;
 use super::network::Wire;
 use crate::family::{family, is_there, role};
 use crate::lab::{About, Contender, Lab, Root, Task, tool};
@@ -30,8 +31,6 @@ const MOST: usize = 10;
 const SITE: &str = "/data/tree/0";
 /// Memory does not scatter as times do.
 const MAX_RUNS: usize = 3;
-/// Until ten seconds after a start a guest gives back what that has used and no longer needs, each time two seconds later.
-const SETTLES: Duration = Duration::from_secs(14);
 /// Two readings this far apart, with a difference of less than a hundredth, are of something that is idle.
 const APART: Duration = Duration::from_secs(2);
 /// Else the last one counts.
