@@ -39,7 +39,7 @@ pub(crate) use awake::forget as forget_awake;
 use pack::Packed;
 use place::{Place, PlaceError};
 use program::{Program, Said};
-use unpack::{Kind, Unpacked};
+use unpack::{Asked, Kind, Unpacked};
 
 /// Symbolic links that are followed one after another, as Linux has it.
 const MAX_LINKS: usize = 40;
@@ -104,6 +104,16 @@ pub(crate) enum CpError {
         "what came from the container was not unpacked any further: {entry:?} leads out of the folder that was asked for, or through a symbolic link"
     )]
     Escape { entry: String },
+    /// The archive is not that of what was asked for.
+    #[error(
+        "nothing was copied: {asked:?} was asked for, and the container sent {entry:?}; do not trust what is in it"
+    )]
+    OtherName { asked: String, entry: String },
+    /// A device, fifo or socket of this host is in the way.
+    #[error(
+        "cannot copy onto {path}, which is neither a file nor a folder; name another place, or - for an archive on standard output"
+    )]
+    OntoSpecial { path: String },
     /// A folder is to become a file.
     #[error("cannot copy a folder onto {path}, which is a file")]
     OntoFile { path: String },
@@ -214,12 +224,14 @@ impl Reached {
     /// From the container to here.
     async fn hand_out(&self, path: &str, to: Place, args: &CpArgs) -> Result<(), CpError> {
         const WHAT: &str = "reading the files";
-        let mut path = place::inside(path);
+        let first = place::inside(path);
+        let mut path = first.clone();
         let whole = place::asks_for_contents(&path);
         for _ in 0..MAX_LINKS {
             let program = self.start(PROGRAM_ARCHIVE_READ, &path).await?;
             let mut reader = program.output().map_err(|source| self.pipe(source))?;
             let to = to.clone();
+            let asked = Asked::new(&first, &path);
             let options = unpack::Options {
                 contents: whole,
                 keep_owners: args.archive,
@@ -227,7 +239,7 @@ impl Reached {
                 follow: args.follow_link || path.ends_with('/') || whole,
             };
             let copying = tokio::task::spawn_blocking(move || match to {
-                Place::Local(path) => unpack::unpack(reader, &path, options),
+                Place::Local(path) => unpack::unpack(reader, &path, &asked, options),
                 _ => {
                     let mut out = io::stdout().lock();
                     io::copy(&mut reader, &mut out)

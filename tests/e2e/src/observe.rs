@@ -161,6 +161,10 @@ fn copied(world: &World) -> Result<()> {
     is(&fs::read_to_string(here.join("out/sub/f"))?, "content")?;
     cp("-L box:/tmp/link followed")?;
     is(&fs::read_to_string(here.join("followed"))?, "content")?;
+    // In a folder it has the name that was asked for.
+    cp("-L box:/tmp/link out")?;
+    ensure!(!fs::symlink_metadata(here.join("out/link"))?.is_symlink());
+    is(&fs::read_to_string(here.join("out/link"))?, "content")?;
     cp("box:tmp/larger larger")?;
     ensure!(fs::read(here.join("larger"))?.len() == 3 << 20);
     // Through a pipe, from one place in the container to another.

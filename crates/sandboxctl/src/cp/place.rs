@@ -1,6 +1,7 @@
 //! Where things are copied from and to.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Component, Path, PathBuf};
 
 /// Why two places cannot be copied between.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +57,15 @@ pub(super) fn asks_for_contents(path: &str) -> bool {
     path == "." || path.ends_with("/.")
 }
 
+/// What the archive of a path in the container is called, by the agent's rule (`programs::archive`): by its last
+/// component; none for `.`, which stands for what has no name, such as the root.
+pub(super) fn name(path: &str) -> Option<&OsStr> {
+    match Path::new(path).components().next_back() {
+        Some(Component::Normal(name)) => Some(name),
+        _ => None,
+    }
+}
+
 /// The folder of a path, and its last name; none for one that has no name.
 pub(super) fn split(path: &str) -> Option<(String, String)> {
     let bare = path.trim_end_matches('/');
@@ -95,6 +105,16 @@ mod tests {
         assert_eq!(Place::parse("web:a:b"), container("web", "a:b"));
         for local in ["a", "/a:b", "./a:b", "../a:b", ":a"] {
             assert_eq!(Place::parse(local), Place::Local(local.into()), "{local}");
+        }
+    }
+
+    #[test]
+    fn archive_has_the_last_name() {
+        for path in ["/a/f", "/f/", "/a/f/.", "//f"] {
+            assert_eq!(name(path), Some(OsStr::new("f")), "{path}");
+        }
+        for path in ["/", "/.", "/a/..", "/a/../"] {
+            assert_eq!(name(path), None, "{path}");
         }
     }
 

@@ -2,13 +2,15 @@
 //!
 //! Every path is resolved by the kernel below the one folder that was asked for, through no symbolic link
 //! (`openat2` with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`): neither `..`, nor a link that an earlier entry made, nor
-//! one that was there before leads anywhere else. Devices are not made, set-user-ID bits and owners are kept only when
-//! that is asked for, and what describes an entry is read up to a bound.
+//! one that was there before leads anywhere else. What it is called here is the caller's to say, never the archive's: one
+//! whose first entry is not called as what was asked for is refused ([`Asked`]). Devices are neither made nor replaced,
+//! set-user-ID bits and owners are kept only when that is asked for, and what describes an entry is read up to a bound.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
@@ -21,10 +23,39 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
-use super::{CpError, local};
+use super::{CpError, local, place};
 
 /// The most bytes that describe one entry: long names, attributes.
 const MAX_DESCRIPTION_BYTES: u64 = 1 << 20;
+/// The most bytes of paths that are remembered for their folders' times, which is some 500,000 folders. The times of what
+/// is beyond are those of the unpacking.
+const MAX_FOLDER_PATHS_BYTES: usize = 64 << 20;
+/// A sparse file is written in pieces of this size, where there is something in them.
+const SPARSE_PIECE_BYTES: usize = 64 << 10;
+
+/// What was asked for, by which an archive is held to its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// What the first entry is called, alone; none for `.`, which is where a path without a name leads.
+    archive_name: Option<OsString>,
+    /// What that becomes in a folder here: as it was asked for, also where links were followed from there.
+    own_name: Option<OsString>,
+}
+
+impl Asked {
+    /// The archive of what is at `followed`, where the links at `path` led.
+    pub(super) fn new(path: &str, followed: &str) -> Self {
+        Self {
+            archive_name: place::name(followed).map(OsString::from),
+            own_name: place::name(path).map(OsString::from),
+        }
+    }
+
+    /// Whether an archive whose first entry is called so is that of what was asked for.
+    fn is_called(&self, first: &Path) -> bool {
+        names(first).is_some_and(|names| names.iter().eq(self.archive_name.as_ref()))
+    }
+}
 
 /// How it is unpacked.
 #[derive(Debug, Clone, Copy)]
@@ -103,7 +134,12 @@ fn link_target<R: Read>(entry: &Entry<'_, R>) -> Option<String> {
 }
 
 /// Unpacks what comes to `to`, by docker's rules.
-pub(super) fn unpack(from: impl Read, to: &Path, options: Options) -> Result<Unpacked, CpError> {
+pub(super) fn unpack(
+    from: impl Read,
+    to: &Path,
+    asked: &Asked,
+    options: Options,
+) -> Result<Unpacked, CpError> {
     let left = Rc::new(Cell::new(None));
     let mut archive = Archive::new(Bounded {
         inner: from,
@@ -119,10 +155,20 @@ pub(super) fn unpack(from: impl Read, to: &Path, options: Options) -> Result<Unp
         let unpacking = match &mut unpacking {
             Some(unpacking) => unpacking,
             none => {
+                let path = entry_path(&entry);
+                if !asked.is_called(&path) {
+                    return Err(CpError::OtherName {
+                        asked: asked.archive_name.as_deref().map_or_else(
+                            || ".".to_owned(),
+                            |name| name.to_string_lossy().into_owned(),
+                        ),
+                        entry: shown(&path),
+                    });
+                }
                 if let Some(target) = link_target(&entry).filter(|_| options.follow) {
                     return Ok(Unpacked::Link(target));
                 }
-                none.insert(Unpacking::begin(&entry, to, options)?)
+                none.insert(Unpacking::begin(&entry, to, asked, options)?)
             }
         };
         unpacking.entry(&mut entry)?;
@@ -147,7 +193,9 @@ struct Unpacking {
     entries: u64,
     left_out: u64,
     /// Folders' times are set at the end, because each new entry changes them.
-    folder_times: Vec<(PathBuf, u64)>,
+    folder_times: BTreeMap<PathBuf, u64>,
+    /// The bytes of their paths.
+    folder_paths_bytes: usize,
 }
 
 fn names(path: &Path) -> Option<Vec<OsString>> {
@@ -166,26 +214,29 @@ fn entry_path<R: Read>(entry: &Entry<'_, R>) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(&entry.path_bytes()))
 }
 
+/// A name out of an archive, as far as it is told.
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().chars().take(200).collect()
+}
+
 fn escape(path: &Path) -> CpError {
-    CpError::Escape {
-        entry: path.to_string_lossy().chars().take(200).collect(),
-    }
+    CpError::Escape { entry: shown(path) }
 }
 
 impl Unpacking {
     /// Decides by the first entry, and by what is at `to`.
-    fn begin<R: Read>(first: &Entry<'_, R>, to: &Path, options: Options) -> Result<Self, CpError> {
-        let path = entry_path(first);
-        let archive_name = names(&path)
-            .ok_or_else(|| escape(&path))?
-            .into_iter()
-            .next();
+    fn begin<R: Read>(
+        first: &Entry<'_, R>,
+        to: &Path,
+        asked: &Asked,
+        options: Options,
+    ) -> Result<Self, CpError> {
         let is_folder = first.header().entry_type() == EntryType::Directory;
         let shown = to.display().to_string();
         // The caller's own links are followed.
         let (root_path, own_name) = match (fs::metadata(to), is_folder) {
             (Ok(found), true) if found.is_dir() && options.contents => (to.to_owned(), None),
-            (Ok(found), _) if found.is_dir() => (to.to_owned(), archive_name.clone()),
+            (Ok(found), _) if found.is_dir() => (to.to_owned(), asked.own_name.clone()),
             (Ok(_), true) => return Err(CpError::OntoFile { path: shown }),
             (Ok(_), false) => beside(&fs::canonicalize(to).map_err(local("find", to))?)?,
             (Err(_), false) if shown.ends_with('/') => {
@@ -199,12 +250,13 @@ impl Unpacking {
         Ok(Self {
             root,
             root_path,
-            archive_name,
+            archive_name: asked.archive_name.clone(),
             own_name,
             keep_owners: options.keep_owners,
             entries: 0,
             left_out: 0,
-            folder_times: Vec::new(),
+            folder_times: BTreeMap::new(),
+            folder_paths_bytes: 0,
         })
     }
 
@@ -288,8 +340,20 @@ impl Unpacking {
         Ok(())
     }
 
-    /// Removes what is there, unless it is a folder.
+    /// Removes what is there, if it is a file or a symbolic link: a device, fifo or socket is here for something else.
     fn clear(&self, folder: &OwnedFd, name: &OsStr, place: &Path) -> Result<(), CpError> {
+        match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => match FileType::from_raw_mode(found.st_mode) {
+                FileType::RegularFile | FileType::Symlink | FileType::Directory => {}
+                _ => {
+                    return Err(CpError::OntoSpecial {
+                        path: self.root_path.join(place).display().to_string(),
+                    });
+                }
+            },
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(self.failed("read", place)(error)),
+        }
         match unlinkat(folder, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(self.failed("replace", place)(error)),
@@ -351,9 +415,20 @@ impl Unpacking {
         // It was just seen to be a folder, and this host's own processes are not against us.
         chmodat(folder, name, self.mode(entry), AtFlags::empty())
             .map_err(self.failed("set the mode of", place))?;
-        self.folder_times
-            .push((place.to_owned(), entry.header().mtime().unwrap_or(0)));
+        self.remember_time(place, entry.header().mtime().unwrap_or(0));
         Ok(())
+    }
+
+    fn remember_time(&mut self, place: &Path, mtime: u64) {
+        if let Some(known) = self.folder_times.get_mut(place) {
+            *known = mtime;
+            return;
+        }
+        let bytes = self.folder_paths_bytes + place.as_os_str().len();
+        if bytes <= MAX_FOLDER_PATHS_BYTES {
+            self.folder_paths_bytes = bytes;
+            self.folder_times.insert(place.to_owned(), mtime);
+        }
     }
 
     fn make_file<R: Read>(
@@ -369,7 +444,11 @@ impl Unpacking {
         let fd = openat(folder, name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(self.failed("create", place))?;
         let mut file = File::from(fd);
-        io::copy(entry, &mut file).map_err(local("write", &self.root_path.join(place)))?;
+        let copied = match entry.header().entry_type() {
+            EntryType::GNUSparse => copy_sparse(entry, &mut file),
+            _ => io::copy(entry, &mut file).map(|_| ()),
+        };
+        copied.map_err(local("write", &self.root_path.join(place)))?;
         // A change of owner clears the set-user-ID bit: it comes first.
         if self.keep_owners {
             self.own(folder, name, place, entry)?;
@@ -390,6 +469,26 @@ impl Unpacking {
             entries: self.entries,
             left_out: self.left_out,
         })
+    }
+}
+
+/// Writes a file with its holes. A size that the file system does not have is refused before anything is written.
+fn copy_sparse<R: Read>(entry: &mut Entry<'_, R>, file: &mut File) -> io::Result<()> {
+    file.set_len(entry.size())?;
+    let mut piece = vec![0; SPARSE_PIECE_BYTES];
+    loop {
+        let count = match entry.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let read = piece.get(..count).unwrap_or_default();
+        if read.iter().all(|byte| *byte == 0) {
+            file.seek(SeekFrom::Current(i64::try_from(count).unwrap_or(0)))?;
+        } else {
+            file.write_all(read)?;
+        }
     }
 }
 

@@ -35,8 +35,19 @@ fn archive(entries: &[Given<'_>]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-fn to(path: &Path, entries: &[Given<'_>], options: Options) -> Result<Unpacked, CpError> {
-    unpack(archive(entries).as_slice(), path, options)
+/// Unpacks what came when `name` was asked for.
+fn to(
+    path: &Path,
+    name: &str,
+    entries: &[Given<'_>],
+    options: Options,
+) -> Result<Unpacked, CpError> {
+    unpack(
+        archive(entries).as_slice(),
+        path,
+        &Asked::new(name, name),
+        options,
+    )
 }
 
 fn read(path: PathBuf) -> String {
@@ -56,22 +67,22 @@ fn file_goes_where_docker_puts_it() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let file = [(Regular, "f", "one")];
-    to(&here.join("new"), &file, PLAIN).unwrap();
+    to(&here.join("new"), "f", &file, PLAIN).unwrap();
     assert_eq!(read(here.join("new")), "one");
-    to(here, &file, PLAIN).unwrap();
+    to(here, "f", &file, PLAIN).unwrap();
     assert_eq!(read(here.join("f")), "one");
-    to(&here.join("new"), &[(Regular, "f", "two")], PLAIN).unwrap();
+    to(&here.join("new"), "f", &[(Regular, "f", "two")], PLAIN).unwrap();
     assert_eq!(read(here.join("new")), "two");
     symlink("new", here.join("link")).unwrap();
-    to(&here.join("link"), &[(Regular, "f", "three")], PLAIN).unwrap();
+    to(&here.join("link"), "f", &[(Regular, "f", "three")], PLAIN).unwrap();
     assert_eq!(read(here.join("new")), "three");
     let absent = PathBuf::from(format!("{}/", here.join("none").display()));
     assert!(matches!(
-        to(&absent, &file, PLAIN),
+        to(&absent, "f", &file, PLAIN),
         Err(CpError::NoFolder { .. })
     ));
     assert!(matches!(
-        to(&here.join("none/f"), &file, PLAIN),
+        to(&here.join("none/f"), "f", &file, PLAIN),
         Err(CpError::Local { .. })
     ));
 }
@@ -80,7 +91,7 @@ fn file_goes_where_docker_puts_it() {
 fn folder_goes_where_docker_puts_it() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
-    let done = to(&here.join("new"), &FOLDER, PLAIN).unwrap();
+    let done = to(&here.join("new"), "src", &FOLDER, PLAIN).unwrap();
     assert_eq!(
         done,
         Unpacked::Done {
@@ -93,16 +104,16 @@ fn folder_goes_where_docker_puts_it() {
         fs::metadata(here.join("new/sub")).unwrap().mtime(),
         1_000_000
     );
-    to(&here.join("new"), &FOLDER, PLAIN).unwrap();
+    to(&here.join("new"), "src", &FOLDER, PLAIN).unwrap();
     assert_eq!(read(here.join("new/src/sub/f")), "text");
     let contents = Options {
         contents: true,
         ..PLAIN
     };
-    to(here, &FOLDER, contents).unwrap();
+    to(here, "src", &FOLDER, contents).unwrap();
     assert_eq!(read(here.join("sub/f")), "text");
     assert!(matches!(
-        to(&here.join("sub/f"), &FOLDER, PLAIN),
+        to(&here.join("sub/f"), "src", &FOLDER, PLAIN),
         Err(CpError::OntoFile { .. })
     ));
 }
@@ -112,7 +123,7 @@ fn set_user_id_is_kept_only_when_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let mode = |options| {
-        to(here, &[(Regular, "f", "")], options).unwrap();
+        to(here, "f", &[(Regular, "f", "")], options).unwrap();
         fs::metadata(here.join("f")).unwrap().permissions().mode() & 0o7777
     };
     assert_eq!(mode(PLAIN), 0o755);
@@ -150,9 +161,12 @@ fn hostile_archive_writes_nothing_outside() {
         fs::create_dir(&target).unwrap();
         fs::create_dir(&out).unwrap();
         fs::write(out.join("f"), "before").unwrap();
-        let result = to(&target, entries, PLAIN);
+        let result = to(&target, "src", entries, PLAIN);
         assert!(
-            matches!(result, Err(CpError::Escape { .. })),
+            matches!(
+                result,
+                Err(CpError::Escape { .. } | CpError::OtherName { .. })
+            ),
             "{entries:?}: {result:?}"
         );
         assert_eq!(read(out.join("f")), "before", "{entries:?}");
@@ -176,7 +190,7 @@ fn file_over_a_link_replaces_the_link() {
         (Symlink, "src/l", "../../out"),
         (Regular, "src/l", "x"),
     ];
-    to(&target, &entries, PLAIN).unwrap();
+    to(&target, "src", &entries, PLAIN).unwrap();
     assert_eq!(read(out), "before");
     assert_eq!(read(target.join("src/l")), "x");
 }
@@ -189,7 +203,7 @@ fn devices_are_left_out() {
         (EntryType::Char, "src/null", ""),
         (EntryType::Fifo, "src/p", ""),
     ];
-    let done = to(folder.path(), &entries, PLAIN).unwrap();
+    let done = to(folder.path(), "src", &entries, PLAIN).unwrap();
     assert_eq!(
         done,
         Unpacked::Done {
@@ -208,10 +222,10 @@ fn link_is_followed_when_asked_for() {
         follow: true,
         ..PLAIN
     };
-    let found = to(folder.path(), &entries, follow).unwrap();
+    let found = to(folder.path(), "l", &entries, follow).unwrap();
     assert_eq!(found, Unpacked::Link("target".to_owned()));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    to(folder.path(), &entries, PLAIN).unwrap();
+    to(folder.path(), "l", &entries, PLAIN).unwrap();
     assert_eq!(
         fs::read_link(folder.path().join("l")).unwrap(),
         Path::new("target")
@@ -231,7 +245,7 @@ fn name_without_end_is_refused() {
     let endless = header.as_bytes().as_slice().chain(io::repeat(b'a'));
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(
-        unpack(endless, folder.path(), PLAIN),
+        unpack(endless, folder.path(), &Asked::new("f", "f"), PLAIN),
         Err(CpError::Archive(_))
     ));
 }
@@ -240,9 +254,160 @@ fn name_without_end_is_refused() {
 fn archive_that_breaks_off_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let whole = archive(&[(Regular, "f", &"x".repeat(2000))]);
-    assert!(unpack(&whole[..1000], folder.path(), PLAIN).is_err());
+    let asked = Asked::new("f", "f");
+    assert!(unpack(&whole[..1000], folder.path(), &asked, PLAIN).is_err());
     assert_eq!(
-        unpack(io::empty(), folder.path(), PLAIN).unwrap(),
+        unpack(io::empty(), folder.path(), &asked, PLAIN).unwrap(),
         Unpacked::Empty
     );
+}
+
+/// Who asks for a file gets none that is called otherwise: a folder of the caller's is full of names that mean something.
+#[test]
+fn archive_that_is_called_otherwise_is_refused() {
+    let contents = Options {
+        contents: true,
+        ..PLAIN
+    };
+    for entries in [
+        &[(Regular, ".bashrc", "x")][..],
+        &[(Directory, ".ssh", ""), (Regular, ".ssh/keys", "x")],
+        &[(Directory, ".", ""), (Regular, ".bashrc", "x")],
+        &[(Directory, "./", ""), (Regular, "./.bashrc", "x")],
+        &[(Regular, "g/f", "x")],
+        &[(Regular, "f/g", "x")],
+        &[(Symlink, "g", "f")],
+    ] {
+        for options in [PLAIN, contents] {
+            let folder = tempfile::tempdir().unwrap();
+            let result = to(folder.path(), "/data/f", entries, options);
+            assert!(
+                matches!(result, Err(CpError::OtherName { .. })),
+                "{entries:?}: {result:?}"
+            );
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        }
+    }
+    // And of no more than one name.
+    let folder = tempfile::tempdir().unwrap();
+    let entries = [(Regular, "f", "x"), (Regular, ".bashrc", "x")];
+    let result = to(folder.path(), "/data/f", &entries, PLAIN);
+    assert!(matches!(result, Err(CpError::Escape { .. })), "{result:?}");
+    assert!(!folder.path().join(".bashrc").exists());
+}
+
+#[test]
+fn root_of_the_container_is_its_contents() {
+    let folder = tempfile::tempdir().unwrap();
+    let entries = [(Directory, ".", ""), (Regular, "./f", "x")];
+    to(folder.path(), "/", &entries, PLAIN).unwrap();
+    assert_eq!(read(folder.path().join("f")), "x");
+    let named = [(Directory, "f", "")];
+    let result = to(folder.path(), "/", &named, PLAIN);
+    assert!(
+        matches!(result, Err(CpError::OtherName { .. })),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn what_a_link_led_to_has_the_name_that_was_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let followed = Asked::new("/data/f", "/root/.bashrc");
+    let entries = archive(&[(Regular, ".bashrc", "x")]);
+    unpack(entries.as_slice(), folder.path(), &followed, PLAIN).unwrap();
+    assert_eq!(read(folder.path().join("f")), "x");
+    assert!(!folder.path().join(".bashrc").exists());
+}
+
+#[test]
+fn what_is_neither_file_nor_folder_is_not_replaced() {
+    use std::os::unix::fs::FileTypeExt as _;
+
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("f");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR).unwrap();
+    for place in [fifo.as_path(), folder.path()] {
+        for entry in [(Regular, "f", "x"), (Symlink, "f", "x")] {
+            let result = to(place, "f", &[entry], PLAIN);
+            assert!(
+                matches!(result, Err(CpError::OntoSpecial { .. })),
+                "{result:?}"
+            );
+            assert!(fifo.symlink_metadata().unwrap().file_type().is_fifo());
+        }
+    }
+}
+
+/// An archive of one sparse file: some bytes at `at`, and a size.
+fn sparse(at: u64, content: &[u8], size: u64) -> Vec<u8> {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::GNUSparse);
+    header.set_path("f").unwrap();
+    header.set_mode(0o644);
+    header.set_size(content.len() as u64);
+    let number = |field: &mut [u8], value: u64| {
+        // As a binary number, which may be larger than twelve octal digits are.
+        field.fill(0);
+        field[0] = 0x80;
+        let at = field.len() - 8;
+        field[at..].copy_from_slice(&value.to_be_bytes());
+    };
+    let gnu = header.as_gnu_mut().unwrap();
+    number(&mut gnu.realsize, size);
+    number(&mut gnu.sparse[0].offset, at);
+    number(&mut gnu.sparse[0].numbytes, content.len() as u64);
+    number(&mut gnu.sparse[1].offset, size);
+    number(&mut gnu.sparse[1].numbytes, 0);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend(content);
+    bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+    bytes
+}
+
+#[test]
+fn holes_stay_holes() {
+    let folder = tempfile::tempdir().unwrap();
+    let asked = Asked::new("f", "f");
+    let bytes = sparse(64 << 20, &[b'x'; 512], 128 << 20);
+    unpack(bytes.as_slice(), folder.path(), &asked, PLAIN).unwrap();
+    let found = fs::metadata(folder.path().join("f")).unwrap();
+    assert_eq!(found.len(), 128 << 20);
+    assert!(found.blocks() * 512 < 1 << 20, "{} blocks", found.blocks());
+    let content = fs::read(folder.path().join("f")).unwrap();
+    assert_eq!(content.iter().filter(|byte| **byte == b'x').count(), 512);
+    assert_eq!(content[64 << 20], b'x');
+}
+
+#[test]
+fn size_that_no_file_has_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = sparse(0, &[b'x'; 512], u64::MAX >> 2);
+    let result = unpack(
+        bytes.as_slice(),
+        folder.path(),
+        &Asked::new("f", "f"),
+        PLAIN,
+    );
+    assert!(matches!(result, Err(CpError::Local { .. })), "{result:?}");
+}
+
+#[test]
+fn folder_that_comes_again_is_remembered_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let asked = Asked::new("src", "src");
+    let bytes = archive(&vec![(Directory, "src", ""); 100]);
+    let mut all = Archive::new(bytes.as_slice());
+    let mut unpacking: Option<Unpacking> = None;
+    for entry in all.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        unpacking
+            .get_or_insert_with(|| Unpacking::begin(&entry, folder.path(), &asked, PLAIN).unwrap())
+            .entry(&mut entry)
+            .unwrap();
+    }
+    let unpacking = unpacking.unwrap();
+    assert_eq!(unpacking.folder_times.len(), 1);
+    assert_eq!(unpacking.folder_paths_bytes, 3);
 }
