@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::app::{App, AppError};
 use crate::attach::is_hang_up;
 use crate::cli::EventsArgs;
+use crate::filter::{Counted, all_kinds_hold};
 use crate::format::Format;
 use crate::journal::{Event, Journal};
 use crate::template::TemplateError;
@@ -57,8 +58,17 @@ pub(crate) fn event_filter(text: &str) -> Result<EventFilter, String> {
     }
 }
 
+/// Whether an event is shown.
+fn passes(filters: &[EventFilter], event: &Event) -> bool {
+    let held = filters.iter().map(|filter| (filter, filter.holds(event)));
+    all_kinds_hold(held, |filter| match filter {
+        EventFilter::Label(_) => Counted::Each,
+        _ => Counted::Any,
+    })
+}
+
 impl EventFilter {
-    fn passes(&self, event: &Event) -> bool {
+    fn holds(&self, event: &Event) -> bool {
         let attributes = &event.actor.attributes;
         match self {
             Self::Container(name) => {
@@ -90,7 +100,7 @@ pub(crate) fn events(app: &App, args: &EventsArgs) -> Result<(), EventsError> {
             if at < since || args.until.is_some_and(|until| at > until) {
                 continue;
             }
-            if args.filter.iter().all(|filter| filter.passes(&event)) {
+            if passes(&args.filter, &event) {
                 match print(&event, args.format.as_ref()) {
                     Err(EventsError::Io(error)) if is_hang_up(&error) => return Ok(()),
                     other => other?,
@@ -208,5 +218,32 @@ impl<'a> Tail<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_of_one_kind_are_alternatives_and_labels_add_up() {
+        let event: Event = serde_json::from_value(json!({
+            "Type": "container", "Action": "die", "scope": "local", "time": 0, "timeNano": 0,
+            "Actor": {"ID": "abc", "Attributes": {"name": "web", "tier": "front"}},
+        }))
+        .unwrap();
+        let passes = |texts: &[&str]| {
+            let filters: Vec<_> = texts
+                .iter()
+                .map(|text| event_filter(text).unwrap())
+                .collect();
+            passes(&filters, &event)
+        };
+        assert!(passes(&[]));
+        assert!(passes(&["event=start", "event=die"]));
+        assert!(passes(&["event=die", "container=db", "container=web"]));
+        assert!(!passes(&["event=die", "container=db"]));
+        assert!(passes(&["label=tier", "label=tier=front"]));
+        assert!(!passes(&["label=tier", "label=none"]));
     }
 }

@@ -1,4 +1,6 @@
-//! `ps --filter`: which containers are listed.
+//! `ps --filter`: which containers are listed; and docker's rule for conditions of every verb ([`all_kinds_hold`]).
+
+use std::mem::{Discriminant, discriminant};
 
 use crate::container::Container;
 use crate::look::Seen;
@@ -87,10 +89,6 @@ pub(crate) fn filter(text: &str) -> Result<Filter, FilterError> {
 }
 
 impl Filter {
-    fn kind(&self) -> std::mem::Discriminant<Self> {
-        std::mem::discriminant(self)
-    }
-
     fn matches(&self, container: &Container, seen: &Seen, others: &Others<'_>) -> bool {
         let record = &container.record;
         match self {
@@ -168,20 +166,47 @@ impl Others<'_> {
     }
 }
 
-/// Whether a container passes: one of each kind of condition must hold, and every label's (docker).
+/// Whether a container passes.
 pub(crate) fn passes(
     filters: &[Filter],
     container: &Container,
     seen: &Seen,
     others: &Others<'_>,
 ) -> bool {
-    filters.iter().all(|filter| match filter {
-        Filter::Label(..) => filter.matches(container, seen, others),
-        _ => filters
-            .iter()
-            .filter(|other| other.kind() == filter.kind())
-            .any(|other| other.matches(container, seen, others)),
+    let held = filters
+        .iter()
+        .map(|filter| (filter, filter.matches(container, seen, others)));
+    all_kinds_hold(held, |filter| match filter {
+        Filter::Label(..) => Counted::Each,
+        _ => Counted::Any,
     })
+}
+
+/// How conditions of one kind go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counted {
+    /// One must hold.
+    Any,
+    /// Every one must hold.
+    Each,
+}
+
+/// docker's rule: of each kind of condition one must hold, or each where the kind is such. `held` says of every condition
+/// whether it does; a kind is a variant of its type.
+pub(crate) fn all_kinds_hold<'a, F: 'a>(
+    held: impl IntoIterator<Item = (&'a F, bool)>,
+    counted: impl Fn(&F) -> Counted,
+) -> bool {
+    let mut kinds: Vec<(Discriminant<F>, bool)> = Vec::new();
+    for (filter, holds) in held {
+        let kind = discriminant(filter);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, all)) if counted(filter) == Counted::Each => *all &= holds,
+            Some((_, any)) => *any |= holds,
+            None => kinds.push((kind, holds)),
+        }
+    }
+    kinds.into_iter().all(|(_, holds)| holds)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use crate::cli::{
     VolumeCreateArgs, VolumeInspectArgs, VolumeLsArgs, VolumePruneArgs, VolumeRmArgs, VolumeVerb,
 };
 use crate::container::Containers;
+use crate::filter::{Counted, all_kinds_hold};
 use crate::format::{self, Column, Format, LABEL};
 use crate::report;
 use crate::table;
@@ -68,10 +69,29 @@ pub(crate) fn volume_filter(text: &str) -> Result<VolumeFilter, String> {
     }
 }
 
+/// Whether a container has a volume.
+type IsUsed<'a> = &'a dyn Fn(&Volume) -> Result<bool, VolumeError>;
+
+/// Whether a volume is listed.
+fn passes(
+    filters: &[VolumeFilter],
+    volume: &Volume,
+    is_used: IsUsed<'_>,
+) -> Result<bool, VolumeError> {
+    let held: Vec<(&VolumeFilter, bool)> = filters
+        .iter()
+        .map(|filter| Ok((filter, filter.holds(volume, is_used)?)))
+        .collect::<Result<_, VolumeError>>()?;
+    Ok(all_kinds_hold(held, |filter| match filter {
+        VolumeFilter::Label(..) => Counted::Each,
+        _ => Counted::Any,
+    }))
+}
+
 impl VolumeFilter {
-    fn passes(&self, volume: &Volume, containers: &Containers) -> Result<bool, VolumeError> {
+    fn holds(&self, volume: &Volume, is_used: IsUsed<'_>) -> Result<bool, VolumeError> {
         Ok(match self {
-            Self::Dangling(wanted) => users(containers, &volume.name)?.is_empty() == *wanted,
+            Self::Dangling(wanted) => is_used(volume)? != *wanted,
             Self::Name(part) => volume.name.as_str().contains(part),
             Self::Label(key, None) => volume.labels.contains_key(key),
             Self::Label(key, Some(value)) => volume.labels.get(key) == Some(value),
@@ -119,11 +139,9 @@ const COLUMNS: [Column; 5] = [
 fn ls(volumes: &Volumes, containers: &Containers, args: &VolumeLsArgs) -> Result<(), VerbError> {
     let mut shown = Vec::new();
     for volume in volumes.list()? {
-        let mut passes = true;
-        for filter in &args.filter {
-            passes = passes && filter.passes(&volume, containers)?;
-        }
-        if passes {
+        if passes(&args.filter, &volume, &|volume| {
+            Ok(!users(containers, &volume.name)?.is_empty())
+        })? {
             shown.push(volume);
         }
     }
@@ -241,6 +259,30 @@ fn conclude(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_of_one_kind_are_alternatives_and_labels_add_up() {
+        let volume = Volume {
+            name: "cache".parse().unwrap(),
+            data: "/none".into(),
+            created: 0,
+            labels: [("tier".to_owned(), "web".to_owned())].into(),
+            anonymous: false,
+        };
+        let passes = |texts: &[&str]| {
+            let filters: Vec<_> = texts
+                .iter()
+                .map(|text| volume_filter(text).unwrap())
+                .collect();
+            passes(&filters, &volume, &|_| Ok(true)).unwrap()
+        };
+        assert!(passes(&[]));
+        assert!(passes(&["name=data", "name=cach"]));
+        assert!(passes(&["dangling=true", "dangling=false"]));
+        assert!(!passes(&["name=data", "dangling=false"]));
+        assert!(passes(&["label=tier", "label=tier=web"]));
+        assert!(!passes(&["label=tier", "label=none"]));
+    }
 
     #[test]
     fn filter_is_dangling_name_or_label() {
