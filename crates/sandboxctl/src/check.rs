@@ -53,6 +53,12 @@ pub(crate) fn check(app: &App, args: &CheckArgs) -> Result<bool, ConfigError> {
 fn networks() -> Requirement {
     const NAME: &str = "networks";
     match network::available() {
+        Ok(()) if !network::are_kept_apart() => Requirement {
+            name: NAME,
+            state: RequirementState::Degraded,
+            detail: "the CNI plugin firewall is from before 1.1.0: containers of one network reach those of another".to_owned(),
+            next_step: "install version 1.1.0 or later of the CNI plugins".to_owned(),
+        },
         Ok(()) => Requirement {
             name: NAME,
             state: RequirementState::Holds,

@@ -9,6 +9,10 @@
 //! ```
 //!
 //! The network `bridge` is made when it is first used, as docker's is always there.
+//!
+//! What one network's bridge sends to another one's is dropped, as docker has it ([`INGRESS_POLICY`]), in the kernel's FORWARD
+//! hook: a container reaches its own network, this host and what is beyond, and not the containers of other networks, by
+//! a published port neither.
 
 pub(crate) mod attach;
 mod ports;
@@ -43,6 +47,12 @@ pub(crate) use verbs::network;
 pub(crate) const DEFAULT: &str = "bridge";
 /// What the plugins of our networks are.
 const PLUGINS: [&str; 4] = ["bridge", "host-local", "portmap", "firewall"];
+/// The plugin that keeps networks apart, and the member of its configuration that says so. Versions before 1.1.0 of the plugins
+/// do not know it and keep none apart.
+const FIREWALL: &str = "firewall";
+const INGRESS_POLICY: &str = "ingressPolicy";
+/// Only what comes from the same bridge gets in from a bridge.
+const SAME_BRIDGE: &str = "same-bridge";
 /// What those plugins need.
 const IPTABLES: &str = "iptables";
 
@@ -179,9 +189,12 @@ impl Networks {
     fn load(&self, name: &str) -> Result<Option<Network>, NetworkError> {
         let path = self.file(name);
         match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|source| NetworkError::Damaged { path, source }),
+            Ok(text) => {
+                let mut network: Network = serde_json::from_slice(&text)
+                    .map_err(|source| NetworkError::Damaged { path, source })?;
+                keep_apart(&mut network.config);
+                Ok(Some(network))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path)(error)),
         }
@@ -298,7 +311,7 @@ impl Networks {
             plugins: vec![
                 bridge,
                 json!({"type": "portmap", "capabilities": {"portMappings": true}}),
-                json!({"type": "firewall"}),
+                json!({"type": FIREWALL, INGRESS_POLICY: SAME_BRIDGE}),
             ],
         }
     }
@@ -333,6 +346,29 @@ impl Networks {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Keeps a network that was made before networks were kept apart from the others too.
+fn keep_apart(config: &mut NetworkConfig) {
+    for plugin in &mut config.plugins {
+        if plugin.get("type").and_then(Value::as_str) == Some(FIREWALL)
+            && let Some(members) = plugin.as_object_mut()
+        {
+            members
+                .entry(INGRESS_POLICY)
+                .or_insert_with(|| SAME_BRIDGE.into());
+        }
+    }
+}
+
+/// Whether the plugin that is there keeps networks apart. It is its program that tells: packages leave its version out.
+pub(crate) fn are_kept_apart() -> bool {
+    cni::program(FIREWALL).is_ok_and(|program| {
+        fs::read(program).is_ok_and(|bytes| {
+            let name = INGRESS_POLICY.as_bytes();
+            bytes.windows(name.len()).any(|part| part == name)
+        })
+    })
 }
 
 /// Whether what our networks need is there.
@@ -435,5 +471,33 @@ fn check_name(name: &str) -> Result<(), NetworkError> {
         Err(NetworkError::Name {
             name: name.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_from_before_they_were_kept_apart_is_kept_apart_too() {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let networks = Networks::open(&app).unwrap();
+        let new = NewNetwork {
+            name: "blue",
+            ..NewNetwork::default()
+        };
+        let mut network = networks.create(new).unwrap();
+        let policy = |network: &Network| network.config.plugins[2][INGRESS_POLICY].clone();
+        assert_eq!(policy(&network), SAME_BRIDGE);
+        // As it was written before.
+        network.config.plugins[2] = json!({"type": FIREWALL});
+        fs::write(networks.file("blue"), serde_json::to_vec(&network).unwrap()).unwrap();
+        let loaded = networks.load("blue").unwrap().unwrap();
+        assert_eq!(policy(&loaded), SAME_BRIDGE);
+        // What somebody has written into it stays.
+        network.config.plugins[2][INGRESS_POLICY] = "open".into();
+        fs::write(networks.file("blue"), serde_json::to_vec(&network).unwrap()).unwrap();
+        assert_eq!(policy(&networks.load("blue").unwrap().unwrap()), "open");
     }
 }

@@ -16,6 +16,7 @@ use crate::Case;
 pub(crate) const CASES: &[Case] = &[
     ("networks_bridge_reaches_and_is_reached", bridge),
     ("networks_created_one_is_as_asked_for", created),
+    ("networks_two_do_not_reach_each_other", apart),
     ("networks_none_is_loopback_alone", none),
     ("networks_killed_attendant_leaves_nothing", killed_attendant),
 ];
@@ -231,6 +232,71 @@ fn created(world: &World) -> Result<()> {
     host.sandboxctl(world, &["run", "--rm", "--network", "blue", "demo", "true"])?
         .expect_code(125)?
         .expect_stderr(&["there is no network \"blue\""])?;
+    Ok(())
+}
+
+/// The control is a container of the same network, by the same request.
+fn apart(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    host.sandboxctl(world, &["network", "create", "blue"])?
+        .expect_code(0)?;
+    let server = [
+        "run",
+        "-d",
+        "-i",
+        "--network",
+        "bridge",
+        "--name",
+        "web",
+        "-h",
+        "web",
+        "-p",
+        "8080:80",
+        "demo",
+        "sh",
+        "-c",
+        SERVER,
+    ];
+    host.sandboxctl(world, &server)?.expect_code(0)?;
+    process::wait_until("the server", world.setup().limit, || {
+        let logs = host.sandboxctl(world, &["logs", "web"]).ok()?;
+        logs.text().contains("up").then_some(())
+    })?;
+    let seen = inspect(&host, world, "web")?;
+    let network = &seen["NetworkSettings"];
+    let address = network["IPAddress"].as_str().unwrap_or_default();
+    let gateway = network["Gateway"].as_str().unwrap_or_default();
+    // Its own network works, by which it is seen that the rest is refused and not merely broken; this host is reached too.
+    let script = format!(
+        "busybox wget -T 10 -q -O - http://{address}/hostname || echo refused; \
+         busybox wget -T 10 -q -O - http://{gateway}:8080/hostname || echo refused; \
+         own=$(busybox ip -4 route | busybox awk '$1 == \"default\" {{print $3}}'); \
+         until busybox ping -c 1 -w 10 $own > /dev/null; do sleep 1; done; echo own"
+    );
+    for (name, expected) in [
+        ("bridge", "web\nweb\nown\n"),
+        ("blue", "refused\nrefused\nown\n"),
+    ] {
+        let run = [
+            "run",
+            "--rm",
+            "--network",
+            name,
+            "demo",
+            "sh",
+            "-c",
+            &script,
+        ];
+        host.sandboxctl(world, &run)?
+            .expect_code(0)?
+            .expect_stdout(expected)
+            .with_context(|| format!("from the network {name}"))?;
+    }
+    // Whoever is no container of another network gets in.
+    let answer = host.get("127.0.0.1:8080")?;
+    ensure!(answer.ends_with("\r\n\r\nweb\n"), "{answer:?}");
+    host.sandboxctl(world, &["rm", "-f", "web"])?
+        .expect_code(0)?;
     Ok(())
 }
 
