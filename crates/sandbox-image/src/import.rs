@@ -235,10 +235,7 @@ impl Store {
         let keys: Vec<String> = naming
             .names
             .iter()
-            .filter_map(|name| match naming.index {
-                Some(_) => name.pulled_name(),
-                None => name.canonical(),
-            })
+            .filter_map(Reference::pulled_name)
             .collect();
         let image: Image = self.publish(&keys, &record)?;
         Ok(ImportedImage {
@@ -318,7 +315,7 @@ fn find(files: &Files, path: &Path, choice: &Choice<'_>) -> Result<Vec<Found>, I
     }
 }
 
-/// The names that the image is to have; none if it carries none.
+/// The names that the image is to have; none if it carries none. A name with the digest of another image is left out.
 fn names(
     path: &Path,
     name: Option<&Reference>,
@@ -333,10 +330,12 @@ fn names(
             })
         };
     }
+    let id = found.manifest.as_deref().map(Digest::of);
     let mut names = Vec::new();
     for name in &found.names {
         let name: Reference = name.parse().map_err(ImportError::BadName)?;
-        if name.canonical().is_some() && !names.contains(&name) {
+        let is_others = name.digest().is_some() && name.digest() != id;
+        if name.canonical().is_some() && !is_others && !names.contains(&name) {
             names.push(name);
         }
     }

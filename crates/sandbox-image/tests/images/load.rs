@@ -1,7 +1,8 @@
 //! Loading archives: images without a name, and several of them.
 
 use libtest_mimic::Trial;
-use sandbox_image::{ArchiveFormat, ImportError, ImportedImage, Store};
+use sandbox_image::{ArchiveFormat, Digest, ImportError, ImportedImage, Store};
+use serde_json::json;
 
 use crate::build::{Layout, chain, check, docker_archive, leftovers, new_store};
 use crate::import::{name, simple_layer};
@@ -23,6 +24,11 @@ pub(crate) fn tests() -> Vec<Trial> {
             "image_that_has_a_name_keeps_it_when_it_is_loaded_without_one",
             Needs::Root,
             known,
+        ),
+        test(
+            "image_named_by_its_digest_takes_no_tag_and_one_named_by_anothers_has_no_name",
+            Needs::Root,
+            by_digest,
         ),
         test(
             "what_was_saved_without_a_tag_is_loaded_with_the_same_id",
@@ -130,6 +136,44 @@ fn saved() -> Result<(), String> {
     let (_other_folder, other) = new_store();
     let loaded = load(&other, &path)?;
     check(loaded[0].image.digest == id, format!("{loaded:?}"))
+}
+
+fn by_digest() -> Result<(), String> {
+    const NAME: &str = "org.opencontainers.image.ref.name";
+    let (_folder, store) = new_store();
+    let demo = Layout::of(&[simple_layer("before")], "latest");
+    let before = store
+        .import(demo.path(), Some(&name("demo")))
+        .map_err(|error| chain(&error))?
+        .image
+        .digest;
+    let layout = Layout::empty();
+    let mut image = layout.image(&[simple_layer("x")], "amd64");
+    let id = image["digest"].as_str().unwrap_or_default().to_owned();
+    let wrong = Digest::of(b"another");
+    for (digest, expected) in [
+        (
+            wrong.to_string(),
+            vec!["demo:latest".to_owned(), id.clone()],
+        ),
+        (
+            id.clone(),
+            vec!["demo:latest".to_owned(), format!("demo@{id}")],
+        ),
+    ] {
+        image["annotations"] = json!({NAME: format!("docker.io/library/demo@{digest}")});
+        layout.index(std::slice::from_ref(&image));
+        load(&store, layout.path())?;
+        let mut found = listed(&store);
+        found.sort_unstable();
+        let mut expected = expected;
+        expected.sort_unstable();
+        check(found == expected, format!("{found:?}"))?;
+    }
+    let now = store
+        .resolve(&name("demo"))
+        .map_err(|error| chain(&error))?;
+    check(now.digest == before, "demo:latest is another image now")
 }
 
 fn cut_short() -> Result<(), String> {
