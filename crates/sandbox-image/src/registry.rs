@@ -18,6 +18,7 @@ mod settings;
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ureq::http::{Method, StatusCode};
@@ -30,7 +31,7 @@ use auth::Session;
 pub(crate) use blob::Wanted;
 pub use credentials::{CredentialStore, Credentials, CredentialsError};
 pub use error::RegistryError;
-use error::{Again, printable};
+use error::{Again, Elsewhere, printable};
 use http::{Call, Http};
 pub use progress::{Event, Progress, Silent};
 pub(crate) use push::Upload;
@@ -63,7 +64,16 @@ pub(crate) struct ManifestBytes {
 pub(crate) struct Repository<'a> {
     client: &'a Client,
     /// Mirrors first.
-    sessions: Vec<(Session, String)>,
+    addresses: Vec<Address>,
+}
+
+/// One address of a repository.
+struct Address {
+    session: Session,
+    base: String,
+    /// There was no answer here while there are other addresses: a mirror that swallows packets would cost the whole of
+    /// its silence again with every part of an image.
+    is_silent: AtomicBool,
 }
 
 impl Client {
@@ -82,19 +92,20 @@ impl Client {
         reference: &Reference,
     ) -> Result<Repository<'_>, RegistryError> {
         let (registry, path) = parts(reference)?;
-        let mut sessions = Vec::new();
+        let mut addresses = Vec::new();
         for endpoint in self.settings.endpoints(registry)? {
-            let url = format!("{}/v2/{path}", endpoint.base);
+            let base = format!("{}/v2/{path}", endpoint.base);
             let http = Http::new(endpoint, &self.settings.patience)?;
             let scope = format!("repository:{path}:pull");
-            sessions.push((
-                Session::new(http, self.credentials.clone(), Some(scope)),
-                url,
-            ));
+            addresses.push(Address {
+                session: Session::new(http, self.credentials.clone(), Some(scope)),
+                base,
+                is_silent: AtomicBool::new(false),
+            });
         }
         Ok(Repository {
             client: self,
-            sessions,
+            addresses,
         })
     }
 
@@ -126,6 +137,16 @@ impl Client {
     pub(super) fn patiently<T>(
         &self,
         progress: &dyn Progress,
+        attempt: impl FnMut() -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        self.try_at(Elsewhere::No, progress, attempt)
+    }
+
+    /// As [`Self::patiently`], but without an answer only once if the same can be had elsewhere.
+    fn try_at<T>(
+        &self,
+        elsewhere: Elsewhere,
+        progress: &dyn Progress,
         mut attempt: impl FnMut() -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
         let mut failures = 0;
@@ -134,7 +155,8 @@ impl Client {
                 Ok(value) => return Ok(value),
                 Err(error) => {
                     failures += 1;
-                    if failures >= self.settings.patience.attempts {
+                    let goes_on = elsewhere == Elsewhere::Yes && error.is_silence();
+                    if goes_on || failures >= self.settings.patience.attempts {
                         return Err(error);
                     }
                     let again = error.again();
@@ -254,23 +276,16 @@ impl Repository<'_> {
         path: &Path,
         progress: &dyn Progress,
     ) -> Result<(), RegistryError> {
-        let last = self.sessions.len().saturating_sub(1);
-        for (n, (session, base)) in self.sessions.iter().enumerate() {
-            let url = format!("{base}/blobs/{}", wanted.digest);
-            let result = self
-                .client
-                .download(session, &url, wanted, (&mut *file, path), progress);
-            match result {
-                Err(error) if n < last && !matches!(error, RegistryError::Cancelled) => {
-                    progress.event(Event::Mirror {
-                        name: session.name(),
-                        error: &error,
-                    });
-                }
-                result => return result,
-            }
-        }
-        Err(RegistryError::Cancelled)
+        self.anywhere(progress, |address, elsewhere| {
+            let url = format!("{}/blobs/{}", address.base, wanted.digest);
+            self.client.download(
+                (&address.session, elsewhere),
+                &url,
+                wanted,
+                (&mut *file, path),
+                progress,
+            )
+        })
     }
 
     /// Asks the mirrors, then the registry, each with patience; the last one's error counts.
@@ -279,17 +294,40 @@ impl Repository<'_> {
         progress: &dyn Progress,
         ask: impl Fn(&Session, &str) -> Result<T, RegistryError>,
     ) -> Result<T, RegistryError> {
-        let last = self.sessions.len().saturating_sub(1);
-        for (n, (session, base)) in self.sessions.iter().enumerate() {
-            match self.client.patiently(progress, || ask(session, base)) {
-                Err(error) if n < last => progress.event(Event::Mirror {
-                    name: session.name(),
-                    error: &error,
-                }),
-                result => return result,
+        self.anywhere(progress, |address, elsewhere| {
+            self.client
+                .try_at(elsewhere, progress, || ask(&address.session, &address.base))
+        })
+    }
+
+    /// Tries one address after the other, but for those that were silent before; the last one's error counts.
+    fn anywhere<T>(
+        &self,
+        progress: &dyn Progress,
+        mut work: impl FnMut(&Address, Elsewhere) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
+        let Some((last, mirrors)) = self.addresses.split_last() else {
+            return Err(RegistryError::Cancelled);
+        };
+        for mirror in mirrors {
+            if mirror.is_silent.load(Ordering::Relaxed) {
+                continue;
+            }
+            match work(mirror, Elsewhere::Yes) {
+                Err(RegistryError::Cancelled) => return Err(RegistryError::Cancelled),
+                Err(error) => {
+                    if error.is_silence() {
+                        mirror.is_silent.store(true, Ordering::Relaxed);
+                    }
+                    progress.event(Event::Mirror {
+                        name: mirror.session.name(),
+                        error: &error,
+                    });
+                }
+                found => return found,
             }
         }
-        Err(RegistryError::Cancelled)
+        work(last, Elsewhere::No)
     }
 }
 

@@ -9,7 +9,7 @@ use ureq::http::{Method, StatusCode};
 
 use super::Client;
 use super::auth::Session;
-use super::error::{Again, RegistryError};
+use super::error::{Again, Elsewhere, RegistryError};
 use super::http::{Call, Reply};
 use super::progress::{Event, Progress};
 use crate::digest::Digest;
@@ -55,10 +55,11 @@ impl Filling<'_> {
 }
 
 impl Client {
-    /// Fills the empty `file` (whose `path` is for messages) with the blob `wanted`, whose digest and size it has afterwards.
+    /// Fills the empty `file` (whose `path` is for messages) with the blob `wanted`, whose digest and size it has afterwards. A
+    /// connection that broke is taken up again; without any answer the blob is asked for only once if it can be had elsewhere.
     pub(super) fn download(
         &self,
-        session: &Session,
+        (session, elsewhere): (&Session, Elsewhere),
         url: &str,
         wanted: Wanted,
         (file, path): (&mut File, &Path),
@@ -88,6 +89,8 @@ impl Client {
                 },
                 Err(error) => error,
             };
+            let goes_on =
+                elsewhere == Elsewhere::Yes && error.is_silence() && filling.count <= before;
             if filling.count > before {
                 failures = 0;
             }
@@ -100,7 +103,7 @@ impl Client {
                 digest: wanted.digest,
                 error: &error,
             });
-            if failures >= self.settings.patience.attempts || request == MAX_REQUESTS {
+            if goes_on || failures >= self.settings.patience.attempts || request == MAX_REQUESTS {
                 return Err(error);
             }
             self.wait(again, failures, error, progress)?;

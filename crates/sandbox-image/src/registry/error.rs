@@ -283,6 +283,25 @@ impl RegistryError {
     }
 }
 
+/// Whether what is asked for may be had elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// There is no other address: it is asked with patience.
+    No,
+    /// There is: who does not answer at all is not asked again.
+    Yes,
+}
+
+impl RegistryError {
+    /// Whether there was no answer, or none that can be believed, rather than one that is of no use.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Transport { .. } | Self::Untrusted { .. } | Self::NotTls { .. }
+        )
+    }
+}
+
 /// A registry's text, cut and fit for a terminal.
 pub(super) fn printable(text: &str) -> String {
     const MOST: usize = 200;

@@ -51,6 +51,10 @@ const CASES: &[Case] = &[
         redirect_plain,
     ),
     ("mirror_that_is_wrong_is_passed_over", mirror),
+    (
+        "mirror_that_does_not_answer_is_waited_for_once",
+        silent_mirror,
+    ),
     ("pulls_of_one_layer_at_a_time_get_it_once", once),
     ("prune_during_a_pull_deletes_nothing_of_it", prune_meanwhile),
 ];
@@ -799,6 +803,30 @@ fn mirror() -> Result<(), String> {
         )?;
     }
     Ok(())
+}
+
+fn silent_mirror() -> Result<(), String> {
+    let image = served(&[simple_layer("first"), simple_layer("second")]);
+    let right = server(&image, |_, _| None);
+    // Its kernel takes connections, and nobody takes them from there.
+    let mirror = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let registry = RegistrySettings {
+        mirrors: vec![format!("http://{}", mirror.local_addr().unwrap())],
+        ..RegistrySettings::default()
+    };
+    let settings = Settings {
+        registries: [(right.name(), registry)].into(),
+        patience: Patience {
+            silence: Duration::from_secs(3),
+            ..patience()
+        },
+    };
+    let (_folder, store) = new_store();
+    let client = Client::new(settings, nobody());
+    pull_with(&store, &client, &format!("{}/demo", right.name())).map_err(|error| chain(&error))?;
+    mirror.set_nonblocking(true).unwrap();
+    let contacts = std::iter::from_fn(|| mirror.accept().ok()).count();
+    check(contacts == 1, format!("it was asked {contacts} times"))
 }
 
 fn once() -> Result<(), String> {
