@@ -7,6 +7,7 @@ use oci_spec::image::ImageConfiguration;
 
 use crate::digest::Digest;
 use crate::reference::Reference;
+use crate::store::StoreError;
 
 /// An image whose manifest and configuration were verified and whose layers are all in the store.
 #[derive(Debug, Clone)]
@@ -25,6 +26,25 @@ pub struct Image {
     pub imported: SystemTime,
     /// The bytes of all its layer files, each counted once.
     pub size: u64,
+}
+
+/// What [`crate::Store::list`] found.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Every name whose image is whole, in alphabetical order.
+    pub images: Vec<Image>,
+    /// The names of which something is damaged or missing.
+    pub damaged: Vec<DamagedImage>,
+}
+
+/// A name whose image is not whole.
+#[derive(Debug, thiserror::Error)]
+#[error("image {name} cannot be used until it is pulled or loaded again, or removed")]
+pub struct DamagedImage {
+    /// The name, as people write it.
+    pub name: String,
+    /// What is wrong.
+    pub source: StoreError,
 }
 
 /// One layer: a read-only EROFS image in the store.

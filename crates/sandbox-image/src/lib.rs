@@ -25,7 +25,7 @@ pub mod store;
 
 pub use digest::{Digest, DigestError};
 pub use give::{ArchiveFormat, GiveError};
-pub use image::{Image, ImportedImage, Layer, PulledImage, Removed};
+pub use image::{DamagedImage, Image, ImportedImage, Layer, Listing, PulledImage, Removed};
 pub use import::{ImportError, Platform, PlatformError, Pull};
 pub use layer::{HashTree, LayerError, Limits};
 pub use reference::{Reference, ReferenceError};

@@ -47,7 +47,7 @@ use oci_spec::image::ImageConfiguration;
 use sandbox_types::ContainerId;
 
 use crate::digest::Digest;
-use crate::image::{Image, Layer, Removed};
+use crate::image::{DamagedImage, Image, Layer, Listing, Removed};
 use crate::layer::{HashTree, Limits};
 use crate::reference::Reference;
 
@@ -117,17 +117,24 @@ impl Store {
         self.assemble(name, record)
     }
 
-    /// Every name in the store, in alphabetical order.
+    /// Every name in the store, in alphabetical order; a damaged image hides none of the others.
     ///
     /// # Errors
-    /// If the store cannot be read or an image in it is damaged.
-    pub fn list(&self) -> Result<Vec<Image>, StoreError> {
+    /// If the store cannot be read.
+    pub fn list(&self) -> Result<Listing, StoreError> {
         let _lock = self.lock_images_shared()?;
         let index = self.read_index()?;
-        index
-            .iter()
-            .map(|(name, record)| self.assemble(name, record))
-            .collect()
+        let mut listing = Listing::default();
+        for (name, record) in index.iter() {
+            match self.assemble(name, record) {
+                Ok(image) => listing.images.push(image),
+                Err(source) => listing.damaged.push(DamagedImage {
+                    name: shown(name),
+                    source,
+                }),
+            }
+        }
+        Ok(listing)
     }
 
     /// Takes the name `reference` away, and deletes every layer and blob that no other name and no container uses.

@@ -142,6 +142,7 @@ impl App {
         let known: Vec<String> = store
             .list()
             .unwrap_or_default()
+            .images
             .iter()
             .map(|image| image.name.to_string())
             .collect();

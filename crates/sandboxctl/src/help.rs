@@ -83,7 +83,7 @@ fn container_names() -> Vec<String> {
 fn image_names() -> Vec<String> {
     let all = app().and_then(|app| app.store().ok()?.list().ok());
     all.into_iter()
-        .flatten()
+        .flat_map(|listing| listing.images)
         .map(|one| one.name.to_string())
         .collect()
 }

@@ -59,7 +59,8 @@ pub(crate) async fn info(app: &App, args: &FormatArgs) -> Result<(), InfoError> 
             _ => stopped += 1,
         }
     }
-    let images = app.store()?.list().map_err(AppError::from)?.len();
+    let listing = app.store()?.list().map_err(AppError::from)?;
+    let images = listing.images.len() + listing.damaged.len();
     let (driver, problem) = match host::choose_driver(&config) {
         Ok((driver, notice)) => (driver.to_string(), notice.unwrap_or_default()),
         Err(error) => (String::new(), error.to_string()),

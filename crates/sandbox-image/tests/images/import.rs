@@ -128,7 +128,7 @@ fn every_form() -> Result<(), String> {
     )?;
     check(leftovers(&store) == (0, 1), "leftovers")?;
     let list = store.list().map_err(|error| chain(&error))?;
-    check(list.len() == forms.len(), "list")
+    check(list.images.len() == forms.len(), "list")
 }
 
 fn multi_arch() -> Result<(), String> {

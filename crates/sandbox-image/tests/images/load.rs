@@ -59,7 +59,7 @@ fn archive(content: &str) -> tempfile::NamedTempFile {
 
 /// What the store lists, as people write it.
 fn listed(store: &Store) -> Vec<String> {
-    let all = store.list().unwrap();
+    let all = store.list().unwrap().images;
     all.iter().map(|image| image.name.to_string()).collect()
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Barrier;
 
 use libtest_mimic::Trial;
-use sandbox_image::{Store, StoreError};
+use sandbox_image::{DamagedImage, Store, StoreError};
 use sandbox_types::ContainerId;
 
 use crate::build::{Entry, LayerBytes, Layout, chain, check, leftovers, new_store};
@@ -316,6 +316,7 @@ fn damage() -> Result<(), String> {
     let (_folder, store) = new_store();
     let layers = [simple_layer("x")];
     let path = import(&store, &layers, "a")?.layers[0].erofs_path.clone();
+    import(&store, &[simple_layer("whole")], "b")?;
     let whole = std::fs::read(&path).unwrap();
     let mut wrong = whole.clone();
     wrong[1040] ^= 1;
@@ -325,6 +326,18 @@ fn damage() -> Result<(), String> {
         check(
             matches!(error, Some(StoreError::LayerDamaged { .. })),
             format!("{error:?}"),
+        )?;
+        let listing = store.list().map_err(|error| chain(&error))?;
+        let images: Vec<String> = (listing.images.iter())
+            .map(|image| image.name.to_string())
+            .collect();
+        check(images == ["b:latest"], format!("{images:?}"))?;
+        check(
+            matches!(
+                listing.damaged.as_slice(),
+                [DamagedImage { name, source: StoreError::LayerDamaged { .. } }] if name == "a:latest"
+            ),
+            format!("{:?}", listing.damaged),
         )?;
         import(&store, &layers, "a")?;
         check(std::fs::read(&path).unwrap() == whole, "not repaired")?;
@@ -370,7 +383,7 @@ fn concurrent() -> Result<(), String> {
     let total: usize = counts.into_iter().sum::<Result<_, _>>()?;
     check(total == 3, format!("{total} layers were made"))?;
     check(
-        store.list().map_err(|error| chain(&error))?.len() == 4,
+        store.list().map_err(|error| chain(&error))?.images.len() == 4,
         "names",
     )?;
     check(leftovers(&store) == (0, 3), "leftovers")

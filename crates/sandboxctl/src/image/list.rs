@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sandbox_image::{Image, Reference};
+use sandbox_image::{Image, Listing, Reference};
 use serde_json::{Value, json};
 
 use super::ImageError;
@@ -11,6 +11,7 @@ use crate::cli::{HistoryArgs, ImageLsArgs};
 use crate::container::now;
 use crate::format::{self, Column};
 use crate::names;
+use crate::report;
 use crate::table;
 use crate::time;
 
@@ -47,7 +48,10 @@ fn short_id(image: &Image) -> String {
 }
 
 pub(super) fn ls(app: &App, args: &ImageLsArgs) -> Result<(), ImageError> {
-    let images = app.store()?.list().map_err(AppError::from)?;
+    let Listing { images, damaged } = app.store()?.list().map_err(AppError::from)?;
+    for image in &damaged {
+        report::warn(image);
+    }
     let id = |image: &Image| {
         if args.no_trunc {
             image.digest.to_string()
