@@ -14,6 +14,7 @@ mod life;
 mod networks;
 mod observe;
 mod options;
+mod others;
 mod program;
 mod volumes;
 
@@ -77,7 +78,15 @@ impl Cli {
     {
         let mut command = with_truth_values(Self::command());
         let mut matches = command.try_get_matches_from_mut(words)?;
-        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+        let mut cli =
+            Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+        match &mut cli.verb {
+            Verb::Run(args) => args.create.container.forget_zeros(),
+            Verb::Create(args) => args.create.container.forget_zeros(),
+            Verb::Update(args) => args.forget_zeros(),
+            _ => {}
+        }
+        Ok(cli)
     }
 }
 

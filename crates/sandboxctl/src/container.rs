@@ -407,6 +407,8 @@ impl Containers {
     /// The container of that name, identifier, or beginning of an identifier. One whose state cannot be read has no name that is
     /// known, and is an error that says how it is removed.
     pub(crate) fn find(&self, wanted: &str) -> Result<Container, ContainerError> {
+        // docker's names begin with a slash inside, and `inspect` shows them so.
+        let wanted = wanted.strip_prefix('/').unwrap_or(wanted);
         let (all, mut damaged) = self.scan()?;
         damaged.retain(|one| !wanted.is_empty() && one.begins_with(wanted));
         let exact = all
@@ -659,8 +661,10 @@ pub(crate) mod tests {
         let root = tempfile::tempdir().unwrap();
         let containers = Containers::open(root.path()).unwrap();
         let made = containers.create(new(None)).unwrap().container.record;
+        let shown = format!("/{}", made.name);
         for wanted in [
             made.name.as_str(),
+            shown.as_str(),
             made.id.as_str(),
             names::short(made.id.as_str()),
         ] {

@@ -113,6 +113,9 @@ pub(crate) enum NetworkError {
     /// A port that is to lead to two places.
     #[error("port {port} of this host is published twice; publish another")]
     PortTwice { port: String },
+    /// More than one network.
+    #[error("a container has one network here; give --network once")]
+    OneOnly,
     /// An option that needs a network.
     #[error("{option} needs a network, and there is none with --network none")]
     NeedsNetwork { option: &'static str },
@@ -395,13 +398,14 @@ pub(crate) fn plan(
         .add_host
         .iter()
         .any(|entry| entry.address == HostAddress::Gateway);
-    let name = match &options.network {
-        Some(NetworkMode::None) => None,
-        Some(NetworkMode::Named(name)) => {
+    let name = match options.network.as_slice() {
+        [NetworkMode::None] => None,
+        [NetworkMode::Named(name)] => {
             available()?;
             Some(name.clone())
         }
-        None => match available() {
+        [_, _, ..] => return Err(NetworkError::OneOnly),
+        [] => match available() {
             Ok(()) => Some(DEFAULT.to_owned()),
             // These say that a network is meant.
             Err(error) if wants_gateway || !options.publish.is_empty() => return Err(error),
@@ -477,6 +481,22 @@ fn check_name(name: &str) -> Result<(), NetworkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn second_network_is_refused() {
+        let config = RuntimeConfig::default();
+        for networks in [
+            vec![NetworkMode::None, NetworkMode::None],
+            vec![NetworkMode::Named("blue".to_owned()), NetworkMode::None],
+        ] {
+            let options = ContainerOptions {
+                network: networks,
+                ..ContainerOptions::default()
+            };
+            let refused = plan(&config, &"a".repeat(64), &options);
+            assert!(matches!(refused, Err(NetworkError::OneOnly)));
+        }
+    }
 
     #[test]
     fn network_from_before_they_were_kept_apart_is_kept_apart_too() {

@@ -28,6 +28,9 @@ pub(crate) enum ValueError {
     /// Not a number of processors.
     #[error("{value:?} is not a number of processors; write one from 0.01 to {max}, such as 1.5")]
     Cpus { value: String, max: u8 },
+    /// Not a weight.
+    #[error("{value:?} is not a weight; write a number from 2 to 262144, or 0 for the usual one")]
+    CpuShares { value: String },
     /// Not an environment variable.
     #[error(
         "{value:?} is not an environment variable; write NAME=VALUE, or NAME to pass on your own"
@@ -118,10 +121,10 @@ pub(crate) fn size(value: &str) -> Result<u64, ValueError> {
         .ok_or_else(wrong)
 }
 
-/// A memory limit: a size that a container can live in.
+/// A memory limit: a size that a container can live in, or 0 for none.
 pub(crate) fn memory(value: &str) -> Result<u64, ValueError> {
     let bytes = size(value)?;
-    if bytes < MIN_MEMORY_BYTES {
+    if (1..MIN_MEMORY_BYTES).contains(&bytes) {
         return Err(ValueError::MemoryTooSmall {
             value: value.to_owned(),
         });
@@ -143,15 +146,28 @@ fn decimal(text: &str, places: usize) -> Option<u128> {
     format!("{whole}{kept:0<places$}").parse().ok()
 }
 
-/// Processors, in the microseconds of each [`CPU_PERIOD_US`] that a container may run.
+/// Processors, in the microseconds of each [`CPU_PERIOD_US`] that a container may run; 0 for no limit.
 pub(crate) fn cpus(value: &str) -> Result<i64, ValueError> {
     let max = VcpuCount::MAX.get();
+    // By more digits than are kept, so that a little is not taken for nothing.
+    let is_nothing = decimal(value, 20) == Some(0);
     decimal(value, 5)
         .and_then(|n| i64::try_from(n).ok())
-        .filter(|quota| (1_000..=i64::from(max) * 100_000).contains(quota))
+        .filter(|quota| is_nothing || (1_000..=i64::from(max) * 100_000).contains(quota))
         .ok_or_else(|| ValueError::Cpus {
             value: value.to_owned(),
             max,
+        })
+}
+
+/// A weight where processor time is short (the kernel's bounds); 0 for the usual one.
+pub(crate) fn cpu_shares(value: &str) -> Result<u64, ValueError> {
+    value
+        .parse()
+        .ok()
+        .filter(|weight| matches!(weight, 0 | 2..=262_144))
+        .ok_or_else(|| ValueError::CpuShares {
+            value: value.to_owned(),
         })
 }
 
@@ -163,7 +179,8 @@ pub(crate) const CPU_PERIOD_US: u64 = 100_000;
 pub(crate) struct Variable {
     /// The name.
     pub(crate) name: String,
-    /// The value; none takes the caller's own, and unsets the variable when the caller has none.
+    /// The value; none takes the caller's own. Where the caller has none, `-e` unsets the variable, and a line of a file is
+    /// passed over (docker).
     pub(crate) value: Option<String>,
 }
 

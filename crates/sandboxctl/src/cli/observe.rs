@@ -145,7 +145,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "NUMBER", value_parser = values::cpus)]
     pub(crate) cpus: Option<i64>,
     /// The container's weight where processor time is short
-    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144))]
+    #[arg(short, long, value_name = "WEIGHT", value_parser = values::cpu_shares)]
     pub(crate) cpu_shares: Option<u64>,
     /// As many of the virtual machine's processors as the list names
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list)]
@@ -159,6 +159,21 @@ pub(crate) struct UpdateArgs {
     /// Names or IDs of containers
     #[arg(value_name = "CONTAINER", required = true)]
     pub(crate) containers: Vec<String>,
+}
+
+impl UpdateArgs {
+    /// Leaves out what is nothing: to docker a limit or a weight of 0 changes none.
+    pub(super) fn forget_zeros(&mut self) {
+        for limit in [
+            &mut self.memory,
+            &mut self.memory_reservation,
+            &mut self.cpu_shares,
+        ] {
+            *limit = limit.filter(|value| *value > 0);
+        }
+        self.cpus = self.cpus.filter(|quota| *quota > 0);
+        self.memory_swap = self.memory_swap.filter(|limit| *limit != 0);
+    }
 }
 
 /// `cp`.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 use sandbox_types::{CpusetList, MacAddress};
 
+use super::others::DockersOthers;
 use crate::values::device::{self, Device};
 use crate::values::mounts::{self, Bind, Mount, Tmpfs};
 use crate::values::namespaces::{self, Ipc, NetworkMode};
@@ -14,6 +15,8 @@ use crate::values::ports::{self, Ports};
 use crate::values::{self, Ulimit, UserName, Variable};
 
 /// The options that say what the container is.
+///
+/// docker's other options are [`DockersOthers`].
 #[derive(Debug, Default, Clone, Args)]
 pub(crate) struct ContainerOptions {
     /// Set an environment variable; NAME alone passes on your own
@@ -93,7 +96,7 @@ pub(crate) struct ContainerOptions {
 
     /// The network: its name, or none, which is a loopback interface [default: bridge]
     #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = namespaces::network, help_heading = "Names and networks")]
-    pub(crate) network: Option<NetworkMode>,
+    pub(crate) network: Vec<NetworkMode>,
     /// Have a port of this host lead to one of the container's
     #[arg(short, long, value_name = "[[ADDRESS:]PORT:]PORT[/PROTOCOL]", value_parser = ports::publish, help_heading = "Names and networks")]
     pub(crate) publish: Vec<Ports>,
@@ -160,7 +163,7 @@ pub(crate) struct ContainerOptions {
     #[arg(long, value_name = "NUMBER", value_parser = values::cpus, help_heading = "Resources")]
     pub(crate) cpus: Option<i64>,
     /// The container's weight where processor time is short
-    #[arg(short, long, value_name = "WEIGHT", value_parser = clap::value_parser!(u64).range(2..=262_144), help_heading = "Resources")]
+    #[arg(short, long, value_name = "WEIGHT", value_parser = values::cpu_shares, help_heading = "Resources")]
     pub(crate) cpu_shares: Option<u64>,
     /// As many of the virtual machine's processors as the list names; it gets so many
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list, help_heading = "Resources")]
@@ -183,7 +186,26 @@ pub(crate) struct ContainerOptions {
     #[arg(long, value_name = "NAME=VALUE", value_parser = values::storage_option, conflicts_with = "storage_size", help_heading = "Resources")]
     pub(crate) storage_opt: Option<u64>,
 
+    #[command(flatten)]
+    pub(crate) others: DockersOthers,
+
     /// Print this help
     #[arg(long, action = ArgAction::HelpShort)]
     pub(crate) help: Option<bool>,
+}
+
+impl ContainerOptions {
+    /// Leaves out what is nothing: to docker a size, a limit or a weight of 0 is none given.
+    pub(super) fn forget_zeros(&mut self) {
+        for size in [
+            &mut self.shm_size,
+            &mut self.memory,
+            &mut self.memory_reservation,
+            &mut self.cpu_shares,
+        ] {
+            *size = size.filter(|value| *value > 0);
+        }
+        self.cpus = self.cpus.filter(|quota| *quota > 0);
+        self.memory_swap = self.memory_swap.filter(|limit| *limit != 0);
+    }
 }

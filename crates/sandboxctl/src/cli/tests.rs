@@ -147,6 +147,64 @@ fn run_bad_value_is_named() {
 }
 
 #[test]
+fn run_options_of_dockers_that_are_not_there_are_refused_with_a_reason() {
+    for (words, part) in [
+        (&["--gpus", "all"][..], "kernel of its own"),
+        (&["--link", "db:db"], "--add-host"),
+        (&["--volumes-from", "a"], "-v NAME:PATH"),
+        (&["--cpu-quota", "50000"], "--cpus"),
+        (&["--cpuset-mems", "0"], "one node"),
+        (&["-P"], "-p PORT"),
+        (&["-dP"], "-p PORT"),
+        (&["--publish-all"], "-p PORT"),
+        (&["--health-cmd", "true"], "health checks"),
+        (&["--network-alias=a"], "--add-host"),
+    ] {
+        let error = parse(&[&["run"], words, &["demo"]].concat()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let args = run(&[
+        "--no-healthcheck",
+        "--expose",
+        "80",
+        "--publish-all=false",
+        "demo",
+    ]);
+    assert_eq!(args.create.program.image, "demo".parse().unwrap());
+    let help = parse(&["run", "--help"]).unwrap_err().to_string();
+    assert!(
+        !help.contains("gpus") && !help.contains("healthcheck"),
+        "{help}"
+    );
+}
+
+#[test]
+fn nothing_is_none_given() {
+    let words =
+        "--shm-size 0 -m 0 --memory-reservation 0 --memory-swap 0 --cpus 0 --cpu-shares 0 demo";
+    let options = run(&words.split_whitespace().collect::<Vec<_>>())
+        .create
+        .container;
+    assert_eq!((options.shm_size, options.memory), (None, None));
+    assert_eq!((options.cpus, options.cpu_shares), (None, None));
+    assert_eq!(
+        (options.memory_reservation, options.memory_swap),
+        (None, None)
+    );
+    match parse(&["update", "-m", "0", "--cpus", "0", "-c", "512", "a"])
+        .unwrap()
+        .verb
+    {
+        Verb::Update(args) => {
+            assert_eq!((args.memory, args.cpus), (None, None));
+            assert_eq!(args.cpu_shares, Some(512));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn root_may_stand_before_and_after_verb() {
     for words in [
         &["--root", "/r", "ps", "-a"][..],

@@ -145,7 +145,9 @@ impl Environment {
                     source,
                 })?;
             for variable in &read {
-                self.apply(variable, caller_variable);
+                if variable.value.is_some() || caller_variable(&variable.name).is_some() {
+                    self.apply(variable, caller_variable);
+                }
             }
         }
         for variable in given {

@@ -194,6 +194,20 @@ fn environment_file_comes_before_options() {
 }
 
 #[test]
+fn name_alone_that_the_caller_does_not_have_is_passed_over_in_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "A\nMINE\n").unwrap();
+    let mut case = Case::default();
+    case.image.set_env(Some(vec!["A=image".to_owned()]));
+    case.options.env_file = vec![file.path().to_owned()];
+    let environment = case.environment();
+    assert!(environment.contains(&"A=image".to_owned()));
+    assert!(environment.contains(&"MINE=my own".to_owned()));
+    case.options.env = vec![values::variable("A").unwrap()];
+    assert!(!case.environment().contains(&"A=image".to_owned()));
+}
+
+#[test]
 fn terminal_has_size_and_term() {
     let case = Case {
         terminal: Some((100, 40)),

@@ -24,6 +24,11 @@ pub(crate) enum NamespaceError {
         "{value:?} is no network's name; write none, or a name that `sandboxctl network ls` has"
     )]
     Network { value: String },
+    /// docker's long form with something of it that is not there.
+    #[error(
+        "{option:?} is not taken with --network: write the network's name alone; an address is given with --ip, --ip6 or --mac-address, and names of containers are not looked up"
+    )]
+    NetworkOption { option: String },
     /// Nothing that is known.
     #[error("{value:?} is not known; {known}")]
     Unknown { value: String, known: &'static str },
@@ -140,8 +145,17 @@ pub(crate) enum NetworkMode {
     Named(String),
 }
 
-/// `--network`.
+/// `--network`: a name, or docker's long form `name=NAME` with nothing else.
 pub(crate) fn network(value: &str) -> Result<NetworkMode, NamespaceError> {
+    if value.contains('=') {
+        let other = value.split(',').find(|part| !part.starts_with("name="));
+        return match (other, value.strip_prefix("name=")) {
+            (None, Some(name)) => network(name),
+            (other, _) => Err(NamespaceError::NetworkOption {
+                option: other.unwrap_or(value).to_owned(),
+            }),
+        };
+    }
     let is_name = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_alphanumeric())
             && name
@@ -202,6 +216,14 @@ mod tests {
         assert_eq!(network("default"), bridge);
         assert_eq!(ipc("shareable"), Ok(Ipc::Private));
         assert_eq!(ipc("none"), Ok(Ipc::None));
+        assert_eq!(network("name=bridge"), bridge);
+        for (text, named) in [
+            ("name=blue,alias=web", "alias=web"),
+            ("alias=web", "alias=web"),
+        ] {
+            let error = network(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
         assert!(network("../x").unwrap_err().to_string().contains("name"));
     }
 }

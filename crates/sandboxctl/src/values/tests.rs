@@ -43,6 +43,7 @@ fn memory_under_six_mib_is_refused() {
         Err(ValueError::MemoryTooSmall { .. })
     ));
     assert!(memory("256").is_err());
+    assert_eq!(memory("0"), Ok(0));
 }
 
 #[test]
@@ -51,7 +52,8 @@ fn cpus_become_quota() {
     assert_eq!(cpus("1.5"), Ok(150_000));
     assert_eq!(cpus(".5"), Ok(50_000));
     assert_eq!(cpus("0.01"), Ok(1_000));
-    for text in ["0", "0.001", "33", "-1", "one", "."] {
+    assert_eq!((cpus("0"), cpus("0.0")), (Ok(0), Ok(0)));
+    for text in ["0.001", "0.000001", "33", "-1", "one", "."] {
         assert!(cpus(text).is_err(), "{text}");
     }
 }
