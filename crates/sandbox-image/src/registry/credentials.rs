@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -320,7 +320,10 @@ fn read(path: &Path) -> Result<Map<String, Value>, CredentialsError> {
     })
 }
 
+/// Writes the file anew: where it is, if it is a link, and as the user's whose it was (docker does so too).
 fn write(path: &Path, config: &Map<String, Value>) -> Result<(), CredentialsError> {
+    let real = fs::canonicalize(path);
+    let path = real.as_deref().unwrap_or(path);
     let failed = |action| {
         move |source| CredentialsError::File {
             action,
@@ -344,6 +347,11 @@ fn write(path: &Path, config: &Map<String, Value>) -> Result<(), CredentialsErro
                 .open(path)
         })
         .map_err(failed("write"))?;
+    if let Ok(before) = fs::metadata(path) {
+        // Who may not give files away writes one of its own.
+        let _ =
+            std::os::unix::fs::fchown(unfinished.as_file(), Some(before.uid()), Some(before.gid()));
+    }
     serde_json::to_writer_pretty(unfinished.as_file(), config)
         .map_err(|error| failed("write")(error.into()))?;
     unfinished.as_file().sync_all().map_err(failed("write"))?;
@@ -525,6 +533,27 @@ mod tests {
         assert!(!store.remove("r.example").unwrap());
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.contains("psFormat") && text.contains("eDp5"), "{text}");
+    }
+
+    #[test]
+    fn link_stays_a_link_and_the_file_its_owners() {
+        let (folder, _) = store("{}");
+        let (real, link) = (
+            folder.path().join("config.json"),
+            folder.path().join("link.json"),
+        );
+        std::os::unix::fs::symlink("config.json", &link).unwrap();
+        // Only root can give a file away.
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            std::os::unix::fs::chown(&real, Some(12345), Some(12346)).unwrap();
+        }
+        let store = CredentialStore::at(&link);
+        store.put("r.example", "u", "p").unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(store.get("r.example").unwrap(), password("u", "p"));
+        let after = fs::metadata(&real).unwrap();
+        assert!(!is_root || (after.uid(), after.gid()) == (12345, 12346));
     }
 
     #[test]
