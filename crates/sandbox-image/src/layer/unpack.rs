@@ -233,7 +233,8 @@ impl Unpacking<'_> {
         let gid = id("group", header.gid().map_err(malformed)?)?;
         let mode = header.mode().map_err(malformed)? & 0o7777;
         let seconds = header.mtime().map_err(malformed)?;
-        let mut mtime = (i64::try_from(seconds).unwrap_or(MAX_MTIME), 0);
+        // One before 1970 is a negative number, in GNU's binary form, and read as a large one.
+        let mut mtime = (seconds.cast_signed(), 0);
         let mut xattrs: Vec<(OsString, Vec<u8>)> = Vec::new();
         let mut xattr_bytes = 0_usize;
         if let Some(records) = entry.pax_extensions().map_err(malformed)? {

@@ -105,7 +105,11 @@ fn rich() -> Vec<Entry> {
             device: (8, 1),
             ..Entry::new(EntryType::Block, "sda1")
         },
-        Entry::new(EntryType::Fifo, "pipe"),
+        Entry {
+            // Five seconds before 1970, as tar(1) writes it.
+            mtime: (-5_i64).cast_unsigned(),
+            ..Entry::new(EntryType::Fifo, "pipe")
+        },
         Entry::link("dir/again", "dir/setuid"),
         Entry {
             mode: 0o1777,
@@ -123,6 +127,8 @@ fn check_rich(root: &Path) -> Result<(), String> {
         dir.mode() & 0o7777 == 0o750 && dir.mtime() == 5,
         "folder's mode and time",
     )?;
+    let old = stat("pipe")?.mtime();
+    check(old == 0, format!("a time before 1970 is {old}"))?;
     let file = stat("dir/setuid")?;
     check(file.mode() & 0o7777 == 0o4755, "setuid")?;
     check((file.uid(), file.gid()) == (1000, 3_000_000_000), "owner")?;
