@@ -19,7 +19,8 @@ pub struct Limits {
     pub xattr_bytes: usize,
     /// Bytes of the headers of one entry: long names, PAX records, sparse maps.
     pub header_bytes: u64,
-    /// Layers of one image.
+    /// Layers of one image: as many as a container's root can be put together of (`sandbox_runtime::rootfs::MAX_MOUNTS`, with
+    /// one for the writable layer and one for the overlay).
     pub layers: usize,
 }
 
@@ -33,7 +34,7 @@ impl Default for Limits {
             devices: 4096,
             xattr_bytes: 64 << 10,
             header_bytes: 1 << 20,
-            layers: 500,
+            layers: 126,
         }
     }
 }

@@ -391,6 +391,13 @@ mod tests {
     }
 
     #[test]
+    fn image_of_as_many_layers_as_are_stored_can_be_run() {
+        let most = sandbox_image::Limits::default().layers;
+        let mounts = root_mounts(&image(most), None, Path::new("/c/rw.ext4")).unwrap();
+        assert!(mounts.len() <= sandbox_runtime::rootfs::MAX_MOUNTS);
+    }
+
+    #[test]
     fn layers_with_hash_trees_are_held_to_them() {
         let tree = |n: u8| HashTree {
             root: format!("{n:02x}").repeat(32),
