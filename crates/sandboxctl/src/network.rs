@@ -113,6 +113,14 @@ pub(crate) enum NetworkError {
     /// A port that is to lead to two places.
     #[error("port {port} of this host is published twice; publish another")]
     PortTwice { port: String },
+    /// A port at an address of a family that the network does not have.
+    #[error(
+        "nothing is forwarded from {port} to the network {network:?}, which has no IPv6; publish at an address of IPv4, or make a network with `sandboxctl network create --ipv6 NAME`"
+    )]
+    NoIpv6 { port: String, network: String },
+    /// A port at an address that the kernel forwards nothing from.
+    #[error("nothing can be forwarded from {port}; publish at 127.0.0.1 instead")]
+    Ipv6Loopback { port: String },
     /// More than one network.
     #[error("a container has one network here; give --network once")]
     OneOnly,

@@ -82,6 +82,7 @@ fn reserve(
         .ok_or_else(|| NetworkError::NotFound {
             name: plan.name.clone(),
         })?;
+    ports::check_addresses(&plan.ports, &network)?;
     let others = others(app, id)?;
     networks.forget_leases(&plan.name, &others)?;
     let mut plan = plan.clone();
@@ -418,6 +419,25 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn port_at_an_address_that_leads_nowhere_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let container = made(&app.containers().unwrap());
+        let refused = |ports: &str| reserved(&app, &container, ports).unwrap_err();
+        let error = refused("[::]::80");
+        assert!(
+            matches!(&error, NetworkError::NoIpv6 { network, .. } if network == DEFAULT),
+            "{error}"
+        );
+        let error = refused("[::1]:8080:80");
+        assert!(
+            matches!(error, NetworkError::Ipv6Loopback { .. }),
+            "{error}"
+        );
+        assert!(Attached::load(container.folder()).unwrap().is_none());
     }
 
     #[test]

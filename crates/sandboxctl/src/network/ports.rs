@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 
-use super::{Attached, NetworkError};
+use super::{Attached, Network, NetworkError};
 use crate::names;
 use crate::values::ports::Published;
 
@@ -17,6 +17,32 @@ pub(super) fn check(ports: &[Published]) -> Result<(), NetworkError> {
         if ports.iter().take(n).any(|other| clash(port, other)) {
             return Err(NetworkError::PortTwice {
                 port: port.to_string(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a port at an address from which nothing would be forwarded to a container of `network`.
+pub(super) fn check_addresses(ports: &[Published], network: &Network) -> Result<(), NetworkError> {
+    let has_ipv6 = network
+        .subnets
+        .iter()
+        .any(|subnet| subnet.gateway.is_ipv6());
+    for port in ports {
+        let Some(address) = port.address.filter(IpAddr::is_ipv6) else {
+            continue;
+        };
+        // The kernel routes nothing from or to that one, unlike 127.0.0.1 (`route_localnet`).
+        if address.is_loopback() {
+            return Err(NetworkError::Ipv6Loopback {
+                port: port.to_string(),
+            });
+        }
+        if !has_ipv6 {
+            return Err(NetworkError::NoIpv6 {
+                port: port.to_string(),
+                network: network.config.name.clone(),
             });
         }
     }

@@ -24,6 +24,8 @@ pub(crate) enum SubnetError {
     Overlap { subnet: String, other: String },
     #[error("no free range was found in 10.232.0.0/16; give one with --subnet")]
     None,
+    #[error("no free range of IPv6 was found; give one with --subnet")]
+    NoIpv6,
     #[error("the gateway {gateway} is in none of the network's ranges")]
     Gateway { gateway: IpAddr },
     #[error("a network has one range of IPv4 and one of IPv6 at most")]
@@ -173,13 +175,17 @@ fn choose_beside(
         subnets.insert(0, free.ok_or(SubnetError::None)?);
     }
     if ipv6 && !has(&subnets, false) {
-        // The number of the IPv4 range makes one of its own (RFC 4193: fd, then 40 bits).
+        // The number of the IPv4 range makes one of its own (RFC 4193: fd, then 40 bits), with eight bits in front of it for
+        // ranges that are within the same 256 addresses.
         let number = match subnets.first().map(|subnet| subnet.address) {
             Some(IpAddr::V4(ip)) => u128::from(ip.to_bits() >> 8),
             _ => 0,
         };
-        let address = Ipv6Addr::from_bits((0xfd5b_u128 << 112) | (number << 80));
-        subnets.push(Subnet::new(address.into(), 64));
+        let free = (0..256_u128)
+            .map(|n| (0xfd5b << 112) | (n << 104) | (number << 80))
+            .map(|bits| Subnet::new(Ipv6Addr::from_bits(bits).into(), 64))
+            .find(|subnet| other(subnet).is_none());
+        subnets.push(free.ok_or(SubnetError::NoIpv6)?);
     }
     Ok(subnets)
 }
@@ -224,6 +230,15 @@ mod tests {
             choose_beside(Vec::new(), false, &[], &everything),
             Err(SubnetError::None)
         );
+    }
+
+    #[test]
+    fn ranges_of_ipv6_differ_also_beside_each_other() {
+        let asked = |text: &str| vec![text.parse().unwrap()];
+        let one = choose_beside(asked("10.9.0.0/25"), true, &[], &[]).unwrap();
+        assert_eq!(one[1].to_string(), "fd5b:a:900::/64");
+        let other = choose_beside(asked("10.9.0.128/25"), true, &one, &[]).unwrap();
+        assert_eq!(other[1].to_string(), "fd5b:10a:900::/64");
     }
 
     #[test]
