@@ -32,7 +32,7 @@ use crate::values::mounts::MountError;
 use crate::values::{CPU_PERIOD_US, ValueError};
 use crate::volume::{VolumeError, Volumes};
 pub(crate) use defaults::SHM_BYTES;
-pub(crate) use files::files;
+pub(crate) use files::{files, name_servers_are_the_hosts_own};
 pub(crate) use mounts::{add_image_volumes, binds, make_sources, tmpfs};
 pub(crate) use process::{all_capabilities, command, exec_environment, exec_user};
 use security::Seccomp;

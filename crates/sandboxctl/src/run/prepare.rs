@@ -96,6 +96,11 @@ pub(super) fn plan(
     let resolver = network
         .as_ref()
         .map_or(String::new(), |_| network::resolver());
+    if options.dns.is_empty() && spec::name_servers_are_the_hosts_own(&resolver) {
+        eprintln!(
+            "sandboxctl: the container has no name server: those of this host are on a loopback address, which is not reached from a container; name one with --dns"
+        );
+    }
     let request = Request {
         id: &id,
         bundle: &bundle,

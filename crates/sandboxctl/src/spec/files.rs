@@ -70,31 +70,43 @@ fn hosts(request: &Request<'_>) -> String {
     text
 }
 
+/// Whether a container that is given none has no name server because all of the host's, by its `resolv.conf`, are the host's own.
+pub(crate) fn name_servers_are_the_hosts_own(resolver: &str) -> bool {
+    let mut servers = of_host(resolver, "nameserver").peekable();
+    servers.peek().is_some() && reachable(resolver).next().is_none()
+}
+
+/// What a host's `resolv.conf` says with a keyword.
+fn of_host<'a>(text: &'a str, keyword: &'static str) -> impl DoubleEndedIterator<Item = &'a str> {
+    text.lines()
+        .filter_map(move |line| line.trim().strip_prefix(keyword))
+        .filter(|rest| rest.starts_with([' ', '\t']))
+        .map(str::trim)
+}
+
+/// The host's name servers that a container reaches.
+fn reachable(text: &str) -> impl Iterator<Item = IpAddr> {
+    of_host(text, "nameserver")
+        .filter_map(|server| server.parse::<IpAddr>().ok())
+        .filter(|server| !server.is_loopback())
+}
+
 /// What the options say, and where they say nothing, with a network, what this host's own has. Name servers on a loopback
 /// address are the host's own and cannot be reached.
 fn resolv_conf(request: &Request<'_>) -> String {
     let options = request.options;
     let mut text = String::new();
     let host = request.network.map_or("", |network| network.resolver);
-    let of_host = |keyword: &'static str| {
-        host.lines()
-            .filter_map(move |line| line.trim().strip_prefix(keyword))
-            .filter(|rest| rest.starts_with([' ', '\t']))
-            .map(str::trim)
-    };
     for server in &options.dns {
         let _ = writeln!(text, "nameserver {server}");
     }
     if options.dns.is_empty() {
-        let reachable = of_host("nameserver")
-            .filter_map(|server| server.parse::<IpAddr>().ok())
-            .filter(|server| !server.is_loopback());
-        for server in reachable {
+        for server in reachable(host) {
             let _ = writeln!(text, "nameserver {server}");
         }
     }
     if options.dns_search.is_empty()
-        && let Some(domains) = of_host("search").next_back()
+        && let Some(domains) = of_host(host, "search").next_back()
     {
         let _ = writeln!(text, "search {domains}");
     }

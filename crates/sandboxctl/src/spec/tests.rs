@@ -664,3 +664,19 @@ fn init_and_ipc_reach_the_spec() {
             .all(|mount| mount["destination"] != "/dev/shm")
     );
 }
+
+#[test]
+fn name_servers_of_the_host_alone_are_told_apart() {
+    for (text, are) in [
+        ("nameserver 127.0.0.1\n", true),
+        (
+            "nameserver 127.0.0.53\nnameserver ::1\nsearch a.org\n",
+            true,
+        ),
+        ("nameserver 127.0.0.1\nnameserver 10.0.0.1\n", false),
+        ("search a.org\n", false),
+        ("", false),
+    ] {
+        assert_eq!(name_servers_are_the_hosts_own(text), are, "{text:?}");
+    }
+}
