@@ -90,6 +90,19 @@ impl Host {
     }
 }
 
+/// Where file systems of this type are mounted (proc_pid_mountinfo(5)); paths with blanks are left out.
+pub(crate) fn mounts_of(file_system: &str) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| {
+            let (mount, of) = line.split_once(" - ")?;
+            let path = mount.split(' ').nth(4)?;
+            (of.split(' ').next() == Some(file_system)).then(|| PathBuf::from(path))
+        })
+        .collect()
+}
+
 /// A process of ours that an attack may end.
 pub(crate) struct Decoy {
     child: Child,

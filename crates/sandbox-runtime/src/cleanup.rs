@@ -281,7 +281,8 @@ pub(crate) fn remove_dir(dir: &Path) -> Result<Removed, CleanupError> {
     }
 }
 
-/// The mount points at or below `dir`, in the order in which they were mounted (proc_pid_mountinfo(5)).
+/// The mount points at or below `dir`, in the order in which they were mounted (proc_pid_mountinfo(5)). Links on the way to `dir` are followed, so that
+/// it is no path in which a guest writes.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
     let Ok(dir) = std::fs::canonicalize(dir) else {
         return Vec::new();

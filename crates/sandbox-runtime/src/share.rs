@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! <sandbox's folder>/shared       a tmpfs of the sandbox's own
-//!   <container>/root              the container's root, when it is a folder of the host
-//!   <container>/layers/<n>        a layer that no device was left for
-//!   <container>/mounts/<n>        what bind mount n of the spec names: a folder or a file
+//!   entries                       where entries are mounted
+//!     <container>/root            the container's root, when it is a folder of the host
+//!     <container>/layers/<n>      a layer that no device was left for
+//!     <container>/mounts/<n>      what bind mount n of the spec names: a folder or a file
+//!   served                        the same for virtiofsd, read-only: the guest changes no name around the entries
 //! ```
 //!
 //! Every entry is a mount. It is made as a detached tree, given its flags (read-only where that is asked for, always
@@ -14,8 +16,9 @@
 //! before it is mounted: one unmount takes all away.
 //!
 //! The containers of a pod come and go while the machine runs. virtiofsd has its own mount namespace, made before; the
-//! tmpfs is therefore *shared* in a group of its own, of which virtiofsd's copy is a slave: what is mounted or undone in
-//! it later is mounted or undone for virtiofsd too, and nothing ever comes back from there.
+//! folder of entries is therefore *shared* in a group of its own, of which what is served, here and in virtiofsd's namespace, is a slave: what is
+//! mounted or undone in it later, with the flags that it has, is mounted or undone for virtiofsd too, and nothing ever comes back from there. Were
+//! something of the tree the guest's all the same, the runtime follows no link in it (`below`).
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +27,7 @@ use sandbox_types::ContainerId;
 
 use crate::rootfs::{DeviceAllocator, RootfsError};
 
+mod below;
 mod mount;
 
 pub use mount::{ShareError, ShareMountError, ShareProblem, is_read_only};
@@ -45,6 +49,10 @@ pub(crate) async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 
 pub(crate) const TAG: &str = "host";
 /// Name of the folder in the sandbox's own.
 pub(crate) const FOLDER: &str = "shared";
+/// Name of the folder of entries in that.
+const ENTRIES: &str = "entries";
+/// Name of what virtiofsd serves, beside it.
+const SERVED: &str = "served";
 
 /// Something of the host that the guest sees.
 #[derive(Debug, Clone, PartialEq, Eq)]

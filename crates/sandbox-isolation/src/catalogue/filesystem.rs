@@ -138,6 +138,32 @@ pub(super) const ALL: &[Case] = &[
         ..FILESYSTEM
     },
     Case {
+        name: "filesystem_share_names",
+        attempt: "makes a folder and a link, and moves what is there, around its shares: at the roots of all of them, mounted anew",
+        watch: "the folder around its shares, and every tmpfs of the host's, for what was made",
+        expected: "neither is there",
+        stage: |stage| {
+            let name = host::token()?;
+            let around = stage.shares.writable.with_file_name("");
+            let seen_there = format!("/host{}", around.display());
+            let params = json!({ "name": name, "mount": "/host", "paths": [seen_there] });
+            let judge = changed("a name was made around what is shared");
+            Ok(Scene::new("share_names", params, judge).watching(move |_| {
+                let names = [name.clone(), format!("{name}-link")];
+                let folders = host::mounts_of("tmpfs").into_iter().chain([around.clone()]);
+                let made: Vec<_> = folders
+                    .flat_map(|folder| names.clone().map(|name| folder.join(name)))
+                    .filter(|path| path.symlink_metadata().is_ok())
+                    .collect();
+                for path in &made {
+                    let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
+                }
+                (!made.is_empty()).into()
+            }))
+        },
+        ..FILESYSTEM
+    },
+    Case {
         name: "filesystem_standard_error",
         attempt: "opens what its standard error goes to for reading",
         watch: "a secret that it wrote to that file before, as a log has what others wrote",

@@ -123,7 +123,7 @@ impl HypervisorDriver for Kvm {
         let mut helpers = Vec::new();
         let mut shares = Vec::new();
         if let Some(share) = request.share {
-            let (path, process) = virtiofsd::start(request, share.folder())?;
+            let (path, process) = virtiofsd::start(request, &share.served())?;
             helpers.push(process);
             let stream =
                 UnixStream::connect(path).map_err(plumbing("a connection to virtiofsd"))?;

@@ -108,7 +108,7 @@ impl HypervisorDriver for Qemu {
             devices.block(&name, &disk, device.read_only, &device.serial)?;
         }
         if let Some(share) = request.share {
-            let (path, process) = virtiofsd::start(request, share.folder())?;
+            let (path, process) = virtiofsd::start(request, &share.served())?;
             helpers.push(process);
             let fs = format!("vhost-user-fs-device,tag={TAG}");
             devices.vhost_user("fs", &path, plumbing("a connection to virtiofsd"), &fs)?;

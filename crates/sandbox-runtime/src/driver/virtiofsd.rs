@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{DriverError, MachineRequest};
 use crate::process::{Launch, Process};
 
-/// Starts the server of the sandbox's shared folder. It listens before this returns.
+/// Starts the server of the sandbox's shared folder, as what of it `folder` is. It listens before this returns.
 pub(super) fn start(
     request: &mut MachineRequest<'_>,
     folder: &Path,

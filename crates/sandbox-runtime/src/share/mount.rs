@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use sandbox_types::ContainerId;
 
-use super::{FOLDER, SharedEntry, SharedSource};
+use super::{ENTRIES, FOLDER, SERVED, SharedEntry, SharedSource, below};
 use crate::cleanup::{CleanupError, Record, mounts_below};
 
 /// File systems that are a view of the host's kernel, by their magic numbers (statfs(2)).
@@ -91,9 +92,9 @@ fn system(action: &'static str) -> impl FnOnce(rustix::io::Errno) -> ShareProble
 #[derive(Debug, Clone)]
 pub(crate) struct ShareMounts {
     folder: PathBuf,
-    /// What is mounted there. By its path something else would be meant once it is unmounted, and what is added then would be off
+    /// Where entries are mounted. By its path something else would be meant once it is unmounted, and what is added then would be off
     /// record; in this nothing can be mounted any more.
-    root: Arc<OwnedFd>,
+    entries: Arc<OwnedFd>,
 }
 
 impl ShareMounts {
@@ -106,33 +107,11 @@ impl ShareMounts {
         };
         fs::create_dir(&folder).map_err(failed)?;
         record.add_mount(&folder)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        // It holds only mount points. A container's root that is mapped to another user goes through it in the guest;
-        // here nobody does, because the folder above is root's alone.
-        let data = "mode=0711,size=1m,nr_inodes=4k";
-        mount(Some("sandbox"), &folder, Some("tmpfs"), flags, Some(data))
-            .and_then(|()| {
-                // First out of the group of whoever shares what it is mounted on, then in one of its own: that of the
-                // virtiofsd that is yet to start.
-                [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED]
-                    .into_iter()
-                    .try_for_each(|flags| {
-                        mount(None::<&str>, &folder, None::<&str>, flags, None::<&str>)
-                    })
-            })
-            .map_err(|errno| failed(errno.into()))?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&folder, flags, Mode::empty())
-            .map_err(|errno| failed(errno.into()))?;
+        let entries = mount_folder(&folder).map_err(failed)?;
         Ok(Self {
             folder,
-            root: Arc::new(root),
+            entries: Arc::new(entries),
         })
-    }
-
-    /// What is mounted there, whether it still is or not.
-    fn root(&self) -> PathBuf {
-        format!("/proc/self/fd/{}", self.root.as_raw_fd()).into()
     }
 
     /// Adds entries, also while the guest sees the folder; refused once it has been unmounted. What was added when an error comes back goes
@@ -143,7 +122,7 @@ impl ShareMounts {
                 SharedSource::Path { path, .. } => path.clone(),
                 SharedSource::Overlay { .. } => PathBuf::from("overlay"),
             };
-            add(&self.root(), entry).map_err(|problem| ShareError {
+            add(self.entries.as_fd(), entry).map_err(|problem| ShareError {
                 field: entry.field.clone(),
                 path,
                 problem,
@@ -154,23 +133,83 @@ impl ShareMounts {
     /// Takes away every entry of a container; having none is no error. What the guest still has open stays open
     /// there, and is seen nowhere else.
     pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), CleanupError> {
-        let folder = self.folder.join(container.as_str());
-        for path in mounts_below(&folder).into_iter().rev() {
-            unmount(&path).map_err(|source| CleanupError::Mount { path, source })?;
+        let folder = self.folder.join(ENTRIES);
+        for path in self.mounted(container) {
+            // Whoever is in it need not be waited for: what is mounted in it goes with it.
+            below::parent(self.entries.as_fd(), &path)
+                .and_then(|(parent, name)| unmount(&below::path_of(&parent).join(name)))
+                .map_err(|source| CleanupError::Mount {
+                    path: folder.join(&path),
+                    source,
+                })?;
         }
-        match fs::remove_dir_all(self.root().join(container.as_str())) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(CleanupError::Folder {
-                path: folder,
-                source,
-            }),
-            _ => Ok(()),
-        }
+        let name = container.as_str();
+        below::remove(self.entries.as_fd(), name.as_ref()).map_err(|source| CleanupError::Folder {
+            path: folder.join(name),
+            source,
+        })
     }
 
-    /// Where it is.
-    pub(crate) fn folder(&self) -> &Path {
-        &self.folder
+    /// Where the entries of a container are mounted, below the folder of entries. What is mounted below them in turn may be in a folder that the
+    /// guest writes to, and is not among it.
+    fn mounted(&self, container: &ContainerId) -> Vec<PathBuf> {
+        // Its own path is the host's alone. What is in it is compared, and not looked up.
+        let Ok(folder) = fs::canonicalize(self.folder.join(ENTRIES)) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = mounts_below(&folder)
+            .iter()
+            .filter_map(|path| path.strip_prefix(&folder).ok())
+            .filter(|path| path.starts_with(container.as_str()))
+            .map(Path::to_owned)
+            .collect();
+        // What is above another comes before it.
+        found.sort();
+        found.dedup_by(|path, above| path.starts_with(above));
+        found
     }
+
+    /// What virtiofsd is to serve: the entries, in a folder that cannot be written to by it.
+    pub(crate) fn served(&self) -> PathBuf {
+        self.folder.join(SERVED)
+    }
+}
+
+/// Mounts what [`super`] describes, with no entry yet, and opens the folder of entries.
+fn mount_folder(folder: &Path) -> io::Result<OwnedFd> {
+    let none = None::<&str>;
+    // What is bound below has it from here. Nobody who follows a path on it is led off it by a link.
+    let flags = MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV
+        | MsFlags::MS_NOEXEC
+        | MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
+    let data = "mode=0711,size=1m,nr_inodes=4k";
+    mount(Some("sandbox"), folder, Some("tmpfs"), flags, Some(data))?;
+    // Out of the group of whoever shares what it is mounted on: what is mounted in it is seen nowhere else.
+    mount(none, folder, none, MsFlags::MS_PRIVATE, none)?;
+    let (entries, served) = (folder.join(ENTRIES), folder.join(SERVED));
+    fs::create_dir(&entries)?;
+    fs::create_dir(&served)?;
+    // It holds only mount points. A container's root that is mapped to another user goes through it in the guest;
+    // here nobody does, because the folder above is root's alone.
+    fs::set_permissions(&entries, fs::Permissions::from_mode(0o711))?;
+    mount(Some(&entries), &entries, none, MsFlags::MS_BIND, none)?;
+    // A group of its own: that of what is served, here and in the namespace of the virtiofsd that is yet to start.
+    mount(none, &entries, none, MsFlags::MS_SHARED, none)?;
+    let tree = rustix::mount::open_tree(
+        CWD,
+        &entries,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?;
+    let attributes = Attributes {
+        read_only: true,
+        follows_host: true,
+    };
+    set_attributes(tree.as_fd(), attributes)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, &served, flags)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(&entries, flags, Mode::empty())?)
 }
 
 /// The shared folder could not be made.
@@ -193,8 +232,13 @@ pub enum ShareMountError {
     Record(#[from] CleanupError),
 }
 
-fn add(folder: &Path, entry: &SharedEntry) -> Result<(), ShareProblem> {
-    let target = folder.join(&entry.path);
+fn add(entries: BorrowedFd<'_>, entry: &SharedEntry) -> Result<(), ShareProblem> {
+    let place = |is_folder| {
+        below::make(entries, &entry.path, is_folder).map_err(|source| ShareProblem::System {
+            action: "make a place for",
+            source,
+        })
+    };
     let attributes = Attributes {
         read_only: entry.read_only,
         follows_host: matches!(
@@ -211,10 +255,7 @@ fn add(folder: &Path, entry: &SharedEntry) -> Result<(), ShareProblem> {
         } => {
             let tree = clone_tree(path, *recursive)?;
             let is_folder = check_source(path, tree.as_fd())?;
-            make_target(&target, is_folder).map_err(|source| ShareProblem::System {
-                action: "make a place for",
-                source,
-            })?;
+            let place = place(is_folder)?;
             set_attributes(tree.as_fd(), attributes).map_err(|source| ShareProblem::System {
                 action: "protect",
                 source,
@@ -222,22 +263,19 @@ fn add(folder: &Path, entry: &SharedEntry) -> Result<(), ShareProblem> {
             rustix::mount::move_mount(
                 tree.as_fd(),
                 "",
-                CWD,
-                &target,
-                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+                place,
+                "",
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
             )
             .map_err(system("mount"))
         }
         SharedSource::Overlay { options } => {
             let MountOptions { flags, data } = parse_options(options);
-            make_target(&target, true).map_err(|source| ShareProblem::System {
-                action: "make a place for",
-                source,
-            })?;
-            // The options of many layers are longer than fsconfig(2) takes. The parent is private: it goes nowhere else.
+            let place = place(true)?;
+            // The options of many layers are longer than fsconfig(2) takes.
             mount(
                 Some("overlay"),
-                &target,
+                &below::path_of(&place),
                 Some("overlay"),
                 flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
                 Some(data.as_str()),
@@ -292,20 +330,11 @@ fn check_source(path: &Path, tree: BorrowedFd<'_>) -> Result<bool, ShareProblem>
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-fn make_target(target: &Path, is_folder: bool) -> io::Result<()> {
-    if is_folder {
-        return fs::create_dir_all(target);
-    }
-    if let Some(parent) = target.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::File::create_new(target).map(drop)
-}
-
 /// What is set on every mount of an entry.
 #[derive(Debug, Clone, Copy)]
 struct Attributes {
     read_only: bool,
+    /// What is mounted in the source later appears in it, and nothing the other way.
     follows_host: bool,
 }
 
@@ -483,55 +512,153 @@ mod tests {
         }
     }
 
-    #[test]
-    fn shared_folder_that_was_unmounted_takes_nothing_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let source = tempfile::tempdir().unwrap();
-        let mut record = Record::new(dir.path());
-        let mounts = match ShareMounts::make(dir.path(), &mut record) {
-            Ok(mounts) => mounts,
-            // Without privilege nothing is mounted.
+    /// None without privilege, as nothing can be mounted then.
+    fn make(dir: &Path) -> Option<ShareMounts> {
+        match ShareMounts::make(dir, &mut Record::new(dir)) {
+            Ok(mounts) => Some(mounts),
             Err(ShareMountError::Folder { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                return;
+                None
             }
             Err(error) => panic!("{error}"),
-        };
-        let container = ContainerId::new("c1").unwrap();
-        let entry = SharedEntry {
-            path: "c1/mounts/0".into(),
+        }
+    }
+
+    fn entry(path: &str, source: &Path) -> SharedEntry {
+        SharedEntry {
+            path: path.into(),
             field: "mounts[0].source".to_owned(),
             source: SharedSource::Path {
-                path: source.path().to_owned(),
+                path: source.to_owned(),
                 recursive: true,
                 follows_host: false,
             },
             read_only: false,
+        }
+    }
+
+    fn mounted_tmpfs(at: &Path) {
+        fs::create_dir_all(at).unwrap();
+        let none = None::<&str>;
+        mount(Some("test"), at, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    }
+
+    fn action(error: &ShareError) -> &'static str {
+        match error.problem {
+            ShareProblem::System { action, .. } => action,
+            _ => "",
+        }
+    }
+
+    #[test]
+    fn shared_folder_that_was_unmounted_takes_nothing_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        let Some(mounts) = make(dir.path()) else {
+            return;
         };
-        let entries = [entry];
+        let container = ContainerId::new("c1").unwrap();
+        let entries = [entry("c1/mounts/0", source.path())];
         mounts.add(&entries).unwrap();
         fs::write(source.path().join("f"), "").unwrap();
-        assert!(mounts.folder().join("c1/mounts/0/f").exists());
+        for seen in [mounts.served(), mounts.folder.join(ENTRIES)] {
+            assert!(seen.join("c1/mounts/0/f").exists(), "{}", seen.display());
+        }
         mounts.remove(&container).unwrap();
-        assert!(!mounts.folder().join("c1").exists());
+        assert!(!mounts.served().join("c1").exists());
         mounts.add(&entries).unwrap();
-        assert!(unmount(mounts.folder()).unwrap());
+        assert!(unmount(&mounts.folder).unwrap());
         assert_eq!(mounts_below(dir.path()), Vec::<PathBuf>::new());
         mounts.remove(&container).unwrap();
-        let problem = mounts.add(&entries).unwrap_err().problem;
-        assert!(
-            matches!(
-                problem,
-                ShareProblem::System {
-                    action: "mount",
-                    ..
-                }
-            ),
-            "{problem}"
-        );
-        assert!(!mounts.folder().join("c1").exists());
+        let error = mounts.add(&entries).unwrap_err();
+        assert_eq!(action(&error), "mount", "{error}");
+        assert!(!mounts.served().join("c1").exists());
         assert!(source.path().join("f").exists());
+    }
+
+    #[test]
+    fn served_folder_is_read_only_and_its_entries_are_what_they_were_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        mounted_tmpfs(&source.path().join("inner"));
+        let Some(mounts) = make(dir.path()) else {
+            return;
+        };
+        let read_only = SharedEntry {
+            read_only: true,
+            ..entry("c1/mounts/1", source.path())
+        };
+        let entries = [entry("c1/mounts/0", source.path()), read_only];
+        mounts.add(&entries).unwrap();
+        let served = mounts.served();
+        let mode = fs::metadata(&served).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o711);
+        for made in ["new", "c1/new", "c1/mounts/new", "c1/mounts/1/new"] {
+            let error = fs::create_dir(served.join(made)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem, "{made}");
+        }
+        let moved = fs::rename(served.join("c1"), served.join("c2")).unwrap_err();
+        assert_eq!(moved.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let linked = std::os::unix::fs::symlink("/", served.join("link")).unwrap_err();
+        assert_eq!(linked.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        fs::write(served.join("c1/mounts/0/new"), "").unwrap();
+        fs::write(served.join("c1/mounts/0/inner/new"), "").unwrap();
+        assert!(source.path().join("inner/new").exists());
+        // Both go with one of them in use.
+        let busy = fs::File::open(served.join("c1/mounts/0/inner/new")).unwrap();
+        mounts.remove(&ContainerId::new("c1").unwrap()).unwrap();
+        assert!(!served.join("c1").exists());
+        drop(busy);
+        assert!(source.path().join("inner/new").exists());
+        assert!(unmount(&mounts.folder).unwrap());
+        assert!(unmount(&source.path().join("inner")).unwrap());
+    }
+
+    #[test]
+    fn link_in_place_of_a_container_leads_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let source = tempfile::tempdir().unwrap();
+        let Some(mounts) = make(dir.path()) else {
+            return;
+        };
+        fs::write(source.path().join("f"), "").unwrap();
+        mounts.add(&[entry("c1/root", source.path())]).unwrap();
+        let folder = mounts.folder.join(ENTRIES);
+        fs::rename(folder.join("c1"), folder.join("away")).unwrap();
+        for path in ["root", "mounts/0"] {
+            mounted_tmpfs(&other.path().join(path));
+        }
+        fs::write(other.path().join("root/kept"), "").unwrap();
+        std::os::unix::fs::symlink(other.path(), folder.join("c1")).unwrap();
+        let before = mounts_below(other.path());
+        for path in ["c1/root", "c1/mounts/1"] {
+            let error = mounts.add(&[entry(path, source.path())]).unwrap_err();
+            assert_eq!(action(&error), "make a place for", "{error}");
+        }
+        let overlay = SharedEntry {
+            source: SharedSource::Overlay {
+                options: vec![format!(
+                    "lowerdir={}:{}",
+                    source.path().display(),
+                    dir.path().display()
+                )],
+            },
+            ..entry("c1/root", source.path())
+        };
+        let error = mounts.add(&[overlay]).unwrap_err();
+        assert_eq!(action(&error), "make a place for", "{error}");
+        mounts.remove(&ContainerId::new("c1").unwrap()).unwrap();
+        assert_eq!(mounts_below(other.path()), before);
+        assert!(other.path().join("root/kept").exists());
+        assert!(!other.path().join("mounts/1").exists());
+        assert!(!folder.join("c1").is_symlink());
+        // What it was goes with the folder.
+        assert!(unmount(&mounts.folder).unwrap());
+        for path in before {
+            assert!(unmount(&path).unwrap());
+        }
     }
 
     proptest! {

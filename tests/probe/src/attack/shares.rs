@@ -16,6 +16,7 @@ use crate::look;
 pub(super) const ALL: &[Attempt] = &[
     ("share_hard_links", hard_links),
     ("share_parents", parents),
+    ("share_names", names),
     ("grow", grow),
     ("flood", flood),
 ];
@@ -57,33 +58,9 @@ fn on_the_whole(file: &Path, write: &dyn Fn(&Path) -> Value) -> Value {
     let Some(name) = file.file_name() else {
         return Value::Null;
     };
-    let at = Path::new("/tmp/whole");
-    let _ = fs::create_dir(at);
     let mut seen = Vec::new();
-    for device in fs::read_dir("/sys/fs/virtiofs")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let tag = fs::read_to_string(device.path().join("tag")).unwrap_or_default();
-        let tag = tag.trim();
-        let mounted = mount(
-            Some(tag),
-            at,
-            Some("virtiofs"),
-            MsFlags::empty(),
-            None::<&str>,
-        );
-        seen.push(json!({ "tag": tag, "mounted": look::outcome(mounted) }));
-        if mounted.is_err() {
-            continue;
-        }
-        let entries: Vec<PathBuf> = fs::read_dir(at)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
+    let devices = on_every_device(&mut |at| {
+        let entries = entries_of(at);
         for from in entries.iter().map(|entry| entry.join(name)) {
             if !from.exists() {
                 continue;
@@ -95,9 +72,82 @@ fn on_the_whole(file: &Path, write: &dyn Fn(&Path) -> Value) -> Value {
             }
             seen.push(json!({ "written": write(&from) }));
         }
-        let _ = nix::mount::umount(at);
+    });
+    json!({ "devices": devices, "seen": seen })
+}
+
+fn entries_of(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Has `look_around` at the root of every virtio-fs device, mounted anew. Says which there are and whether they could be mounted.
+fn on_every_device(look_around: &mut dyn FnMut(&Path)) -> Value {
+    let at = Path::new("/tmp/whole");
+    let _ = fs::create_dir(at);
+    let mut seen = Vec::new();
+    for device in entries_of(Path::new("/sys/fs/virtiofs")) {
+        let tag = fs::read_to_string(device.join("tag")).unwrap_or_default();
+        let tag = tag.trim();
+        let mounted = mount(
+            Some(tag),
+            at,
+            Some("virtiofs"),
+            MsFlags::empty(),
+            None::<&str>,
+        );
+        seen.push(json!({ "tag": tag, "mounted": look::outcome(mounted) }));
+        if mounted.is_ok() {
+            look_around(at);
+            let _ = nix::mount::umount(at);
+        }
     }
     seen.into()
+}
+
+/// Makes a folder and a link to the root, called after `name`, in the folders `paths`, of which the mount at `mount` is made writable before, and at
+/// the root of every virtio-fs device, and below what is there already; and gives that another name for a moment.
+fn names(params: &Value) -> Value {
+    let name = text(params, "name");
+    let none = None::<&str>;
+    let writable = mount(
+        none,
+        text(params, "mount"),
+        none,
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND,
+        none,
+    );
+    let try_in = |folder: &Path| {
+        let made = fs::create_dir(folder.join(name));
+        let linked = std::os::unix::fs::symlink("/", folder.join(format!("{name}-link")));
+        json!({
+            "folder": folder,
+            "made": look::io_outcome(made),
+            "linked": look::io_outcome(linked),
+        })
+    };
+    let mut seen: Vec<_> = texts(params, "paths")
+        .iter()
+        .map(|path| try_in(Path::new(path)))
+        .collect();
+    let devices = on_every_device(&mut |at| {
+        seen.push(try_in(at));
+        for entry in entries_of(at) {
+            let moved = at.join(format!("{name}-moved"));
+            let renamed = fs::rename(&entry, &moved);
+            if renamed.is_ok() {
+                // It is the guest's own share, which is needed for what follows.
+                let _ = fs::rename(&moved, &entry);
+            }
+            seen.push(json!({ "entry": entry, "renamed": look::io_outcome(renamed) }));
+            seen.push(try_in(&entry));
+        }
+    });
+    json!({ "devices": devices, "writable": look::outcome(writable), "seen": seen })
 }
 
 /// Goes up by `..` to `target` from a folder of the share `path` that another process moves to another depth all the while, which
