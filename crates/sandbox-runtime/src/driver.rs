@@ -40,8 +40,8 @@ mod qemu;
 mod tsc;
 mod virtiofsd;
 
-pub(crate) use memory::MemoryControl;
 pub use memory::MemoryError;
+pub(crate) use memory::{MemoryControl, SentRequests};
 
 /// The base of the guest kernel's command line, in one line of a file, which the benchmark of the bare boot reads too. `vda` is always the
 /// guest image.

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use super::passing::Passing;
 use super::{
     BegunMachine, DriverError, HypervisorDriver, MachineBasis, MachineRequest, MemoryControl,
-    Parts, ROOT_SERIAL, open, open_disk, plumbing, virtiofsd,
+    Parts, ROOT_SERIAL, SentRequests, open, open_disk, plumbing, virtiofsd,
 };
 use crate::cleanup::Record;
 use crate::console::{Console, printable};
@@ -189,17 +189,19 @@ impl HypervisorDriver for Kvm {
             .map_err(plumbing("the control socket"))?;
         let (events, requests) = control.into_split();
         let (said, set) = watch::channel(None);
+        let sent = SentRequests::default();
         process.attach(tokio::spawn(read_events(
             events,
             Arc::clone(&self.report),
             Arc::clone(&request.timeline),
+            sent.clone(),
             said,
         )));
         Ok(Parts {
             process,
             helpers,
             console,
-            memory: Some(MemoryControl::new(requests, set)),
+            memory: Some(MemoryControl::new(requests, sent, set)),
         })
     }
 
@@ -241,14 +243,17 @@ fn config_file(config: &MonitorConfig) -> std::io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Reads events until the monitor is gone. It runs a guest that may have taken it over, so its lines are bounded.
+/// Reads events until the monitor is gone. It runs a guest that may have taken it over, so its lines are bounded, and so is how often it is heard to
+/// refuse a request: once for each that was sent.
 async fn read_events(
     control: impl AsyncRead + Unpin,
     report: Arc<Mutex<Report>>,
     timeline: Arc<Timeline>,
+    sent: SentRequests,
     memory: watch::Sender<Option<MemMib>>,
 ) {
     let mut control = BufReader::new(control);
+    let mut refused = 0_usize;
     loop {
         let mut line = Vec::new();
         let mut bounded = (&mut control).take(MAX_EVENT_BYTES as u64);
@@ -278,7 +283,12 @@ async fn read_events(
             MonitorEvent::MemorySet { memory: now } => {
                 memory.send_replace(Some(now));
             }
+            MonitorEvent::Refused { .. } if refused >= sent.count() => {
+                tracing::warn!("the monitor refuses what it was not asked for");
+                return;
+            }
             MonitorEvent::Refused { message } => {
+                refused = refused.saturating_add(1);
                 let message = printable(message.as_bytes(), MAX_DETAIL_BYTES);
                 tracing::warn!(reason = message, "the monitor refuses a request");
             }
@@ -435,9 +445,25 @@ mod tests {
         let report = Arc::default();
         let timeline = Arc::new(Timeline::new(None));
         let (said, set) = watch::channel(None);
-        read_events(ours, Arc::clone(&report), Arc::clone(&timeline), said).await;
+        let sent = SentRequests::default();
+        read_events(ours, Arc::clone(&report), Arc::clone(&timeline), sent, said).await;
         assert_eq!(*set.borrow(), Some(MemMib::new(256).unwrap()));
         assert_eq!(timeline.marks().len(), 2);
         assert!(report.lock().unwrap().exit.is_none());
+    }
+
+    #[tokio::test]
+    async fn monitor_that_refuses_more_than_it_is_asked_is_heard_no_more() {
+        let refused = b"{\"event\":\"refused\",\"message\":\"no\"}\n";
+        let set = b"{\"event\":\"memory-set\",\"memory\":256}\n";
+        for (requests, is_heard) in [(0, false), (1, false), (2, true), (3, true)] {
+            let sent = SentRequests::default();
+            (0..requests).for_each(|_| sent.add());
+            let (said, heard) = watch::channel(None);
+            let events = [&refused[..], refused, set].concat();
+            let timeline = Arc::new(Timeline::new(None));
+            read_events(&events[..], Arc::default(), timeline, sent, said).await;
+            assert_eq!(heard.borrow().is_some(), is_heard, "{requests}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sandbox_types::MemMib;
@@ -45,14 +46,36 @@ pub enum MemoryError {
 #[derive(Debug, Clone)]
 pub(crate) struct MemoryControl {
     socket: Arc<Mutex<OwnedWriteHalf>>,
+    sent: SentRequests,
     /// What the guest's driver has last been done with in all.
     set: watch::Receiver<Option<MemMib>>,
 }
 
+/// How many requests the monitor has been sent since its guest runs, for whoever hears what becomes of them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SentRequests(Arc<AtomicUsize>);
+
+impl SentRequests {
+    /// One is about to be sent.
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 impl MemoryControl {
-    pub(crate) fn new(socket: OwnedWriteHalf, set: watch::Receiver<Option<MemMib>>) -> Self {
+    /// Sends requests on `socket` and counts them in `sent`; `set` is what is answered.
+    pub(crate) fn new(
+        socket: OwnedWriteHalf,
+        sent: SentRequests,
+        set: watch::Receiver<Option<MemMib>>,
+    ) -> Self {
         Self {
             socket: Arc::new(Mutex::new(socket)),
+            sent,
             set,
         }
     }
@@ -63,6 +86,8 @@ impl MemoryControl {
         let mut line =
             serde_json::to_vec(&request).map_err(|error| MemoryError::Ask(error.into()))?;
         line.push(b'\n');
+        // Before it can be answered.
+        self.sent.add();
         let written = self.socket.lock().await.write_all(&line).await;
         written.map_err(MemoryError::Ask)?;
         let mut set = self.set.clone();
@@ -91,7 +116,7 @@ mod tests {
         let (mut monitor, ours) = UnixStream::pair().unwrap();
         let (_, writer) = ours.into_split();
         let (said, set) = watch::channel(None);
-        let control = MemoryControl::new(writer, set);
+        let control = MemoryControl::new(writer, SentRequests::default(), set);
         let asked = tokio::spawn({
             let control = control.clone();
             async move { control.set(mib(256)).await }
@@ -116,7 +141,7 @@ mod tests {
         let (_monitor, ours) = UnixStream::pair().unwrap();
         let (_, writer) = ours.into_split();
         let (_said, set) = watch::channel(None);
-        let control = MemoryControl::new(writer, set);
+        let control = MemoryControl::new(writer, SentRequests::default(), set);
         assert!(matches!(
             control.set(mib(256)).await,
             Err(MemoryError::Timeout)

@@ -174,6 +174,7 @@ mod tests {
     use ttrpc::r#async::{Server, TtrpcContext};
 
     use super::*;
+    use crate::driver::SentRequests;
 
     /// An agent whose kernel hands out so many bytes.
     struct Stub(Arc<AtomicU64>);
@@ -220,7 +221,11 @@ mod tests {
         tokio::spawn(obey(monitor.into_split().0, said));
         let live = LiveSize {
             most: size(1024, 1),
-            memory: Some(MemoryControl::new(ours.into_split().1, set)),
+            memory: Some(MemoryControl::new(
+                ours.into_split().1,
+                SentRequests::default(),
+                set,
+            )),
             // Of 256 MiB it hands out 200.
             kept_bytes: 56 * MIB,
             config: Config::default(),
