@@ -1,6 +1,6 @@
 //! Resource limits (setrlimit(2)).
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandbox_types::jail::JailLimits;
 
 use crate::JailError;
@@ -30,4 +30,22 @@ pub fn set(limits: &JailLimits) -> Result<(), JailError> {
         })?;
     }
     Ok(())
+}
+
+/// Lets no file become longer than `bytes` by what the process does from now on, nor than it may become already. `SIGXFSZ`, which ends a process that
+/// tries, is the caller's to ignore.
+///
+/// # Errors
+/// [`JailError::Limit`].
+pub fn lower_file_bytes(bytes: u64) -> Result<(), JailError> {
+    let now = getrlimit(Resource::Fsize);
+    let lower = |limit: Option<u64>| Some(limit.map_or(bytes, |limit| limit.min(bytes)));
+    let lowered = Rlimit {
+        current: lower(now.current),
+        maximum: lower(now.maximum),
+    };
+    setrlimit(Resource::Fsize, lowered).map_err(|errno| JailError::Limit {
+        what: "file sizes",
+        source: errno.into(),
+    })
 }

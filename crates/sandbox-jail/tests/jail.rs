@@ -20,6 +20,7 @@ use rustix::process::{
     pidfd_open,
 };
 use sandbox_jail::landlock::{self, Landlock};
+use sandbox_jail::limits::lower_file_bytes;
 use sandbox_jail::{JailError, enter};
 use sandbox_types::jail::{JailAccess, JailConfig, JailLimits, JailMount, JailRoot};
 use serde_json::{Value, json};
@@ -32,6 +33,9 @@ const BETWEEN: &str = "JAIL_TEST_BETWEEN";
 const USER: u32 = 1_899_999_999;
 /// `CAP_CHOWN`, and one with a high number, `CAP_SETFCAP`.
 const SOME_CAPABILITIES: u64 = 1 | 1 << 31;
+
+/// To what one that was given no limit of file sizes lowers it, in bytes.
+const LOWERED: u64 = 4096;
 
 type Case = fn() -> Result<()>;
 
@@ -81,6 +85,10 @@ fn jailed(config: &str) -> ExitCode {
         std::mem::forget(UnixStream::pair()?);
         let parent = pidfd_open(getppid().context("no parent")?, PidfdFlags::empty())?;
         let landlock = enter(&config, parent)?;
+        if config.limits.file_bytes.is_none() {
+            lower_file_bytes(LOWERED)?;
+            lower_file_bytes(LOWERED + 1)?;
+        }
         Ok(report(&config, landlock))
     };
     let report = entered().unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
@@ -410,6 +418,12 @@ fn keeps_its_root() -> Result<()> {
     ] {
         expect(field, jailed.status(field)?, wanted)?;
     }
+    let lowered = LOWERED.to_string();
+    ensure!(
+        jailed.limit("Max file size")? == [lowered.as_str(), lowered.as_str()],
+        "{:?}",
+        jailed.limit("Max file size")?
+    );
     for (namespace, ours) in [
         ("mnt", true),
         ("ipc", false),

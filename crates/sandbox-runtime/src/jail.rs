@@ -137,7 +137,7 @@ impl SandboxJail {
         Path::new(PORTS).join(name)
     }
 
-    /// For the monitor, which writes the guest's disks.
+    /// For the monitor, which writes the guest's disks. When it knows them, it sees to it itself that no file becomes longer.
     pub(crate) fn monitor(&self) -> JailConfig {
         let ports = JailMount {
             source: self.ports.clone(),

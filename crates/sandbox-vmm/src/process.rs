@@ -1,5 +1,5 @@
 //! What the process is, before it does anything.
-#![expect(unsafe_code, reason = "mallopt has no safe wrapper")]
+#![expect(unsafe_code, reason = "mallopt and signal have no safe wrappers")]
 
 use std::panic;
 
@@ -13,6 +13,13 @@ pub fn prepare() {
     one_arena();
     // The default hook opens files of /proc where RUST_BACKTRACE asks for a backtrace.
     panic::set_hook(Box::new(|panic| eprintln!("sandbox-vmm: {panic}")));
+}
+
+/// Has what would make a file longer than it may become fail, as with any other error, instead of end the process. What is executed later would
+/// ignore it too.
+pub fn ignore_file_limit() {
+    // SAFETY: no handler is installed: the signal is dropped.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// With more than one arena, glibc's allocator reads `/proc/sys/vm/overcommit_memory` and counts processors when it

@@ -8,11 +8,12 @@ use std::io;
 use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_jail::seccomp::SeccompError;
 use sandbox_types::monitor::{
-    CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest,
+    CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest, console_ring,
 };
 
 use crate::control::{ConfigError, Control, FirstRequestError, read_config};
@@ -24,6 +25,7 @@ use crate::machine::{
     self, LoadedMachine, Machine, MachineBasis, MachineError, MachineParts, RunningMachine,
 };
 use crate::memory::Sharing;
+use crate::process;
 use crate::seccomp::Confinement;
 use crate::virtio::mem::MemorySize;
 
@@ -144,7 +146,7 @@ fn run_machine(
         loaded.share()?;
     }
     let devices = Devices::make(&loaded, devices, passed)?;
-    let size = devices.size;
+    let (size, file_bytes) = (devices.size, devices.file_bytes);
     let parts = MachineParts {
         window: devices.window,
         later: devices.later,
@@ -153,6 +155,7 @@ fn run_machine(
         confinement,
     };
     let machine = Machine::build(loaded, parts)?;
+    bound_files(file_bytes)?;
     let (running, first_instruction_ns) = machine.start(monotonic_ns)?;
     control.tell(&MonitorEvent::Started {
         process_ns,
@@ -166,6 +169,20 @@ fn run_machine(
     // end. The process ends, and the kernel does it.
     std::mem::forget(running);
     Ok(end)
+}
+
+/// Lets no file become longer than the longest that the guest's devices write: who takes the monitor over does not fill the host's file systems by
+/// its disks. Everything that the monitor makes itself has its length by now.
+fn bound_files(device_bytes: u64) -> Result<(), RunError> {
+    let console = u64::try_from(console_ring::FILE_BYTES).unwrap_or(u64::MAX);
+    // What it says is not to fail: by hand, it may go to a file, which is as long as it is. The runtime reads it from a pipe.
+    let errors = rustix::fs::fstat(rustix::stdio::stderr());
+    if errors.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_file()) {
+        return Ok(());
+    }
+    process::ignore_file_limit();
+    let lowered = sandbox_jail::limits::lower_file_bytes(device_bytes.max(console));
+    Ok(lowered.map_err(EnterError::from)?)
 }
 
 /// Duplicates a descriptor to a high number and closes it again.

@@ -23,6 +23,7 @@ type Call = (&'static str, libc::c_long, [i64; 6]);
 
 const CODE: i64 = (libc::PROT_READ | libc::PROT_EXEC) as i64;
 const DATA: i64 = (libc::PROT_READ | libc::PROT_WRITE) as i64;
+const HOLE: i64 = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as i64;
 const PRIVATE: i64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as i64;
 
 /// What no thread may do.
@@ -144,6 +145,12 @@ const FORBIDDEN: &[Call] = &[
         [-1, 0, 0, 0, 0, 0],
     ),
     ("faults of another", libc::SYS_userfaultfd, [0; 6]),
+    ("a longer file", libc::SYS_fallocate, [-1, 0, 0, 1, 0, 0]),
+    (
+        "room behind a file's end",
+        libc::SYS_fallocate,
+        [-1, libc::FALLOC_FL_KEEP_SIZE as i64, 0, 1, 0, 0],
+    ),
     ("a key", libc::SYS_keyctl, [0; 6]),
 ];
 
@@ -174,8 +181,8 @@ const SPECIAL: &[(Call, &[ThreadKind])] = &[
         &[ThreadKind::Block],
     ),
     (
-        ("holes", libc::SYS_fallocate, [-1, 0, 0, 0, 0, 0]),
-        &[ThreadKind::Block],
+        ("holes", libc::SYS_fallocate, [-1, HOLE, 0, 0, 0, 0]),
+        &[ThreadKind::Block, ThreadKind::Mem],
     ),
     (
         (

@@ -201,6 +201,27 @@ impl Looked {
         Ok(())
     }
 
+    /// No file becomes longer by it than the longest that is open already.
+    fn expect_bounded_files(&self) -> Result<()> {
+        let text = fs::read_to_string(self.folder.join("limits"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Max file size"));
+        let words: Vec<_> = line.unwrap_or("").split_whitespace().take(2).collect();
+        let longest = fs::read_dir(self.folder.join("fd"))?
+            .filter_map(|entry| fs::metadata(entry.ok()?.path()).ok())
+            .filter(fs::Metadata::is_file)
+            .map(|file| file.len())
+            .max()
+            .unwrap_or(0);
+        let is_bounded = |word: &&str| word.parse::<u64>().is_ok_and(|limit| limit <= longest);
+        ensure!(
+            words.len() == 2 && words.iter().all(is_bounded),
+            "Max file size is {line:?}, and the longest file has {longest} bytes"
+        );
+        Ok(())
+    }
+
     /// Nothing is in its root but these, all of it read-only; nothing is open of the host's that could be entered.
     fn expect_root(&self, allowed: &[&str]) -> Result<()> {
         let table = fs::read_to_string(self.folder.join("mountinfo"))?;
@@ -274,6 +295,9 @@ fn jailed(world: &World) -> Result<()> {
             ])?;
             it.expect_namespaces(&["mnt", "pid", "net", "ipc", "uts", "cgroup"])?;
             it.expect_limits(&["Max core file size", "Max locked memory"])?;
+            if *part != "qemu-system-x86_64" {
+                it.expect_bounded_files()?;
+            }
             it.expect_root(may_be_mounted(part))?;
             it.expect_no_environment()?;
             // Nobody but root may look at a process that cannot be dumped. QEMU executes itself anew, which makes it so again.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 
+use rustix::fs::FileType;
 use sandbox_types::MemMib;
 use sandbox_types::monitor::{BlockConfig, MachineDevices, NetConfig, PmemConfig};
 
@@ -81,6 +82,8 @@ pub(super) struct Devices {
     pub(super) later: Option<Later>,
     /// How much memory the guest is to have, where that can change.
     pub(super) size: Option<MemorySize>,
+    /// How long the longest file is that a device writes.
+    pub(super) file_bytes: u64,
 }
 
 impl Devices {
@@ -92,8 +95,12 @@ impl Devices {
     ) -> Result<Self, DevicesError> {
         let mut all: Vec<Box<dyn VirtioDevice>> = Vec::new();
         let pace = DiskPace::new(&request.disk_limits);
+        let mut file_bytes = 0;
         for (index, disk) in request.block.iter().enumerate() {
             let fd = passed.take(disk.fd, "a disk")?;
+            if !disk.read_only {
+                file_bytes = file_bytes.max(regular_file_bytes(&fd));
+            }
             all.push(Box::new(block(index, disk, fd, pace.as_ref())?));
         }
         let window = match &request.pmem {
@@ -141,8 +148,18 @@ impl Devices {
             window,
             later,
             size,
+            file_bytes,
         })
     }
+}
+
+/// How long a file is; 0 of one that is no regular file, and so cannot become longer.
+fn regular_file_bytes(fd: &OwnedFd) -> u64 {
+    rustix::fs::fstat(fd)
+        .ok()
+        .filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file())
+        .and_then(|stat| u64::try_from(stat.st_size).ok())
+        .unwrap_or(0)
 }
 
 fn network(passed: &mut Passed, index: usize, net: &NetConfig) -> Result<Net, DevicesError> {
