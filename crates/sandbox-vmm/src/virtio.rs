@@ -5,7 +5,7 @@
 //! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
 //! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], all that the simplest devices have in common; [`chain`], on which the
-//! parsers work; `vectors`, guest memory for system calls; the transport [`mmio`], and what a driver reads of it, [`registers`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! parsers work; `vectors`, guest memory for system calls; [`pace`], how often something may be done; the transport [`mmio`], and what a driver reads of it, [`registers`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
 //! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
 pub mod answering;
@@ -17,6 +17,7 @@ pub mod interrupt;
 pub mod mem;
 pub mod mmio;
 pub mod net;
+pub mod pace;
 pub mod pmem;
 pub mod registers;
 pub mod rng;

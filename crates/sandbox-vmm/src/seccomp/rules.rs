@@ -212,6 +212,11 @@ pub const NET: &[Rule] = &[
     )
     .with(&[&[request(TUN_SET_QUEUE)]])
     .rarely(),
+    allow!(
+        SYS_timerfd_settime,
+        "a driver that changes that often waits until it may again"
+    )
+    .rarely(),
 ];
 
 /// The thread of the entropy device.

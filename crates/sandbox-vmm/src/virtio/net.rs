@@ -8,7 +8,7 @@
 //! ```text
 //! guest ── transmit chain ──> tap        malformed: dropped, the chain is used
 //! guest <── receive chains ── tap        no chain: the tap is not read; too few: the rest of the frame waits
-//! guest ── control chain ──> how many pairs it uses: the tap's other queues are detached
+//! guest ── control chain ──> how many pairs it uses: the tap's other queues are detached, as often as is good for the host
 //! ```
 //!
 //! Members: the device; [`task`], a pair's thread; [`pairs`], the tap's queues; [`request`] and [`control`], the parsers;
@@ -127,23 +127,29 @@ impl Net {
             let Some(lane) = self.pairs.get(pair) else {
                 return Err(ActivateError::Lost);
             };
-            let lane = Arc::clone(lane);
-            let mut task =
-                NetTask::new(Arc::clone(&self.pairs), (pair, lane), [rx, tx], &activation);
+            let wake = &lane.wake;
+            let of_pair = (pair, Arc::clone(lane));
+            let mut task = NetTask::new(Arc::clone(&self.pairs), of_pair, [rx, tx], &activation);
             if pair == 0 {
                 task = task.with_link(Arc::clone(&self.link_up));
                 task.control = control.take();
                 // Every queue is watched by now.
-                self.set_pairs(1);
+                if self.pairs.may_change() {
+                    self.say(self.pairs.set(1));
+                } else {
+                    task.detaches_later = true;
+                    // Its thread waits for when it may. A full counter wakes as well.
+                    let _ = wake.write(1);
+                }
             }
             workers.push(Worker::start(thread, task, activation.interrupt.clone())?);
         }
         Ok(())
     }
 
-    fn set_pairs(&self, count: usize) {
+    fn say(&self, set: std::io::Result<()>) {
         // A tap whose interface is gone does not take it, and then gives nothing either.
-        if let Err(error) = self.pairs.set(count) {
+        if let Err(error) = set {
             log::guest(format_args!(
                 "{}: cannot attach or detach the tap's queues: {error}",
                 self.name
@@ -276,7 +282,7 @@ impl VirtioDevice for Net {
         let stopped: Vec<_> = workers.into_iter().map(Worker::stop).collect();
         if stopped.iter().all(Option::is_some) {
             self.state = State::Idle;
-            self.set_pairs(self.pairs.len());
+            self.say(self.pairs.attach_all());
         }
     }
 }

@@ -76,4 +76,7 @@ pub enum NetError {
     /// The worker cannot wake itself up.
     #[error("cannot go on after a burst")]
     Again(#[source] io::Error),
+    /// There is no timer, or it cannot be set.
+    #[error("cannot wait until queues of the tap may be attached or detached")]
+    Timer(#[source] io::Error),
 }

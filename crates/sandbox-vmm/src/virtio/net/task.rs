@@ -44,6 +44,8 @@ const TAP: u64 = 2;
 /// Set when a burst ended before there was nothing more to do, and when the pair is used from now on.
 const AGAIN: u64 = 3;
 const CONTROL: u64 = 4;
+/// The next change of what is attached may be made.
+const TIMER: u64 = 5;
 
 /// The thread's part.
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub(super) struct NetTask {
     interrupt: Interrupt,
     /// The control queue, of the first pair's thread.
     pub(super) control: Option<ControlQueue>,
+    /// All queues are attached still, though the driver has asked for none but the first yet.
+    pub(super) detaches_later: bool,
     /// Whether a frame may be in several buffers.
     mergeable: bool,
     /// Buffers that wait for a frame; never more than the queue has.
@@ -113,6 +117,9 @@ impl WorkerTask for NetTask {
         if let Some(control) = &self.control {
             watched.push((crate::fd::borrow(&control.queue.kick), CONTROL));
         }
+        if self.pair == 0 {
+            watched.push((self.pairs.timer(), TIMER));
+        }
         watched
     }
 
@@ -134,7 +141,10 @@ impl WorkerTask for NetTask {
             _ => Ok(0),
         };
         let mut more = false;
-        if matches!(number, CONTROL | AGAIN) {
+        if number == TIMER {
+            self.pairs.rewind();
+        }
+        if matches!(number, CONTROL | AGAIN | TIMER) {
             more |= self.obey_driver()?;
         }
         if matches!(number, RX | TAP | AGAIN) {
@@ -167,6 +177,7 @@ impl NetTask {
             memory: activation.memory.clone(),
             interrupt: activation.interrupt.clone(),
             control: None,
+            detaches_later: false,
             mergeable: activation.features & (1 << VIRTIO_NET_F_MRG_RXBUF) != 0,
             held: VecDeque::new(),
             header: [0; HEADER_BYTES],
@@ -182,14 +193,27 @@ impl NetTask {
         self
     }
 
-    /// Does what the driver asks for in the control queue, and says whether there may be more.
+    /// Does what the driver asks for in the control queue, and says whether there may be more. What may not be done yet stays in the queue, and the
+    /// timer goes on with it.
     fn obey_driver(&mut self) -> Result<bool, NetError> {
+        if self.detaches_later {
+            if !self.pairs.admits_change()? {
+                return Ok(false);
+            }
+            self.detaches_later = false;
+            if let Err(error) = set(&self.pairs, 1) {
+                log::guest(format_args!("net: {}", crate::error_chain(&error)));
+            }
+        }
         let Some(control) = &mut self.control else {
             return Ok(false);
         };
         let (memory, queue) = (&self.memory, &mut control.queue.queue);
         // One request after the other, each of which the driver waits for.
         queue.disable_notification(memory).map_err(NetError::Ring)?;
+        if !self.pairs.admits_change()? {
+            return Ok(false);
+        }
         let Some(chain) = queue.iter(memory).map_err(NetError::Ring)?.next() else {
             return queue.enable_notification(memory).map_err(NetError::Ring);
         };
@@ -477,7 +501,11 @@ fn obey(pairs: &Pairs, usable: usize, command: &Command) -> Result<(), NetError>
             usable,
         });
     }
-    pairs.set(wanted).map_err(|source| NetError::Tap {
+    set(pairs, wanted)
+}
+
+fn set(pairs: &Pairs, count: usize) -> Result<(), NetError> {
+    pairs.set(count).map_err(|source| NetError::Tap {
         action: "attach or detach a queue of",
         source,
     })

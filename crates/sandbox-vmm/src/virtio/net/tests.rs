@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -163,4 +163,33 @@ fn every_pair_has_a_thread_and_the_device_comes_up_again_after_a_reset() {
         }
         memory.write_slice(&[0; 0x6_0000], GuestAddress(0)).unwrap();
     }
+}
+
+#[test]
+fn driver_that_resets_again_and_again_has_few_queues_detached_at_once_and_all_in_the_end() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x20_0000)]).unwrap();
+    let (mut net, _networks) = device(2);
+    let features = net.features();
+    let mocks: Vec<_> = (0..5)
+        .map(|index| MockSplitQueue::create(&memory, GuestAddress(index * STRIDE), 256))
+        .collect();
+    let started = Instant::now();
+    let mut detached = 0;
+    for _ in 0..40 {
+        net.reset();
+        let queues = mocks.iter().map(active).collect();
+        let activation = activation(&memory, &net, features, queues);
+        net.activate(activation).unwrap();
+        detached += u64::from(!net.pairs.is_active(1));
+    }
+    let more = started.elapsed().as_millis() / 500 + 1;
+    assert!(detached >= 16, "{detached}");
+    assert!(u128::from(detached) <= 16 + more, "{detached}");
+    let deadline = Instant::now() + LIMIT;
+    while net.pairs.is_active(1) || net.pairs.get(1).unwrap().tap.is_attached() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    net.reset();
+    assert!(net.pairs.get(1).unwrap().tap.is_attached());
 }

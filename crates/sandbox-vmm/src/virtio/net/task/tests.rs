@@ -1,8 +1,10 @@
 //! A driver's frames and buffers, well-formed and not. The tap is a socket that keeps messages apart.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -17,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::super::request::HEADER_BYTES;
 use super::super::tap::Tap;
 use super::*;
+use crate::virtio::pace::Bucket;
 use crate::virtio::registers::register;
 use crate::virtio::{Registers, WorkerThread};
 
@@ -65,6 +68,13 @@ fn tap() -> (Tap, UnixDatagram) {
     (Tap::of_messages(OwnedFd::from(ours).into()), network)
 }
 
+/// Waits until it is readable.
+fn wait_for(fd: BorrowedFd<'_>) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, None).unwrap(), 1);
+}
+
 impl<'a> Bench<'a> {
     fn new(memory: &'a GuestMemoryMmap, mergeable: bool) -> Self {
         let (tap, network) = tap();
@@ -78,6 +88,16 @@ impl<'a> Bench<'a> {
         taps: Vec<Tap>,
         network: UnixDatagram,
     ) -> Self {
+        let pairs = Arc::new(Pairs::new(taps).unwrap());
+        Self::of_pairs(memory, mergeable, pairs, network)
+    }
+
+    fn of_pairs(
+        memory: &'a GuestMemoryMmap,
+        mergeable: bool,
+        pairs: Arc<Pairs>,
+        network: UnixDatagram,
+    ) -> Self {
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let mock = |ring| MockSplitQueue::create(memory, GuestAddress(ring), 256);
         let (rx, tx, control) = (mock(RX_RING), mock(TX_RING), mock(CONTROL_RING));
@@ -85,8 +105,7 @@ impl<'a> Bench<'a> {
             queue: mock.create_queue::<Queue>().unwrap(),
             kick: event(),
         };
-        let usable = taps.len();
-        let pairs = Arc::new(Pairs::new(taps).unwrap());
+        let usable = pairs.len();
         let lane = Arc::clone(pairs.get(0).unwrap());
         let activation = Activation {
             memory: memory.clone(),
@@ -118,7 +137,11 @@ impl<'a> Bench<'a> {
     fn command(&mut self, chains: &[RawDescriptor]) -> Result<(), NetError> {
         self.control.build_multiple_desc_chains(chains).unwrap();
         self.task.ready(CONTROL)?;
-        // What it sets for itself when there may be more.
+        self.go_on()
+    }
+
+    /// What it sets for itself when there may be more.
+    fn go_on(&mut self) -> Result<(), NetError> {
         while self.task.lane.wake.read().is_ok() {
             self.task.lane.wake.write(1).unwrap();
             self.task.ready(AGAIN)?;
@@ -488,6 +511,47 @@ fn driver_says_how_many_pairs_it_uses_and_others_are_detached() {
         let active: Vec<bool> = (0..4).map(|pair| pairs.is_active(pair)).collect();
         assert_eq!(active, expected, "step {index}");
     }
+}
+
+#[test]
+fn changes_beyond_the_pace_wait_in_the_ring_and_the_last_one_counts() {
+    const RATE: u64 = 1000;
+    let memory = memory();
+    let (taps, networks): (Vec<_>, Vec<_>) = (0..2).map(|_| tap()).unzip();
+    let mut networks = networks.into_iter();
+    let started = Instant::now();
+    let burst = Duration::from_millis(15);
+    let changes = Bucket::new(NonZeroU64::new(RATE).unwrap(), burst);
+    let pairs = Arc::new(Pairs::with_changes(taps, changes).unwrap());
+    let mut bench = Bench::of_pairs(&memory, true, pairs, networks.next().unwrap());
+    let pairs = Arc::clone(&bench.task.pairs);
+    let mut made = 0_u64;
+    for _ in 0..10 {
+        bench.control = MockSplitQueue::create(&memory, GuestAddress(CONTROL_RING), 256);
+        let queue = bench.control.create_queue::<Queue>().unwrap();
+        bench.task.control.as_mut().unwrap().queue.queue = queue;
+        let used = GuestAddress(bench.control.used_addr().0 + 2);
+        memory.write_obj(0_u16, used).unwrap();
+        let chains: Vec<RawDescriptor> = (0_u16..)
+            .zip([1, 2].repeat(50))
+            .flat_map(|(index, count)| control_chain(&memory, index, &[4, 0, count, 0]))
+            .collect();
+        bench.command(&chains).unwrap();
+        loop {
+            let used = Bench::used(&bench.control, &memory).len() as u64;
+            let may = 16 + RATE * u64::try_from(started.elapsed().as_millis() + 1).unwrap() / 1000;
+            assert!(made + used <= may, "{} of {may}", made + used);
+            if used == 100 {
+                break;
+            }
+            wait_for(pairs.timer());
+            bench.task.ready(TIMER).unwrap();
+            bench.go_on().unwrap();
+        }
+        assert_eq!(answers(&memory, 100), [0; 100]);
+        made += 100;
+    }
+    assert!(pairs.is_active(1));
 }
 
 #[test]
