@@ -12,6 +12,7 @@
 )]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Barrier};
@@ -51,7 +52,7 @@ pub struct VcpuError {
 #[derive(Debug)]
 pub struct VcpuHandle {
     thread: JoinHandle<VcpuFd>,
-    /// `kvm_run.immediate_exit`. The thread owns the mapping and hands it back when it is joined.
+    /// `kvm_run.immediate_exit`. The thread owns the mapping, and hands it back when it is joined. One that panics leaves it as it is.
     immediate_exit: *const AtomicU8,
 }
 
@@ -72,6 +73,8 @@ impl VcpuHandle {
         prepare: impl FnOnce() + Send + 'static,
     ) -> Result<Self, VcpuError> {
         let immediate_exit = ptr::from_mut(&mut vcpu.get_kvm_run().immediate_exit);
+        // What is dropped when the thread panics is dropped before the handle knows of it.
+        let mut vcpu = ManuallyDrop::new(vcpu);
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(THREAD_STACK_BYTES)
@@ -84,7 +87,7 @@ impl VcpuHandle {
                         end.set(exit);
                     }
                 }
-                vcpu
+                ManuallyDrop::into_inner(vcpu)
             })
             .map_err(|source| VcpuError {
                 action: "start a vCPU thread",
@@ -99,8 +102,8 @@ impl VcpuHandle {
     /// Makes the vCPU leave the guest and look whether the machine has ended. It cannot be missed: the flag
     /// makes the next `KVM_RUN` return, and the signal the present one.
     pub fn kick(&self) {
-        // SAFETY: the byte is in the vCPU's mapping, which lives until the thread is joined; the kernel and
-        // this are the only ones to access it.
+        // SAFETY: the byte is in the vCPU's mapping. The thread that owns that never unmaps it: it returns it to whoever joins it, which takes this
+        // handle, or panics and leaves it. The kernel and this are the only ones to access the byte.
         let immediate_exit = unsafe { &*self.immediate_exit };
         immediate_exit.store(1, Ordering::Release);
         if let Err(error) = self.thread.kill(SIGRTMIN()) {

@@ -58,6 +58,8 @@ const LATER: BusRange = BusRange {
     start: 0xb_0000,
     length: 0x1000,
 };
+/// What the device panics at when it is written.
+const PANICS: u8 = 0xdd;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         trial("halt_without_interrupts_to_wait_for_is_an_error", halt),
         trial("vcpu_that_spins_leaves_when_kicked", spin),
         trial("vcpu_that_halts_leaves_when_kicked", halted),
+        trial("vcpu_whose_thread_panicked_can_be_kicked", panicked),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -135,6 +138,7 @@ impl BusDevice for Probe {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
+        assert_ne!(data, [PANICS], "as the test wants it");
         self.written.push((offset, data.to_vec()));
     }
 }
@@ -231,16 +235,21 @@ impl Machine {
 
     /// Waits for the end, and for the vCPU's thread.
     fn wait(self) -> Result<(GuestExit, Arc<Mutex<Probe>>)> {
+        let exit = self.exit()?;
+        let device = self.device.clone();
+        self.join()?;
+        Ok((exit, device))
+    }
+
+    /// Waits for the end.
+    fn exit(&self) -> Result<GuestExit> {
         let limit = rustix::time::Timespec {
             tv_sec: DEADLINE.as_secs().cast_signed(),
             tv_nsec: 0,
         };
         let mut fds = [PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
         ensure!(poll(&mut fds, Some(&limit))? == 1, "the machine runs on");
-        let exit = self.end.get().context("woken without an end")?.clone();
-        let device = self.device.clone();
-        self.join()?;
-        Ok((exit, device))
+        Ok(self.end.get().context("woken without an end")?.clone())
     }
 
     fn join(self) -> Result<()> {
@@ -495,6 +504,37 @@ fn halt() -> Result<()> {
 
 fn spin() -> Result<()> {
     Machine::start(&[0xeb, 0xfe], false)?.stop()
+}
+
+fn panicked() -> Result<()> {
+    let code = [
+        0xb8, 0x00, 0x90, // mov ax, 0x9000
+        0x8e, 0xd8, // mov ds, ax
+        0xc6, 0x06, 0x00, 0x00, PANICS, // mov byte [0], PANICS
+        0xf4,   // hlt
+    ];
+    let machine = Machine::start(&code, false)?;
+    let exit = machine.exit()?;
+    let deadline = Instant::now() + DEADLINE;
+    // Until the thread has dropped all that it drops.
+    while has_thread("vcpu0")? {
+        ensure!(Instant::now() < deadline, "the vCPU's thread runs on");
+        std::thread::yield_now();
+    }
+    machine.vcpu.kick();
+    machine.join()?;
+    ensure!(matches!(exit, GuestExit::KvmError { .. }), "{exit:?}");
+    Ok(())
+}
+
+fn has_thread(name: &str) -> Result<bool> {
+    for thread in std::fs::read_dir("/proc/self/task")? {
+        let found = std::fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
+        if found.trim_end() == name {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn halted() -> Result<()> {
