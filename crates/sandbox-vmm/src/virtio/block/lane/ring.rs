@@ -103,6 +103,14 @@ impl Ring {
         self.kernel.completion().next().unwrap().result()
     }
 
+    /// Leaves no room for entries.
+    #[cfg(test)]
+    pub(in crate::virtio::block) fn fill(&mut self) {
+        let mut entries = self.kernel.submission();
+        // SAFETY: it refers to nothing.
+        while unsafe { entries.push(&opcode::Nop::new().build()) }.is_ok() {}
+    }
+
     /// Tries to change the ring.
     #[cfg(test)]
     pub(in crate::virtio::block) fn add_file(&self, file: &impl AsRawFd) -> io::Result<()> {
@@ -143,6 +151,7 @@ impl Ring {
         // What entries refer to that the kernel has not yet read.
         let mut kept = Vec::with_capacity(keys.len());
         let mut refused = Vec::new();
+        let mut given = Ok(());
         let mut entries = self.kernel.submission();
         for key in keys {
             let Some(under_way) = self.under_way.get(key) else {
@@ -155,14 +164,17 @@ impl Ring {
                     // `under_way`. They themselves are kept until the kernel has read them (`IORING_FEAT_SUBMIT_STABLE`).
                     let pushed = unsafe { entries.push(&entry.user_data(key as u64)) };
                     // There are no more requests than entries.
-                    pushed.map_err(|_| BlockError::Ring(io::ErrorKind::StorageFull.into()))?;
+                    if pushed.is_err() {
+                        given = Err(BlockError::Ring(io::ErrorKind::StorageFull.into()));
+                        break;
+                    }
                     self.in_kernel += 1;
                 }
                 Err(error) => refused.push((key, error)),
             }
         }
         drop(entries);
-        if let Err(error) = enter(&mut self.kernel, 0) {
+        if let Err(error) = given.and_then(|()| enter(&mut self.kernel, 0)) {
             // Entries that it has not taken refer to these, and it may take them yet.
             std::mem::forget(kept);
             self.abandon();

@@ -180,6 +180,29 @@ fn ring_takes_no_more_than_it_has_entries_for() {
 }
 
 #[test]
+fn ring_without_room_for_an_entry_is_given_up() {
+    let bench = Bench::new(false);
+    let mut ring = ring();
+    ring.fill();
+    let mut lane = Lane::Ring(ring);
+    let request = Request {
+        operation: Operation::In {
+            sector: 3,
+            data: [segment(DATA, 512)].into(),
+        },
+        status: GuestAddress(STATUS),
+    };
+    lane.take(&bench.disk, &bench.memory, 0, request).unwrap();
+    assert!(matches!(
+        lane.begin(&bench.disk),
+        Err(BlockError::Ring(error)) if error.kind() == std::io::ErrorKind::StorageFull
+    ));
+    lane.settle();
+    assert_eq!(lane.done(), None);
+    assert!(lane.into_ring().is_none());
+}
+
+#[test]
 fn more_flushes_than_a_ring_takes_all_come_back() {
     const FLUSHES: u16 = 120;
     for _ in 0..50 {
