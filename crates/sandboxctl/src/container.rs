@@ -201,6 +201,13 @@ pub(crate) enum Status {
     },
 }
 
+impl Status {
+    /// Whether somebody makes, starts or attends the container, or should.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self, Self::Creating | Self::Running { .. })
+    }
+}
+
 fn killed() -> i32 {
     crate::look::KILLED
 }
@@ -531,10 +538,7 @@ impl Container {
                 path: path.clone(),
                 source: source.into(),
             })?;
-        let ended = !matches!(
-            self.record.status,
-            Status::Creating | Status::Running { .. }
-        );
+        let ended = !self.record.status.is_live();
         let write = || {
             let mut file = File::create(&unfinished)?;
             file.write_all(&text)?;

@@ -14,7 +14,6 @@ use sandbox_runtime::config::ConfigError;
 use crate::app::{App, AppError};
 use crate::ask;
 use crate::cli::{ImagePruneArgs, ImageRmArgs, ImageShortcut, ImageVerb, TagArgs};
-use crate::container::Status;
 use crate::inspect::{self, InspectError};
 use crate::report;
 use crate::settle;
@@ -184,7 +183,7 @@ fn live_containers(app: &App) -> Result<Vec<String>, ImageError> {
     let all = app.containers().and_then(|all| Ok(all.list()?))?;
     Ok(all
         .iter()
-        .filter(|one| matches!(one.record.status, Status::Creating | Status::Running { .. }))
+        .filter(|one| one.record.status.is_live())
         .map(|one| one.record.id.to_string())
         .collect())
 }

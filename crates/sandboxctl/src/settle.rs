@@ -49,14 +49,8 @@ pub(crate) async fn settle(
     containers: &Containers,
     container: Container,
 ) -> Result<Option<Container>, SettleError> {
-    let live = |container: &Container| {
-        matches!(
-            container.record.status,
-            Status::Creating | Status::Running { .. }
-        )
-    };
     // One that has ended may have been started for the copying of files.
-    if !live(&container) && container.record.shim.is_none() {
+    if !container.record.status.is_live() && container.record.shim.is_none() {
         return Ok(Some(container));
     }
     let attended = match containers.take(&container) {
@@ -65,7 +59,7 @@ pub(crate) async fn settle(
         Err(ContainerError::NotFound { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if live(&attended.container) {
+    if attended.container.record.status.is_live() {
         return end_abandoned(app, containers, attended).await;
     }
     // It was concluded just now, or there is a machine that nobody copies from any more.
@@ -204,6 +198,13 @@ pub(crate) fn forget_sockets(launch: &Launch, folder: &Path) {
 pub(crate) enum AnonymousVolumes {
     Kept,
     Removed,
+}
+
+impl From<bool> for AnonymousVolumes {
+    /// Whether they are to go too.
+    fn from(removed: bool) -> Self {
+        if removed { Self::Removed } else { Self::Kept }
+    }
 }
 
 /// Removes a container that has ended.

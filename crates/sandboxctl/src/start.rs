@@ -50,10 +50,7 @@ async fn start_one(
     signals: &mut Signals,
 ) -> Result<u8, StopError> {
     let container = settle::find(app, containers, wanted).await?;
-    let live = matches!(
-        container.record.status,
-        Status::Creating | Status::Running { .. }
-    );
+    let live = container.record.status.is_live();
     let launch = Launch::load(&container.folder).map_err(|error| run_error(error.into()))?;
     let streams = attach.map_or_else(Wanted::default, |args| Wanted {
         stdin: args.interactive && launch.stdin,

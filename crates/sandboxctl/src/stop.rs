@@ -296,19 +296,13 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
     let mut reclaimed = 0;
     let mut removed = Vec::new();
     for container in settle::all(app, &containers).await? {
-        if matches!(
-            container.record.status,
-            Status::Creating | Status::Running { .. }
-        ) {
+        if container.record.status.is_live() {
             continue;
         }
         let size = allocated(&container.folder);
         // One that somebody has just started is left alone.
         if let Ok(Some(attended)) = containers.take(&container)
-            && !matches!(
-                attended.container.record.status,
-                Status::Creating | Status::Running { .. }
-            )
+            && !attended.container.record.status.is_live()
         {
             settle::remove(app, &containers, &attended, AnonymousVolumes::Kept)?;
             reclaimed += size;
@@ -423,11 +417,7 @@ async fn rm_one(
 ) -> Result<(), StopError> {
     let container = match settle::find(app, containers, wanted).await {
         Err(SettleError::Container(ContainerError::Damaged { .. })) if args.force => {
-            let volumes = match args.volumes {
-                true => AnonymousVolumes::Removed,
-                false => AnonymousVolumes::Kept,
-            };
-            return settle::remove_damaged(app, containers, wanted, volumes).await;
+            return settle::remove_damaged(app, containers, wanted, args.volumes.into()).await;
         }
         found => found?,
     };
@@ -443,12 +433,8 @@ async fn rm_one(
     }
     match hold(containers, &container).await? {
         Some(attended) => {
-            let volumes = if args.volumes || attended.container.record.auto_remove {
-                AnonymousVolumes::Removed
-            } else {
-                AnonymousVolumes::Kept
-            };
-            Ok(settle::remove(app, containers, &attended, volumes)?)
+            let volumes = args.volumes || attended.container.record.auto_remove;
+            Ok(settle::remove(app, containers, &attended, volumes.into())?)
         }
         // Its attendant, or somebody else, has removed it.
         None => Ok(()),

@@ -9,7 +9,7 @@ use super::{Entry, LogDriver};
 use crate::app::{App, AppError};
 use crate::attach::is_hang_up;
 use crate::cli::LogsArgs;
-use crate::container::{Container, ContainerError, Status};
+use crate::container::{Container, ContainerError};
 use crate::launch::{Launch, LaunchError};
 use crate::settle::{self, SettleError};
 use crate::watch::Watch;
@@ -88,9 +88,9 @@ pub(crate) async fn logs(app: &App, args: &LogsArgs) -> Result<(), LogsError> {
 }
 
 fn is_live(container: &Container) -> bool {
-    container.reload().is_some_and(|now| {
-        matches!(now.record.status, Status::Creating | Status::Running { .. }) && now.is_attended()
-    })
+    container
+        .reload()
+        .is_some_and(|now| now.record.status.is_live() && now.is_attended())
 }
 
 /// Whether there still is a reader.
