@@ -1,6 +1,8 @@
 //! The verbs that end containers, hold them up, or remove them.
 
-use std::os::unix::net::UnixStream;
+mod hold;
+mod wait;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,27 +10,25 @@ use tokio::time::timeout;
 
 use crate::app::{App, AppError};
 use crate::ask;
-use crate::attach::protocol::{self, Lines, Outcome, Report, Streams};
 use crate::cli::{KillArgs, NamesArgs, PruneArgs, RenameArgs, RmArgs, StopArgs};
-use crate::container::{Attended, Container, ContainerError, Containers, Status};
-use crate::launch::Launch;
-use crate::look::{KILLED, Seen, look};
+use crate::container::{ContainerError, Containers};
+use crate::look::{Seen, look};
 use crate::report;
 use crate::run::RunError;
 use crate::settings::Settings;
 use crate::settle::{self, AnonymousVolumes, SettleError};
-use crate::shim::{RpcError, Shim, ShimError, kill_recorded};
+use crate::shim::{RpcError, ShimError};
 use crate::signals::KILL;
 use crate::table;
 use crate::values;
-use crate::watch::Watch;
+pub(crate) use hold::{Executioner, end, hold};
+use hold::{CONCLUDE, RELEASE, until_ended, until_started};
+pub(crate) use wait::wait;
 
 /// `SIGTERM`.
 const TERM: u32 = 15;
 /// How many seconds a container has to end that was asked to, as docker has it.
 const STOP_SECONDS: i64 = 10;
-/// How long the `sandboxctl run` of a killed container has to end it.
-const CONCLUDE: Duration = Duration::from_secs(20);
 
 /// Why a container was not killed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub(crate) enum StopError {
     )]
     StillLive { name: String, state: &'static str },
     /// Another process does not let go of it.
-    #[error("container {name} is held by another sandboxctl, which did not end within {} s", CONCLUDE.as_secs())]
+    #[error("container {name} is held by another sandboxctl, which did not let go within {} s", RELEASE.as_secs())]
     Held { name: String },
     /// Several went wrong; each was reported.
     #[error("{failed} of {all} containers were not {done}")]
@@ -145,80 +145,6 @@ pub(crate) async fn stop_one(
     }
     app.journal().note(&container.record, "stop", &[]);
     Ok(())
-}
-
-/// The container once it is not being made or started any more, however that went; none if it is gone then.
-async fn until_started(container: Container) -> Option<Container> {
-    if container.record.status != Status::Creating {
-        return Some(container);
-    }
-    // The thread ends with the start or with us.
-    let waiting = tokio::task::spawn_blocking(move || {
-        let watch = Watch::new(&container.folder).ok()?;
-        loop {
-            let now = container.reload()?;
-            if now.record.status != Status::Creating || !now.is_attended() {
-                return Some(now);
-            }
-            watch.wait().ok()?;
-        }
-    });
-    waiting.await.ok().flatten()
-}
-
-/// Waits until the container's attendant says that it has ended, or is gone. At once if nobody attends it.
-async fn until_ended(container: &Container) -> Option<Outcome> {
-    let socket = Launch::load(&container.folder).ok()?.attach_socket();
-    // The thread ends with the attendant or with us.
-    let waiting = tokio::task::spawn_blocking(move || {
-        let connection = UnixStream::connect(socket).ok()?;
-        protocol::send_attach(&connection, &Streams::default()).ok()?;
-        let mut lines = Lines::new(connection);
-        let mut outcome = None;
-        while let Some(report) = lines.next() {
-            if let Report::Ended(how) = report {
-                outcome = Some(how);
-            }
-        }
-        outcome
-    });
-    waiting.await.ok().flatten()
-}
-
-/// Waits for containers to end, and prints their exit codes.
-pub(crate) async fn wait(app: &App, args: &NamesArgs) -> Result<(), StopError> {
-    let containers = app.containers()?;
-    let mut failures = Vec::new();
-    for wanted in &args.containers {
-        match wait_one(app, &containers, wanted).await {
-            Ok(code) => table::line(&code.to_string()),
-            Err(error) => failures.push(error),
-        }
-    }
-    conclude(failures, args.containers.len(), "waited for")
-}
-
-async fn wait_one(app: &App, containers: &Containers, wanted: &str) -> Result<i32, StopError> {
-    let container = settle::find(app, containers, wanted).await?;
-    let outcome = match &container.record.status {
-        Status::Creating | Status::Running { .. } => until_ended(&container).await,
-        _ => None,
-    };
-    let said = outcome.map_or(KILLED, |outcome| match outcome.error {
-        Some(_) => KILLED,
-        None => outcome.code.into(),
-    });
-    // One that removes itself is gone by now.
-    let Some(container) = container.reload() else {
-        return Ok(said);
-    };
-    let settled = settle::settle(app, containers, container).await?;
-    Ok(match settled.map(|container| container.record.status) {
-        Some(Status::Exited { code, .. }) => code,
-        Some(Status::Failed { code, .. }) => code,
-        Some(Status::Created) => 0,
-        Some(Status::Creating | Status::Running { .. }) | None => said,
-    })
 }
 
 /// Freezes containers.
@@ -422,80 +348,25 @@ async fn rm_one(
         found => found?,
     };
     let (seen, shim) = look(&container).await;
-    if seen.is_live() {
-        if !args.force {
-            return Err(StopError::StillLive {
-                name: container.record.name.to_string(),
-                state: seen.word(),
-            });
-        }
-        end(&container, shim).await?;
-    }
-    match hold(containers, &container).await? {
-        Some(attended) => {
-            let volumes = args.volumes || attended.container.record.auto_remove;
-            Ok(settle::remove(app, containers, &attended, volumes.into())?)
-        }
-        // Its attendant, or somebody else, has removed it.
-        None => Ok(()),
-    }
-}
-
-/// Ends a running container, and its attendant if that does not do so by itself.
-pub(crate) async fn end(container: &Container, shim: Option<Shim>) -> Result<(), StopError> {
-    if let Some(shim) = &shim {
-        // One that does not listen is killed below.
-        let _ = shim
-            .tasks
-            .kill(container.record.id.as_str(), KILL, true)
-            .await;
-    }
-    if released(container).await? {
-        return Ok(());
-    }
-    let record = container
-        .reload()
-        .unwrap_or_else(|| container.clone())
-        .record;
-    for process in [record.shim.map(|shim| shim.process()), record.attendant]
-        .into_iter()
-        .flatten()
-    {
-        kill_recorded(process).await?;
-    }
-    Ok(())
-}
-
-/// Takes hold of a container that nobody should attend any more; none if it is gone.
-pub(crate) async fn hold(
-    containers: &Containers,
-    container: &Container,
-) -> Result<Option<Attended>, StopError> {
-    if !released(container).await? {
-        return Err(StopError::Held {
+    if args.force && container.record.status.is_live() {
+        end(&container, Executioner::of(&seen, shim)).await?;
+    } else if seen.is_live() {
+        return Err(StopError::StillLive {
             name: container.record.name.to_string(),
+            state: seen.word(),
         });
     }
-    match containers.take(container) {
-        Ok(Some(attended)) => Ok(Some(attended)),
-        Ok(None) => Err(StopError::Held {
-            name: container.record.name.to_string(),
-        }),
-        Err(ContainerError::NotFound { .. }) => Ok(None),
-        Err(error) => Err(error.into()),
+    let Some(attended) = hold(containers, &container).await? else {
+        // Its attendant, or somebody else, has removed it.
+        return Ok(());
+    };
+    let record = &attended.container.record;
+    // Who attended it was killed before that was cleared away.
+    if record.status.is_live() || record.shim.is_some() {
+        settle::end_shim(app, &attended.container).await?;
     }
-}
-
-/// Waits until nobody attends the container; whether that came to be.
-async fn released(container: &Container) -> Result<bool, StopError> {
-    let folder = container.folder.clone();
-    // The thread is left behind when it takes too long; it ends with the process.
-    let waiting = tokio::task::spawn_blocking(move || match std::fs::File::open(&folder) {
-        Ok(file) => file.lock_shared().is_ok(),
-        // The folder is gone.
-        Err(_) => true,
-    });
-    Ok(matches!(timeout(CONCLUDE, waiting).await, Ok(Ok(true))))
+    let volumes = args.volumes || record.auto_remove;
+    Ok(settle::remove(app, containers, &attended, volumes.into())?)
 }
 
 impl StopError {
@@ -520,42 +391,6 @@ impl StopError {
 mod tests {
     use super::*;
     use crate::container::tests::made;
-
-    fn block_on<F: Future>(future: F) -> F::Output {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
-
-    #[test]
-    fn start_under_way_is_waited_for() {
-        let root = tempfile::tempdir().unwrap();
-        let mut attended = made(&Containers::open(root.path()).unwrap());
-        let container = attended.container.clone();
-        let found = block_on(async {
-            let waiting = tokio::spawn(until_started(container));
-            tokio::task::yield_now().await;
-            assert!(!waiting.is_finished());
-            attended
-                .update(|record| record.status = Status::Running { started: 1 })
-                .unwrap();
-            waiting.await.unwrap()
-        });
-        let status = found.unwrap().record.status;
-        assert_eq!(status, Status::Running { started: 1 });
-    }
-
-    #[test]
-    fn start_that_nobody_goes_on_with_is_not_waited_for() {
-        let root = tempfile::tempdir().unwrap();
-        let attended = made(&Containers::open(root.path()).unwrap());
-        let container = attended.container.clone();
-        drop(attended);
-        let found = block_on(until_started(container)).unwrap();
-        assert_eq!(found.record.status, Status::Creating);
-    }
 
     #[test]
     fn only_a_container_that_is_not_there_is_not_found() {

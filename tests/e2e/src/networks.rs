@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use sandbox_harness::netns::HostNet;
@@ -19,6 +19,10 @@ pub(crate) const CASES: &[Case] = &[
     ("networks_two_do_not_reach_each_other", apart),
     ("networks_none_is_loopback_alone", none),
     ("networks_killed_attendant_leaves_nothing", killed_attendant),
+    (
+        "networks_removal_of_a_starting_container_leaves_nothing",
+        removed_while_starting,
+    ),
 ];
 
 /// A network namespace in the place of the host's, in which `sandboxctl` runs.
@@ -50,15 +54,18 @@ impl Host {
         })
     }
 
-    /// Nothing of a container is in the namespace; bridges stay.
+    fn rules(&self) -> Result<String> {
+        let mut rules = self.0.command(&Command::new("iptables-save"));
+        let rules = process::run(&mut rules, b"", Duration::from_secs(60))?;
+        Ok(rules.expect_code(0)?.text())
+    }
+
+    /// Nothing of a container with this address, or port, is in the namespace; bridges stay.
     fn expect_clean(&self, address: &str) -> Result<()> {
         self.0
             .wait_without(&["link"], "veth")
             .context("an interface is left")?;
-        let mut rules = self.0.command(&Command::new("iptables-save"));
-        let rules = process::run(&mut rules, b"", Duration::from_secs(60))?
-            .expect_code(0)?
-            .text();
+        let rules = self.rules()?;
         ensure!(!rules.contains(address), "a rule is left: {rules}");
         Ok(())
     }
@@ -369,4 +376,39 @@ fn killed_attendant(world: &World) -> Result<()> {
     host.expect_clean(&address)?;
     host.sandboxctl(world, &["rm", "victim"])?.expect_code(0)?;
     Ok(())
+}
+
+/// Below what anything waits for that does not come, and far above what a machine needs that is emulated.
+const PROMPT: Duration = Duration::from_secs(15);
+
+fn removed_while_starting(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    let run = [
+        "run",
+        "-d",
+        "--network",
+        "bridge",
+        "--name",
+        "early",
+        "-p",
+        "8080:80",
+        "demo",
+        "sleep",
+        "1000",
+    ];
+    let mut command = host.0.command(&world.sandboxctl_command(&run));
+    world.adopt(&mut command);
+    let starting = process::Running::start(&mut command, world.setup().limit)?;
+    // The machine boots by then, or is about to.
+    process::wait_until("its port", world.setup().limit, || {
+        host.rules().ok()?.contains("8080").then_some(())
+    })?;
+    let begun = Instant::now();
+    host.sandboxctl(world, &["rm", "-f", "early"])?
+        .expect_code(0)?
+        .expect_stdout("early\n")?;
+    ensure!(begun.elapsed() < PROMPT, "it took {:?}", begun.elapsed());
+    ensure!(starting.finish()?.code != 0, "it was started");
+    host.expect_clean("8080")?;
+    world.expect_nothing_left()
 }

@@ -8,7 +8,7 @@ use super::{ANSWER, AnonymousVolumes, end_shim, remove};
 use crate::app::App;
 use crate::container::{Container, ContainerError, Containers};
 use crate::shim::Shim;
-use crate::stop::{self, StopError};
+use crate::stop::{self, Executioner, StopError};
 
 /// Removes the container with all that its folder tells of: what runs of it, its network, its layers' lease, and its volumes
 /// that nobody named, if they are to go too.
@@ -23,7 +23,9 @@ pub(crate) async fn remove_damaged(
         name: wanted.to_owned(),
         near: Vec::new(),
     })?;
-    stop::end(&container, shim(&container).await).await?;
+    let by = shim(&container).await;
+    let by = by.map_or(Executioner::Attendant, Executioner::Shim);
+    stop::end(&container, by).await?;
     let attended = match containers.take_stand_in(container) {
         Ok(Some(attended)) => attended,
         Ok(None) => {
