@@ -30,7 +30,7 @@ use crate::app::{App, AppError};
 use crate::cli::CpArgs;
 use crate::container::Container;
 use crate::launch::LaunchError;
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, Shim, ShimError};
 use crate::stop::StopError;
@@ -51,6 +51,8 @@ pub(crate) enum CpError {
     App(#[from] AppError),
     #[error(transparent)]
     Place(#[from] PlaceError),
+    #[error(transparent)]
+    Unanswering(#[from] UnansweringError),
     #[error("cannot copy between here and container {name}")]
     Shim { name: String, source: RpcError },
     #[error(transparent)]
@@ -166,6 +168,10 @@ impl Reached {
             Seen::Running { .. } => "has started",
             Seen::Paused => "goes on (`sandboxctl unpause`)",
             Seen::Creating => "has started",
+            Seen::Unanswering { .. } => {
+                let name = container.record.name.to_string();
+                return Err(UnansweringError { name }.into());
+            }
             Seen::Created | Seen::Exited { .. } | Seen::Failed { .. } => {
                 let (awake, shim) = Awake::start(&containers, &container).await?;
                 return Ok(Self {

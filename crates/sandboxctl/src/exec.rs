@@ -16,7 +16,7 @@ use crate::attach::{is_hang_up, protocol};
 use crate::cli::ExecArgs;
 use crate::container::{Container, ContainerError};
 use crate::launch::Launch;
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::names;
 use crate::run::{self, RunError};
 use crate::settle::{self, SettleError};
@@ -77,6 +77,8 @@ pub(crate) enum ExecError {
     Program(#[from] Box<RunError>),
     #[error(transparent)]
     Rpc(#[from] RpcError),
+    #[error(transparent)]
+    Unanswering(#[from] UnansweringError),
     /// The container went away under it.
     #[error("container {name} ended before the process did")]
     ContainerEnded { name: String },
@@ -107,6 +109,7 @@ pub(crate) async fn exec(app: &App, args: &ExecArgs) -> Result<u8, ExecError> {
     let shim = match look(&container).await {
         (Seen::Running { .. }, Some(shim)) => shim,
         (Seen::Paused, _) => return Err(ExecError::Paused { name }),
+        (Seen::Unanswering { .. }, _) => return Err(UnansweringError { name }.into()),
         (seen, _) => {
             return Err(ExecError::NotRunning {
                 name,

@@ -54,7 +54,7 @@ pub(crate) async fn info(app: &App, args: &FormatArgs) -> Result<(), InfoError> 
     let containers = app.containers()?.list().map_err(AppError::from)?;
     for container in &containers {
         match look(container).await.0 {
-            Seen::Running { .. } => running += 1,
+            Seen::Running { .. } | Seen::Unanswering { .. } => running += 1,
             Seen::Paused => paused += 1,
             _ => stopped += 1,
         }

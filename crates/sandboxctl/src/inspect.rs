@@ -163,11 +163,11 @@ async fn of_container(container: &Container) -> Result<Value, InspectError> {
 fn state(container: &Container, seen: &Seen) -> Value {
     let record = &container.record;
     let (started, finished) = match seen {
-        Seen::Running { started } => (Some(*started), None),
+        Seen::Running { started } | Seen::Unanswering { started } => (Some(*started), None),
         Seen::Exited { finished, .. } | Seen::Failed { finished, .. } => (None, *finished),
         Seen::Creating | Seen::Created | Seen::Paused => (None, None),
     };
-    let live = matches!(seen, Seen::Running { .. } | Seen::Paused);
+    let live = seen.is_live() && *seen != Seen::Creating;
     json!({
         "Status": match seen { Seen::Paused => "paused", seen => seen.word() },
         "Running": live,

@@ -25,6 +25,10 @@ pub(crate) enum Seen {
         started: u64,
     },
     Paused,
+    /// It should run, but its shim does not answer: its attendant is about to say how it ended, or the shim hangs.
+    Unanswering {
+        started: u64,
+    },
     Exited {
         code: i32,
         /// When, if somebody was there to note it.
@@ -38,17 +42,29 @@ pub(crate) enum Seen {
     },
 }
 
+/// Nothing can be done with a container that is [`Seen::Unanswering`].
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "container {name} does not answer: it is about to end, or its shim hangs; see `sandboxctl ps -a`, or remove it with `sandboxctl rm -f {name}`"
+)]
+pub(crate) struct UnansweringError {
+    pub(crate) name: String,
+}
+
 impl Seen {
     /// Whether something of it still runs.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(self, Self::Creating | Self::Running { .. } | Self::Paused)
+        matches!(
+            self,
+            Self::Creating | Self::Running { .. } | Self::Paused | Self::Unanswering { .. }
+        )
     }
 
     /// docker's word: what did not end by itself has ended all the same.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Self::Creating | Self::Created => "created",
-            Self::Running { .. } => "running",
+            Self::Running { .. } | Self::Unanswering { .. } => "running",
             Self::Paused => "paused",
             Self::Exited { .. } | Self::Failed { .. } => "exited",
         }
@@ -117,8 +133,7 @@ fn unseen(container: &Container, has_shim: bool) -> Seen {
         return failed(death.cause);
     }
     if container.is_attended() {
-        // Its attendant is about to say how it ended.
-        return Seen::Running {
+        return Seen::Unanswering {
             started: container.record.started.unwrap_or(container.record.created),
         };
     }
@@ -144,4 +159,29 @@ async fn reach(container: &Container) -> Option<Shim> {
         .await
         .ok()?
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::Containers;
+    use crate::container::tests::made;
+
+    #[tokio::test]
+    async fn container_whose_shim_does_not_answer_is_not_taken_for_one_that_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let mut attended = made(&Containers::open(root.path()).unwrap());
+        attended
+            .update(|record| {
+                record.status = Status::Running { started: 1 };
+                record.started = Some(1);
+            })
+            .unwrap();
+        let container = attended.container.clone();
+        let (seen, shim) = look(&container).await;
+        assert_eq!(seen, Seen::Unanswering { started: 1 });
+        assert!(shim.is_none() && seen.is_live());
+        drop(attended);
+        assert!(matches!(look(&container).await.0, Seen::Failed { .. }));
+    }
 }

@@ -155,7 +155,9 @@ fn status(seen: &Seen, now: u64) -> String {
     match seen {
         Seen::Creating => "Starting".to_owned(),
         Seen::Created => "Created".to_owned(),
-        Seen::Running { started } => format!("Up {}", table::age(now.saturating_sub(*started))),
+        Seen::Running { started } | Seen::Unanswering { started } => {
+            format!("Up {}", table::age(now.saturating_sub(*started)))
+        }
         Seen::Paused => "Paused".to_owned(),
         Seen::Exited { code, finished } => format!("Exited ({code}){}", ago(finished)),
         Seen::Failed {

@@ -7,7 +7,7 @@ use crate::attach::{Attachment, PassedSignals, Step, Wanted, is_hang_up};
 use crate::cli::{AttachArgs, RestartArgs, StartArgs};
 use crate::container::{Attended, Container, Containers, Status};
 use crate::launch::Launch;
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::run::{self, DEATH_FILE, RunError};
 use crate::settle;
 use crate::signals::{self, Signals};
@@ -49,10 +49,19 @@ async fn start_one(
     attach: Option<&StartArgs>,
     signals: &mut Signals,
 ) -> Result<u8, StopError> {
-    let container = settle::find(app, containers, wanted).await?;
-    let live = container.record.status.is_live();
+    let found = settle::find(app, containers, wanted).await?;
+    let startable = Startable::of(app, containers, found, attach.is_none()).await?;
+    let startable = startable.ok_or_else(|| StopError::Gone {
+        name: wanted.to_owned(),
+    })?;
+    let (container, attended) = match startable {
+        // As docker has it: it runs, and that is what was wanted.
+        Startable::Runs(_) if attach.is_none() => return Ok(0),
+        Startable::Runs(container) => (container, None),
+        Startable::Held(attended) => (attended.container.clone(), Some(attended)),
+    };
     let launch = Launch::load(&container.folder).map_err(|error| run_error(error.into()))?;
-    let streams = attach.map_or_else(Wanted::default, |args| Wanted {
+    let wanted = attach.map_or_else(Wanted::default, |args| Wanted {
         stdin: args.interactive && launch.stdin,
         stdout: true,
         stderr: !launch.terminal,
@@ -61,33 +70,84 @@ async fn start_one(
         signals: PassedSignals::of_guest(launch.terminal),
         ends_with_reader: false,
     });
-    if live {
-        // As docker has it: it runs, and that is what was wanted.
-        return match attach {
-            None => Ok(0),
-            Some(_) => follow(app, &container, &launch, streams, signals).await,
-        };
-    }
-    let Some(mut attended) = stop::hold(containers, &container).await? else {
-        return Err(StopError::Gone {
-            name: wanted.to_owned(),
-        });
+    let Some(mut attended) = attended else {
+        return follow(app, &container, &launch, wanted, signals).await;
     };
     make_ready(&mut attended)?;
     let detached = attach.is_none();
     run::follow(
         app,
         attended,
-        run::FirstClient {
-            wanted: streams,
-            detached,
-        },
+        run::FirstClient { wanted, detached },
         signals,
         &mut Timeline::default(),
         |_| (),
     )
     .await
     .map_err(run_error)
+}
+
+/// A container that is to be started.
+enum Startable {
+    /// Somebody has started it.
+    Runs(Container),
+    /// It is ours to start.
+    Held(Attended),
+}
+
+impl Startable {
+    /// Waits for whoever is starting, ending or copying from the container; none if it is gone then. For who does not attach, a
+    /// container that was started since it was asked for is one that runs, also if it has ended again.
+    async fn of(
+        app: &App,
+        containers: &Containers,
+        mut container: Container,
+        detached: bool,
+    ) -> Result<Option<Self>, StopError> {
+        let before = container.record.started;
+        loop {
+            if detached {
+                let Some(now) = stop::until_started(container).await else {
+                    return Ok(None);
+                };
+                container = now;
+            }
+            match look(&container).await.0 {
+                Seen::Running { .. } | Seen::Creating => return Ok(Some(Self::Runs(container))),
+                Seen::Paused => {
+                    return Err(StopError::WrongState {
+                        action: "start",
+                        name: container.record.name.to_string(),
+                        state: "paused; let it go on with `sandboxctl unpause`",
+                    });
+                }
+                _ => {}
+            }
+            let next = match stop::hold(containers, &container).await {
+                Ok(Some(attended)) => {
+                    let record = &attended.container.record;
+                    if !record.status.is_live() {
+                        return Ok(Some(match detached && record.started != before {
+                            true => Self::Runs(attended.container),
+                            false => Self::Held(attended),
+                        }));
+                    }
+                    // Whoever attended it was killed meanwhile.
+                    let abandoned = attended.container.clone();
+                    drop(attended);
+                    settle::settle(app, containers, abandoned).await?
+                }
+                Ok(None) => None,
+                // Somebody else was faster.
+                Err(StopError::StillLive { .. }) => container.reload(),
+                Err(error) => return Err(error),
+            };
+            match next {
+                Some(next) => container = next,
+                None => return Ok(None),
+            }
+        }
+    }
 }
 
 /// Removes what the last time left that would be taken for news.
@@ -137,6 +197,7 @@ pub(crate) async fn attach(app: &App, args: &AttachArgs) -> Result<u8, StopError
                 state: "paused; let it go on first with `sandboxctl unpause`",
             });
         }
+        Seen::Unanswering { .. } => return Err(UnansweringError { name }.into()),
         seen => {
             return Err(StopError::NotRunning {
                 name,
@@ -199,5 +260,54 @@ async fn follow(
                 Err(run_error(RunError::AttendantDied))
             }
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::tests::made;
+
+    /// What becomes of a start of an ended container, if another was started last at this time meanwhile.
+    async fn beside_another(detached: bool, started: u64) -> Startable {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let containers = app.containers().unwrap();
+        let mut other = made(&containers);
+        let ended = |started| {
+            move |record: &mut crate::container::Record| {
+                record.started = Some(started);
+                record.status = Status::Exited {
+                    code: 0,
+                    finished: started,
+                };
+            }
+        };
+        other.update(ended(1)).unwrap();
+        let container = other.container.clone();
+        let starting = tokio::spawn(async move {
+            let startable = Startable::of(&app, &containers, container, detached).await;
+            startable.unwrap().unwrap()
+        });
+        tokio::task::yield_now().await;
+        assert!(!starting.is_finished());
+        other.update(ended(started)).unwrap();
+        drop(other);
+        starting.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn container_that_another_started_meanwhile_is_not_started_twice() {
+        let startable = beside_another(true, 2).await;
+        assert!(matches!(startable, Startable::Runs(_)));
+    }
+
+    #[tokio::test]
+    async fn container_that_nobody_started_is_started_once_it_is_let_go() {
+        let startable = beside_another(true, 1).await;
+        assert!(matches!(startable, Startable::Held(_)));
+        // Who attaches wants to see it run.
+        let startable = beside_another(false, 2).await;
+        assert!(matches!(startable, Startable::Held(_)));
     }
 }

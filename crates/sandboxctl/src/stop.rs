@@ -6,13 +6,11 @@ mod wait;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use crate::app::{App, AppError};
 use crate::ask;
 use crate::cli::{KillArgs, NamesArgs, PruneArgs, RenameArgs, RmArgs, StopArgs};
 use crate::container::{ContainerError, Containers};
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::report;
 use crate::run::RunError;
 use crate::settings::Settings;
@@ -21,8 +19,8 @@ use crate::shim::{RpcError, ShimError};
 use crate::signals::KILL;
 use crate::table;
 use crate::values;
-pub(crate) use hold::{Executioner, end, hold};
-use hold::{CONCLUDE, RELEASE, until_ended, until_started};
+pub(crate) use hold::{Executioner, end, hold, until_started};
+use hold::{CONCLUDE, RELEASE, ends_within};
 pub(crate) use wait::wait;
 
 /// `SIGTERM`.
@@ -43,6 +41,8 @@ pub(crate) enum StopError {
     Shim(#[from] ShimError),
     #[error(transparent)]
     Run(#[from] Box<RunError>),
+    #[error(transparent)]
+    Unanswering(#[from] UnansweringError),
     /// It was removed meanwhile.
     #[error("container {name} was removed meanwhile; see `sandboxctl ps -a`")]
     Gone { name: String },
@@ -115,10 +115,11 @@ pub(crate) async fn stop_one(
     let Some(container) = until_started(container).await else {
         return Ok(());
     };
-    let (seen, shim) = look(&container).await;
-    let (true, Some(shim)) = (seen.is_live(), shim) else {
+    // What has ended is as it should be; whether it is cleared away is for who starts or removes it.
+    if !container.record.status.is_live() {
         return Ok(());
-    };
+    }
+    let (seen, shim) = look(&container).await;
     let name = container.record.name.to_string();
     let id = container.record.id.as_str();
     let settings = Settings::load(&container.folder).ok().map(|s| s.config);
@@ -128,18 +129,24 @@ pub(crate) async fn stop_one(
     let seconds = seconds
         .or_else(|| settings.as_ref()?.stop_timeout)
         .unwrap_or(STOP_SECONDS);
+    // None is for ever.
+    let time = u64::try_from(seconds).ok().map(Duration::from_secs);
+    let (Seen::Running { .. } | Seen::Paused, Some(shim)) = (&seen, shim) else {
+        // It has ended, or may have: its attendant says so soon, however little time it is given.
+        let time = time.map(|time| time.max(RELEASE));
+        return match ends_within(time, &container).await {
+            true => Ok(()),
+            false => Err(UnansweringError { name }.into()),
+        };
+    };
     // One that has just ended needs no signal.
     let _ = shim.tasks.kill(id, signal, false).await;
     if seen == Seen::Paused {
         let _ = shim.tasks.resume(id).await;
     }
-    let ended = match u64::try_from(seconds) {
-        Ok(seconds) => timeout(Duration::from_secs(seconds), until_ended(&container)).await,
-        Err(_) => Ok(until_ended(&container).await),
-    };
-    if ended.is_err() {
+    if !ends_within(time, &container).await {
         let _ = shim.tasks.kill(id, KILL, true).await;
-        if timeout(CONCLUDE, until_ended(&container)).await.is_err() {
+        if !ends_within(Some(CONCLUDE), &container).await {
             return Err(StopError::DidNotEnd { name });
         }
     }
@@ -186,6 +193,7 @@ async fn hold_up(
     let done = match (look(&container).await, pause) {
         ((Seen::Running { .. }, Some(shim)), true) => shim.tasks.pause(id).await,
         ((Seen::Paused, Some(shim)), false) => shim.tasks.resume(id).await,
+        ((Seen::Unanswering { .. }, _), _) => return Err(UnansweringError { name }.into()),
         ((seen, _), _) => {
             return Err(StopError::WrongState {
                 action,
@@ -285,11 +293,19 @@ async fn kill_one(
         (Seen::Running { .. } | Seen::Paused, Some(shim)) => {
             let id = container.record.id.as_str();
             let sent = shim.tasks.kill(id, signal, false).await;
-            sent.map_err(|source| StopError::Kill { name, source })?;
+            sent.map_err(|source| StopError::Kill {
+                name: name.clone(),
+                source,
+            })?;
             let note = [("signal", signal.to_string())];
             app.journal().note(&container.record, "kill", &note);
+            // As docker has it: this signal is the end, and what comes next finds a container that has ended.
+            if signal == KILL && !ends_within(Some(CONCLUDE), &container).await {
+                return Err(StopError::DidNotEnd { name });
+            }
             Ok(())
         }
+        (Seen::Unanswering { .. }, _) => Err(UnansweringError { name }.into()),
         _ => Err(StopError::NotRunning {
             name,
             state: seen.word().to_owned(),
@@ -390,7 +406,6 @@ impl StopError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::tests::made;
 
     #[test]
     fn only_a_container_that_is_not_there_is_not_found() {

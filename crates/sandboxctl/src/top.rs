@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::app::{App, AppError};
 use crate::cli::TopArgs;
 use crate::container::did_you_mean;
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::names;
 use crate::settle::{self, SettleError};
 use crate::shim::{ProcessInfo, RpcError};
@@ -17,6 +17,8 @@ use crate::time;
 pub(crate) enum TopError {
     #[error(transparent)]
     App(#[from] AppError),
+    #[error(transparent)]
+    Unanswering(#[from] UnansweringError),
     #[error(transparent)]
     Settle(#[from] SettleError),
     /// There are none.
@@ -88,6 +90,7 @@ pub(crate) async fn top(app: &App, args: &TopArgs) -> Result<(), TopError> {
     let (seen, shim) = look(&container).await;
     let shim = match (&seen, shim) {
         (Seen::Running { .. } | Seen::Paused, Some(shim)) => shim,
+        (Seen::Unanswering { .. }, _) => return Err(UnansweringError { name }.into()),
         _ => {
             return Err(TopError::NotRunning {
                 name,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::app::{App, AppError};
 use crate::cli::UpdateArgs;
 use crate::container::{Container, ContainerError, Containers};
-use crate::look::{Seen, look};
+use crate::look::{Seen, UnansweringError, look};
 use crate::report;
 use crate::settings::{HostConfig, Settings, SettingsError, nano_cpus};
 use crate::settle::{self, SettleError};
@@ -27,6 +27,8 @@ pub(crate) enum UpdateError {
     Container(#[from] ContainerError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Unanswering(#[from] UnansweringError),
     /// Nothing is asked for.
     #[error("nothing is to be changed; give a limit, such as --memory 256m")]
     Nothing,
@@ -99,6 +101,10 @@ async fn one(
     note(&mut settings.host_config, args);
     let resources = Value::Object(resources(args));
     let (seen, shim) = look(&container).await;
+    if matches!(seen, Seen::Unanswering { .. }) {
+        let name = container.record.name.to_string();
+        return Err(UnansweringError { name }.into());
+    }
     if let (Seen::Running { .. } | Seen::Paused, Some(shim)) = (&seen, shim) {
         shim.tasks
             .update(

@@ -59,6 +59,17 @@ pub(super) async fn until_ended(container: &Container) -> Option<Outcome> {
     waiting.await.ok().flatten()
 }
 
+/// Whether nobody attends the container any more before this time, or ever, has passed.
+pub(super) async fn ends_within(time: Option<Duration>, container: &Container) -> bool {
+    match time {
+        Some(time) => timeout(time, until_ended(container)).await.is_ok(),
+        None => {
+            until_ended(container).await;
+            true
+        }
+    }
+}
+
 /// Listens to the attendant until it hangs up.
 fn hear_out(container: &Container) -> Option<Outcome> {
     let socket = Launch::load(&container.folder).ok()?.attach_socket();
@@ -88,8 +99,10 @@ impl Executioner {
     /// Who ends a container that looks like this.
     pub(super) fn of(seen: &Seen, shim: Option<Shim>) -> Self {
         match (seen, shim) {
-            (Seen::Running { .. } | Seen::Paused, Some(shim)) => Self::Shim(shim),
-            (Seen::Running { .. } | Seen::Paused, None) => Self::Nobody,
+            (Seen::Running { .. } | Seen::Paused | Seen::Unanswering { .. }, Some(shim)) => {
+                Self::Shim(shim)
+            }
+            (Seen::Unanswering { .. }, None) => Self::Nobody,
             _ => Self::Attendant,
         }
     }
@@ -285,5 +298,29 @@ mod tests {
         });
         block_on(end(&container, Executioner::Attendant)).unwrap();
         assert_eq!(attendant.join().unwrap(), Some(Request::Signal(KILL)));
+    }
+
+    #[test]
+    fn all_who_wait_for_a_container_get_it_in_the_end() {
+        let root = tempfile::tempdir().unwrap();
+        let containers = Containers::open(root.path()).unwrap();
+        let mut attended = made(&containers);
+        attended
+            .update(|record| record.status = Status::Created)
+            .unwrap();
+        let container = attended.container.clone();
+        block_on(async {
+            let all = (0..4).map(|_| {
+                let (containers, container) = (containers.clone(), container.clone());
+                // Which lets go of it again.
+                tokio::spawn(async move { hold(&containers, &container).await.unwrap().is_some() })
+            });
+            let all: Vec<_> = all.collect();
+            tokio::task::yield_now().await;
+            drop(attended);
+            for one in all {
+                assert!(one.await.unwrap());
+            }
+        });
     }
 }
