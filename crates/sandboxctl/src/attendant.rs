@@ -343,7 +343,7 @@ impl<'a> Attendant<'a> {
             self.note("die", &[("exitCode", code.to_string())]);
         }
         let record = &self.attended.container.record;
-        if record.auto_remove || !(started || record.keep) {
+        if record.goes_with_its_end() || !(started || record.keep) {
             self.discard();
         }
     }

@@ -132,6 +132,16 @@ pub(crate) struct Record {
     /// It stays also when it cannot be started.
     #[serde(default)]
     pub(crate) keep: bool,
+    /// `restart` ends it and is about to start it again: this end is none that [`Self::auto_remove`] means.
+    #[serde(default)]
+    pub(crate) restarting: bool,
+}
+
+impl Record {
+    /// Whether its end, now, is the end of it: nobody wants it to stay.
+    pub(crate) fn goes_with_its_end(&self) -> bool {
+        self.auto_remove && !self.restarting
+    }
 }
 
 /// A process, so that another that got its number is not taken for it.
@@ -306,6 +316,7 @@ impl Containers {
             oom_killed: false,
             auto_remove: new.auto_remove,
             keep: new.keep,
+            restarting: false,
         };
         let folder = self.folder.join(record.id.as_str());
         let unfinished = self.folder.join(format!(".new-{}", record.id));

@@ -232,6 +232,7 @@ mod tests {
                 oom_killed: false,
                 auto_remove: false,
                 keep: true,
+                restarting: false,
             },
         }
     }

@@ -254,6 +254,7 @@ mod tests {
                 oom_killed: false,
                 auto_remove: false,
                 keep: true,
+                restarting: false,
             },
         }
     }

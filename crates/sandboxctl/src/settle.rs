@@ -103,7 +103,7 @@ async fn end_abandoned(
 ) -> Result<Option<Container>, SettleError> {
     end_shim(app, &attended.container).await?;
     let record = &attended.container.record;
-    if record.auto_remove || !record.keep {
+    if record.goes_with_its_end() || !record.keep {
         remove(app, containers, &attended, AnonymousVolumes::Removed)?;
         return Ok(None);
     }

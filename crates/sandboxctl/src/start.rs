@@ -161,6 +161,7 @@ fn make_ready(attended: &mut Attended) -> Result<(), StopError> {
         record.status = Status::Creating;
         record.oom_killed = false;
         record.shim = None;
+        record.restarting = false;
     })?;
     Ok(())
 }
@@ -171,16 +172,35 @@ pub(crate) async fn restart(app: &App, args: &RestartArgs) -> Result<(), StopErr
     let mut signals = Signals::catch().map_err(|error| run_error(RunError::Signals(error)))?;
     let mut failures = Vec::new();
     for wanted in &args.containers {
-        let restarted = async {
-            stop::stop_one(app, &containers, wanted, args.signal, args.time).await?;
-            start_one(app, &containers, wanted, None, &mut signals).await
-        };
-        match restarted.await {
-            Ok(_) => table::line(wanted),
+        match restart_one(app, &containers, wanted, args, &mut signals).await {
+            Ok(()) => table::line(wanted),
             Err(error) => failures.push(error),
         }
     }
     stop::conclude(failures, args.containers.len(), "restarted")
+}
+
+async fn restart_one(
+    app: &App,
+    containers: &Containers,
+    wanted: &str,
+    args: &RestartArgs,
+    signals: &mut Signals,
+) -> Result<(), StopError> {
+    let mut container = settle::find(app, containers, wanted).await?;
+    container.update(|record| record.restarting = true)?;
+    // By its identifier: it is this one that was marked.
+    let id = container.record.id.to_string();
+    let restarted = async {
+        stop::stop_one(app, containers, &id, args.signal, args.time).await?;
+        start_one(app, containers, &id, None, signals).await
+    }
+    .await;
+    if restarted.is_err() {
+        // It may be gone; and a start that came so far has cleared it.
+        let _ = container.update(|record| record.restarting = false);
+    }
+    restarted.map(drop)
 }
 
 /// Attaches to a running container.

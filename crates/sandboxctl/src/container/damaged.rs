@@ -50,6 +50,7 @@ impl Damaged {
             oom_killed: false,
             auto_remove: false,
             keep: true,
+            restarting: false,
         };
         let error = match error {
             ContainerError::Io { path, source, .. } => ContainerError::Damaged { path, source },
