@@ -310,7 +310,6 @@ impl<'a> Attendant<'a> {
     /// Notes how it ended, or removes the container.
     fn conclude(&mut self, result: &Result<u32, Failure>) {
         settle::leave_network(&self.attended.container);
-        settle::forget_sockets(&self.launch, self.attended.folder());
         let finished = now();
         let (status, code) = match result {
             Ok(code) => {
@@ -342,6 +341,8 @@ impl<'a> Attendant<'a> {
         if started {
             self.note("die", &[("exitCode", code.to_string())]);
         }
+        // Who does not find us any more finds what is written.
+        settle::forget_sockets(&self.launch, self.attended.folder());
         let record = &self.attended.container.record;
         if record.goes_with_its_end() || !(started || record.keep) {
             self.discard();

@@ -106,6 +106,24 @@ impl Journal {
         }
     }
 
+    /// The exit code of the container's last end since then, in seconds since the epoch, if it was noted and still is.
+    pub(crate) fn exit_code(&self, id: &str, since: u64) -> Option<i32> {
+        self.files().iter().find_map(|path| {
+            let text = fs::read_to_string(path).ok()?;
+            let events = text.lines().rev().filter(|line| line.contains(id));
+            events
+                .filter_map(|line| serde_json::from_str::<Event>(line).ok())
+                .find(|event| {
+                    event.action == "die" && event.actor.id == id && event.time >= since
+                })?
+                .actor
+                .attributes
+                .get("exitCode")?
+                .parse()
+                .ok()
+        })
+    }
+
     fn append(&self, event: &Event) -> io::Result<()> {
         let [path, before] = self.files();
         let mut line = serde_json::to_vec(event)?;

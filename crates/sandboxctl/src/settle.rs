@@ -103,7 +103,11 @@ async fn end_abandoned(
 ) -> Result<Option<Container>, SettleError> {
     end_shim(app, &attended.container).await?;
     let record = &attended.container.record;
+    let code = [("exitCode", crate::look::KILLED.to_string())];
     if record.goes_with_its_end() || !record.keep {
+        if record.status != Status::Creating {
+            app.journal().note(record, "die", &code);
+        }
         remove(app, containers, &attended, AnonymousVolumes::Removed)?;
         return Ok(None);
     }
@@ -121,7 +125,6 @@ async fn end_abandoned(
         state.shim = None;
         state.attendant = None;
     })?;
-    let code = [("exitCode", crate::look::KILLED.to_string())];
     app.journal().note(&attended.container.record, "die", &code);
     Ok(Some(attended.container))
 }

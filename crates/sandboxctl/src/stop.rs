@@ -79,6 +79,11 @@ pub(crate) enum StopError {
         "container {name} is {state}; end it first with `sandboxctl kill {name}`, or remove it with `sandboxctl rm -f {name}`"
     )]
     StillLive { name: String, state: &'static str },
+    /// It has ended, nobody told with what, and it is written nowhere.
+    #[error(
+        "container {name} is gone, and what it exited with is not known; see `sandboxctl events --since 1h --filter event=die`"
+    )]
+    NoExitCode { name: String },
     /// Another process does not let go of it.
     #[error("container {name} is held by another sandboxctl, which did not let go within {} s", RELEASE.as_secs())]
     Held { name: String },

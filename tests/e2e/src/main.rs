@@ -30,6 +30,7 @@ mod observe;
 mod options;
 mod pod_streams;
 mod pods;
+mod races;
 mod registry_access;
 mod run;
 mod shim_contract;
@@ -93,6 +94,7 @@ const ABOVE: &[&[Case]] = &[
     storage::ABOVE,
     observe::CASES,
     verbs::CASES,
+    races::CASES,
     networks::CASES,
     isolation::CASES,
     inside::ABOVE,

@@ -187,8 +187,12 @@ impl Clients {
         self.told = Some(report);
     }
 
-    /// Tells everyone how it ended.
+    /// Tells everyone how it ended, also who has come since the last wish was heard.
     pub(super) fn end(&mut self, outcome: Outcome) {
+        while let Ok((id, news)) = self.news.try_recv() {
+            // There is nothing left to be wished for.
+            let _ = self.take(id, news);
+        }
         self.tell(Report::Ended(outcome));
     }
 
@@ -333,6 +337,21 @@ mod tests {
             assert_eq!(clients.take(OWNER, first), None);
             assert_eq!(clients.take(OWNER, second), Some(Wish::CloseInput));
         }
+    }
+
+    #[test]
+    fn who_came_when_nobody_heard_wishes_any_more_is_told_how_it_ended() {
+        let (mut clients, _owner) = clients(false);
+        let (late, connection) = UnixStream::pair().unwrap();
+        let joined = News::Joined(connection, Streams::default());
+        clients.sender.send((OWNER + 1, joined)).unwrap();
+        let outcome = Outcome {
+            code: 3,
+            ..Outcome::default()
+        };
+        clients.end(outcome.clone());
+        let said = protocol::Lines::new(late).next();
+        assert_eq!(said, Some(Report::Ended(outcome)));
     }
 
     #[test]
