@@ -201,14 +201,20 @@ impl NetworkConfig {
 
     /// Takes away what [`Self::attach`] made, also when that failed, or it is gone already. Blocks.
     ///
+    /// Where attaching came to no result, a plugin that is not installed may well be why, and has nothing to take away.
+    ///
     /// # Errors
     /// [`CniError`] is the first; the other plugins run all the same.
     pub fn detach(&self, attachment: &Attachment<'_>, result: &Value) -> Result<(), CniError> {
         let mut first = None;
         for plugin in self.plugins.iter().rev() {
             let input = self.input(plugin, attachment, result);
-            if let Err(error) = run(plugin, "DEL", attachment, &input) {
-                first.get_or_insert(error);
+            match run(plugin, "DEL", attachment, &input) {
+                Ok(_) => {}
+                Err(CniError::Missing { .. }) if result.is_null() => {}
+                Err(error) => {
+                    first.get_or_insert(error);
+                }
             }
         }
         first.map_or(Ok(()), Err)
@@ -416,6 +422,25 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn plugin_that_is_missing_has_nothing_to_take_away_unless_it_was_there() {
+        let config = NetworkConfig {
+            plugins: vec![json!({"type": "no-such-plugin"})],
+            ..config()
+        };
+        let attachment = Attachment {
+            container: "c",
+            namespace: Path::new("/n"),
+            interface: "eth0",
+            ports: &[],
+            addresses: &[],
+            mac: None,
+        };
+        config.detach(&attachment, &Value::Null).unwrap();
+        let attached = config.detach(&attachment, &json!({"ips": []}));
+        assert!(matches!(attached, Err(CniError::Missing { .. })));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::app::{App, AppError};
 use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
 use crate::cp;
 use crate::launch::Launch;
-use crate::network;
+use crate::network::{self, NetworkError};
 use crate::report;
 use crate::settings::Settings;
 use crate::shim::{PROGRAM, Shim, ShimError, ShimProgram, kill_recorded};
@@ -38,6 +38,14 @@ pub(crate) enum SettleError {
     Container(#[from] ContainerError),
     #[error(transparent)]
     Shim(#[from] ShimError),
+    /// What leads to it would lead to another.
+    #[error(
+        "container {name} is not off its network; try again, or give that up with `sandboxctl rm -f {name}`"
+    )]
+    Network {
+        name: String,
+        source: Box<NetworkError>,
+    },
 }
 
 /// How long a shim that nobody recorded may take to say who it is.
@@ -50,7 +58,10 @@ pub(crate) async fn settle(
     container: Container,
 ) -> Result<Option<Container>, SettleError> {
     // One that has ended may have been started for the copying of files.
-    if !container.record.status.is_live() && container.record.shim.is_none() {
+    if !container.record.status.is_live()
+        && container.record.shim.is_none()
+        && !is_left_over(&container)
+    {
         return Ok(Some(container));
     }
     let attended = match containers.take(&container) {
@@ -70,7 +81,20 @@ pub(crate) async fn settle(
         attended.update(|state| state.shim = None)?;
         return Ok(Some(attended.container));
     }
+    if is_left_over(&attended.container) {
+        leave_network(&attended.container);
+        let record = &attended.container.record;
+        if record.goes_with_its_end() || !record.keep {
+            remove(app, containers, &attended, AnonymousVolumes::Removed)?;
+            return Ok(None);
+        }
+    }
     Ok(Some(attended.container))
+}
+
+/// Whether who attended a container that has ended did not come to the end of it: it is still on its network.
+fn is_left_over(container: &Container) -> bool {
+    network::attach::is_attached(&container.folder)
 }
 
 /// Every container, each settled.
@@ -210,14 +234,26 @@ impl From<bool> for AnonymousVolumes {
     }
 }
 
-/// Removes a container that has ended.
+/// Takes the container off its network, and gives up what cannot be taken away.
+pub(crate) fn abandon_network(container: &Container) {
+    leave_network(container);
+    network::attach::forget(&container.folder);
+}
+
+/// Removes a container that has ended. One that does not come off its network stays: its folder has the only record of what leads to
+/// its address.
 pub(crate) fn remove(
     app: &App,
     containers: &Containers,
     attended: &Attended,
     anonymous: AnonymousVolumes,
-) -> Result<(), AppError> {
+) -> Result<(), SettleError> {
     let container = &attended.container;
+    let id = container.record.id.as_str();
+    network::attach::detach(&container.folder, id).map_err(|source| SettleError::Network {
+        name: container.record.name.to_string(),
+        source: Box::new(source),
+    })?;
     // One that was not made as far as that has none.
     let volumes = Settings::load(&container.folder)
         .map(|settings| settings.anonymous_volumes)
@@ -226,7 +262,9 @@ pub(crate) fn remove(
     // Whatever cannot be opened is found out while the container is still there to be removed again.
     let store = app.leases()?;
     containers.remove(container)?;
-    store.release(&container.record.id)?;
+    store
+        .release(&container.record.id)
+        .map_err(AppError::from)?;
     if anonymous == AnonymousVolumes::Removed {
         remove_volumes(&all_volumes, containers, &volumes);
     }
@@ -295,6 +333,59 @@ mod tests {
         assert_eq!(holders(&app).len(), 2);
         release_orphans(&app, &store).unwrap();
         assert_eq!(holders(&app), [being_made.container.record.id.to_string()]);
+    }
+
+    /// Has the container be on a network of this one plugin, with a result.
+    fn attach(container: &Attended, plugin: &str) {
+        let text = serde_json::json!({
+            "plan": {"name": "bridge", "namespace": "/no/such/namespace", "ports": [], "addresses": [], "mac": null},
+            "config": {"cniVersion": "1.0.0", "name": "bridge", "plugins": serde_json::from_str::<serde_json::Value>(plugin).unwrap()},
+            "result": {"ips": []},
+        });
+        fs::write(container.folder().join("network.json"), text.to_string()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn container_that_does_not_come_off_its_network_stays_until_it_does() {
+        let (_root, app) = app();
+        let containers = app.containers().unwrap();
+        let mut attended = made(&containers);
+        let ended = Status::Exited {
+            code: 0,
+            finished: 1,
+        };
+        attended.update(|record| record.status = ended).unwrap();
+        attach(&attended, r#"[{"type": "no-such-plugin"}]"#);
+        let removed = remove(&app, &containers, &attended, AnonymousVolumes::Kept);
+        assert!(matches!(removed, Err(SettleError::Network { .. })));
+        assert!(attended.folder().join("network.json").exists());
+        // The next command tries again.
+        attach(&attended, "[]");
+        let container = attended.container.clone();
+        drop(attended);
+        let settled = settle(&app, &containers, container).await.unwrap().unwrap();
+        assert!(!is_left_over(&settled));
+        assert!(settled.folder.exists());
+    }
+
+    #[tokio::test]
+    async fn container_that_goes_with_its_end_goes_once_it_is_off_its_network() {
+        let (_root, app) = app();
+        let containers = app.containers().unwrap();
+        let mut attended = made(&containers);
+        let change = |record: &mut crate::container::Record| {
+            record.auto_remove = true;
+            record.status = Status::Exited {
+                code: 0,
+                finished: 1,
+            };
+        };
+        attended.update(change).unwrap();
+        attach(&attended, "[]");
+        let container = attended.container.clone();
+        drop(attended);
+        let settled = settle(&app, &containers, container.clone()).await.unwrap();
+        assert!(settled.is_none() && !container.folder.exists());
     }
 
     #[test]

@@ -386,6 +386,9 @@ async fn rm_one(
     if record.status.is_live() || record.shim.is_some() {
         settle::end_shim(app, &attended.container).await?;
     }
+    if args.force {
+        settle::abandon_network(&attended.container);
+    }
     let volumes = args.volumes || record.auto_remove;
     Ok(settle::remove(app, containers, &attended, volumes.into())?)
 }

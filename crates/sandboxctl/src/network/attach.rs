@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use sandbox_network::Namespace;
-use sandbox_network::cni::{Attachment, NetworkConfig, Outcome, PortMapping};
+use sandbox_network::cni::{Attachment, CniError, NetworkConfig, Outcome, PortMapping};
 use sandbox_types::MacAddress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -42,7 +42,8 @@ pub(crate) struct Attached {
     result: Value,
 }
 
-/// Makes the container's namespace and attaches it to the network. Blocks.
+/// Makes the container's namespace and attaches it to the network. What the last time left is taken away first: its record is the only
+/// one that there is of it. Blocks.
 ///
 /// On failure, what was made is to be taken away with [`detach`].
 pub(crate) fn attach(
@@ -51,6 +52,7 @@ pub(crate) fn attach(
     id: &str,
     plan: &NetworkPlan,
 ) -> Result<(), NetworkError> {
+    detach(folder, id)?;
     let mut attached = reserve(app, folder, id, plan)?;
     if let Some(parent) = attached.plan.namespace.parent() {
         fs::create_dir_all(parent).map_err(failed("create", parent))?;
@@ -96,14 +98,24 @@ fn reserve(
     Ok(attached)
 }
 
-/// Takes away what [`attach`] made, wholly or in part, and whether or not it is there. Blocks.
+/// Takes away what [`attach`] made, wholly or in part, and whether or not it is there. What a plugin does not take away stays on record,
+/// so that this can be called again. Blocks.
 pub(crate) fn detach(folder: &Path, id: &str) -> Result<(), NetworkError> {
+    leave(folder, |attached| {
+        attached.with(id, |config, attachment| {
+            config.detach(attachment, &attached.result)
+        })
+    })
+}
+
+fn leave(
+    folder: &Path,
+    detach: impl FnOnce(&Attached) -> Result<(), CniError>,
+) -> Result<(), NetworkError> {
     let Some(attached) = Attached::load(folder)? else {
         return Ok(());
     };
-    let detached = attached.with(id, |config, attachment| {
-        config.detach(attachment, &attached.result)
-    });
+    let detached = detach(&attached);
     let removed = Namespace::remove(&attached.plan.namespace);
     if let Some(parent) = attached.plan.namespace.parent() {
         // Others may be in it.
@@ -113,6 +125,17 @@ pub(crate) fn detach(folder: &Path, id: &str) -> Result<(), NetworkError> {
     removed?;
     let path = folder.join(FILE);
     fs::remove_file(&path).map_err(failed("remove", &path))
+}
+
+/// Whether something of [`attach`] is still to be taken away.
+pub(crate) fn is_attached(folder: &Path) -> bool {
+    folder.join(FILE).exists()
+}
+
+/// Gives up what [`detach`] did not take away.
+pub(crate) fn forget(folder: &Path) {
+    // What is not there needs no removing.
+    let _ = fs::remove_file(folder.join(FILE));
 }
 
 /// The other containers that are attached, with what to.
@@ -363,6 +386,30 @@ mod tests {
             mac: None,
         };
         reserve(app, container.folder(), id, &plan)
+    }
+
+    #[test]
+    fn what_a_plugin_did_not_take_away_stays_on_record() {
+        let root = tempfile::tempdir().unwrap();
+        let app = App::new(root.path(), None).unwrap();
+        let container = made(&app.containers().unwrap());
+        let attached = reserved(&app, &container, "80").unwrap();
+        let folder = container.folder();
+        let fails = |_: &Attached| {
+            Err(CniError::TimedOut {
+                name: "portmap".to_owned(),
+            })
+        };
+        assert!(leave(folder, fails).is_err());
+        assert!(is_attached(folder));
+        let mut again = None;
+        let succeeds = |attached: &Attached| {
+            again = Some(attached.clone());
+            Ok(())
+        };
+        leave(folder, succeeds).unwrap();
+        assert_eq!(again, Some(attached));
+        assert!(!is_attached(folder));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use tokio::time::timeout;
 
-use super::{ANSWER, AnonymousVolumes, end_shim, remove};
+use super::{ANSWER, AnonymousVolumes, abandon_network, end_shim, remove};
 use crate::app::App;
 use crate::container::{Container, ContainerError, Containers};
 use crate::shim::Shim;
@@ -38,6 +38,7 @@ pub(crate) async fn remove_damaged(
         Err(error) => return Err(error.into()),
     };
     end_shim(app, &attended.container).await?;
+    abandon_network(&attended.container);
     Ok(remove(app, containers, &attended, anonymous)?)
 }
 
