@@ -113,9 +113,7 @@ impl Journal {
             let events = text.lines().rev().filter(|line| line.contains(id));
             events
                 .filter_map(|line| serde_json::from_str::<Event>(line).ok())
-                .find(|event| {
-                    event.action == "die" && event.actor.id == id && event.time >= since
-                })?
+                .find(|event| event.action == "die" && event.actor.id == id && event.time >= since)?
                 .actor
                 .attributes
                 .get("exitCode")?

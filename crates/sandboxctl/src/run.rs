@@ -44,11 +44,13 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
     let mut signals = Signals::catch().map_err(RunError::Signals)?;
     let containers = app.containers()?;
     let kind = Kind {
-        detached: args.detach,
+        begins: match args.detach {
+            true => Begins::Detached,
+            false => Begins::Attached,
+        },
         remove: args.rm,
-        keep: false,
     };
-    prepare::check_caller(&args.create, kind)?;
+    let cidfile = prepare::check_caller(&args.create, kind)?;
     let found = image(app, &args.create, &mut signals).await?;
     let attended = make(app, &containers, &args.create, kind, found)?;
     timeline.mark(Phase::ImageReady);
@@ -63,8 +65,8 @@ pub(crate) async fn run(app: &App, args: &RunArgs, mut timeline: Timeline) -> Re
         ends_with_reader: !args.detach,
     };
     let started = |id: &ContainerId| {
-        if let Some(path) = &args.create.cidfile
-            && let Err(error) = prepare::write_cidfile(path, id)
+        if let Some(cidfile) = &cidfile
+            && let Err(error) = cidfile.write(id)
         {
             report::warn(&error);
         }
@@ -157,19 +159,25 @@ pub(crate) async fn follow(
 /// Makes a container without starting it.
 pub(crate) fn create(app: &App, args: &CreateArgs) -> Result<(), RunError> {
     let kind = Kind {
-        detached: false,
+        begins: Begins::Later,
         remove: args.rm,
-        keep: true,
     };
-    prepare::check_caller(&args.create, kind)?;
+    let cidfile = prepare::check_caller(&args.create, kind)?;
     // Signals end this process as they end others: nothing that was begun is anybody's yet.
     let found = prepare::find_image(app, &args.create.program.image, &args.create.pull)?;
-    let mut attended = make(app, &app.containers()?, &args.create, kind, found)?;
-    attended.update(|record| record.status = Status::Created)?;
-    let id = &attended.container.record.id;
-    if let Some(path) = &args.create.cidfile {
-        prepare::write_cidfile(path, id)?;
+    let containers = app.containers()?;
+    let mut attended = make(app, &containers, &args.create, kind, found)?;
+    let id = attended.container.record.id.clone();
+    if let Some(cidfile) = cidfile
+        && let Err(error) = cidfile.write(&id)
+    {
+        discard(app, &containers, &attended);
+        return Err(error);
     }
+    attended.update(|record| {
+        record.status = Status::Created;
+        record.keep = true;
+    })?;
     table::line(id.as_str());
     Ok(())
 }
@@ -177,9 +185,19 @@ pub(crate) fn create(app: &App, args: &CreateArgs) -> Result<(), RunError> {
 /// What kind of container is made.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
-    detached: bool,
+    begins: Begins,
     remove: bool,
-    keep: bool,
+}
+
+/// How a container begins that is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begins {
+    /// With our streams.
+    Attached,
+    /// By itself.
+    Detached,
+    /// By somebody's `start`.
+    Later,
 }
 
 /// The image, unless a signal comes first. What a pull has not finished by then lies apart in the store, and the next
@@ -219,14 +237,19 @@ fn make(
     if let Err(error) = prepare::fill(&attended, &plan, args) {
         // It is not there when that did not come so far.
         let _ = fs::remove_dir_all(&plan.config.socket_dir);
-        if let Err(error) = settle::remove(app, containers, &attended, AnonymousVolumes::Removed) {
-            report::warn(&error);
-        }
+        discard(app, containers, &attended);
         return Err(error);
     }
     app.journal()
         .note(&attended.container.record, "create", &[]);
     Ok(attended)
+}
+
+/// Removes a container that is of no use.
+fn discard(app: &App, containers: &Containers, attended: &Attended) {
+    if let Err(error) = settle::remove(app, containers, attended, AnonymousVolumes::Removed) {
+        report::warn(&error);
+    }
 }
 
 /// What the shim wrote about the end of a sandbox that nobody asked for.

@@ -19,8 +19,8 @@ use crate::shim::{RpcError, ShimError};
 use crate::signals::KILL;
 use crate::table;
 use crate::values;
-pub(crate) use hold::{Executioner, end, hold, until_started};
 use hold::{CONCLUDE, RELEASE, ends_within};
+pub(crate) use hold::{Executioner, end, hold, until_started};
 pub(crate) use wait::wait;
 
 /// `SIGTERM`.

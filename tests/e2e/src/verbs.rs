@@ -252,6 +252,13 @@ fn what_happened(world: &World) -> Result<()> {
 
 fn started_twice(world: &World) -> Result<()> {
     let script = "cat /kept 2>/dev/null; echo kept >> /kept; cat; exit 5";
+    // Where its ID cannot be written no container is made.
+    let nowhere = ["create", "--cidfile", "/no/such/folder/cid", "demo", "true"];
+    world
+        .sandboxctl(&nowhere)?
+        .expect_code(125)?
+        .expect_stderr(&["/no/such/folder/cid"])?;
+    run(world, &["ps", "-a", "-q"], "")?;
     let cidfile = world.path().join("cid");
     let cid = cidfile.to_string_lossy();
     let made = world

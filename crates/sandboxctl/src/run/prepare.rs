@@ -1,5 +1,6 @@
 //! Everything a container needs before its shim starts: checks, its folder, and what is in it.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
 use sandbox_types::ContainerId;
 
-use super::{Kind, RunError};
+use super::{Begins, Kind, RunError};
 use crate::app::{App, AppError};
 use crate::cli::{ContainerOptions, HypervisorChoice, MakeArgs, PullOptions};
 use crate::container::{Attended, Containers, NewContainer};
@@ -44,14 +45,52 @@ pub(super) struct Plan {
     pub(super) network: Option<NetworkPlan>,
 }
 
-/// Refuses what can be refused before the image is there.
-pub(super) fn check_caller(args: &MakeArgs, kind: Kind) -> Result<(), RunError> {
-    if args.tty && args.interactive && !kind.keep && !kind.detached && !terminal::on_stdin() {
+/// Refuses what can be refused before the image is there, and makes the file for the container's identifier, if there is to be one.
+pub(super) fn check_caller(args: &MakeArgs, kind: Kind) -> Result<Option<Cidfile>, RunError> {
+    if args.tty && args.interactive && kind.begins == Begins::Attached && !terminal::on_stdin() {
         return Err(RunError::NotATerminal);
     }
-    match &args.cidfile {
-        Some(path) if path.exists() => Err(RunError::CidfileExists { path: path.clone() }),
-        _ => Ok(()),
+    args.cidfile.as_deref().map(Cidfile::create).transpose()
+}
+
+/// A file of the caller's for the container's identifier. It is made first of all, so that no container is made whose identifier cannot
+/// be written; if none is, it is removed again.
+pub(super) struct Cidfile {
+    path: PathBuf,
+    file: File,
+    written: Cell<bool>,
+}
+
+impl Cidfile {
+    fn create(path: &Path) -> Result<Self, RunError> {
+        let file = File::create_new(path).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => RunError::CidfileExists {
+                path: path.to_owned(),
+            },
+            _ => failed("create", path)(error),
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            written: Cell::new(false),
+        })
+    }
+
+    pub(super) fn write(&self, id: &ContainerId) -> Result<(), RunError> {
+        use std::io::Write as _;
+        (&self.file)
+            .write_all(id.as_str().as_bytes())
+            .map_err(failed("write", &self.path))?;
+        self.written.set(true);
+        Ok(())
+    }
+}
+
+impl Drop for Cidfile {
+    fn drop(&mut self) {
+        if !self.written.get() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -126,7 +165,7 @@ pub(super) fn plan(
     let attachment = Attachment {
         interactive: args.interactive,
         tty: args.tty,
-        detached: kind.detached,
+        detached: kind.begins == Begins::Detached,
         remove: kind.remove,
         cidfile: args.cidfile.as_deref(),
         network: network.as_ref(),
@@ -220,7 +259,8 @@ pub(super) fn register(
         command,
         labels: plan.settings.config.labels.clone(),
         auto_remove: kind.remove,
-        keep: kind.keep,
+        // Until it is made, or runs.
+        keep: false,
     })?;
     Ok(attended)
 }
@@ -345,14 +385,6 @@ fn root_mounts(
     Ok(mounts)
 }
 
-/// Writes the container's identifier to a file of the caller's, which must not be there yet.
-pub(super) fn write_cidfile(path: &Path, id: &ContainerId) -> Result<(), RunError> {
-    use std::io::Write as _;
-    File::create_new(path)
-        .and_then(|mut file| file.write_all(id.as_str().as_bytes()))
-        .map_err(failed("create", path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -415,6 +447,22 @@ mod tests {
         let offset = "X-containerd.dmverity.hash-offset=8192";
         assert_eq!(mounts[1].options, ["ro", "loop", root.as_str(), offset]);
         assert_eq!(mounts[2].kind, "ext4");
+    }
+
+    #[test]
+    fn file_for_the_identifier_is_there_before_the_container_and_goes_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cid");
+        drop(Cidfile::create(&path).unwrap());
+        assert!(!path.exists());
+        let id: ContainerId = "a".parse().unwrap();
+        Cidfile::create(&path).unwrap().write(&id).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "a");
+        assert!(matches!(
+            Cidfile::create(&path),
+            Err(RunError::CidfileExists { .. })
+        ));
+        assert!(Cidfile::create(&folder.path().join("no/cid")).is_err());
     }
 
     #[test]
