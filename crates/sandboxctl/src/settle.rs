@@ -97,11 +97,17 @@ fn is_left_over(container: &Container) -> bool {
     network::attach::is_attached(&container.folder)
 }
 
-/// Every container, each settled.
+/// Every container, each settled. One that cannot be is as it was read, and the reason is said: it is no reason not to see the others.
 pub(crate) async fn all(app: &App, containers: &Containers) -> Result<Vec<Container>, SettleError> {
     let mut settled = Vec::new();
     for container in containers.list()? {
-        settled.extend(settle(app, containers, container).await?);
+        match settle(app, containers, container.clone()).await {
+            Ok(one) => settled.extend(one),
+            Err(error) => {
+                report::warn(&error);
+                settled.push(container);
+            }
+        }
     }
     Ok(settled)
 }
@@ -386,6 +392,20 @@ mod tests {
         drop(attended);
         let settled = settle(&app, &containers, container.clone()).await.unwrap();
         assert!(settled.is_none() && !container.folder.exists());
+    }
+
+    #[tokio::test]
+    async fn container_that_cannot_be_settled_does_not_hide_the_others() {
+        let (root, app) = app();
+        let containers = app.containers().unwrap();
+        let (mut stuck, mut other) = (made(&containers), made(&containers));
+        // It is to be removed, but its layers cannot be given up.
+        stuck.update(|record| record.keep = false).unwrap();
+        fs::write(root.path().join("images"), "no folder").unwrap();
+        let created = Status::Created;
+        other.update(|record| record.status = created).unwrap();
+        drop((stuck, other));
+        assert_eq!(all(&app, &containers).await.unwrap().len(), 2);
     }
 
     #[test]

@@ -233,7 +233,7 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
     }
     let containers = app.containers()?;
     let mut reclaimed = 0;
-    let mut removed = Vec::new();
+    let (mut removed, mut failures) = (Vec::new(), Vec::new());
     for container in settle::all(app, &containers).await? {
         if container.record.status.is_live() {
             continue;
@@ -243,9 +243,13 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
         if let Ok(Some(attended)) = containers.take(&container)
             && !attended.container.record.status.is_live()
         {
-            settle::remove(app, &containers, &attended, AnonymousVolumes::Kept)?;
-            reclaimed += size;
-            removed.push(container.record.id.to_string());
+            match settle::remove(app, &containers, &attended, AnonymousVolumes::Kept) {
+                Ok(()) => {
+                    reclaimed += size;
+                    removed.push(container.record.id.to_string());
+                }
+                Err(error) => failures.push(error.into()),
+            }
         }
     }
     if !removed.is_empty() {
@@ -257,7 +261,8 @@ pub(crate) async fn prune(app: &App, args: &PruneArgs) -> Result<(), StopError> 
         "Total reclaimed space: {}",
         table::bytes(reclaimed)
     ));
-    Ok(())
+    let all = removed.len() + failures.len();
+    conclude(failures, all, "removed")
 }
 
 /// What a container's files take on the disk, in bytes.
