@@ -404,6 +404,12 @@ pub(crate) fn nano_cpus(quota: i64) -> i64 {
     quota.saturating_mul(1_000_000_000 / period)
 }
 
+/// The quota that docker has in this unit.
+pub(crate) fn quota(nano_cpus: i64) -> i64 {
+    let period = i64::try_from(CPU_PERIOD_US).unwrap_or(i64::MAX);
+    nano_cpus / (1_000_000_000 / period)
+}
+
 /// The volumes that nobody named: their names, and where they are.
 fn anonymous<'a>(request: &'a Request<'_>) -> impl Iterator<Item = (&'a str, &'a str)> {
     spec::binds(request.options).filter_map(|bind| match &bind.source {

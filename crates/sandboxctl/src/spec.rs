@@ -22,7 +22,7 @@ use oci_spec::runtime::{
 };
 use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_INIT};
 
-use sandbox_types::{MachineSizeError, MemMib};
+use sandbox_types::{CpusetList, MachineSizeError, MemMib};
 
 use crate::cli::ContainerOptions;
 use crate::names;
@@ -236,20 +236,70 @@ pub(crate) fn labels(
 /// How many processors the virtual machine has by the options, as the shim sizes it: as many as the list of them names,
 /// whatever their numbers are, else as the limit is, rounded up. `None` leaves it to the configuration.
 pub(crate) fn vcpus(options: &ContainerOptions) -> Result<Option<u8>, SpecError> {
-    let given = options
-        .cpus
-        .map(|quota| u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX));
-    let Some(list) = &options.cpuset_cpus else {
-        return Ok(given);
-    };
-    let needed = u8::try_from(list.count()).unwrap_or(u8::MAX);
-    match given {
-        Some(given) if given < needed => Err(SpecError::CpuList {
-            list: list.to_string(),
-            needed,
-            given,
-        }),
-        _ => Ok(Some(needed)),
+    Limits::of(options).vcpus()
+}
+
+/// Limits that have to go together: of the options, or of a container that was given others since.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Limits<'a> {
+    /// In bytes.
+    pub(crate) memory: Option<u64>,
+    /// Of memory and swap together, in bytes; -1 is none.
+    pub(crate) memory_swap: Option<i64>,
+    /// In bytes.
+    pub(crate) memory_reservation: Option<u64>,
+    /// Microseconds in each [`CPU_PERIOD_US`].
+    pub(crate) cpus: Option<i64>,
+    pub(crate) cpuset_cpus: Option<&'a CpusetList>,
+}
+
+impl<'a> Limits<'a> {
+    fn of(options: &'a ContainerOptions) -> Self {
+        Self {
+            memory: options.memory,
+            memory_swap: options.memory_swap,
+            memory_reservation: options.memory_reservation,
+            cpus: options.cpus,
+            cpuset_cpus: options.cpuset_cpus.as_ref(),
+        }
+    }
+
+    /// Refuses those that contradict each other.
+    pub(crate) fn check(&self) -> Result<(), SpecError> {
+        self.check_memory()?;
+        self.vcpus().map(drop)
+    }
+
+    fn vcpus(&self) -> Result<Option<u8>, SpecError> {
+        let given = self.cpus.map(|quota| {
+            u8::try_from(quota.unsigned_abs().div_ceil(CPU_PERIOD_US)).unwrap_or(u8::MAX)
+        });
+        let Some(list) = self.cpuset_cpus else {
+            return Ok(given);
+        };
+        let needed = u8::try_from(list.count()).unwrap_or(u8::MAX);
+        match given {
+            Some(given) if given < needed => Err(SpecError::CpuList {
+                list: list.to_string(),
+                needed,
+                given,
+            }),
+            _ => Ok(Some(needed)),
+        }
+    }
+
+    fn check_memory(&self) -> Result<(), SpecError> {
+        match (self.memory_swap, self.memory) {
+            (Some(swap), None) if swap != 0 => return Err(SpecError::SwapAlone),
+            (Some(swap), Some(memory)) if swap > 0 && swap.unsigned_abs() < memory => {
+                return Err(SpecError::SwapBelowMemory { memory });
+            }
+            _ => {}
+        }
+        match (self.memory_reservation, self.memory) {
+            (Some(kept), Some(memory)) if kept > memory => Err(SpecError::ReservationAboveMemory),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -337,7 +387,7 @@ fn resources(options: &ContainerOptions) -> Result<LinuxResources, SpecError> {
         })
         .build()?;
     let bytes = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    check_memory(options)?;
+    Limits::of(options).check_memory()?;
     if options.memory.is_some() || options.memory_reservation.is_some() {
         let mut memory = LinuxMemoryBuilder::default().build()?;
         memory
@@ -361,20 +411,6 @@ fn resources(options: &ContainerOptions) -> Result<LinuxResources, SpecError> {
         resources.set_pids(Some(LinuxPidsBuilder::default().limit(limit).build()?));
     }
     Ok(resources)
-}
-
-fn check_memory(options: &ContainerOptions) -> Result<(), SpecError> {
-    match (options.memory_swap, options.memory) {
-        (Some(swap), None) if swap != 0 => return Err(SpecError::SwapAlone),
-        (Some(swap), Some(memory)) if swap > 0 && swap.unsigned_abs() < memory => {
-            return Err(SpecError::SwapBelowMemory { memory });
-        }
-        _ => {}
-    }
-    match (options.memory_reservation, options.memory) {
-        (Some(kept), Some(memory)) if kept > memory => Err(SpecError::ReservationAboveMemory),
-        _ => Ok(()),
-    }
 }
 
 /// The size of the writable layer, where one was chosen.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sandbox_runtime::config::{Config, ConfigError};
+use sandbox_types::MachineSizeError;
 use serde_json::{Map, Value, json};
 
 use crate::app::{App, AppError};
@@ -10,11 +12,12 @@ use crate::cli::UpdateArgs;
 use crate::container::{Container, ContainerError, Containers};
 use crate::look::{Seen, UnansweringError, look};
 use crate::report;
-use crate::settings::{HostConfig, Settings, SettingsError, nano_cpus};
+use crate::settings::{self, HostConfig, Settings, SettingsError, nano_cpus};
 use crate::settle::{self, SettleError};
 use crate::shim::RpcError;
+use crate::spec::{self, Limits, SpecError};
 use crate::table;
-use crate::values::CPU_PERIOD_US;
+use crate::values::{self, CPU_PERIOD_US};
 
 /// Why limits stay as they are.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,14 @@ pub(crate) enum UpdateError {
     Container(#[from] ContainerError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// They contradict each other, or what is not changed.
+    #[error(transparent)]
+    Limits(#[from] SpecError),
+    /// No machine has that size.
+    #[error("--memory asks for a virtual machine that cannot be made")]
+    MachineSize(#[from] MachineSizeError),
     #[error(transparent)]
     Unanswering(#[from] UnansweringError),
     /// Nothing is asked for.
@@ -90,15 +101,7 @@ async fn one(
     args: &UpdateArgs,
 ) -> Result<(), UpdateError> {
     let container = settle::find(app, containers, wanted).await?;
-    let mut settings = Settings::load(&container.folder)?;
-    let limit = settings.host_config.memory_swap;
-    if let (Some(memory), None) = (args.memory, args.memory_swap)
-        && limit > 0
-        && memory > limit.unsigned_abs()
-    {
-        return Err(UpdateError::MemoryAboveSwap { limit });
-    }
-    note(&mut settings.host_config, args);
+    changed(&container, args)?;
     let resources = Value::Object(resources(args));
     let (seen, shim) = look(&container).await;
     if matches!(seen, Seen::Unanswering { .. }) {
@@ -117,9 +120,41 @@ async fn one(
                 source,
             })?;
     }
-    rewrite(&container, &resources)?;
-    settings.save(&container.folder)?;
-    Ok(())
+    // As they are now: another may have changed them meanwhile.
+    containers.while_none_comes_or_goes(|_| {
+        let settings = changed(&container, args)?;
+        rewrite(&container, &resources)?;
+        Ok(settings.save(&container.folder)?)
+    })?
+}
+
+/// The container's settings with what is to change, if it can be started with them.
+fn changed(container: &Container, args: &UpdateArgs) -> Result<Settings, UpdateError> {
+    let mut settings = Settings::load(&container.folder)?;
+    let limit = settings.host_config.memory_swap;
+    if let (Some(memory), None) = (args.memory, args.memory_swap)
+        && limit > 0
+        && memory > limit.unsigned_abs()
+    {
+        return Err(UpdateError::MemoryAboveSwap { limit });
+    }
+    note(&mut settings.host_config, args);
+    let host = &settings.host_config;
+    let set = |bytes: u64| (bytes > 0).then_some(bytes);
+    let list = values::cpu_list(&host.cpuset_cpus).ok();
+    let limits = Limits {
+        memory: set(host.memory),
+        memory_swap: Some(host.memory_swap),
+        memory_reservation: set(host.memory_reservation),
+        cpus: (host.nano_cpus > 0).then(|| settings::quota(host.nano_cpus)),
+        cpuset_cpus: list.as_ref(),
+    };
+    limits.check()?;
+    if let Some(bytes) = limits.memory {
+        let config = Config::from_file(&container.folder.join("sandbox.toml"))?;
+        spec::machine_memory(bytes, config.memory_overhead_mib)?;
+    }
+    Ok(settings)
 }
 
 /// `linux.resources` of the OCI runtime spec with what is to change, and nothing else.

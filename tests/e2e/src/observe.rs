@@ -127,6 +127,11 @@ fn shown(world: &World) -> Result<()> {
         &said(world, &["inspect", "-f", ended, "seen"])?,
         "exited 137 0",
     )?;
+    // Nor are limits noted that it could not be started with.
+    world
+        .sandboxctl(&["update", "--memory-reservation", "1g", "seen"])?
+        .expect_code(125)?
+        .expect_stderr(&["--memory-reservation is above --memory"])?;
     is(
         &said(world, &["ps", "-q", "-f", "exited=137", "--format", "json"])?,
         id.trim_end().get(..12).unwrap_or_default(),

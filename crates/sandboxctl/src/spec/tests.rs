@@ -627,6 +627,40 @@ fn cpu_list_gives_the_machine_as_many_processors_as_it_names() {
 }
 
 #[test]
+fn limits_that_contradict_each_other_are_refused_wherever_they_come_from() {
+    let list = values::cpu_list("0-3").unwrap();
+    let fine = Limits {
+        memory: Some(64 << 20),
+        memory_swap: Some(128 << 20),
+        memory_reservation: Some(32 << 20),
+        cpus: Some(400_000),
+        cpuset_cpus: Some(&list),
+    };
+    fine.check().unwrap();
+    Limits::default().check().unwrap();
+    for wrong in [
+        Limits {
+            memory: Some(256 << 20),
+            ..fine
+        },
+        Limits {
+            memory: None,
+            ..fine
+        },
+        Limits {
+            memory_reservation: Some(65 << 20),
+            ..fine
+        },
+        Limits {
+            cpus: Some(100_000),
+            ..fine
+        },
+    ] {
+        assert!(wrong.check().is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
 fn labels_of_options_come_over_those_of_files_and_image() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "b=file\nc=file\n").unwrap();
