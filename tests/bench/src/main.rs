@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use sandbox_harness::{Driver, Setup, leaks};
+use sandbox_harness::{Driver, Setup, ending, leaks};
 
 use host::Host;
 use lab::{Lab, Plan};
@@ -136,6 +136,9 @@ fn measure_with(
     probe: &Path,
     image: &Path,
 ) -> Result<Report> {
+    for ended in ending::begin()? {
+        eprintln!("==> left by an earlier run, and ended: {ended}");
+    }
     let before = leaks::machine();
     fixture::write_image(image, probe)?;
     let binaries = match &options.binaries {
@@ -175,8 +178,8 @@ fn measure_with(
     if let Err(error) = lab.finish() {
         eprintln!("==> {error:#}");
     }
-    for left in before.left() {
-        eprintln!("==> left behind: {left}");
+    for line in before.left().notes() {
+        eprintln!("==> {line}");
     }
     Ok(report)
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use sandbox_harness::{Driver, Setup, World, leaks};
+use sandbox_harness::{Driver, Setup, World, ending, leaks};
 use serde_json::Value;
 
 use cases::Case;
@@ -125,13 +125,20 @@ fn main() -> Result<ExitCode> {
     let mut arguments = Arguments::from_iter(arguments);
     // Two processors, and every case boots a machine.
     arguments.test_threads.get_or_insert(2);
+    for ended in ending::begin()? {
+        println!("note: left by an earlier run, and ended: {ended}");
+    }
     let before = leaks::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let added = before.left();
+    ending::wait_if_interrupted();
+    let left = before.left();
+    for line in left.notes() {
+        println!("note: {line}");
+    }
     ensure!(
-        added.is_empty(),
+        left.ours.is_empty(),
         "the tests left behind:\n  {}",
-        added.join("\n  ")
+        left.ours.join("\n  ")
     );
     Ok(conclusion.exit_code())
 }

@@ -46,7 +46,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use sandbox_harness::{Driver, Setup, World, leaks, within};
+use sandbox_harness::{Driver, Setup, World, ending, leaks, within};
 
 /// A test: what it is called, and what it does in a world that has the demo image.
 type Case = (&'static str, fn(&World) -> Result<()>);
@@ -185,10 +185,43 @@ fn trial(setup: &Setup, times: &Times, (name, case): Case) -> Trial {
         let outcome = attempt();
         let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
         times.push((start.elapsed(), name));
-        outcome
-            .map(|()| Completion::Completed)
-            .map_err(|error| Failed::from(format!("{error:#}")))
+        match outcome {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) => match error.downcast_ref::<Obstacle>() {
+                Some(Obstacle(reason)) => Ok(Completion::ignored_with(reason.clone())),
+                None => Err(Failed::from(format!("{error:#}"))),
+            },
+        }
     })
+}
+
+/// What a test returns when it finds that it can say nothing on this machine: it is skipped.
+#[derive(Debug)]
+pub(crate) struct Obstacle(String);
+
+impl std::fmt::Display for Obstacle {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Obstacle {}
+
+/// What tests that passed have to say, for the end of the run.
+static NOTES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Keeps a line for the end of the run, where [`print_notes`] prints it and `cargo xtask test` takes it into its closing list.
+fn note(line: String) {
+    let mut notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    notes.push(line);
+}
+
+/// Prints what was noted: between the lines of tests that run side by side, it could be in the middle of one.
+fn print_notes() {
+    let notes = NOTES.lock().unwrap_or_else(PoisonError::into_inner);
+    for line in notes.iter() {
+        println!("note: {line}");
+    }
 }
 
 /// Tells what takes the suite's time. Tests run side by side: the times add up to more than the suite's.
@@ -214,14 +247,20 @@ fn main() -> Result<ExitCode> {
     // Two processors, and every test boots machines.
     arguments.test_threads.get_or_insert(2);
     // Tests run side by side, so what the machine has only once is compared around all of them.
+    for ended in ending::begin()? {
+        println!("note: left by an earlier run, and ended: {ended}");
+    }
     let before = leaks::machine();
     let conclusion = libtest_mimic::run(&arguments, trials);
+    ending::wait_if_interrupted();
     print_slowest(&times);
-    let added = before.left();
+    let left = before.left();
+    left.notes().into_iter().for_each(note);
+    print_notes();
     ensure!(
-        added.is_empty(),
+        left.ours.is_empty(),
         "the tests left behind:\n  {}",
-        added.join("\n  ")
+        left.ours.join("\n  ")
     );
     Ok(conclusion.exit_code())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -57,6 +57,19 @@ pub fn kill_all(world: &Path) {
     for process in processes(world) {
         let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
     }
+}
+
+/// The mount points at and below a world's folder, outermost first.
+#[must_use]
+pub fn mounts_below(world: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // proc_pid_mountinfo(5).
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from)
+        .filter(|point| point.starts_with(world))
+        .collect()
 }
 
 fn lines_naming(file: &str, world: &Path) -> Vec<String> {
@@ -125,38 +138,116 @@ pub fn machine() -> Machine {
     }
 }
 
+/// What a run left on the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Left {
+    /// What carries the marks of this run.
+    pub ours: Vec<String>,
+    /// What came meanwhile and may be anybody's: of another run, or of other containers on this machine.
+    pub others: Vec<String>,
+}
+
+/// What the names of network devices begin with that the product makes: bridges and taps.
+const DEVICES: [&str; 2] = ["sb-", "sbtap"];
+/// What the names of network namespaces and control groups begin with that tests make. A process id follows.
+const WITH_PROCESS: [&str; 2] = ["sbtest-", "sandbox-test-"];
+/// What the names of control groups begin with that the product makes without saying for whom.
+const GROUPS: [&str; 2] = ["sandboxctl", "isolation-"];
+
+/// The process that a network namespace or control group is named after.
+pub(crate) fn process_in(name: &str) -> Option<u32> {
+    let rest = WITH_PROCESS
+        .iter()
+        .find_map(|mark| name.strip_prefix(mark))?;
+    rest.split('-').next()?.parse().ok()
+}
+
+/// Whether a process is in a control group, or in one below it.
+fn is_in_use(group: &Path) -> bool {
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    !processes.trim().is_empty()
+        || groups_in(&group.to_string_lossy())
+            .iter()
+            .any(|below| is_in_use(Path::new(below)))
+}
+
+/// Whether a control group is this run's. One without a process's id in its name is another's if something runs in it: the
+/// processes of a world are looked for by [`left_behind`].
+fn is_our_group(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    match process_in(name) {
+        Some(process) => process == std::process::id(),
+        None => GROUPS.iter().any(|mark| name.starts_with(mark)) && !is_in_use(Path::new(path)),
+    }
+}
+
 impl Machine {
+    /// The names of its network namespaces.
+    pub(crate) fn network_namespaces(&self) -> impl Iterator<Item = &str> {
+        self.network_namespaces.iter().map(String::as_str)
+    }
+
+    /// The paths of its control groups, those of the first level.
+    pub(crate) fn cgroups(&self) -> impl Iterator<Item = &str> {
+        self.cgroups.iter().map(String::as_str)
+    }
+
     /// What the machine has now that this had not, once it stays: the kernel and what was killed take a while to clear away.
     #[must_use]
-    pub fn left(&self) -> Vec<String> {
-        let mut left = Vec::new();
+    pub fn left(&self) -> Left {
+        let mut left = Left::default();
         let _ = wait_until("that nothing is left", DYING, || {
             left = self.added_in(&machine());
-            left.is_empty().then_some(())
+            left.ours.is_empty().then_some(())
         });
         left
     }
 
     /// What `now` has that this had not.
-    fn added_in(&self, now: &Self) -> Vec<String> {
-        let added = |what: &str, before: &BTreeSet<String>, after: &BTreeSet<String>| {
-            after
-                .difference(before)
-                .map(|name| format!("{what} {name}"))
-                .collect::<Vec<_>>()
+    fn added_in(&self, now: &Self) -> Left {
+        let mut left = Left::default();
+        let mut add = |what: &str,
+                       before: &BTreeSet<String>,
+                       after: &BTreeSet<String>,
+                       is_ours: &dyn Fn(&str) -> bool| {
+            for name in after.difference(before) {
+                let all = if is_ours(name) {
+                    &mut left.ours
+                } else {
+                    &mut left.others
+                };
+                all.push(format!("{what} {name}"));
+            }
         };
-        let mut all = added(
+        add(
             "network device",
             &self.network_devices,
             &now.network_devices,
+            &|name| DEVICES.iter().any(|mark| name.starts_with(mark)),
         );
-        all.extend(added(
+        add(
             "network namespace",
             &self.network_namespaces,
             &now.network_namespaces,
-        ));
-        all.extend(added("cgroup", &self.cgroups, &now.cgroups));
-        all
+            &|name| process_in(name) == Some(std::process::id()),
+        );
+        add("cgroup", &self.cgroups, &now.cgroups, &is_our_group);
+        left
+    }
+}
+
+impl Left {
+    /// A line for each of ours and one for the others, for `cargo xtask test`'s closing list.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let ours = self.ours.iter().map(|what| format!("left behind: {what}"));
+        let others = (!self.others.is_empty()).then(|| {
+            format!(
+                "came meanwhile, from somebody else: {}",
+                self.others.join(", ")
+            )
+        });
+        ours.chain(others).collect()
     }
 }
 
@@ -214,5 +305,40 @@ mod tests {
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::write(folder.path().join("a/b"), "").unwrap();
         assert_eq!(left_behind(folder.path(), &[folder.path()]).len(), 2);
+    }
+
+    #[test]
+    fn what_others_make_meanwhile_is_not_ours() {
+        let ours = std::process::id();
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let namespaces = [format!("sbtest-{ours}-0-net"), "sbtest-1-0-net".to_owned()];
+        let now = Machine {
+            network_devices: set(&["lo", "sb-0123456789", "veth1234"]),
+            network_namespaces: set(&[&namespaces[0], &namespaces[1], "cni-1"]),
+            // One that is not there has no process in it.
+            cgroups: set(&["/none/sandboxctl", "/none/docker"]),
+        };
+        let before = Machine {
+            network_devices: set(&["lo"]),
+            ..Machine::default()
+        };
+        let left = before.added_in(&now);
+        assert_eq!(
+            left.ours,
+            [
+                "network device sb-0123456789",
+                &format!("network namespace {}", namespaces[0]),
+                "cgroup /none/sandboxctl",
+            ]
+        );
+        assert_eq!(
+            left.others,
+            [
+                "network device veth1234",
+                "network namespace cni-1",
+                "network namespace sbtest-1-0-net",
+                "cgroup /none/docker",
+            ]
+        );
     }
 }

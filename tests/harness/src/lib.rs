@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod containerd;
 pub mod cri;
 pub mod docker;
+pub mod ending;
 pub mod layout;
 pub mod leaks;
 mod limit;

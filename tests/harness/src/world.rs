@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::ending::{self, PREFIX};
 use crate::leaks::{self, Process, WORLD_VARIABLE};
 use crate::process::{self, Finished, Running};
 
@@ -80,7 +81,8 @@ impl World {
     /// When its folders cannot be made.
     pub fn empty(setup: &Setup) -> Result<Self> {
         // Short: it is part of the paths of Unix sockets.
-        let folder = tempfile::Builder::new().prefix("sb-").tempdir()?;
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir()?;
+        ending::register(folder.path())?;
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         fs::create_dir(folder.path().join("run"))?;
         let config = folder.path().join(CONFIG);
@@ -298,7 +300,7 @@ impl World {
     pub fn finish(self) -> Result<()> {
         let clean = self.expect_nothing_left();
         if clean.is_err() {
-            self.force_end();
+            ending::force_end(self.path());
         }
         clean
     }
@@ -320,26 +322,11 @@ impl World {
         }
         Ok(())
     }
-
-    /// Ends what a failed test left, so that it disturbs no other.
-    fn force_end(&self) {
-        leaks::kill_all(self.path());
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let world = self.path().to_string_lossy().into_owned();
-        for line in mounts.lines().rev() {
-            if let Some(point) = line
-                .split(' ')
-                .nth(4)
-                .filter(|point| point.starts_with(&world))
-            {
-                let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);
-            }
-        }
-    }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.force_end();
+        ending::force_end(self.path());
+        ending::forget(self.path());
     }
 }
