@@ -2,16 +2,17 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::time::Instant;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use sandbox_harness::process::Running;
 use sandbox_harness::shim::Shim;
 use sandbox_harness::{World, bundle};
 use serde_json::{Value, json};
 
-use crate::Case;
-use crate::network::{LIMIT, Net, run, serve, wait_without};
+use crate::network::{Net, run, serve, wait_without};
+use crate::{Case, Obstacle};
 
 pub(crate) const CASES: &[Case] = &[
     ("network_has_a_queue_pair_for_each_vcpu", queues),
@@ -135,23 +136,41 @@ fn unused_queues(world: &World) -> Result<()> {
 
 /// The largest burst of a network device at the rates used here (`sandbox_network`).
 const NET_BURST_BYTES: u128 = 68 << 10;
-const NET_RATE: u128 = 100_000;
+/// Low, so that an emulated machine is faster by itself.
+const NET_RATE: u128 = 40_000;
 const NET_BYTES: usize = 400_000;
 
 /// No more passed than the rate lets pass in this time, and the burst.
-fn expect_bounded(what: &str, bytes: usize, rate: u128, burst: u128, since: Instant) -> Result<()> {
-    let elapsed = since.elapsed();
-    let allowed = rate * elapsed.as_millis() / 1000 + burst;
+fn expect_bounded(what: &str, bytes: usize, rate: u128, burst: u128, took: Duration) -> Result<()> {
+    let allowed = rate * took.as_millis() / 1000 + burst;
     ensure!(
         u128::try_from(bytes)? <= allowed,
-        "{what}: {bytes} bytes in {elapsed:?}, in which {allowed} may pass"
+        "{what}: {bytes} bytes in {took:?}, in which {allowed} may pass"
     );
     Ok(())
 }
 
-fn network_limit(world: &World) -> Result<()> {
-    let net = Net::filled()?;
-    let down = serve(net.listen("10.99.0.1:8000")?, |mut stream| {
+/// The control: without the limit it takes less than the limit lets it take. A machine that is slower by itself says nothing.
+fn expect_faster(what: &str, bytes: usize, rate: u128, burst: u128, took: Duration) -> Result<()> {
+    match expect_bounded(what, bytes, rate, burst, took) {
+        Err(_) => Ok(()),
+        Ok(()) => bail!(Obstacle(format!(
+            "{what}: without a limit it is no faster on this machine: {bytes} bytes in {took:?}"
+        ))),
+    }
+}
+
+/// How long the container of a transfer took to get its bytes, and to send them, from when it had connected.
+struct Transfer {
+    received: Duration,
+    sent: Duration,
+}
+
+/// A container in the network gets bytes from the host's side, and sends them back.
+fn transfer(world: &World, net: &Net, name: &str, config: &str) -> Result<Transfer> {
+    let (connected, connection) = mpsc::channel();
+    let down = serve(net.listen("10.99.0.1:8000")?, move |mut stream| {
+        connected.send(Instant::now())?;
         let mut request = [0; 4096];
         let _ = stream.read(&mut request)?;
         let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {NET_BYTES}\r\n\r\n");
@@ -159,24 +178,22 @@ fn network_limit(world: &World) -> Result<()> {
         stream.write_all(&vec![b'x'; NET_BYTES])?;
         Ok(Vec::new())
     });
-    let up = serve(net.listen("10.99.0.1:9000")?, |stream| {
+    let (all_came, all) = mpsc::channel();
+    let up = serve(net.listen("10.99.0.1:9000")?, move |stream| {
         let begin = Instant::now();
         let mut received = Vec::new();
         stream.take(NET_BYTES as u64).read_to_end(&mut received)?;
         ensure!(received.len() == NET_BYTES, "{} came", received.len());
-        expect_bounded("sent", NET_BYTES, NET_RATE, NET_BURST_BYTES, begin)?;
+        all_came.send(begin.elapsed())?;
         Ok(received)
     });
     let script = "busybox wget -q -O /tmp/data http://10.99.0.1:8000/ && wc -c < /tmp/data; \
         busybox nc 10.99.0.1 9000 < /tmp/data; echo end; sleep 1000";
-    let folder = bundle::make(world, "c", &net.spec(script))?;
-    let more = format!("network_bytes_per_second = {NET_RATE}\n");
-    let shim = Shim::start_with(world, "c", &folder, &more)?;
-    let mut output = shim.create("c", false)?;
-    let begin = Instant::now();
-    shim.start_process("c", "")?;
+    let folder = bundle::make(world, name, &net.spec(script))?;
+    let shim = Shim::start_with(world, name, &folder, config)?;
+    let mut output = shim.run(name, false)?;
     let line = output.line()?;
-    expect_bounded("received", NET_BYTES, NET_RATE, NET_BURST_BYTES, begin)?;
+    let received = connection.recv()?.elapsed();
     ensure!(line.trim() == NET_BYTES.to_string(), "{line}");
     ensure!(output.line()?.trim() == "end");
     for server in [down, up] {
@@ -184,36 +201,58 @@ fn network_limit(world: &World) -> Result<()> {
             .join()
             .map_err(|_| anyhow::anyhow!("a server panicked"))??;
     }
-    shim.end("c")?;
+    let sent = all.recv()?;
+    shim.end(name)?;
     net.expect_untouched()?;
-    wait_without(&format!("tc -n {} qdisc", net.pod()), "tbf").context("a limit is left")
+    Ok(Transfer { received, sent })
+}
+
+fn network_limit(world: &World) -> Result<()> {
+    let net = Net::filled()?;
+    let config = format!("network_bytes_per_second = {NET_RATE}\n");
+    let limited = transfer(world, &net, "limited", &config)?;
+    for (what, took) in [("received", limited.received), ("sent", limited.sent)] {
+        expect_bounded(what, NET_BYTES, NET_RATE, NET_BURST_BYTES, took)?;
+    }
+    wait_without(&format!("tc -n {} qdisc", net.pod()), "tbf").context("a limit is left")?;
+    let free = transfer(world, &net, "free", "")?;
+    for (what, took) in [("received", free.received), ("sent", free.sent)] {
+        expect_faster(what, NET_BYTES, NET_RATE, NET_BURST_BYTES, took)?;
+    }
+    Ok(())
 }
 
 /// What passes at once, and the largest request.
 const DISK_SLACK_BYTES: u128 = DISK_RATE / 10 + (2 << 20);
-const DISK_RATE: u128 = 4_000_000;
-const DISK_MIB: usize = 32;
+/// Low, so that an emulated machine is faster by itself.
+const DISK_RATE: u128 = 1_000_000;
+const DISK_MIB: usize = 16;
 
-fn disk_limit(world: &World) -> Result<()> {
-    let config = world.path().join("limited.toml");
-    let text = format!("boot_timeout_s = 170\ndisk_bytes_per_second = {DISK_RATE}\n");
-    fs::write(&config, text)?;
-    let script =
-        format!("read -r go; dd if=/dev/zero of=/f bs=1M count={DISK_MIB} conv=fsync; echo end");
+/// How long a container's write takes until it is on its disk.
+fn write_to_disk(world: &World, config: &str) -> Result<Duration> {
+    let path = world.path().join("limited.toml");
+    fs::write(&path, format!("boot_timeout_s = 170\n{config}"))?;
+    let script = format!(
+        "echo up; read -r go; dd if=/dev/zero of=/f bs=1M count={DISK_MIB} conv=fsync; echo end"
+    );
     let mut command = world.sandboxctl_command(&["run", "--rm", "-i", "demo", "sh", "-c", &script]);
-    command.env("SANDBOX_CONFIG", &config);
-    let mut running = Running::start(&mut command, LIMIT)?;
-    // It does not begin before it is told to.
+    command.env("SANDBOX_CONFIG", &path);
+    let mut running = Running::start(&mut command, world.setup().limit)?;
+    // What the machine takes to start is no part of it.
+    running.wait_for_line("up")?;
     let begin = Instant::now();
     running.write(b"go\n")?;
     running.wait_for_line("end")?;
-    expect_bounded(
-        "written",
-        DISK_MIB << 20,
-        DISK_RATE,
-        DISK_SLACK_BYTES,
-        begin,
-    )?;
+    let took = begin.elapsed();
     running.finish()?.expect_code(0)?;
-    Ok(())
+    Ok(took)
+}
+
+fn disk_limit(world: &World) -> Result<()> {
+    let config = format!("disk_bytes_per_second = {DISK_RATE}\n");
+    let bytes = DISK_MIB << 20;
+    let limited = write_to_disk(world, &config)?;
+    expect_bounded("written", bytes, DISK_RATE, DISK_SLACK_BYTES, limited)?;
+    let free = write_to_disk(world, "")?;
+    expect_faster("written", bytes, DISK_RATE, DISK_SLACK_BYTES, free)
 }
