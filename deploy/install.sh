@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs the runtime on a node, or removes it again.
 set -eu
+# What is installed is for others than root too.
+umask 022
 
 usage() {
 	cat <<'END'
@@ -55,9 +57,8 @@ esac
 root=${root%/}
 
 # What was installed, a line each: the checksum of a file that may be changed, "-" for another, "dir" for a folder; and the
-# path below the root folder.
+# path below the root folder. A line is there before its file, so that what was cut short is removed too.
 record=$root$prefix/lib/sandbox/installed
-
 sum() {
 	sha256sum "$1" | cut -d ' ' -f 1
 }
@@ -67,8 +68,9 @@ folder() {
 	[ ! -d "$root$1" ] || return 0
 	folder "$(dirname "$1")"
 	mkdir "$root$1"
-	made="$1
+	made="dir $1
 $made"
+	[ ! -e "$record" ] || echo "dir $1" >>"$record"
 }
 
 # put MODE SOURCE PATH [CHECKSUM]: copies a file, holes as holes; what runs from an old one goes on. Programs go without
@@ -76,11 +78,11 @@ $made"
 put() {
 	target=$root$3
 	folder "$(dirname "$3")"
+	echo "${4:--} $3" >>"$record"
 	cp --sparse=always "$2" "$target.new"
 	[ "$1" != 755 ] || strip --strip-debug "$target.new" 2>/dev/null || true
 	chmod "$1" "$target.new"
 	mv -f "$target.new" "$target"
-	echo "${4:--} $3" >>"$record.new"
 }
 
 # offer SOURCE PATH: as put, unless somebody has put or changed it there.
@@ -97,14 +99,16 @@ remove() {
 	[ -e "$record" ] || fail "nothing is installed: there is no $record"
 	while read -r checksum path; do
 		target=$root$path
-		[ -e "$target" ] && [ "$checksum" != dir ] || continue
-		if [ "$checksum" != - ] && [ "$(sum "$target")" != "$checksum" ]; then
+		[ "$checksum" != dir ] || continue
+		rm -f "$target.new"
+		[ -e "$target" ] || continue
+		if [ "$checksum" != - ] && ! grep -qx "$(sum "$target") $path" "$record"; then
 			echo "kept, because it was changed: $target"
 			continue
 		fi
 		rm -f "$target"
 	done <"$record"
-	folders=$(sed -n 's/^dir //p' "$record")
+	folders=$(sed -n 's/^dir //p' "$record" | sort -ru)
 	rm -f "$record"
 	# The deepest first; what others have put something into stays.
 	echo "$folders" | while read -r path; do
@@ -124,10 +128,10 @@ for file in "$programs/containerd-shim-sandbox-v2" "$programs/sandbox-vmm" "$pro
 	[ -e "$file" ] || fail "$file is missing; run \`cargo xtask build\` in $from first"
 done
 [ -d "$root/" ] || fail "there is no folder $root"
-# Folders that are made, the deepest first.
-made=$(sed -n 's/^dir //p' "$record" 2>/dev/null || true)
+# Folders that are made before there is a record.
+made=
 folder "$prefix/lib/sandbox"
-rm -f "$record.new"
+printf '%s' "$made" >>"$record"
 for name in containerd-shim-sandbox-v2 sandbox-vmm sandboxctl; do
 	put 755 "$programs/$name" "$prefix/bin/$name"
 done
@@ -141,7 +145,8 @@ done
 offer "$from/deploy/config.toml" /etc/sandbox/config.toml
 offer "$from/deploy/containerd/sandbox.toml" /etc/containerd/conf.d/sandbox.toml
 offer "$from/deploy/crio/50-sandbox.conf" /etc/crio/crio.conf.d/50-sandbox.conf
-echo "$made" | sed -n 's/^./dir &/p' >>"$record.new"
+# Each line once, however often it was installed.
+sort -u "$record" >"$record.new"
 mv -f "$record.new" "$record"
 
 cat <<END
