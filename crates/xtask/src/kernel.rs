@@ -100,7 +100,7 @@ fn from_tree(source: &Path, fragment: &Path) -> Result<PathBuf> {
         );
     }
     let inputs = Inputs::default().text("tree", &source.to_string_lossy());
-    let output = cache::product("kernel-tree", inputs, |_| Ok(()))?;
+    let output = cache::folder("kernel-tree", inputs, |_| Ok(()))?;
     build(&source, Some(&output), fragment, &output.join("build.log"))?;
     Ok(output.join("vmlinux"))
 }

@@ -51,7 +51,7 @@ pub(crate) fn build() -> Result<PathBuf> {
         .text("recipe", "1")
         .text("suite", SUITE)
         .text("packages", &PACKAGES.join(" "));
-    let folder = cache::product("userland", inputs, |folder| {
+    let folder = cache::folder("userland", inputs, |folder| {
         debootstrap(&folder.join("root"), &folder.join("log"))
     })?;
     let link = project_root().join("target/userland");
