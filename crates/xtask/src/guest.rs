@@ -93,7 +93,7 @@ fn static_program(package: &str, root: &Path, target: &Path) -> Result<PathBuf> 
         "-Cstrip=symbols".to_owned(),
     ];
     flags.extend(prefixes("--remap-path-prefix"));
-    let mut command = Command::new(shell::cargo());
+    let mut command = shell::cargo();
     command
         .args(["build", "--release", "--package", package])
         .args(["--target", TARGET, "--target-dir"])
@@ -181,7 +181,7 @@ fn virtiofsd() -> Result<PathBuf> {
         .text("version", VIRTIOFSD_VERSION)
         .text("recipe", "2");
     let folder = cache::product("virtiofsd", inputs, |folder| {
-        let mut command = Command::new(shell::cargo());
+        let mut command = shell::cargo();
         command
             .args([
                 "install",

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, checks and tests the sandbox runtime.
@@ -105,14 +105,36 @@ pub(crate) fn binaries() -> PathBuf {
 /// Builds the workspace and the guest.
 pub(crate) fn build() -> Result<()> {
     shell::run(
-        Command::new(shell::cargo())
+        shell::cargo()
             .args(["build", "--release", "--workspace", "--exclude", "xtask"])
             .current_dir(project_root()),
     )?;
     guest::build()
 }
 
+/// Requires root for what makes virtual machines, before anything takes minutes.
+fn need_root(what: &str) -> Result<()> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "`{what}` needs root: it installs packages and starts virtual machines. Where sudo is: `sudo -E env PATH=$PATH {what}`"
+    );
+    Ok(())
+}
+
+/// Requires paths that make, the kernel's build and compiler flags in variables can take.
+fn need_plain_paths(paths: &[&Path]) -> Result<()> {
+    for path in paths {
+        let text = path.to_string_lossy();
+        ensure!(
+            !text.contains(char::is_whitespace),
+            "`{text}` has a space in it, which the kernel's build cannot take: move the checkout, or name another cache with XDG_CACHE_HOME"
+        );
+    }
+    Ok(())
+}
+
 fn run_demo() -> Result<()> {
+    need_root("make run")?;
     packages::for_run()?;
     build()?;
     let layout = demo::build()?;
@@ -141,7 +163,11 @@ fn run_demo() -> Result<()> {
 }
 
 fn main() -> Result<ExitCode> {
-    match Arguments::parse().task {
+    // What is built is for others too: the jail's users, and who the caches are shared with.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let task = Arguments::parse().task;
+    need_plain_paths(&[project_root(), &cache::root().unwrap_or_default()])?;
+    match task {
         Task::Setup { tests: false } => packages::for_run()?,
         Task::Setup { tests: true } => packages::for_test()?,
         Task::Guest => guest::build()?,
@@ -149,8 +175,14 @@ fn main() -> Result<ExitCode> {
         Task::Demo => println!("{}", demo::build()?.display()),
         Task::Userland => println!("{}", userland::build()?.display()),
         Task::Run => run_demo()?,
-        Task::Test { only } => return tests::run(only.as_deref()),
-        Task::Bench(arguments) => bench::run(&arguments)?,
+        Task::Test { only } => {
+            need_root("make test")?;
+            return tests::run(only.as_deref());
+        }
+        Task::Bench(arguments) => {
+            need_root("cargo xtask bench")?;
+            bench::run(&arguments)?;
+        }
         Task::Reproducible => return reproducible::run(),
         Task::Fuzz { time, targets } => fuzz::run(time, &targets)?,
         Task::Structure => structure::check()?,
@@ -178,7 +210,7 @@ fn main() -> Result<ExitCode> {
 fn lint() -> Result<()> {
     shell::step("format");
     shell::run(
-        Command::new(shell::cargo())
+        shell::cargo()
             .args(["fmt", "--all", "--check"])
             .current_dir(project_root()),
     )
@@ -186,7 +218,7 @@ fn lint() -> Result<()> {
     structure::check()?;
     shell::step("lints");
     shell::run(
-        Command::new(shell::cargo())
+        shell::cargo()
             .args([
                 "clippy",
                 "--release",
@@ -199,4 +231,16 @@ fn lint() -> Result<()> {
             ])
             .current_dir(project_root()),
     )
+}
+
+#[cfg(test)]
+mod plain_paths {
+    use super::*;
+
+    #[test]
+    fn path_with_a_space_is_refused_by_name() {
+        need_plain_paths(&[Path::new("/a/b")]).unwrap();
+        let error = need_plain_paths(&[Path::new("/a"), Path::new("/my code")]).unwrap_err();
+        assert!(error.to_string().starts_with("`/my code` has a space"));
+    }
 }

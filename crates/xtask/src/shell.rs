@@ -1,16 +1,21 @@
 //! Running other programs: say what runs, fail with what they printed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::project_root;
+
 /// The cargo that runs us, else the one on the path: not the one that this program was built with, which another
-/// toolchain of the same version may have been.
-pub(crate) fn cargo() -> OsString {
-    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+/// toolchain of the same version may have been. It builds in this checkout's `target`, where everything is looked for, whatever the
+/// user's environment and configuration say.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.env("CARGO_TARGET_DIR", project_root().join("target"));
+    command
 }
 
 /// Prints one line about what is being done.
@@ -65,21 +70,28 @@ pub(crate) fn run_quietly(command: &mut Command, log: Option<&Path>) -> Result<(
     Ok(())
 }
 
-/// What `program` prints on standard output, trimmed.
+/// What `program` prints on standard output, trimmed, in English.
 ///
 /// # Errors
 /// When it cannot be started or ends with anything but 0.
 pub(crate) fn read(program: impl AsRef<OsStr>, arguments: &[impl AsRef<OsStr>]) -> Result<String> {
-    let program = program.as_ref();
-    let name = program.to_string_lossy();
-    let output = Command::new(program)
-        .args(arguments)
+    read_from(Command::new(program).args(arguments))
+}
+
+/// As [`read`], of a command that is there already.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_from(command: &mut Command) -> Result<String> {
+    let what = describe(command);
+    let output = command
+        .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("cannot start `{name}`"))?;
+        .with_context(|| format!("cannot start `{what}`"))?;
     if !output.status.success() {
         bail!(
-            "`{name}` failed: {}\n{}",
+            "`{what}` failed: {}\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -70,22 +70,52 @@ pub(crate) fn check() -> Result<()> {
     bail!("the structure check failed:\n  {}", wrong.join("\n  "));
 }
 
+/// What cargo says of the workspace's packages.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn metadata() -> Result<serde_json::Value> {
+    let mut command = shell::cargo();
+    command
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(project_root());
+    Ok(serde_json::from_str(&shell::read_from(&mut command)?)?)
+}
+
+/// What the test program of a target is called: the package's folder and the target, or that alone where they are the same.
+pub(crate) fn test_program(folder: &Path, target: &str) -> String {
+    let package = folder.file_name().unwrap_or_default().to_string_lossy();
+    if package == target {
+        target.to_owned()
+    } else {
+        format!("{package}/{target}")
+    }
+}
+
+/// The names of the workspace's test programs, as far as that is known without building them.
+///
+/// # Errors
+/// When cargo fails.
+pub(crate) fn test_programs() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let mut names = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let manifest = package["manifest_path"].as_str().unwrap_or_default();
+        let folder = Path::new(manifest).parent().unwrap_or(Path::new(""));
+        for target in package["targets"].as_array().into_iter().flatten() {
+            if target["test"] == true
+                && let Some(name) = target["name"].as_str()
+            {
+                names.push(test_program(folder, name));
+            }
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 fn dependencies() -> Result<Vec<String>> {
-    let metadata = shell::read(
-        shell::cargo(),
-        &[
-            "metadata",
-            "--format-version=1",
-            "--no-deps",
-            "--offline",
-            "--manifest-path",
-        ]
-        .iter()
-        .map(PathBuf::from)
-        .chain([project_root().join("Cargo.toml")])
-        .collect::<Vec<_>>(),
-    )?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let metadata = metadata()?;
     let packages = metadata["packages"]
         .as_array()
         .context("cargo metadata has no packages")?;

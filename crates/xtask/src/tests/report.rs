@@ -22,6 +22,10 @@ pub(super) struct Outcome {
     failed: u64,
     /// Name and reason of each skipped test.
     skipped: Vec<String>,
+    /// What the suite wants to be told at the end.
+    notes: Vec<String>,
+    /// Why it could not run, or not to its end.
+    trouble: Option<String>,
     failures: Vec<String>,
     /// The summary line was seen.
     closed: bool,
@@ -46,6 +50,24 @@ impl Outcome {
             name: name.to_owned(),
             label: label.to_owned(),
             ..Self::default()
+        }
+    }
+
+    /// A suite, or something that suites need, that could not be had or run: that is a failure.
+    pub(super) fn broken(name: &str, label: &str, error: &anyhow::Error) -> Self {
+        Self {
+            trouble: Some(format!("{error:#}")),
+            ..Self::new(name, label)
+        }
+    }
+
+    /// A suite that cannot run here at all.
+    pub(super) fn skipped(name: &str, label: &str, reason: &str) -> Self {
+        Self {
+            skipped: vec![format!("{label} (all of it): {reason}")],
+            closed: true,
+            exited_well: true,
+            ..Self::new(name, label)
         }
     }
 
@@ -80,6 +102,10 @@ impl Outcome {
     pub(super) fn line(&mut self, line: &str) {
         let line = plain(line);
         self.hear(&line);
+        if let Some(note) = line.strip_prefix("note: ") {
+            self.notes.push(format!("{}: {note}", self.name));
+            return;
+        }
         if let Some(summary) = line.strip_prefix("test result: ") {
             self.passed += count(summary, "passed").unwrap_or(0);
             self.failed += count(summary, "failed").unwrap_or(0);
@@ -148,7 +174,13 @@ impl Outcome {
 
     /// A suite that ends without its summary, or badly without a failed test, has failed as a whole.
     fn broke(&self) -> bool {
-        !self.closed || (!self.exited_well && self.failed == 0)
+        self.trouble.is_some() || !self.closed || (!self.exited_well && self.failed == 0)
+    }
+
+    /// The tests that failed in a test host and passed in another.
+    fn passed_later(&self) -> impl Iterator<Item = &String> {
+        let failed = |line: &&String| !self.failures.contains(line);
+        self.failed_first.iter().filter(failed)
     }
 }
 
@@ -209,11 +241,11 @@ impl Report {
                 suite.label, suite.test_host_failures
             );
         }
-        for suite in &self.0 {
-            let passed = |line: &&String| !suite.failures.contains(line);
-            for line in suite.failed_first.iter().filter(passed) {
-                println!("failed in one test host, and ran again in another: {line}");
-            }
+        for line in self.0.iter().flat_map(Outcome::passed_later) {
+            println!("failed in one test host, and ran again in another: {line}");
+        }
+        for line in self.0.iter().flat_map(|suite| &suite.notes) {
+            println!("note: {line}");
         }
         for line in self.0.iter().flat_map(|suite| &suite.said) {
             println!("{line}");
@@ -222,30 +254,43 @@ impl Report {
             println!("FAILED: {line}");
         }
         for suite in self.0.iter().filter(|suite| suite.broke()) {
-            println!("FAILED: {} did not run to its end", suite.label);
+            let why = suite.trouble.as_deref().unwrap_or("its output says why");
+            println!("FAILED: {} did not run to its end: {why}", suite.label);
         }
     }
 
-    /// Prints the line that closes a run.
-    pub(super) fn print_closing_line(&self) {
+    /// The line that closes a run.
+    pub(super) fn closing_line(&self) -> String {
         let passed: u64 = self.0.iter().map(|suite| suite.passed).sum();
         let broke = self.0.iter().filter(|suite| suite.broke()).count() as u64;
         let failed: u64 = self.0.iter().map(|suite| suite.failed).sum::<u64>() + broke;
         let skipped: usize = self.0.iter().map(|suite| suite.skipped.len()).sum();
-        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        let again = self.0.iter().flat_map(Outcome::passed_later).count();
+        let again = match again {
+            0 => String::new(),
+            count => format!(", {count} ran again"),
+        };
+        format!("{passed} passed, {failed} failed, {skipped} skipped{again}")
     }
 
-    /// Skips that contain none of the lines of `allowed` (`#` begins a comment).
+    /// Skips that no line of `allowed` is about: `SUITE: PART OF THE REASON` (`#` begins a comment).
     pub(super) fn skips_not_in(&self, allowed: &str) -> Vec<String> {
-        let allowed: Vec<&str> = allowed
+        let allowed: Vec<(&str, &str)> = allowed
             .lines()
             .map(str::trim)
             .filter(|line| !line.is_empty() && !line.starts_with('#'))
+            .filter_map(|line| line.split_once(": "))
             .collect();
+        let is_allowed = |skip: &String| {
+            allowed.iter().any(|(suite, reason)| {
+                let test = skip.strip_prefix(suite);
+                test.is_some_and(|rest| rest.starts_with(' ') && rest.contains(reason))
+            })
+        };
         self.0
             .iter()
             .flat_map(|suite| &suite.skipped)
-            .filter(|skip| !allowed.iter().any(|part| skip.contains(part)))
+            .filter(|skip| !is_allowed(skip))
             .cloned()
             .collect()
     }
@@ -290,7 +335,7 @@ mod tests {
             ["suite b: no /dev/kvm", "suite c: slow"]
         );
         assert_eq!(
-            report.skips_not_in("# comment\nno /dev/kvm\n"),
+            report.skips_not_in("# comment\nsuite: no /dev/kvm\nother: slow\nsui: slow\n"),
             ["suite c: slow"]
         );
     }
@@ -300,6 +345,37 @@ mod tests {
         assert!(!read(&["test a ... ok"], true).passed_everything());
         assert!(!read(&["test result: ok. 1 passed; 0 failed"], false).passed_everything());
         assert!(!read(&["test result: ok. 0 passed; 0 failed"], true).passed_everything());
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_a_failure_and_its_suites_are_skips() {
+        let mut report = read(
+            &["test a ... ok", "test result: ok. 1 passed; 0 failed"],
+            true,
+        );
+        let error = anyhow::anyhow!("no mirror").context("no kernel");
+        report.add(Outcome::skipped("e2e", "e2e 1/2", "no kernel"));
+        assert!(report.passed_everything());
+        assert_eq!(report.closing_line(), "1 passed, 0 failed, 1 skipped");
+        assert_eq!(report.skips_not_in(""), ["e2e 1/2 (all of it): no kernel"]);
+        report.add(Outcome::broken("test host", "test host", &error));
+        assert!(!report.passed_everything());
+        assert_eq!(report.closing_line(), "1 passed, 1 failed, 1 skipped");
+        assert_eq!(report.0[2].trouble.as_deref(), Some("no kernel: no mirror"));
+    }
+
+    #[test]
+    fn note_is_kept_for_the_end() {
+        let report = read(
+            &[
+                "test a ... ok",
+                "test result: ok. 1 passed; 0 failed",
+                "note: left behind: cgroup /a",
+            ],
+            false,
+        );
+        assert_eq!(report.0[0].notes, ["suite: left behind: cgroup /a"]);
+        assert!(!report.passed_everything());
     }
 
     #[test]
@@ -318,6 +394,8 @@ mod tests {
         assert_eq!(suite.passed, 2);
         assert_eq!(suite.failed_first, ["suite b"]);
         assert_eq!(suite.another_run(), None);
+        let line = Report(vec![suite]).closing_line();
+        assert_eq!(line, "2 passed, 0 failed, 0 skipped, 1 ran again");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::interruption;
 use super::report::Outcome;
 use crate::{guest, shell, testhost};
 
@@ -101,9 +102,9 @@ impl Suite {
     ///
     /// # Errors
     /// When the program does not list its tests.
-    pub(super) fn parts(self) -> Result<Vec<Self>> {
+    pub(super) fn parts(&self) -> Result<Vec<Self>> {
         if !self.can_go_on() {
-            return Ok(vec![self]);
+            return Ok(vec![self.clone()]);
         }
         let tests = self.tests()?;
         Ok(others(&tests)
@@ -116,11 +117,14 @@ impl Suite {
             .collect())
     }
 
-    /// Runs it. When the test host fails under it, not the suite, what is left of it runs in another.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub(super) fn run(&self) -> Result<Outcome> {
+    /// Runs it. When the test host fails under it, not the suite, what is left of it runs in another. That it cannot be run is an
+    /// outcome too.
+    pub(super) fn run(&self) -> Outcome {
+        self.try_to_run()
+            .unwrap_or_else(|error| Outcome::broken(&self.name, &self.label, &error))
+    }
+
+    fn try_to_run(&self) -> Result<Outcome> {
         let in_test_host = self.place != Place::Here;
         let place = if in_test_host {
             " (in the test host)"
@@ -152,16 +156,20 @@ impl Suite {
 
     /// Runs it once, to its end or the test host's. `start` is when its first run began.
     fn run_once(&self, start: Instant, outcome: &mut Outcome) -> Result<ExitStatus> {
-        let mut command = match self.place {
-            Place::Here => Command::new(&self.program),
-            Place::TestHost { cpus } => {
-                let limit = TESTHOST_LIMIT.saturating_sub(start.elapsed());
-                let mut command = testhost::command(limit, cpus, &["PATH", "SANDBOX_TEST_KERNEL"])?;
-                command.arg(&self.program);
-                command
-            }
-        };
+        interruption::Running::may_begin()?;
+        // Whatever ends us, it is asked to end too, and takes down what it made.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM", "--"]);
+        if let Place::TestHost { cpus } = self.place {
+            let limit = TESTHOST_LIMIT.saturating_sub(start.elapsed());
+            let variables = ["PATH", "SANDBOX_TEST_KERNEL"];
+            let testhost = testhost::command(limit, cpus, &variables)?;
+            command
+                .arg(testhost.get_program())
+                .args(testhost.get_args());
+        }
         let mut child = command
+            .arg(&self.program)
             .args(self.arguments())
             .current_dir(&self.folder)
             .env("SANDBOX_TEST_KERNEL", guest::artifacts().join("vmlinux"))
@@ -169,6 +177,7 @@ impl Suite {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
+        let running = interruption::Running::note(&child)?;
         let stdout = child.stdout.take().context("the test's output is piped")?;
         for line in BufReader::new(stdout).split(b'\n') {
             let line = line?;
@@ -180,6 +189,8 @@ impl Suite {
             }
             outcome.line(&line);
         }
+        // Its number is its own until it has been waited for.
+        drop(running);
         Ok(child.wait()?)
     }
 }
