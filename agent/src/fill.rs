@@ -4,15 +4,27 @@
 //! A volume in which there is anything is left as it is. Copied is what an archive keeps ([`crate::programs`]), and owner and mode of the
 //! folder itself. It happens before the container is made, so nothing of it runs yet, but other sandboxes may write to the volume
 //! meanwhile: each side of the copy is therefore a thread whose root is the container's root, or the volume, out of which no
-//! link leads. If it fails, what was copied is removed again, so that the next start does not take half for the whole.
+//! link leads.
+//!
+//! ```text
+//! copy        into FILL_FOLDER, a folder in the volume     nothing of anybody else's is touched
+//! settle      move what is in it into the volume           not if somebody has put something there meanwhile; never over anything
+//!             remove it                                    in any case
+//! ```
+//!
+//! So a copy that fails, or is cut off, leaves nothing that the next start takes for the whole, and takes nothing away. That no two
+//! guests fill one volume at once is the host's care: the shim locks it.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::thread::{self, Scope, ScopedJoinHandle};
 
 use nix::sched::CloneFlags;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+use sandbox_protocol::extensions::FILL_FOLDER;
 
 use crate::programs::{ArchiveError, archive_content, unpack_archive};
 
@@ -90,8 +102,7 @@ impl Fill {
 
     /// Fills the volume from a container's root, if nothing is in it and something is there.
     pub(crate) fn run(&self, root: &Path) -> Result<(), FillError> {
-        let mut entries = fs::read_dir(&self.volume).map_err(self.failed("look into"))?;
-        if entries.next().is_some() {
+        if !is_empty(&self.volume).map_err(self.failed("look into"))? {
             return Ok(());
         }
         let found = within(root, || fs::metadata(&self.place))?
@@ -101,20 +112,31 @@ impl Fill {
             // The image has nothing there.
             _ => return Ok(()),
         };
-        let done = self.copy(root).and_then(|()| {
-            let owned = || {
+        within(&self.volume, || begin(&staging()))?
+            .flatten()
+            .map_err(self.failed("begin to fill"))?;
+        let copied = self.copy(root);
+        self.settle(copied, &folder)
+    }
+
+    /// Has the copy be the volume's content, and removes what is not to be.
+    fn settle(&self, copied: Result<(), FillError>, folder: &Metadata) -> Result<(), FillError> {
+        let done = copied.and_then(|()| {
+            let moved = || {
+                if !is_empty(Path::new("/"))? {
+                    return Ok(());
+                }
+                move_content(&staging(), Path::new("/"))?;
                 chown("/", Some(folder.uid()), Some(folder.gid()))?;
                 fs::set_permissions("/", Permissions::from_mode(folder.mode() & 0o7777))
             };
-            within(&self.volume, owned)?
+            within(&self.volume, moved)?
                 .flatten()
-                .map_err(self.failed("give an owner to"))
+                .map_err(self.failed("put the copy into"))
         });
-        if done.is_err() {
-            match within(&self.volume, clear) {
-                Ok(Ok(Ok(()))) => {}
-                _ => crate::log!("half of a volume stays in {}", self.volume.display()),
-            }
+        match within(&self.volume, || fs::remove_dir_all(staging())) {
+            Ok(Ok(Ok(()))) => {}
+            _ => crate::log!("what was copied stays in {}", self.volume.display()),
         }
         done
     }
@@ -130,7 +152,7 @@ impl Fill {
         let (read, written) = thread::scope(|scope| {
             let reader = rooted(scope, root, move || archive_content(&content, input));
             let writer = rooted(scope, &self.volume, move || {
-                unpack_archive(Path::new("/"), output)
+                unpack_archive(&staging(), output)
             });
             (reader.join(), writer.join())
         });
@@ -148,14 +170,42 @@ impl Fill {
     }
 }
 
-/// Removes everything below the root.
-fn clear() -> io::Result<()> {
-    for entry in fs::read_dir("/")? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
+/// Where a copy is made, in the volume's own root.
+fn staging() -> PathBuf {
+    Path::new("/").join(FILL_FOLDER)
+}
+
+/// Whether there is nothing in a volume but a copy that is not whole.
+fn is_empty(volume: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(volume)? {
+        if entry?.file_name() != FILL_FOLDER {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Makes the folder for the copy, in the place of one that was cut off.
+fn begin(staging: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(staging) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(staging)?,
+        Ok(_) => fs::remove_file(staging)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    DirBuilder::new().mode(0o700).create(staging)
+}
+
+/// Moves what is in a folder to another, where nothing is replaced: what has a name there already stays behind.
+fn move_content(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let name = entry?.file_name();
+        let (old, new) = (from.join(&name), to.join(&name));
+        match renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            // A file system that knows no flags.
+            Err(Errno::INVAL) if fs::symlink_metadata(&new).is_err() => fs::rename(&old, &new)?,
+            Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
@@ -222,5 +272,52 @@ mod tests {
         symlink(&outside, folder.path().join("root/data")).unwrap();
         fill.run(&folder.path().join("root")).unwrap();
         assert_eq!(fs::read_dir(&fill.volume).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn copy_that_fails_takes_nothing_of_others_away() {
+        let (folder, fill) = fill("/data");
+        let data = folder.path().join("root/data");
+        fs::create_dir(&data).unwrap();
+        fs::write(data.join("file"), "the image's").unwrap();
+        let copied_half = || {
+            let half = fill.volume.join(FILL_FOLDER);
+            fs::create_dir(&half).unwrap();
+            fs::write(half.join("file"), "half").unwrap();
+        };
+        copied_half();
+        fs::write(fill.volume.join("live"), "of another").unwrap();
+        let image = fs::metadata(&data).unwrap();
+        fill.settle(Err(FillError::Lost), &image).unwrap_err();
+        let names = || -> Vec<_> {
+            let entries = fs::read_dir(&fill.volume).unwrap();
+            entries.map(|entry| entry.unwrap().file_name()).collect()
+        };
+        assert_eq!(names(), ["live"]);
+        // Nor does one that comes to its end.
+        copied_half();
+        fill.settle(Ok(()), &image).unwrap();
+        assert_eq!(names(), ["live"]);
+        // What a killed guest left of a copy is not taken for the whole.
+        fs::remove_file(fill.volume.join("live")).unwrap();
+        copied_half();
+        fill.run(&folder.path().join("root")).unwrap();
+        assert_eq!(names(), ["file"]);
+        let content = fs::read_to_string(fill.volume.join("file")).unwrap();
+        assert_eq!(content, "the image's");
+    }
+
+    #[test]
+    fn what_has_the_name_already_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        for (side, content) in [(&from, "new"), (&to, "old")] {
+            fs::create_dir(side).unwrap();
+            fs::write(side.join("both"), content).unwrap();
+        }
+        fs::write(from.join("one"), "").unwrap();
+        move_content(&from, &to).unwrap();
+        assert_eq!(fs::read_to_string(to.join("both")).unwrap(), "old");
+        assert!(to.join("one").exists() && from.join("both").exists());
     }
 }

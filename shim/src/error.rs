@@ -18,6 +18,7 @@ use sandbox_types::{IdError, SandboxId};
 use crate::hooks::HookError;
 use crate::lifecycle::LifecycleError;
 use crate::pod::sandbox::PhaseError;
+use crate::pod::volumes::VolumeLockError;
 use crate::program::ProgramError;
 use crate::spec::SpecError;
 use crate::spec::binds::BindError;
@@ -162,6 +163,9 @@ pub(crate) enum TaskError {
     /// A bind mount of the specification cannot be had.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A new volume cannot be filled now.
+    #[error(transparent)]
+    Volume(#[from] VolumeLockError),
     /// A disk cannot be had.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -247,6 +251,7 @@ impl TaskError {
             | Self::Network(_)
             | Self::NoPod { .. }
             | Self::Unwanted
+            | Self::Volume(VolumeLockError::Busy { .. })
             | Self::Config(_)
             | Self::Phase(_) => Code::FAILED_PRECONDITION,
             Self::Sandbox(_)
@@ -254,6 +259,7 @@ impl TaskError {
             | Self::Agent(_)
             | Self::Stream(_)
             | Self::NoteHooks(_)
+            | Self::Volume(VolumeLockError::Io { .. })
             | Self::PodFiles(_)
             | Self::Died { .. } => Code::INTERNAL,
         }

@@ -10,6 +10,7 @@ pub(crate) mod process;
 pub(crate) mod sandbox;
 #[cfg(test)]
 mod tests;
+pub(crate) mod volumes;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;

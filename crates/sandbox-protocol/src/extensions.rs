@@ -24,5 +24,8 @@ pub const COPY_OPTION: &str = "x-sandbox.copy";
 /// Option of a bind mount of a folder that can be written: while nothing is in it, the container's root is copied into it at that place
 /// before the container is made, with owner and mode of the folder there.
 pub const FILL_OPTION: &str = "x-sandbox.fill";
+/// The folder in such a volume in which the copy is made, and from which it is moved when it is whole. Where it is the only thing, the
+/// volume is empty: its copy was cut off.
+pub const FILL_FOLDER: &str = ".x-sandbox.fill";
 /// The largest file that [`COPY_OPTION`] takes, in bytes.
 pub const MAX_COPIED_FILE_BYTES: u64 = 1024 * 1024;

@@ -7,6 +7,7 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::GUEST_RUN_DIR;
 use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
+use sandbox_protocol::limits::CREATE_TIMEOUT;
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
@@ -14,6 +15,7 @@ use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host
 use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId};
 
+use super::volumes::VolumeLocks;
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::bootstrap;
 use crate::caller::Caller;
@@ -60,6 +62,8 @@ struct GuestParts {
     layers: Vec<MappedLayer>,
     shared: Vec<SharedEntry>,
     shm_bytes: Option<u64>,
+    /// Volumes that the agent may fill, on the host.
+    filled: Vec<PathBuf>,
 }
 
 /// Everything that the agent needs to make it, and that follows.
@@ -172,6 +176,7 @@ impl Draft<'_> {
             layers: rootfs.layers,
             shared: share.into_entries(),
             shm_bytes: resolved.shm_bytes,
+            filled: resolved.filled,
         })
     }
 }
@@ -491,7 +496,10 @@ impl Pod {
             }
             hooks.begin(draft.bundle).map_err(TaskError::NoteHooks)?;
             hooks.run(When::Creating, Some(pid)).await?;
-            sandbox.agent().create_container(&create).await?;
+            {
+                let _filled = self.lock_volumes(&guest.filled).await?;
+                sandbox.agent().create_container(&create).await?;
+            }
             sandbox.mark(Phase::ContainerCreated);
             let mut process = Process::new(stdio);
             self.attach(sandbox, id, None, open, &mut process).await?;
@@ -529,6 +537,17 @@ impl Pod {
             );
         }
         Ok(pid)
+    }
+
+    /// Has no other sandbox fill these volumes, unless the shim is told to end meanwhile.
+    async fn lock_volumes(&self, volumes: &[PathBuf]) -> Result<VolumeLocks, TaskError> {
+        let mut closing = self.closing.subscribe();
+        tokio::select! {
+            // Whoever has one answers within that time.
+            locks = VolumeLocks::take(volumes, CREATE_TIMEOUT) => Ok(locks?),
+            // The sender is the pod's own.
+            _ = closing.wait_for(|closing| *closing) => Err(TaskError::Unwanted),
+        }
     }
 
     /// Has the agent remove what may be there of a process that was not made after all: else its name would be taken. Nothing of it may be

@@ -15,7 +15,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use sandbox_protocol::extensions::{COPY_OPTION, MAX_COPIED_FILE_BYTES};
+use sandbox_protocol::extensions::{COPY_OPTION, FILL_OPTION, MAX_COPIED_FILE_BYTES};
 use sandbox_protocol::{GUEST_RUN_DIR, agent};
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsError};
 use sandbox_runtime::share::{SharePlan, SharedSource, is_read_only};
@@ -147,6 +147,8 @@ pub(crate) struct Resolved {
     pub(crate) files: Vec<agent::File>,
     /// `shm` is used, in the place of a file system of this many bytes; zero for one without a limit.
     pub(crate) shm_bytes: Option<u64>,
+    /// The volumes that the guest may fill, as the host has them.
+    pub(crate) filled: Vec<PathBuf>,
 }
 
 /// Where shared memory is in a container (shm_overview(7)).
@@ -207,6 +209,9 @@ impl Binds<'_> {
                 resolved.shm_bytes = Some(bytes);
                 mount.rewrite(shm.to_owned());
             } else {
+                if mount.has(FILL_OPTION) {
+                    resolved.filled.push(source.clone());
+                }
                 let path = self.shared(index, source, &mount).map_err(error)?;
                 mount.rewrite(path);
             }

@@ -23,6 +23,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
     ("storage_deleted_bytes_go_back_to_the_host", discard),
     ("volume_of_the_image_begins_with_its_content", image_volume),
+    ("volume_that_two_begin_with_is_filled_once", shared_volume),
     ("disk_of_the_host_is_mounted_and_is_one_writers_alone", disk),
 ];
 
@@ -250,6 +251,70 @@ fn image_volume(world: &World) -> Result<()> {
         .sandboxctl(&arguments)?
         .expect_code(0)?
         .expect_stdout("")?;
+    Ok(())
+}
+
+fn shared_volume(world: &World) -> Result<()> {
+    const FILES: usize = 200;
+    let mut data = Layer::default().directory("data", 0o755)?;
+    for n in 0..FILES {
+        data = data.file(&format!("data/file{n}"), 0o644, b"of the image\n")?;
+    }
+    let data = data.hard_link("data/link", "data/file0")?.finish()?;
+    import(world, "linked", vec![data], &json!({}))?;
+    // Each writes at once, into a file of its own.
+    let script = "echo $OWNER >/data/of-$OWNER; echo >/data/seen-$OWNER; exec sleep 1000";
+    for round in 0..3 {
+        let volume = format!("new{round}:/data");
+        let names = ["left", "right"].map(|side| format!("{side}{round}"));
+        let begin = |name: &String| {
+            world.start(&[
+                "run",
+                "-d",
+                "--name",
+                name,
+                "-e",
+                &format!("OWNER={name}"),
+                "-v",
+                &volume,
+                "linked",
+                "sh",
+                "-c",
+                script,
+            ])
+        };
+        let both = [begin(&names[0])?, begin(&names[1])?];
+        for running in both {
+            running.finish()?.expect_code(0)?;
+        }
+        for name in &names {
+            wait_until(
+                "that the container has written",
+                world.setup().limit,
+                || {
+                    let seen = format!("/data/seen-{name}");
+                    let finished = world.sandboxctl(&["exec", name, "cat", &seen]).ok()?;
+                    (finished.code == 0).then_some(())
+                },
+            )?;
+        }
+        let look = "cat /data/of-* | sort; cat /data/file* /data/link | sort | uniq -c | tr -s ' '; \
+            ls -A /data | wc -l; stat -c %h /data/link";
+        let expected = format!(
+            "{}\n{}\n {} of the image\n{}\n2\n",
+            names[0],
+            names[1],
+            FILES + 1,
+            FILES + 5
+        );
+        world
+            .sandboxctl(&["exec", &names[0], "sh", "-c", look])?
+            .expect_code(0)?
+            .expect_stdout(&expected)?;
+        world
+            .sandboxctl(&["rm", "-f", &names[0], &names[1]])?
+            .expect_code(0)?;
+    }
     Ok(())
 }
 

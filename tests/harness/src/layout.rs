@@ -72,6 +72,16 @@ impl Layer {
         Ok(self)
     }
 
+    /// Adds another name of a file that is there already.
+    ///
+    /// # Errors
+    /// When a path does not fit a tar.
+    pub fn hard_link(mut self, path: &str, first: &str) -> Result<Self> {
+        let mut header = header(tar::EntryType::Link, 0o644, 0);
+        self.0.append_link(&mut header, path, first)?;
+        Ok(self)
+    }
+
     /// The tar.
     ///
     /// # Errors
