@@ -19,8 +19,12 @@ const PROGRAM: &str = "mke2fs";
 /// Identifier and hash seed of every writable layer. Fixed, so that the template is the same on every machine; the guest
 /// mounts by device, never by identifier.
 const UUID: &str = "5a6e0db0-5a6e-4db0-8a6e-0db05a6e0db0";
-/// The smallest file system worth formatting.
-const MIN_BYTES: u64 = 4 << 20;
+/// The smallest file system worth formatting: the smallest journal, 4 MiB, is no more than a quarter of it.
+const MIN_BYTES: u64 = 16 << 20;
+/// From here on there is room for a journal in which many changes go before they have to be written where they belong.
+const ROOMY_BYTES: u64 = 256 << 20;
+/// What a template is: part of its name, so that none of an earlier making is taken for one.
+const KIND: &str = "journal";
 
 /// Why a writable layer could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +71,9 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Scratc
 
 /// Makes an empty ext4 file system of `size_bytes` in the new, sparse file `dest`, replacing what is there.
 ///
-/// Without a journal: a writable layer does not outlive a crash of its sandbox. The inode tables are declared zeroed, which
-/// holes are, so that the guest does not write zeros over them in the background.
+/// With a journal: a container can be started again from its writable layer after its guest, or the host, died in the middle of a write. The inode
+/// tables and the journal are declared zeroed, which holes are, so that the guest does not write zeros over them in the background, and the journal
+/// takes room on the host only as it is used.
 ///
 /// # Errors
 /// See [`ScratchError`]; nothing is left at `dest` then that was not there before.
@@ -85,10 +90,12 @@ pub fn create_template(dest: &Path, size_bytes: u64) -> Result<(), ScratchError>
         .map_err(failed("set the size of", dest))?;
     let output = Command::new(&program)
         .args(["-t", "ext4", "-q", "-F", "-m", "0", "-b", "4096", "-U", UUID])
-        .args(["-O", "^has_journal,^resize_inode"])
+        .args(["-O", "has_journal,^resize_inode"])
+        .arg("-J")
+        .arg(format!("size={}", journal_mib(size_bytes)))
         .arg("-E")
         .arg(format!(
-            "lazy_itable_init=1,assume_storage_prezeroed=1,packed_meta_blocks=1,nodiscard,root_owner=0:0,hash_seed={UUID}"
+            "lazy_itable_init=1,lazy_journal_init=1,assume_storage_prezeroed=1,packed_meta_blocks=1,nodiscard,root_owner=0:0,hash_seed={UUID}"
         ))
         .arg(unfinished.path())
         .env_clear()
@@ -105,12 +112,17 @@ pub fn create_template(dest: &Path, size_bytes: u64) -> Result<(), ScratchError>
     put_in_place(unfinished, dest)
 }
 
+/// The size of the journal of a file system, in MiB.
+fn journal_mib(size_bytes: u64) -> u64 {
+    if size_bytes < ROOMY_BYTES { 4 } else { 16 }
+}
+
 /// The template of `size_bytes` in `folder`, which are made where they are not there.
 ///
 /// # Errors
 /// See [`ScratchError`].
 pub fn template(folder: &Path, size_bytes: u64) -> Result<PathBuf, ScratchError> {
-    let path = folder.join(format!("{size_bytes}.ext4"));
+    let path = folder.join(format!("{KIND}-{size_bytes}.ext4"));
     if !path.exists() {
         std::fs::create_dir_all(folder).map_err(failed("create", folder))?;
         create_template(&path, size_bytes)?;

@@ -203,7 +203,7 @@ fn virtiofsd() -> Result<PathBuf> {
 
 fn scratch() -> Result<PathBuf> {
     let inputs = Inputs::default()
-        .text("recipe", "1")
+        .text("recipe", "2")
         .text("bytes", &SCRATCH_BYTES.to_string())
         .text(
             "mke2fs",

@@ -24,6 +24,10 @@ pub(crate) const CASES: &[Case] = &[
     ("storage_deleted_bytes_go_back_to_the_host", discard),
     ("volume_of_the_image_begins_with_its_content", image_volume),
     ("volume_that_two_begin_with_is_filled_once", shared_volume),
+    (
+        "writable_layer_is_sound_after_its_machine_was_killed",
+        killed_machine,
+    ),
     ("disk_of_the_host_is_mounted_and_is_one_writers_alone", disk),
 ];
 
@@ -203,6 +207,51 @@ fn discard(world: &World) -> Result<()> {
     running.close_stdin();
     running.finish()?.expect_code(0)?;
     Ok(())
+}
+
+fn killed_machine(world: &World) -> Result<()> {
+    // First, files that are synced, and others that are written until the end; then more of them, over what looks free; last, a look at all.
+    let script = "files='1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16'; \
+        if [ ! -e /kept ]; then \
+            mkdir /kept; for n in $files; do yes $n | head -c 100000 >/kept/$n; done; sync; echo written; \
+            while :; do mkdir -p /busy; for n in $files; do yes busy | head -c 50000 >/busy/$n; done; rm -r /busy; done; \
+        fi; \
+        if [ ! -e /more ]; then \
+            mkdir /more; for n in $files; do yes more | head -c 4000000 >/more/$n; done; exit; \
+        fi; \
+        for n in $files; do \
+            yes $n | head -c 100000 | cmp - /kept/$n && yes more | head -c 4000000 | cmp - /more/$n || exit 3; \
+        done; echo whole";
+    let create = ["create", "--name", "killed", "demo", "sh", "-c", script];
+    world.sandboxctl(&create)?.expect_code(0)?;
+    let mut running = world.start(&["start", "-a", "killed"])?;
+    running.wait_for_line("written")?;
+    world.kill_process(world.setup().driver.monitor())?;
+    running.finish()?;
+    // The control: it was in use.
+    let file = writable_layer(world)?;
+    ensure!(needs_recovery(&file)?, "it was unmounted");
+    for said in ["", "whole\n"] {
+        world
+            .sandboxctl(&["start", "-a", "killed"])?
+            .expect_code(0)?
+            .expect_stdout(said)?;
+        ensure!(!needs_recovery(&file)?, "it was not unmounted");
+        let checked = Command::new("e2fsck").arg("-fn").arg(&file).output()?;
+        ensure!(
+            checked.status.success(),
+            "e2fsck: {}",
+            String::from_utf8_lossy(&checked.stdout)
+        );
+    }
+    Ok(())
+}
+
+/// Whether an ext4 file system's journal has what is not where it belongs yet (`INCOMPAT_RECOVER` in `s_feature_incompat`).
+fn needs_recovery(file: &Path) -> Result<bool> {
+    let mut features = [0; 4];
+    fs::File::open(file)?.read_exact_at(&mut features, 1024 + 0x60)?;
+    Ok(u32::from_le_bytes(features) & 0x4 != 0)
 }
 
 fn image_with_volume(world: &World, name: &str) -> Result<()> {

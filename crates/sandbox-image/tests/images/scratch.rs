@@ -1,6 +1,6 @@
 //! The writable layer: what `mke2fs` makes is valid, small, and survives cloning.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +10,8 @@ use sandbox_image::scratch::{clone_template, create_template};
 use crate::build::{chain, check};
 use crate::{Needs, test};
 
-const SIZE: u64 = 8 << 30;
+/// The smallest, and the default.
+const SIZES: [u64; 2] = [16 << 20, 8 << 30];
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -135,19 +136,34 @@ fn sound(path: &Path) -> Result<(), String> {
     )
 }
 
+/// Whether an ext4 file system has a journal (`s_feature_compat`, kernel `Documentation/filesystems/ext4/super.rst`).
+fn has_journal(path: &Path) -> bool {
+    const FEATURES: u64 = 1024 + 0x5c;
+    const HAS_JOURNAL: u32 = 0x4;
+    let mut features = [0; 4];
+    let file = std::fs::File::open(path).unwrap();
+    file.read_exact_at(&mut features, FEATURES).unwrap();
+    u32::from_le_bytes(features) & HAS_JOURNAL != 0
+}
+
 fn template() -> Result<(), String> {
+    SIZES.into_iter().try_for_each(template_of)
+}
+
+fn template_of(size: u64) -> Result<(), String> {
     let folder = tempfile::tempdir().unwrap();
     let (template, clone) = (folder.path().join("template"), folder.path().join("clone"));
-    create_template(&template, SIZE).map_err(|error| chain(&error))?;
+    create_template(&template, size).map_err(|error| chain(&error))?;
     clone_template(&template, &clone).map_err(|error| chain(&error))?;
     for path in [&template, &clone] {
         let stat = std::fs::metadata(path).unwrap();
         let allocated = stat.blocks() * 512;
         check(
-            stat.len() == SIZE && allocated < 1 << 20,
+            stat.len() == size && allocated < 1 << 20,
             format!("{allocated} bytes allocated"),
         )?;
         sound(path)?;
+        check(has_journal(path), "no journal")?;
     }
     check(
         std::fs::read_dir(folder.path()).unwrap().count() == 2,
