@@ -23,6 +23,7 @@ mod hooks;
 mod limits;
 mod mounts;
 mod profile;
+mod program;
 mod subgroup;
 
 use std::io::{Read as _, Write as _};

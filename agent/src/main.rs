@@ -22,6 +22,7 @@ mod fill;
 mod guest;
 mod guest_path;
 mod helper;
+mod in_root;
 mod launch;
 mod mount;
 mod network;

@@ -13,13 +13,13 @@
 //! Groups that the spec lists besides are kept. The user's own group is always among the supplementary ones, the first of them: a
 //! program that changes its group only, such as a set-group-ID one, else comes around what is denied to that group (CVE-2022-36109).
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use oci_spec::runtime::User;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::in_root;
 
 /// The most that is read of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -93,28 +93,12 @@ fn read(root: &Path, path: &'static str) -> Result<String, UserError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, root, flags, Mode::empty())
         .map_err(|errno| failed(errno.into()))?;
-    let file = rustix::fs::openat2(
-        &root,
-        path,
-        // A fifo is not to be waited for.
-        OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
-    let file = match file {
-        Ok(file) => file,
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
-        Err(errno) => return Err(failed(errno.into())),
+    // A fifo is not to be waited for.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let Some(file) = in_root::open(&root, Path::new(path), flags).map_err(failed)? else {
+        return Ok(String::new());
     };
-    let stat = rustix::fs::fstat(&file).map_err(|errno| failed(errno.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(failed(io::ErrorKind::InvalidInput.into()));
-    }
-    let mut bytes = Vec::new();
-    File::from(file)
-        .take(MAX_FILE_BYTES)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    let bytes = in_root::read_regular(file.into(), MAX_FILE_BYTES).map_err(failed)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -12,9 +12,10 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec};
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::in_root;
 use crate::spec::{MountPropagation, is_bind};
 
 /// The most links that are followed to one destination, as runc has it.
@@ -188,18 +189,12 @@ fn look(folder: &OwnedFd, path: &Path) -> Result<Option<OwnedFd>, DestinationErr
         inner if inner == OsStr::new("") => Path::new("."),
         inner => inner,
     };
-    let opened = rustix::fs::openat2(
-        folder,
-        inner,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
-    match opened {
-        Ok(found) => Ok(Some(found)),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(errno) => Err(cannot_look(path)(errno)),
-    }
+    in_root::open(folder, inner, OFlags::PATH | OFlags::NOFOLLOW).map_err(|source| {
+        DestinationError::Look {
+            path: path.to_owned(),
+            source,
+        }
+    })
 }
 
 /// Where the link at `path` leads, if there is one.
