@@ -59,6 +59,11 @@ fn optional_ip(bytes: &[u8]) -> Option<Option<IpAddr>> {
     }
 }
 
+/// A number of a route, which is 0 where it is not set.
+fn set(number: u32) -> Option<u32> {
+    (number > 0).then_some(number)
+}
+
 fn prefix(ip: IpAddr, bits: u32) -> Option<u8> {
     let most = if ip.is_ipv4() { 32 } else { 128 };
     u8::try_from(bits).ok().filter(|bits| *bits <= most)
@@ -94,8 +99,10 @@ impl Wanted {
                 prefix: prefix(destination, route.prefix)?,
                 gateway: optional_ip(&route.gateway)?,
                 source: optional_ip(&route.source)?,
-                metric: (route.metric > 0).then_some(route.metric),
+                metric: set(route.metric),
                 on_link: route.on_link,
+                mtu: set(route.mtu),
+                advertised_segment: set(route.advertised_segment),
             })
         });
         let neighbours = interface.neighbours.iter().map(|neighbour| {
@@ -253,6 +260,7 @@ mod tests {
             routes: vec![NetworkRoute {
                 destination: vec![0; 16],
                 gateway: vec![1; 16],
+                mtu: 1300,
                 ..NetworkRoute::default()
             }],
             ..NetworkInterface::default()
@@ -266,6 +274,8 @@ mod tests {
         assert!(wanted.addresses[0].prefix_route);
         assert_eq!(wanted.routes[0].gateway, Some(IpAddr::from([1; 16])));
         assert_eq!(wanted.routes[0].metric, None);
+        assert_eq!(wanted.routes[0].mtu, Some(1300));
+        assert_eq!(wanted.routes[0].advertised_segment, None);
     }
 
     #[test]

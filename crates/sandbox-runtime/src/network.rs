@@ -155,6 +155,8 @@ fn interface(nic: &Nic, interface: &Interface) -> NetworkInterface {
                 source: route.source.map(bytes).unwrap_or_default(),
                 metric: route.metric.unwrap_or(0),
                 on_link: route.on_link,
+                mtu: route.mtu.unwrap_or(0),
+                advertised_segment: route.advertised_segment.unwrap_or(0),
                 ..Default::default()
             })
             .collect(),

@@ -95,6 +95,7 @@ impl Net {
             format!("ip -n {pod} addr add fd99::2/64 dev eth0 nodad"),
             format!("ip -n {pod} route add default via 10.99.0.1"),
             format!("ip -n {pod} route add 10.98.0.0/16 via 10.99.0.9 metric 7"),
+            format!("ip -n {pod} route add 10.97.0.0/16 via 10.99.0.9 mtu 1300 advmss 1234"),
             format!("ip -n {pod} -6 route add default via fd99::1"),
             format!(
                 "ip -n {pod} neigh add 10.99.0.77 lladdr 02:00:5e:00:00:77 dev eth0 nud permanent"
@@ -216,6 +217,8 @@ fn joined(world: &World) -> Result<()> {
         cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu
         ip -4 -o addr show dev eth0; ip -6 -o addr show dev eth0 scope global
         ip route; ip -6 route show default; ip neigh show nud permanent
+        # /proc/net/route has the segment in its column MTU, with 40 for the headers.
+        while read -r eth net via flags ref use metric mask mtu rest; do echo \"$net mtu $mtu\"; done </proc/net/route
         ls /sys/class/net; echo end; sleep 1000";
     let folder = bundle::make(world, "b", &net.spec(script))?;
     let shim = Shim::start(world, "c", &folder)?;
@@ -235,6 +238,7 @@ fn joined(world: &World) -> Result<()> {
         "default via 10.99.0.1 dev eth0",
         "10.98.0.0/16 via 10.99.0.9 dev eth0",
         "metric 7",
+        "0000610A mtu 1274",
         "default via fd99::1 dev eth0",
         "10.99.0.77 dev eth0 lladdr 02:00:5e:00:00:77",
         "eth0\nlo",
