@@ -19,6 +19,8 @@ use tar::{Archive, Builder, EntryType, Header};
 
 use super::{Program, complain};
 
+mod special;
+
 /// Extended attributes that are archived, by the beginning of their names. Others are the file system's own.
 const ATTRIBUTES: [&[u8]; 3] = [b"user.", b"security.capability", b"system.posix_acl_"];
 /// How a pax header names an extended attribute.
@@ -305,6 +307,7 @@ pub(crate) fn write(folder: &Path, mut input: impl Read) -> Result<(), ArchiveEr
 
 fn unpack(folder: &Path, mut entry: tar::Entry<'_, impl Read>) -> Result<(), ArchiveError> {
     let path = entry.path().map_err(ArchiveError::Input)?.into_owned();
+    let outside = || ArchiveError::Outside { path: path.clone() };
     let failed = |source| ArchiveError::Write {
         path: path.clone(),
         source,
@@ -319,14 +322,18 @@ fn unpack(folder: &Path, mut entry: tar::Entry<'_, impl Read>) -> Result<(), Arc
             }
         }
     }
-    if !entry.unpack_in(folder).map_err(failed)? {
-        return Err(ArchiveError::Outside { path });
+    let kind = entry.header().entry_type();
+    if kind.is_fifo() || kind.is_character_special() || kind.is_block_special() {
+        let target = special::place(folder, &path)
+            .map_err(failed)?
+            .ok_or_else(outside)?;
+        special::make(&target, entry.header()).map_err(failed)?;
+    } else if kind.is_hard_link() && special::is_linked(folder, &entry).map_err(failed)? {
+        return Ok(());
+    } else if !entry.unpack_in(folder).map_err(failed)? {
+        return Err(outside());
     }
-    let target = folder.join(
-        path.components()
-            .filter(|component| matches!(component, Component::Normal(_)))
-            .collect::<PathBuf>(),
-    );
+    let target = folder.join(special::inner(&path));
     for (name, value) in attributes {
         let name = std::ffi::OsStr::from_bytes(&name);
         match rustix::fs::lsetxattr(&target, name, &value, XattrFlags::empty()) {

@@ -1,5 +1,7 @@
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
+use rustix::fs::{CWD, FileType};
+
 use super::*;
 
 fn archive_of(path: &Path) -> Vec<u8> {
@@ -27,6 +29,9 @@ fn folder_comes_back_as_it_was() {
     fs::set_permissions(deep.join("file"), fs::Permissions::from_mode(0o4751)).unwrap();
     fs::hard_link(deep.join("file"), tree.join("zz")).unwrap();
     symlink("/".to_owned() + &long.repeat(2), tree.join("link")).unwrap();
+    let mode = rustix::fs::Mode::from(0o620);
+    let made = rustix::fs::mknodat(CWD, tree.join("fifo"), FileType::Fifo, mode, 0);
+    made.unwrap();
     let sparse = File::create(tree.join("sparse")).unwrap();
     sparse.set_len(64 << 20).unwrap();
     fs::set_permissions(&tree, fs::Permissions::from_mode(0o555)).unwrap();
@@ -35,9 +40,19 @@ fn folder_comes_back_as_it_was() {
     assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
     assert_eq!(names(&bytes)[0], "tree");
     let to = tempfile::tempdir().unwrap();
-    write(to.path(), bytes.as_slice()).unwrap();
+    // What is there is replaced.
+    for _ in 0..2 {
+        write(to.path(), bytes.as_slice()).unwrap();
+    }
 
     let tree = to.path().join("tree");
+    let fifo = fs::symlink_metadata(tree.join("fifo")).unwrap();
+    let original = fs::symlink_metadata(from.path().join("tree/fifo")).unwrap();
+    assert!(fifo.file_type().is_fifo());
+    assert_eq!(
+        (fifo.mode(), fifo.uid(), fifo.mtime()),
+        (original.mode(), original.uid(), original.mtime())
+    );
     let file = tree.join(&long).join(&long).join("file");
     assert_eq!(fs::read_to_string(&file).unwrap(), "content");
     let metadata = fs::metadata(&file).unwrap();
@@ -78,9 +93,13 @@ fn entry_that_leads_out_of_the_folder_is_refused() {
     let folder = to.path().join("in");
     fs::create_dir(&folder).unwrap();
     symlink(to.path(), folder.join("up")).unwrap();
-    for name in ["../out", "up/out"] {
+    let cases = [EntryType::Regular, EntryType::Fifo, EntryType::Char]
+        .into_iter()
+        .flat_map(|kind| [(kind, "../out"), (kind, "up/out")]);
+    for (kind, name) in cases {
         let mut archive = Builder::new(Vec::new());
         let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
         header.set_size(1);
         header.set_mode(0o644);
         let bytes = header.as_gnu_mut().unwrap();
@@ -91,6 +110,31 @@ fn entry_that_leads_out_of_the_folder_is_refused() {
         assert!(write(&folder, bytes.as_slice()).is_err(), "{name}");
         assert!(!to.path().join("out").exists());
     }
+}
+
+#[test]
+fn device_comes_with_its_numbers_in_a_folder_of_its_own() {
+    let mut archive = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_entry_type(EntryType::Char);
+    header.set_mode(0o640);
+    header.set_size(0);
+    header.set_mtime(7);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(3).unwrap();
+    archive
+        .append_data(&mut header, "new/null", io::empty())
+        .unwrap();
+    let bytes = archive.into_inner().unwrap();
+    let to = tempfile::tempdir().unwrap();
+    // Takes root, as mknod(2) does.
+    write(to.path(), bytes.as_slice()).unwrap();
+    let device = fs::symlink_metadata(to.path().join("new/null")).unwrap();
+    assert!(device.file_type().is_char_device());
+    assert_eq!(device.rdev(), rustix::fs::makedev(1, 3));
+    assert_eq!((device.mode() & 0o7777, device.mtime()), (0o640, 7));
 }
 
 #[test]
