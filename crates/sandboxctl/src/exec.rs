@@ -1,18 +1,20 @@
 //! `sandboxctl exec`: another process in a running container.
 //!
 //! It is a matter between us and the shim; the container's attendant only hears of it. A process that nobody waits for
-//! (`-d`) has a name by which the attendant knows that it is to forget it. One that is left by the keys is the attendant's
-//! from then on.
+//! (`-d`) has a name by which the attendant knows that it is to forget it. Of any other the attendant is told who attends it, by a
+//! connection: where that ends before the process does (the keys, an output that nobody takes, a `SIGKILL`) the process is the attendant's from then on.
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec};
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::app::{App, AppError};
-use crate::attach::{is_hang_up, protocol};
+use crate::attach::is_hang_up;
+use crate::attach::protocol::{self, Request};
 use crate::cli::ExecArgs;
 use crate::container::{Container, ContainerError};
 use crate::launch::Launch;
@@ -21,7 +23,7 @@ use crate::names;
 use crate::run::{self, RunError};
 use crate::settle::{self, SettleError};
 use crate::shim::{RpcError, RpcFailure, Shim};
-use crate::signals::{KILL, Resizes, Signals};
+use crate::signals::{Resizes, Signals};
 use crate::spec::SpecError;
 use crate::stdio::{
     Fifos, Input, InputEnd, OutputEnd, Outputs, duplicate, exec_folder, open_fifo, open_input_fifo,
@@ -143,17 +145,31 @@ pub(crate) async fn exec(app: &App, args: &ExecArgs) -> Result<u8, ExecError> {
         shim,
         args,
     };
+    let attended = running.announce()?;
     let result = match running.run(&process, &mut signals).await {
-        Ok(End::Left) => return running.leave(),
+        // The connection ends here, and not the process.
+        Ok(End::Left(code)) => return Ok(code),
+        Ok(End::Lost(source)) => {
+            return Err(failed("write the process's output; the process goes on")(
+                source,
+            ));
+        }
         Ok(End::Code(code)) => Ok(code),
         Err(error) => Err(error),
     };
-    let _ = running
+    let deleted = running
         .shim
         .tasks
         .delete(container.record.id.as_str(), &running.exec)
         .await;
-    let _ = fs::remove_dir_all(&running.folder);
+    let remains = deleted.is_err_and(|error| {
+        !matches!(error.failure, RpcFailure::NotFound | RpcFailure::Unanswered)
+    });
+    if !remains {
+        let _ = fs::remove_dir_all(&running.folder);
+        // Else the attendant sees to it.
+        let _ = protocol::send(&attended, &Request::Released);
+    }
     result
 }
 
@@ -215,10 +231,12 @@ fn explain(error: RpcError, args: &ExecArgs, container: &Container) -> ExecError
 
 /// How attending a process ended.
 enum End {
-    /// With the process, or with its output; this is what to exit with.
+    /// With the process; this is what to exit with.
     Code(u8),
-    /// The keys were typed that mean to leave it alone.
-    Left,
+    /// The process goes on without us, because the keys were typed that mean that, or nobody takes what it writes; this is what to exit with.
+    Left(u8),
+    /// The process goes on without us: what it writes cannot be passed on.
+    Lost(io::Error),
 }
 
 struct Running<'a> {
@@ -234,13 +252,12 @@ impl Running<'_> {
         self.container.record.id.as_str()
     }
 
-    /// Leaves the process to the container's attendant.
-    fn leave(&self) -> Result<u8, ExecError> {
+    /// Tells the container's attendant that the process is ours, as long as what this gives lives.
+    fn announce(&self) -> Result<UnixStream, ExecError> {
         Launch::load(&self.container.folder)
             .map_err(io::Error::other)
-            .and_then(|launch| protocol::leave_exec(&launch.attach_socket(), &self.exec))
-            .map_err(failed("leave the process to the container's attendant"))?;
-        Ok(0)
+            .and_then(|launch| protocol::attend_exec(&launch.attach_socket(), &self.exec))
+            .map_err(failed("tell the container's attendant of the process"))
     }
 
     async fn run(&mut self, process: &Process, signals: &mut Signals) -> Result<End, ExecError> {
@@ -289,7 +306,6 @@ impl Running<'_> {
         signals: &mut Signals,
     ) -> Result<End, ExecError> {
         let tasks = &self.shim.tasks;
-        let mut broken = None;
         let mut resizes = None;
         if self.args.tty {
             resizes = Resizes::catch().ok();
@@ -307,8 +323,10 @@ impl Running<'_> {
                 () = next_resize(&mut resizes) => self.resize().await,
                 end = outputs.next_end(), if outputs.are_open() => {
                     if let OutputEnd::Broken(error) = end {
-                        broken = Some(error);
-                        let _ = tasks.kill_exec(self.id(), &self.exec, KILL).await;
+                        return Ok(match is_hang_up(&error) {
+                            true => End::Left(BROKEN_PIPE),
+                            false => End::Lost(error),
+                        });
                     }
                 }
                 end = input_end(input) => {
@@ -318,19 +336,17 @@ impl Running<'_> {
                             let _ = tasks.close_stdin(self.id(), &self.exec).await;
                             drop(held);
                         }
-                        Some(InputEnd::Detached) => return Ok(End::Left),
+                        Some(InputEnd::Detached) => return Ok(End::Left(0)),
                         Some(InputEnd::Lost) | None => {}
                     }
                 }
             }
         };
-        if broken.is_none() {
-            broken = drain(outputs, signals).await;
-        }
+        let broken = drain(outputs, signals).await;
         let status = status.map_err(|error| explain(error, self.args, self.container))?;
         match broken {
             Some(error) if is_hang_up(&error) => Ok(End::Code(BROKEN_PIPE)),
-            Some(source) => Err(failed("write the process's output; it was killed")(source)),
+            Some(source) => Err(failed("write what the process wrote last")(source)),
             None => Ok(End::Code(u8::try_from(status).unwrap_or(u8::MAX))),
         }
     }

@@ -1,8 +1,11 @@
 //! Bytes in, bytes out: none lost, none added.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use sandbox_harness::World;
+use sandbox_harness::process::wait_until;
 
 use crate::Case;
 
@@ -23,6 +26,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "stdout_closed_by_its_reader_leaves_what_was_attached",
         guest_reader_gone,
+    ),
+    (
+        "stdout_closed_by_its_reader_or_a_killed_client_leaves_an_exec",
+        exec_left_alone,
     ),
     ("signal_int_and_term_reach_the_container", signals),
 ];
@@ -134,6 +141,53 @@ fn guest_reader_gone(world: &World) -> Result<()> {
         ensure!(ps.text().contains("Up"), "after {verb:?}: {}", ps.text());
     }
     world.sandboxctl(&["rm", "-f", "w"])?.expect_code(0)?;
+    Ok(())
+}
+
+fn exec_left_alone(world: &World) -> Result<()> {
+    world
+        .sandboxctl(&["run", "-d", "--name", "x", "demo", "sleep", "1000"])?
+        .expect_code(0)?;
+    let inside = |words: &[&str]| world.sandboxctl(&[&["exec", "x"], words].concat());
+    let comes = |file: &str| {
+        wait_until(file, world.setup().limit, || {
+            let seen = inside(&["test", "-e", file]).ok()?;
+            (seen.code == 0).then_some(())
+        })
+    };
+    // More than fits into what is between it and a reader, both ways out.
+    let much = "until [ -e /go ]; do sleep 0.1; done; \
+        head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; touch /done";
+    let script = format!("echo up; {much}");
+    let mut writer = world.start(&["exec", "x", "sh", "-c", &script])?;
+    let mut reader = world.start(&["exec", "-i", "x", "sh", "-c", "echo up; cat; touch /ended"])?;
+    for client in [&mut writer, &mut reader] {
+        client.wait_for_line("up")?;
+        client.signal(Signal::SIGKILL)?;
+    }
+    for client in [writer, reader] {
+        client.finish()?.expect_code(137)?;
+    }
+    comes("/ended")?;
+    inside(&["touch", "/go"])?.expect_code(0)?;
+    comes("/done")?;
+    // Nobody reads on, and nobody was killed.
+    let script = "while [ -e /done ]; do echo y; sleep 0.1; done; \
+        head -c 1000000 /dev/zero; touch /last";
+    first_line(world, &["exec", "x", "sh", "-c", script])?;
+    inside(&["rm", "/done"])?.expect_code(0)?;
+    comes("/last")?;
+    // Of none is anything left.
+    let containers = world.state_dir().join("containers");
+    wait_until("that all were removed", world.setup().limit, || {
+        let mut folders = fs::read_dir(&containers).ok()?.flatten();
+        let is_empty = |folder: fs::DirEntry| {
+            let execs = fs::read_dir(folder.path().join("exec"));
+            execs.is_ok_and(|mut execs| execs.next().is_none())
+        };
+        folders.any(is_empty).then_some(())
+    })?;
+    world.sandboxctl(&["rm", "-f", "x"])?.expect_code(0)?;
     Ok(())
 }
 

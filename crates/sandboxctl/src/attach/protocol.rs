@@ -40,8 +40,11 @@ pub(crate) enum Request {
     Signal(u32),
     /// The terminal has this many columns and rows.
     Resize(u16, u16),
-    /// The client leaves this process, which it added with `exec` and which has a terminal, to the attendant.
-    Adopt(String),
+    /// The client attends this process, which it adds with `exec`. If the connection ends without [`Request::Released`], it has left the process
+    /// to the attendant, be it by the detach keys or because it was killed.
+    Attends(String),
+    /// That process has ended and was removed.
+    Released,
 }
 
 /// What a client is told.
@@ -75,11 +78,12 @@ pub(crate) struct Streams {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
-/// Leaves a process to the attendant that listens at `path`, for who is not its client otherwise.
-pub(crate) fn leave_exec(path: &Path, exec: &str) -> io::Result<()> {
+/// Tells the attendant that listens at `path` who attends a process that is added with `exec`, for as long as the connection stands.
+pub(crate) fn attend_exec(path: &Path, exec: &str) -> io::Result<UnixStream> {
     let connection = UnixStream::connect(path)?;
     send_attach(&connection, &Streams::default())?;
-    send(&connection, &Request::Adopt(exec.to_owned()))
+    send(&connection, &Request::Attends(exec.to_owned()))?;
+    Ok(connection)
 }
 
 /// Says one thing.

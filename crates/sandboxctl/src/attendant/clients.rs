@@ -91,7 +91,7 @@ pub(super) enum Wish {
     Resize(u16, u16),
     /// The container's input is to end.
     CloseInput,
-    /// Nobody else reads what this added process writes, or waits for its end.
+    /// Nobody else any more reads what this added process writes, or waits for its end.
     Adopt(String),
 }
 
@@ -109,6 +109,8 @@ struct Client {
     input_ended: bool,
     /// …and all that it wrote was read.
     input_read: bool,
+    /// The process that it added, and has not removed.
+    exec: Option<String>,
 }
 
 /// Everyone who is attached.
@@ -182,8 +184,10 @@ impl Clients {
 
     /// Tells everyone, now and who comes later.
     pub(super) fn tell(&mut self, report: Report) {
-        self.clients
-            .retain(|_, client| protocol::send(&client.connection, &report).is_ok());
+        self.clients.retain(|_, client| {
+            // What one added is yet to be taken over.
+            protocol::send(&client.connection, &report).is_ok() || client.exec.is_some()
+        });
         self.told = Some(report);
     }
 
@@ -224,13 +228,20 @@ impl Clients {
                 None
             }
             News::Gone => {
-                self.clients.remove(&id);
-                None
+                let client = self.clients.remove(&id)?;
+                client.exec.map(Wish::Adopt)
             }
             News::Said(Request::Attach { .. }) => None,
             News::Said(Request::Signal(signal)) => Some(Wish::Signal(signal)),
             News::Said(Request::Resize(columns, rows)) => Some(Wish::Resize(columns, rows)),
-            News::Said(Request::Adopt(exec)) => Some(Wish::Adopt(exec)),
+            News::Said(Request::Attends(exec)) => {
+                self.clients.get_mut(&id)?.exec = Some(exec);
+                None
+            }
+            News::Said(Request::Released) => {
+                self.clients.get_mut(&id)?.exec = None;
+                None
+            }
             News::Said(Request::InputEnded) => {
                 let client = self.clients.get_mut(&id)?;
                 client.input_ended = true;
@@ -258,12 +269,13 @@ impl Clients {
         if let Some(reader) = streams.stderr {
             self.stderr.add(reader);
         }
-        if let Some(report) = &self.told
-            && protocol::send(&connection, report).is_err()
-        {
-            return;
-        }
-        if let Some(from) = streams.stdin
+        // One that went away meanwhile may still have said something.
+        let hears = match &self.told {
+            Some(report) => protocol::send(&connection, report).is_ok(),
+            None => true,
+        };
+        if hears
+            && let Some(from) = streams.stdin
             && let Some(to) = self
                 .input
                 .as_ref()
@@ -282,6 +294,7 @@ impl Clients {
             connection,
             input_ended: false,
             input_read: false,
+            exec: None,
         };
         self.clients.insert(id, client);
     }
@@ -352,6 +365,19 @@ mod tests {
         clients.end(outcome.clone());
         let said = protocol::Lines::new(late).next();
         assert_eq!(said, Some(Report::Ended(outcome)));
+    }
+
+    #[test]
+    fn process_of_a_client_that_went_away_without_a_word_is_adopted() {
+        for (released, wish) in [(false, Some(Wish::Adopt("1f".to_owned()))), (true, None)] {
+            let (mut clients, _client) = clients(false);
+            let said = News::Said(Request::Attends("1f".to_owned()));
+            assert_eq!(clients.take(OWNER, said), None);
+            if released {
+                assert_eq!(clients.take(OWNER, News::Said(Request::Released)), None);
+            }
+            assert_eq!(clients.take(OWNER, News::Gone), wish);
+        }
     }
 
     #[test]

@@ -217,21 +217,35 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Takes a process over whose client has left it: what it writes is read, for nobody, or it would stand still. In the end it
-    /// is forgotten.
+    /// Takes a process over whose client has left it, or was killed: what it writes is read, for nobody, or it would stand still, and its input ends,
+    /// as docker's does where it has no terminal. In the end it is forgotten.
     fn adopt(&self, exec: String) {
         let Some(folder) = exec_folder(&self.container.folder, &exec) else {
             return;
         };
-        // It has a terminal, and so but one output.
-        if let Err(error) = open_fifo(&folder.join("stdout")).and_then(read_for_nobody) {
-            report::warn(&error);
+        // With a terminal it has but one output, and its input may be somebody's once more.
+        let errors = folder.join("stderr");
+        let ends_input = errors.exists();
+        for path in [folder.join("stdout"), errors] {
+            match open_fifo(&path).and_then(read_for_nobody) {
+                // Its client was killed before it had any, or after its end.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => report::warn(&error),
+                Ok(()) => {}
+            }
         }
         let (tasks, id) = (self.shim.tasks.clone(), self.id().to_owned());
         tokio::spawn(async move {
-            // It may have ended already; and it goes with the container otherwise.
-            let _ = tasks.wait(&id, &exec).await;
-            let _ = tasks.delete(&id, &exec).await;
+            // One that was never started, or has ended. It goes with the container otherwise.
+            if tasks.delete(&id, &exec).await.is_err() {
+                if ends_input {
+                    // It may have none. Before it ends, what its client wrote is to be read, which may take its time.
+                    let (tasks, id, exec) = (tasks.clone(), id.clone(), exec.clone());
+                    tokio::spawn(async move { tasks.close_stdin(&id, &exec).await });
+                }
+                let _ = tasks.wait(&id, &exec).await;
+                let _ = tasks.delete(&id, &exec).await;
+            }
             let _ = std::fs::remove_dir_all(folder);
         });
     }
