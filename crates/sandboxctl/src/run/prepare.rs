@@ -273,6 +273,10 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         .map_err(AppError::from)?;
     let writable = folder.join("rw.ext4");
     scratch::clone_template(&plan.scratch, &writable)?;
+    let kept = match attended.container.record.auto_remove {
+        true => Kept::UntilItEnds,
+        false => Kept::UntilItIsRemoved,
+    };
 
     let timeline = folder.join("timeline.json");
     let mut config = plan.config.clone();
@@ -297,7 +301,7 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
     let launch = Launch {
         shim_program: plan.shim_program.clone(),
         socket_dir: config.socket_dir.clone(),
-        rootfs: root_mounts(&plan.image, plan.verity.as_deref(), &writable)?,
+        rootfs: root_mounts(&plan.image, plan.verity.as_deref(), &writable, kept)?,
         stdin: args.interactive,
         stdin_once: plan.settings.config.stdin_once,
         terminal: args.tty,
@@ -343,14 +347,38 @@ fn layer_mount(layer: &Layer, verity: Option<&HashTree>) -> RootMount {
     mount
 }
 
+/// How long what a container writes is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Also after the host went down.
+    UntilItIsRemoved,
+    /// With `--rm`.
+    UntilItEnds,
+}
+
+/// The writable layer's file, mounted.
+fn writable_mount(file: &Path, kept: Kept) -> RootMount {
+    // What is deleted in it takes no room on the host.
+    let mut options = vec!["rw", "loop", "discard"];
+    if kept == Kept::UntilItEnds {
+        // It is not read again after the host went down, so that nothing has to wait for the host's disk (ext4(5)).
+        options.push("nobarrier");
+    }
+    RootMount {
+        kind: "ext4".to_owned(),
+        source: file.to_string_lossy().into_owned(),
+        options: options.into_iter().map(str::to_owned).collect(),
+    }
+}
+
 /// The image's layers below a writable one, in the form of containerd's EROFS snapshotter
 /// (`plugins/snapshots/erofs`).
 fn root_mounts(
     image: &Image,
     verity: Option<&[HashTree]>,
     writable: &Path,
+    kept: Kept,
 ) -> Result<Vec<RootMount>, RunError> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
     let top = image
         .layers
         .len()
@@ -365,12 +393,7 @@ fn root_mounts(
         .enumerate()
         .map(|(n, layer)| layer_mount(layer, verity.and_then(|trees| trees.get(n))))
         .collect();
-    mounts.push(RootMount {
-        kind: "ext4".to_owned(),
-        source: text(writable),
-        // What is deleted in it takes no room on the host.
-        options: ["rw", "loop", "discard"].map(str::to_owned).to_vec(),
-    });
+    mounts.push(writable_mount(writable, kept));
     mounts.push(RootMount {
         kind: "format/mkdir/overlay".to_owned(),
         source: "overlay".to_owned(),
@@ -410,11 +433,18 @@ mod tests {
 
     #[test]
     fn root_mounts_are_layers_then_writable_then_overlay() {
-        let mounts = root_mounts(&image(2), None, Path::new("/c/rw.ext4")).unwrap();
+        let mounts = root_mounts(
+            &image(2),
+            None,
+            Path::new("/c/rw.ext4"),
+            Kept::UntilItIsRemoved,
+        )
+        .unwrap();
         let kinds: Vec<_> = mounts.iter().map(|mount| mount.kind.as_str()).collect();
         assert_eq!(kinds, ["erofs", "erofs", "ext4", "format/mkdir/overlay"]);
         assert_eq!(mounts[0].source, "/store/0.erofs");
         assert_eq!(mounts[2].source, "/c/rw.ext4");
+        assert_eq!(mounts[2].options, ["rw", "loop", "discard"]);
         assert_eq!(
             mounts[3].options,
             [
@@ -430,7 +460,13 @@ mod tests {
     #[test]
     fn image_of_as_many_layers_as_are_stored_can_be_run() {
         let most = sandbox_image::Limits::default().layers;
-        let mounts = root_mounts(&image(most), None, Path::new("/c/rw.ext4")).unwrap();
+        let mounts = root_mounts(
+            &image(most),
+            None,
+            Path::new("/c/rw.ext4"),
+            Kept::UntilItIsRemoved,
+        )
+        .unwrap();
         assert!(mounts.len() <= sandbox_runtime::rootfs::MAX_MOUNTS);
     }
 
@@ -440,13 +476,25 @@ mod tests {
             root: format!("{n:02x}").repeat(32),
             offset: u64::from(n) * 4096,
         };
-        let mounts = root_mounts(&image(2), Some(&[tree(1), tree(2)]), Path::new("/rw")).unwrap();
+        let mounts = root_mounts(
+            &image(2),
+            Some(&[tree(1), tree(2)]),
+            Path::new("/rw"),
+            Kept::UntilItEnds,
+        )
+        .unwrap();
         assert_eq!(mounts[1].kind, "dmverity/erofs");
         assert_eq!(mounts[1].source, "/store/1.erofs");
         let root = format!("X-containerd.dmverity.roothash={}", "02".repeat(32));
         let offset = "X-containerd.dmverity.hash-offset=8192";
         assert_eq!(mounts[1].options, ["ro", "loop", root.as_str(), offset]);
         assert_eq!(mounts[2].kind, "ext4");
+    }
+
+    #[test]
+    fn layer_that_goes_with_the_containers_end_does_not_wait_for_the_hosts_disk() {
+        let mount = writable_mount(Path::new("/rw"), Kept::UntilItEnds);
+        assert_eq!(mount.options, ["rw", "loop", "discard", "nobarrier"]);
     }
 
     #[test]
@@ -468,7 +516,7 @@ mod tests {
     #[test]
     fn image_without_layers_is_refused() {
         assert!(matches!(
-            root_mounts(&image(0), None, Path::new("/rw")),
+            root_mounts(&image(0), None, Path::new("/rw"), Kept::UntilItEnds),
             Err(RunError::NoLayers { .. })
         ));
     }
