@@ -244,6 +244,7 @@ fn killed_machine(world: &World) -> Result<()> {
             String::from_utf8_lossy(&checked.stdout)
         );
     }
+    world.sandboxctl(&["rm", "killed"])?.expect_code(0)?;
     Ok(())
 }
 
