@@ -275,8 +275,8 @@ fn apart(world: &World) -> Result<()> {
     let gateway = network["Gateway"].as_str().unwrap_or_default();
     // Its own network works, by which it is seen that the rest is refused and not merely broken; this host is reached too.
     let script = format!(
-        "busybox wget -T 10 -q -O - http://{address}/hostname || echo refused; \
-         busybox wget -T 10 -q -O - http://{gateway}:8080/hostname || echo refused; \
+        "busybox timeout 10 busybox wget -q -O - http://{address}/hostname || echo refused; \
+         busybox timeout 10 busybox wget -q -O - http://{gateway}:8080/hostname || echo refused; \
          own=$(busybox ip -4 route | busybox awk '$1 == \"default\" {{print $3}}'); \
          until busybox ping -c 1 -w 10 $own > /dev/null; do sleep 1; done; echo own"
     );

@@ -87,8 +87,8 @@ fn exec_left(world: &World) -> Result<()> {
     let keys = ["exec", "-i", "-t", "--detach-keys", "ctrl-x", "e", "sh"];
     let terminal = Terminal::open(world, 80, 24, &keys)?;
     terminal.wait_for("a prompt", |line| line.ends_with('#'))?;
-    // More than fits into what is between it and a reader.
-    let script = "until [ -e /go ]; do sleep 0.1; done; yes | head -c 1000000; touch /done";
+    // More than fits into what is between it and a reader; short enough for what is said next to be on its line.
+    let script = "until [ -e /go ]; do sleep 1; done; yes | head -c 1000000; >/done";
     terminal.type_text(script)?;
     terminal.press("Enter")?;
     terminal.press("C-x")?;
