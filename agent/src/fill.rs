@@ -134,7 +134,7 @@ impl Fill {
                 .flatten()
                 .map_err(self.failed("put the copy into"))
         });
-        match within(&self.volume, || fs::remove_dir_all(staging())) {
+        match within(&self.volume, || remove_all(&staging())) {
             Ok(Ok(Ok(()))) => {}
             _ => crate::log!("what was copied stays in {}", self.volume.display()),
         }
@@ -188,7 +188,7 @@ fn is_empty(volume: &Path) -> io::Result<bool> {
 /// Makes the folder for the copy, in the place of one that was cut off.
 fn begin(staging: &Path) -> io::Result<()> {
     match fs::symlink_metadata(staging) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(staging)?,
+        Ok(found) if found.is_dir() => remove_all(staging)?,
         Ok(_) => fs::remove_file(staging)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -196,10 +196,26 @@ fn begin(staging: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(staging)
 }
 
+/// Removes a folder with what is in it, in as many passes as it takes: one passes over some where places in a folder change with what is removed
+/// from it, as on a tmpfs of the host's (before Linux 6.6).
+fn remove_all(folder: &Path) -> io::Result<()> {
+    const PASSES: usize = 64;
+    for _ in 1..PASSES {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            done => return done,
+        }
+    }
+    fs::remove_dir_all(folder)
+}
+
 /// Moves what is in a folder to another, where nothing is replaced: what has a name there already stays behind.
 fn move_content(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let name = entry?.file_name();
+    // All of them first: where in a folder one is may change with what is moved out of it, and some would be passed over.
+    let names: Vec<_> = fs::read_dir(from)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()?;
+    for name in names {
         let (old, new) = (from.join(&name), to.join(&name));
         match renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE) {
             Ok(()) | Err(Errno::EXIST) => {}

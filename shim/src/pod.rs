@@ -353,6 +353,13 @@ impl Pod {
         self.end();
     }
 
+    /// Ends the server if nothing is in the pod. Where a container is being made, somebody knows of it.
+    pub(crate) fn end_if_empty(&self) {
+        if self.is_empty() {
+            self.end();
+        }
+    }
+
     /// Ends the server.
     pub(crate) fn end(&self) {
         self.ended.send_replace(true);

@@ -70,7 +70,7 @@ impl TaskService {
 /// Ends a shim of which nobody wants anything more, and which nobody has told so.
 async fn end_if_forgotten(pod: Arc<Pod>) {
     tokio::time::sleep(SHUTDOWN_PATIENCE).await;
-    pod.end_when_empty();
+    pod.end_if_empty();
 }
 
 fn empty() -> Empty {

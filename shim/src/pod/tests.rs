@@ -526,3 +526,17 @@ fn guest_is_heard_about_its_own_containers_memory_now_and_then() {
     bench.pod.out_of_memory(&own, now + OOM_INTERVAL);
     assert_eq!(bench.published.take(), [told("c1")]);
 }
+
+#[tokio::test]
+async fn pod_for_which_a_container_is_being_made_is_not_forgotten() {
+    let bench = Bench::new();
+    let pod = &bench.pod;
+    let id = ContainerId::new("c1").unwrap();
+    pod.state().creating.insert(id.clone());
+    pod.end_if_empty();
+    assert!(!pod.state().unwanted);
+    assert!(!*pod.ended.borrow());
+    pod.state().creating.remove(&id);
+    pod.end_if_empty();
+    assert!(*pod.ended.borrow());
+}
