@@ -93,39 +93,29 @@ fn refuses_ports(host: &Host, world: &World, ports: &[&str], words: &[&str]) -> 
     Ok(())
 }
 
-fn bridge(world: &World) -> Result<()> {
-    let host = Host::new()?;
-    host.sandboxctl(
-        world,
-        &[
-            "run",
-            "-d",
-            "-i",
-            "--network",
-            "bridge",
-            "--name",
-            "web",
-            "-p",
-            "8080:80",
-            "-p",
-            "127.0.0.1:8081:80/tcp",
-            "-h",
-            "web",
-            "demo",
-            "sh",
-            "-c",
-            SERVER,
-        ],
-    )?
-    .expect_code(0)?;
+/// Starts [`SERVER`] on the network `bridge` as `web`, with these ports, and waits until it is there. Returns what `inspect` says of its network, its
+/// address and its gateway.
+fn web_server(host: &Host, world: &World, ports: &[&str]) -> Result<(Value, String, String)> {
+    let run = ["run", "-d", "-i", "--network", "bridge"].into_iter();
+    let ports = ports.iter().flat_map(|port| ["-p", port]);
+    let name = ["--name", "web", "-h", "web", "demo", "sh", "-c", SERVER];
+    let all: Vec<&str> = run.chain(ports).chain(name).collect();
+    host.sandboxctl(world, &all)?.expect_code(0)?;
     process::wait_until("the server", world.setup().limit, || {
         let logs = host.sandboxctl(world, &["logs", "web"]).ok()?;
         logs.text().contains("up").then_some(())
     })?;
-    let seen = inspect(&host, world, "web")?;
-    let network = &seen["NetworkSettings"];
-    let address = network["IPAddress"].as_str().unwrap_or_default().to_owned();
-    let gateway = network["Gateway"].as_str().unwrap_or_default().to_owned();
+    let mut seen = inspect(host, world, "web")?;
+    let network = seen["NetworkSettings"].take();
+    let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
+    let (address, gateway) = (text("IPAddress"), text("Gateway"));
+    Ok((network, address, gateway))
+}
+
+fn bridge(world: &World) -> Result<()> {
+    let host = Host::new()?;
+    let ports = ["8080:80", "127.0.0.1:8081:80/tcp"];
+    let (network, address, gateway) = web_server(&host, world, &ports)?;
     ensure!(address.starts_with("10.232."), "{network}");
     ensure!(
         network["Ports"]["80/tcp"][0]["HostPort"] == "8080",
@@ -247,32 +237,7 @@ fn apart(world: &World) -> Result<()> {
     let host = Host::new()?;
     host.sandboxctl(world, &["network", "create", "blue"])?
         .expect_code(0)?;
-    let server = [
-        "run",
-        "-d",
-        "-i",
-        "--network",
-        "bridge",
-        "--name",
-        "web",
-        "-h",
-        "web",
-        "-p",
-        "8080:80",
-        "demo",
-        "sh",
-        "-c",
-        SERVER,
-    ];
-    host.sandboxctl(world, &server)?.expect_code(0)?;
-    process::wait_until("the server", world.setup().limit, || {
-        let logs = host.sandboxctl(world, &["logs", "web"]).ok()?;
-        logs.text().contains("up").then_some(())
-    })?;
-    let seen = inspect(&host, world, "web")?;
-    let network = &seen["NetworkSettings"];
-    let address = network["IPAddress"].as_str().unwrap_or_default();
-    let gateway = network["Gateway"].as_str().unwrap_or_default();
+    let (_, address, gateway) = web_server(&host, world, &["8080:80"])?;
     // Its own network works, by which it is seen that the rest is refused and not merely broken; this host is reached too.
     let script = format!(
         "busybox timeout 10 busybox wget -q -O - http://{address}/hostname || echo refused; \

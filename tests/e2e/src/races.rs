@@ -6,6 +6,7 @@ use nix::unistd::Pid;
 use sandbox_harness::World;
 
 use crate::Case;
+use crate::verbs::run;
 
 pub(crate) const CASES: &[Case] = &[
     ("race_start_after_kill_starts", start_after_kill),
@@ -21,14 +22,6 @@ pub(crate) const CASES: &[Case] = &[
     ("race_wait_never_invents_an_exit_code", wait_at_the_end),
     ("race_stop_of_a_hanging_shim_is_an_error", hanging_shim),
 ];
-
-fn run(world: &World, arguments: &[&str], stdout: &str) -> Result<()> {
-    world
-        .sandboxctl(arguments)?
-        .expect_code(0)?
-        .expect_stdout(stdout)?;
-    Ok(())
-}
 
 /// Starts the demo image with this script, as container `c`; returns its ID.
 fn detached(world: &World, options: &[&str], script: &str) -> Result<String> {

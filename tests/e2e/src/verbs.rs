@@ -45,7 +45,8 @@ const SOON: Duration = Duration::from_secs(180);
 const POLITE: &str =
     "trap 'echo bye; exit 7' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
 
-fn run(world: &World, arguments: &[&str], stdout: &str) -> Result<()> {
+/// Runs the command line, which is to say this and exit with 0.
+pub(crate) fn run(world: &World, arguments: &[&str], stdout: &str) -> Result<()> {
     world
         .sandboxctl(arguments)?
         .expect_code(0)?

@@ -262,22 +262,10 @@ mod tests {
     use std::io::{BufRead as _, BufReader};
     use std::process::Stdio;
 
-    use crate::{Driver, Setup, World};
+    use crate::World;
 
     /// In the environment of the process that [`world_of_a_killed_run_is_ended_by_the_next`] kills.
     const CHILD: &str = "SANDBOX_TEST_HOLDS_A_WORLD";
-
-    fn world() -> World {
-        let setup = Setup {
-            binaries: PathBuf::new(),
-            demo: PathBuf::new(),
-            probe: PathBuf::new(),
-            driver: Driver::Qemu,
-            at_once: 1,
-            limit: Duration::from_secs(60),
-        };
-        World::empty(&setup).unwrap()
-    }
 
     /// Not a test by itself: the process that holds a world, with a process in it, until it is ended.
     #[test]
@@ -286,7 +274,7 @@ mod tests {
             return;
         }
         begin().unwrap();
-        let world = world();
+        let world = World::without_programs();
         let mut sleep = Command::new("sleep");
         world.adopt(sleep.arg("1000"));
         let mut sleep = sleep.spawn().unwrap();

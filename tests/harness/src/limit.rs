@@ -77,29 +77,15 @@ fn waiting(world: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::process::Command;
 
     use super::*;
     use crate::leaks::WORLD_VARIABLE;
     use crate::process::wait_until;
-    use crate::{Driver, Setup};
-
-    fn world() -> World {
-        let setup = Setup {
-            binaries: PathBuf::new(),
-            demo: PathBuf::new(),
-            probe: PathBuf::new(),
-            driver: Driver::Qemu,
-            at_once: 1,
-            limit: Duration::from_secs(60),
-        };
-        World::empty(&setup).unwrap()
-    }
 
     #[test]
     fn test_that_hangs_is_ended_and_says_where() {
-        let world = world();
+        let world = World::without_programs();
         let folder = world.path().to_owned();
         let end = start(world, |world| {
             let status = Command::new("sleep")
@@ -122,8 +108,14 @@ mod tests {
 
     #[test]
     fn what_the_test_says_is_passed_on() {
-        within(Duration::from_secs(60), world(), |_| Ok(())).unwrap();
-        let error = within(Duration::from_secs(60), world(), |_| bail!("no")).unwrap_err();
+        within(Duration::from_secs(60), World::without_programs(), |_| {
+            Ok(())
+        })
+        .unwrap();
+        let error = within(Duration::from_secs(60), World::without_programs(), |_| {
+            bail!("no")
+        })
+        .unwrap_err();
         assert_eq!(error.to_string(), "no");
     }
 }

@@ -75,6 +75,20 @@ pub struct World {
 }
 
 impl World {
+    /// A world for the harness's own tests, which run no program of ours.
+    #[cfg(test)]
+    pub(crate) fn without_programs() -> Self {
+        let setup = Setup {
+            binaries: PathBuf::new(),
+            demo: PathBuf::new(),
+            probe: PathBuf::new(),
+            driver: Driver::Qemu,
+            at_once: 1,
+            limit: Duration::from_secs(60),
+        };
+        Self::empty(&setup).unwrap()
+    }
+
     /// A world in which nothing is yet.
     ///
     /// # Errors

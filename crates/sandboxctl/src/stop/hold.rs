@@ -231,39 +231,29 @@ mod tests {
     use crate::container::tests::made;
     use crate::logs::LogOptions;
 
-    fn block_on<F: Future>(future: F) -> F::Output {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
-
-    #[test]
-    fn start_under_way_is_waited_for() {
+    #[tokio::test]
+    async fn start_under_way_is_waited_for() {
         let root = tempfile::tempdir().unwrap();
         let mut attended = made(&Containers::open(root.path()).unwrap());
         let container = attended.container.clone();
-        let found = block_on(async {
-            let waiting = tokio::spawn(until_started(container));
-            tokio::task::yield_now().await;
-            assert!(!waiting.is_finished());
-            attended
-                .update(|record| record.status = Status::Running { started: 1 })
-                .unwrap();
-            waiting.await.unwrap()
-        });
+        let waiting = tokio::spawn(until_started(container));
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        attended
+            .update(|record| record.status = Status::Running { started: 1 })
+            .unwrap();
+        let found = waiting.await.unwrap();
         let status = found.unwrap().record.status;
         assert_eq!(status, Status::Running { started: 1 });
     }
 
-    #[test]
-    fn start_that_nobody_goes_on_with_is_not_waited_for() {
+    #[tokio::test]
+    async fn start_that_nobody_goes_on_with_is_not_waited_for() {
         let root = tempfile::tempdir().unwrap();
         let attended = made(&Containers::open(root.path()).unwrap());
         let container = attended.container.clone();
         drop(attended);
-        let found = block_on(until_started(container)).unwrap();
+        let found = until_started(container).await.unwrap();
         assert_eq!(found.record.status, Status::Creating);
     }
 
@@ -284,8 +274,8 @@ mod tests {
         UnixListener::bind(launch.attach_socket()).unwrap()
     }
 
-    #[test]
-    fn start_that_is_to_end_is_undone_by_its_attendant() {
+    #[tokio::test]
+    async fn start_that_is_to_end_is_undone_by_its_attendant() {
         let root = tempfile::tempdir().unwrap();
         let attended = made(&Containers::open(root.path()).unwrap());
         let container = attended.container.clone();
@@ -296,12 +286,12 @@ mod tests {
             drop(attended);
             said
         });
-        block_on(end(&container, Executioner::Attendant)).unwrap();
+        end(&container, Executioner::Attendant).await.unwrap();
         assert_eq!(attendant.join().unwrap(), Some(Request::Signal(KILL)));
     }
 
-    #[test]
-    fn all_who_wait_for_a_container_get_it_in_the_end() {
+    #[tokio::test]
+    async fn all_who_wait_for_a_container_get_it_in_the_end() {
         let root = tempfile::tempdir().unwrap();
         let containers = Containers::open(root.path()).unwrap();
         let mut attended = made(&containers);
@@ -309,18 +299,16 @@ mod tests {
             .update(|record| record.status = Status::Created)
             .unwrap();
         let container = attended.container.clone();
-        block_on(async {
-            let all = (0..4).map(|_| {
-                let (containers, container) = (containers.clone(), container.clone());
-                // Which lets go of it again.
-                tokio::spawn(async move { hold(&containers, &container).await.unwrap().is_some() })
-            });
-            let all: Vec<_> = all.collect();
-            tokio::task::yield_now().await;
-            drop(attended);
-            for one in all {
-                assert!(one.await.unwrap());
-            }
+        let all = (0..4).map(|_| {
+            let (containers, container) = (containers.clone(), container.clone());
+            // Which lets go of it again.
+            tokio::spawn(async move { hold(&containers, &container).await.unwrap().is_some() })
         });
+        let all: Vec<_> = all.collect();
+        tokio::task::yield_now().await;
+        drop(attended);
+        for one in all {
+            assert!(one.await.unwrap());
+        }
     }
 }

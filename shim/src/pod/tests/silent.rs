@@ -44,17 +44,22 @@ fn assert_all_are_killed(bench: &mut Bench) {
     assert!(bench.pod.sandbox().is_err());
 }
 
+/// Kills a container of a guest that does not answer, with which all of the pod ends and can be removed.
+async fn killed_without_an_answer(container: usize) {
+    let mut bench = running().await;
+    bench.agent.fall_silent();
+    let pod = Arc::clone(&bench.pod);
+    pod.kill(&key((container, None)), SIGKILL, false)
+        .await
+        .unwrap();
+    assert_all_are_killed(&mut bench);
+    bench.apply(Call::Delete((1, None))).await.unwrap();
+    bench.apply(Call::Delete((0, None))).await.unwrap();
+}
+
 #[test]
 fn killed_sandbox_of_a_guest_that_does_not_answer_ends_with_its_machine() {
-    in_no_time(async {
-        let mut bench = running().await;
-        bench.agent.fall_silent();
-        let pod = Arc::clone(&bench.pod);
-        pod.kill(&key((0, None)), SIGKILL, false).await.unwrap();
-        assert_all_are_killed(&mut bench);
-        bench.apply(Call::Delete((1, None))).await.unwrap();
-        bench.apply(Call::Delete((0, None))).await.unwrap();
-    });
+    in_no_time(killed_without_an_answer(0));
 }
 
 #[test]
@@ -84,15 +89,7 @@ fn killed_sandbox_that_ends_leaves_the_machine_to_its_delete() {
 
 #[test]
 fn killed_member_of_a_guest_that_does_not_answer_ends_the_pod() {
-    in_no_time(async {
-        let mut bench = running().await;
-        bench.agent.fall_silent();
-        let pod = Arc::clone(&bench.pod);
-        pod.kill(&key((1, None)), SIGKILL, false).await.unwrap();
-        assert_all_are_killed(&mut bench);
-        bench.apply(Call::Delete((1, None))).await.unwrap();
-        bench.apply(Call::Delete((0, None))).await.unwrap();
-    });
+    in_no_time(killed_without_an_answer(1));
 }
 
 #[test]
