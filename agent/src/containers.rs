@@ -17,7 +17,7 @@ use protobuf::EnumOrUnknown;
 use sandbox_protocol::agent::{
     AgentProgram, CreateContainerRequest, ProcessExited, SharedNamespace,
 };
-use sandbox_types::{ContainerId, ExecId};
+use sandbox_types::{ContainerId, ExecId, WithCauses};
 use tokio::sync::oneshot;
 
 use self::container::Container;
@@ -485,7 +485,7 @@ fn program(field: AgentProgramField) -> Result<Option<Program>, ContainerError> 
 /// Says what a clean-up step could not do, and goes on.
 fn clean<E: std::error::Error>(result: Result<(), E>) {
     if let Err(error) = result {
-        crate::log!("{}", crate::error_chain(&error));
+        crate::log!("{}", WithCauses(&error));
     }
 }
 

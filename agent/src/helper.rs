@@ -37,6 +37,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{Process, Spec};
+use sandbox_types::WithCauses;
 use serde::{Deserialize, Serialize};
 
 use self::destinations::DestinationError;
@@ -179,7 +180,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     if let Err(error) = prepare(&mut order) {
-        report.fail(FailureKind::Invalid, crate::error_chain(&error));
+        report.fail(FailureKind::Invalid, WithCauses(&error).to_string());
         return ExitCode::FAILURE;
     }
     let cause = cause::record();
@@ -190,7 +191,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Err(error) => {
             // The executor's own report, if there is one, came first and counts.
-            let mut message = crate::error_chain(&error);
+            let mut message = WithCauses(&error).to_string();
             if let Some(cause) = cause.and_then(|cause| cause.read()) {
                 message = format!("{message}: {cause}");
             }

@@ -42,9 +42,10 @@ mod streams;
 mod sys;
 mod users;
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use sandbox_types::WithCauses;
 
 /// Writes a line to the console.
 macro_rules! log {
@@ -55,21 +56,6 @@ macro_rules! log {
     }};
 }
 use log;
-
-/// An error and its sources, on one line.
-fn error_chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        // Wrappers that pass their source's text on add nothing.
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
-}
 
 fn main() -> ExitCode {
     let started_ns = events::boot_time_ns();
@@ -101,28 +87,8 @@ fn main() -> ExitCode {
     match serve::run(directory, started_ns) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log!("{}", error_chain(&error));
+            log!("{}", WithCauses(&error));
             ExitCode::FAILURE
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    enum Wrapped {
-        #[error(transparent)]
-        Passed(#[from] std::io::Error),
-        #[error("outer")]
-        Added(#[source] std::io::Error),
-    }
-
-    #[test]
-    fn error_chain_names_every_cause_once() {
-        let cause = || std::io::Error::other("inner");
-        assert_eq!(error_chain(&Wrapped::Passed(cause())), "inner");
-        assert_eq!(error_chain(&Wrapped::Added(cause())), "outer: inner");
     }
 }

@@ -12,6 +12,7 @@ use std::process::Command;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 use sandbox_protocol::agent::PmemRange;
 use sandbox_protocol::{ROOT_PARTITION, ROOT_VARIABLE};
+use sandbox_types::WithCauses;
 
 use crate::mount::pmem::{Partition, PmemError};
 
@@ -61,7 +62,7 @@ pub(crate) fn become_agent_in_memory() {
     };
     crate::log!(
         "the guest image is read from its disk: {}",
-        crate::error_chain(&error)
+        WithCauses(&error)
     );
 }
 

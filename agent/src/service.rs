@@ -13,7 +13,7 @@ use sandbox_protocol::agent::{
 };
 use sandbox_protocol::agent_ttrpc::Agent;
 use sandbox_protocol::limits::MAX_REPLY_BYTES;
-use sandbox_types::{ContainerId, ExecId, IdError};
+use sandbox_types::{ContainerId, ExecId, IdError, WithCauses};
 use tokio::sync::{Notify, mpsc};
 use ttrpc::r#async::TtrpcContext;
 use ttrpc::proto::Code;
@@ -100,7 +100,7 @@ impl Agent for AgentService {
                     Code::INTERNAL
                 }
             };
-            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, WithCauses(&error).to_string()))
         })?;
         Ok(Empty::new())
     }
@@ -116,7 +116,7 @@ impl Agent for AgentService {
                 NetworkError::NoDevice { .. } => Code::NOT_FOUND,
                 NetworkError::Kernel { .. } | NetworkError::Remove { .. } => Code::INTERNAL,
             };
-            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, WithCauses(&error).to_string()))
         })?;
         Ok(Empty::new())
     }
@@ -127,7 +127,7 @@ impl Agent for AgentService {
                 ClockError::Time { .. } => Code::INVALID_ARGUMENT,
                 ClockError::Refused { .. } => Code::INTERNAL,
             };
-            ttrpc::Error::RpcStatus(ttrpc::get_status(code, crate::error_chain(&error)))
+            ttrpc::Error::RpcStatus(ttrpc::get_status(code, WithCauses(&error).to_string()))
         })?;
         Ok(Empty::new())
     }
@@ -152,7 +152,7 @@ impl Agent for AgentService {
         request: BringUpProcessorsRequest,
     ) -> Reply<Empty> {
         processors::bring_up(request.count).map_err(|error| {
-            let message = crate::error_chain(&error);
+            let message = WithCauses(&error).to_string();
             ttrpc::Error::RpcStatus(ttrpc::get_status(Code::INTERNAL, message))
         })?;
         Ok(Empty::new())

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sandbox_protocol::agent::{StreamKind, StreamOpen, StreamOpened};
 use sandbox_protocol::frame::{FrameError, read_frame, write_frame};
-use sandbox_types::ContainerId;
+use sandbox_types::{ContainerId, WithCauses};
 use tokio::net::TcpStream;
 
 use crate::containers::{ContainerError, Containers};
@@ -106,7 +106,7 @@ async fn run(
 
 async fn refuse(mut connection: impl Connection, error: &StreamError) -> Result<(), FrameError> {
     let opened = StreamOpened {
-        error: crate::error_chain(error),
+        error: WithCauses(error).to_string(),
         ..StreamOpened::default()
     };
     write_frame(&mut connection, &opened).await

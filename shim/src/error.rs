@@ -13,7 +13,7 @@ use sandbox_runtime::network::NetworkError;
 use sandbox_runtime::rootfs::RootfsError;
 use sandbox_runtime::share::ShareMountError;
 use sandbox_runtime::{AgentError, ConfigError, ResizeError, SandboxError, StreamError};
-use sandbox_types::{IdError, SandboxId};
+use sandbox_types::{IdError, SandboxId, WithCauses};
 
 use crate::hooks::HookError;
 use crate::lifecycle::LifecycleError;
@@ -25,21 +25,6 @@ use crate::spec::binds::BindError;
 use crate::spec::disks::DiskError;
 use crate::spec::pod_config::PodConfigError;
 use crate::stdio::StdioError;
-
-/// An error and all its causes, in one line (console lines of a dead guest follow on lines of their own).
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        cause = error.source();
-    }
-    text
-}
 
 /// Why a command of the shim failed.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +264,7 @@ impl TaskError {
     pub(crate) fn answer_to(self, metadata: &HashMap<String, Vec<String>>) -> ttrpc::Error {
         match self.start_failure() {
             Some(failure) if start_failure::is_asked_for(metadata) => {
-                ttrpc::Error::RpcStatus(failure.to_status(chain(&self)))
+                ttrpc::Error::RpcStatus(failure.to_status(WithCauses(&self).to_string()))
             }
             _ => self.into(),
         }
@@ -288,7 +273,10 @@ impl TaskError {
 
 impl From<TaskError> for ttrpc::Error {
     fn from(error: TaskError) -> Self {
-        Self::RpcStatus(ttrpc::get_status(error.code(), chain(&error)))
+        Self::RpcStatus(ttrpc::get_status(
+            error.code(),
+            WithCauses(&error).to_string(),
+        ))
     }
 }
 

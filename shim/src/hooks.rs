@@ -19,6 +19,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
+use sandbox_types::WithCauses;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -209,7 +210,7 @@ impl Hooks {
                 state: self.state.clone(),
             };
             if let Err(error) = single.run(when, pid).await {
-                tracing::warn!("{}", crate::error::chain(&error));
+                tracing::warn!("{}", WithCauses(&error));
             }
         }
     }
@@ -321,7 +322,7 @@ mod tests {
     async fn failed_hook_says_which_and_why() {
         let hooks = hooks(&json!({"createRuntime": [shell("echo no luck >&2; exit 3")]})).unwrap();
         let error = hooks.run(When::Creating, None).await.unwrap_err();
-        let text = crate::error::chain(&error);
+        let text = WithCauses(&error).to_string();
         for part in [
             "hooks.createRuntime[0]",
             "/bin/sh",
@@ -356,7 +357,7 @@ mod tests {
     #[test]
     fn hook_that_cannot_be_is_refused() {
         let error = hooks(&json!({"createContainer": [shell("true")]})).unwrap_err();
-        assert!(crate::error::chain(&error).contains("createRuntime"));
+        assert!(WithCauses(&error).to_string().contains("createRuntime"));
         let error = hooks(&json!({"poststop": [{"path": "bin/x"}]})).unwrap_err();
         assert!(matches!(error.problem, HookProblem::Relative));
     }

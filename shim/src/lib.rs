@@ -40,8 +40,9 @@ pub mod untrusted;
 
 use std::process::ExitCode;
 
-use error::{ShimError, chain};
+use error::ShimError;
 use flags::{Command, Flags};
+use sandbox_types::WithCauses;
 
 /// What this program is called.
 const NAME: &str = "containerd-shim-sandbox-v2";
@@ -71,7 +72,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{NAME}: {}", chain(&error));
+            eprintln!("{NAME}: {}", WithCauses(&error));
             ExitCode::FAILURE
         }
     }

@@ -24,7 +24,7 @@ use sandbox_runtime::{
     AgentError, Config, HeadStart, MachineSize, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
 };
 use sandbox_types::timeline::Phase;
-use sandbox_types::{ContainerId, ExecId, SandboxId};
+use sandbox_types::{ContainerId, ExecId, SandboxId, WithCauses};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
@@ -505,7 +505,7 @@ impl Pod {
         self.all_killed();
         self.sandbox_ended(KILLED);
         if let Err(error) = self.stop_sandbox().await {
-            tracing::error!("pod {}: {}", self.id, crate::error::chain(&error));
+            tracing::error!("pod {}: {}", self.id, WithCauses(&error));
         }
     }
 

@@ -15,7 +15,7 @@ use containerd_shim_protos::shim_async::{Task, create_task};
 use futures::stream;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sandbox_runtime::oom;
-use sandbox_types::SandboxId;
+use sandbox_types::{SandboxId, WithCauses};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
 
-use crate::error::{ShimError, chain};
+use crate::error::ShimError;
 use crate::events::Publisher;
 use crate::flags::Flags;
 use crate::pod::Pod;
@@ -142,7 +142,7 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
     // What still waits for a file system that does not answer is not waited for.
     runtime.shutdown_timeout(LAST_WORK);
     if let Err(error) = &served {
-        tracing::error!("{}", chain(error));
+        tracing::error!("{}", WithCauses(error));
     }
     served
 }
@@ -221,7 +221,7 @@ async fn run(flags: &Flags, listener: StdListener) -> Result<(), ShimError> {
     let _ = fs::remove_file(&socket);
     let stopped = pod.close().await;
     if let Err(error) = &stopped {
-        tracing::error!("{}", chain(error));
+        tracing::error!("{}", WithCauses(error));
     }
     drop(connected);
     // An error only means that nobody hung up.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use sandbox_runtime::Config;
 use sandbox_runtime::cleanup::{Orphan, SweepNote, orphans};
+use sandbox_types::WithCauses;
 
-use crate::error::chain;
 use crate::hooks::due::{self, Due};
 use crate::spec::role;
 
@@ -47,7 +47,7 @@ async fn clear_away(orphan: Orphan) {
         ),
         Ok(Err(error)) => tracing::error!(
             "something is left of pod {id} of namespace {namespace}, whose shim was killed: {}",
-            chain(&error)
+            WithCauses(&error)
         ),
         // It panicked, or we are ending.
         Err(error) => tracing::error!("pod {id} of namespace {namespace} is left: {error}"),

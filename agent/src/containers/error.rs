@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use sandbox_protocol::start_failure::StartFailure;
-use sandbox_types::{ContainerId, IdError};
+use sandbox_types::{ContainerId, IdError, WithCauses};
 use ttrpc::proto::{Code, Status};
 
 use crate::cgroup::CgroupError;
@@ -150,7 +150,7 @@ pub(crate) enum ContainerError {
 impl ContainerError {
     /// What the host is told: a code to decide by, and the whole chain for people.
     pub(crate) fn to_status(&self) -> Status {
-        let message = crate::error_chain(self);
+        let message = WithCauses(self).to_string();
         if let Self::Launch(LaunchError::Failed(failure)) = self {
             let start = match failure.kind {
                 FailureKind::ProgramNotFound => Some(StartFailure::ProgramNotFound),

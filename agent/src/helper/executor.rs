@@ -28,6 +28,7 @@ use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, Process, Spec};
 use rustix::fs::{Gid, Uid};
 use rustix::termios::Winsize;
+use sandbox_types::WithCauses;
 
 use super::profile::{Filter, ProfileError};
 use super::program::{environment, find_program};
@@ -94,7 +95,7 @@ impl AgentExecutor {
         self.confine(process)?;
         if let Some(hooks) = &self.confinement.hooks {
             hooks::run(hooks, &environment(process))
-                .map_err(|error| setup(crate::error_chain(&error)))?;
+                .map_err(|error| setup(WithCauses(&error).to_string()))?;
         }
         match &path {
             Some(path) => execute(path, &arguments, &variables),
@@ -121,7 +122,7 @@ impl AgentExecutor {
             None => Ok(()),
         };
         limits::apply(&self.confinement.rlimits)
-            .map_err(|error| setup(crate::error_chain(&error)))?;
+            .map_err(|error| setup(WithCauses(&error).to_string()))?;
         let filters_last = process.no_new_privileges() == Some(true);
         refuse_vsock().map_err(|error| setup(format!("cannot refuse AF_VSOCK: {error}")))?;
         if !filters_last {
@@ -214,7 +215,7 @@ impl Executor for AgentExecutor {
 fn cannot_install(error: ProfileError) -> Refusal {
     setup(format!(
         "cannot install the seccomp profile: {}",
-        crate::error_chain(&error)
+        WithCauses(&error)
     ))
 }
 

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use rustix::fs::{OFlags, XattrFlags};
 use rustix::io::Errno;
+use sandbox_types::WithCauses;
 use tar::{Archive, Builder, EntryType, Header};
 
 use super::{Program, complain};
@@ -74,7 +75,7 @@ fn end(program: Program, result: Result<(), ArchiveError>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(program, &crate::error_chain(&error));
+            complain(program, &WithCauses(&error).to_string());
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ use sandbox_network::{Namespace, NetworkError, RESOLVER, RESOLVER_PORT};
 use sandbox_protocol::agent::{ResolverAnswer, ResolverQuery};
 use sandbox_protocol::frame::{FrameError, read_frame, write_frame};
 use sandbox_protocol::limits::{MAX_RESOLVER_MESSAGE_BYTES, MAX_RESOLVER_QUERIES};
+use sandbox_types::WithCauses;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc};
@@ -76,7 +77,7 @@ async fn serve(
                 let message = match asked {
                     Ok(Ok(message)) => message,
                     Ok(Err(error)) => {
-                        tracing::debug!("the resolver does not answer: {}", chain(&error));
+                        tracing::debug!("the resolver does not answer: {}", WithCauses(&error));
                         Vec::new()
                     }
                     Err(_) => Vec::new(),
@@ -101,11 +102,6 @@ async fn serve(
         ended = ask => ended,
         ended = tell => ended,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let source = error.source().map(|source| format!(": {source}"));
-    format!("{error}{}", source.unwrap_or_default())
 }
 
 /// Why there is no answer.

@@ -11,6 +11,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
 use sandbox_jail::JailError;
+use sandbox_types::WithCauses;
 use sandbox_types::jail::JailConfig;
 
 use crate::fd::{FdError, Inherited};
@@ -120,7 +121,7 @@ fn read(fd: OwnedFd) -> Result<JailConfig, EnterError> {
 #[must_use]
 pub fn main(arguments: &[OsString]) -> ExitCode {
     let error = become_program(arguments);
-    eprintln!("sandbox-vmm jailed: {}", crate::error_chain(&error));
+    eprintln!("sandbox-vmm jailed: {}", WithCauses(&error));
     ExitCode::FAILURE
 }
 

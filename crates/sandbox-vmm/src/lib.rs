@@ -22,22 +22,3 @@ pub mod seccomp;
 pub mod vcpu;
 pub mod virtio;
 pub mod vsock;
-
-use std::error::Error;
-use std::fmt::Write as _;
-
-/// An error and its causes on one line. A cause that the error before it already quotes is left out.
-#[must_use]
-pub fn error_chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let text = source.to_string();
-        if !line.ends_with(&text) {
-            // Writing to a String does not fail.
-            let _ = write!(line, ": {text}");
-        }
-        cause = source.source();
-    }
-    line
-}

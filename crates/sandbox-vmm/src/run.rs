@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_jail::seccomp::SeccompError;
+use sandbox_types::WithCauses;
 use sandbox_types::monitor::{
     CONFIG_FD, CONTROL_FD, GuestExit, MonitorConfig, MonitorEvent, MonitorRequest, console_ring,
 };
@@ -114,7 +115,7 @@ pub fn run(arguments: &[OsString], process_ns: u64) -> u8 {
         // The other side is gone: nobody is left to be told.
         Ok(None) => 0,
         Err(error) => {
-            let message = crate::error_chain(&error);
+            let message = WithCauses(&error).to_string();
             eprintln!("sandbox-vmm: {message}");
             control.tell(&MonitorEvent::Failed { message });
             EXIT_FAILED

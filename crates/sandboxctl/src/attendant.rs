@@ -26,6 +26,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
+use sandbox_types::WithCauses;
 use sandbox_types::timeline::Phase;
 
 use crate::app::App;
@@ -78,7 +79,7 @@ pub(crate) async fn attend(app: &App, args: &AttendArgs) -> Result<u8, Attendant
         },
         Err(failure) => Outcome {
             code: failure.error.exit_code(),
-            error: Some(report::chain(&failure.error)),
+            error: Some(WithCauses(&failure.error).to_string()),
             marks: Vec::new(),
         },
     };

@@ -13,13 +13,13 @@ use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
 use sandbox_runtime::{BlockDevice, Config, EarlyPlan, Sandbox, SandboxPlan, host};
 use sandbox_types::timeline::Phase;
-use sandbox_types::{ContainerId, ExecId};
+use sandbox_types::{ContainerId, ExecId, WithCauses};
 
 use super::volumes::VolumeLocks;
 use super::{Container, Contents, Pod, Process, ProcessKey, keep_time};
 use crate::bootstrap;
 use crate::caller::Caller;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::hooks::{Hooks, When, due};
 use crate::program;
 use crate::spec::BundleSpec;
@@ -231,7 +231,7 @@ impl Pod {
                 Ok(pid)
             }
             Err(error) => {
-                tracing::error!("container {id} was not created: {}", chain(&error));
+                tracing::error!("container {id} was not created: {}", WithCauses(&error));
                 self.release_early().await;
                 if unwanted {
                     self.end();
@@ -298,7 +298,7 @@ impl Pod {
                     None => Ok(()),
                 };
                 if let Err(error) = undone {
-                    tracing::error!("cleaning up after that: {}", chain(&error));
+                    tracing::error!("cleaning up after that: {}", WithCauses(&error));
                 }
                 Err(error)
             }
@@ -567,7 +567,10 @@ impl Pod {
         }
         let removed = sandbox.agent().delete_process(container, exec).await;
         if let Err(error) = removed {
-            tracing::debug!("{key} was not removed from the guest: {}", chain(&error));
+            tracing::debug!(
+                "{key} was not removed from the guest: {}",
+                WithCauses(&error)
+            );
         }
     }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use sandbox_runtime::cleanup::SweepNote;
 use sandbox_runtime::network::PodNetwork;
 use sandbox_runtime::{Config, EarlyPlan, HeadStart, MachineSize, SandboxBasis};
+use sandbox_types::WithCauses;
 
 use super::Pod;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::spec::role::Role;
 use crate::spec::{BundleSpec, binds};
 use crate::sweep;
@@ -61,7 +62,7 @@ impl Pod {
         let find = move || match pod.find_early(&bundle) {
             Ok(plan) => plan,
             Err(error) => {
-                tracing::debug!("nothing is begun early: {}", chain(&error));
+                tracing::debug!("nothing is begun early: {}", WithCauses(&error));
                 None
             }
         };

@@ -10,12 +10,12 @@ use sandbox_protocol::agent::{AddProcessRequest, StreamKind};
 use sandbox_runtime::agent::ListedProcess;
 use sandbox_runtime::{AgentError, Sandbox};
 use sandbox_types::timeline::Phase;
-use sandbox_types::{ContainerId, ExecId};
+use sandbox_types::{ContainerId, ExecId, WithCauses};
 
 use super::create::wanted;
 use super::{Contents, DRAIN, Pod, Process, ProcessKey, ProcessView};
 use crate::delete::KILLED;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::hooks::{When, due};
 use crate::lifecycle::{Exit, Lifecycle};
 use crate::spec::size::{Demand, LimitSum};
@@ -167,7 +167,7 @@ impl Pod {
                 if !matches!(error, TaskError::Agent(AgentError::Refused { .. }))
                     && let Err(error) = self.kill(key, SIGKILL, false).await
                 {
-                    tracing::debug!("{key}, which did not start: {}", chain(&error));
+                    tracing::debug!("{key}, which did not start: {}", WithCauses(&error));
                 }
                 let error = self.reason_for(error).await;
                 let status = error
@@ -285,7 +285,7 @@ impl Pod {
         let is_final = signal == SIGKILL && key.exec.is_none();
         match sent {
             Err(error) if is_final && !matches!(error, AgentError::Refused { .. }) => {
-                tracing::warn!("{key} was to be killed: {}", chain(&error));
+                tracing::warn!("{key} was to be killed: {}", WithCauses(&error));
                 self.end_without_the_guest().await;
                 Ok(())
             }
@@ -321,7 +321,7 @@ impl Pod {
     pub(super) async fn end_without_the_guest(&self) {
         tracing::warn!("pod {}: its machine is ended", self.id);
         if let Err(error) = self.stop_sandbox().await {
-            tracing::error!("pod {}: {}", self.id, chain(&error));
+            tracing::error!("pod {}: {}", self.id, WithCauses(&error));
         }
         self.all_killed();
         self.sandbox_ended(KILLED);
@@ -368,12 +368,18 @@ impl Pod {
                 .delete_process(&key.container, key.exec.as_ref())
                 .await
             {
-                tracing::warn!("{key} was not removed from the guest: {}", chain(&error));
+                tracing::warn!(
+                    "{key} was not removed from the guest: {}",
+                    WithCauses(&error)
+                );
             }
             if key.exec.is_none()
                 && let Err(error) = sandbox.unshare(&key.container).await
             {
-                tracing::warn!("{key} is still shared with the guest: {}", chain(&error));
+                tracing::warn!(
+                    "{key} is still shared with the guest: {}",
+                    WithCauses(&error)
+                );
             }
         }
         let bundle = {
@@ -478,7 +484,7 @@ impl Pod {
             Ok(processes) if processes.is_empty() => machine,
             Ok(processes) => Listed::Guest(processes),
             Err(error) => {
-                tracing::debug!("the processes of {container}: {}", chain(&error));
+                tracing::debug!("the processes of {container}: {}", WithCauses(&error));
                 machine
             }
         })
@@ -588,7 +594,7 @@ impl Pod {
         if let Err(error) = sandbox.agent().pause(&key.container).await {
             // It counts as running, so that nobody would thaw what was frozen of it.
             if let Err(error) = sandbox.agent().resume(&key.container).await {
-                tracing::debug!("{key} was not paused: {}", chain(&error));
+                tracing::debug!("{key} was not paused: {}", WithCauses(&error));
             }
             return Err(self.reason_for(error.into()).await);
         }

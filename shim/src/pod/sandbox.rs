@@ -19,7 +19,7 @@ use containerd_shim_protos::types::mount::Mount;
 use oci_spec::runtime::Spec;
 use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_PAUSE};
 use sandbox_runtime::MachineSize;
-use sandbox_types::ContainerId;
+use sandbox_types::{ContainerId, WithCauses};
 use serde_json::json;
 use tokio::sync::watch;
 
@@ -186,7 +186,7 @@ impl Pod {
             Ok(pid) => Ok((pid, created_at)),
             Err(error) => {
                 if let Err(error) = self.stop_sandbox().await {
-                    tracing::error!("cleaning up: {}", crate::error::chain(&error));
+                    tracing::error!("cleaning up: {}", WithCauses(&error));
                 }
                 self.state().containers.clear();
                 self.sandbox_ended(KILLED);

@@ -278,11 +278,5 @@ pub(crate) fn check(holds: bool, what: impl Into<String>) -> Result<(), String> 
 
 /// An error with all its causes, as the command line shows it.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
+    sandbox_types::WithCauses(error).to_string()
 }

@@ -15,6 +15,7 @@ pub(super) mod served;
 use std::error::Error;
 use std::os::fd::BorrowedFd;
 
+use sandbox_types::WithCauses;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
@@ -180,11 +181,7 @@ impl<A: Answers> AnsweringTask<A> {
             let used = match self.answers.answer(chain, memory) {
                 Ok(written) => written,
                 Err(error) => {
-                    log::guest(format_args!(
-                        "{}: {}",
-                        A::DEVICE,
-                        crate::error_chain(&error)
-                    ));
+                    log::guest(format_args!("{}: {}", A::DEVICE, WithCauses(&error)));
                     0
                 }
             };

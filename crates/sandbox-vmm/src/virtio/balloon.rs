@@ -17,6 +17,7 @@ mod tests;
 
 use std::os::fd::BorrowedFd;
 
+use sandbox_types::WithCauses;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
@@ -202,7 +203,7 @@ impl WorkerTask for BalloonTask {
             };
             let head = chain.head_index();
             if let Err(error) = serve(*purpose, chain, memory, &mut self.reclaim) {
-                log::guest(format_args!("balloon: {}", crate::error_chain(&error)));
+                log::guest(format_args!("balloon: {}", WithCauses(&error)));
             }
             // Nothing is written into the buffers.
             active.give_back(memory, head, 0, &self.interrupt)?;

@@ -22,6 +22,7 @@ mod tests;
 
 use std::io;
 
+use sandbox_types::WithCauses;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -310,7 +311,7 @@ impl MmioTransport {
                         thread: self.thread.clone(),
                         more_threads: self.more_threads.clone(),
                     })
-                    .map_err(|error| crate::error_chain(&error))
+                    .map_err(|error| WithCauses(&error).to_string())
             });
         if let Err(message) = done {
             log::guest(format_args!("virtio device of type {kind}: {message}"));

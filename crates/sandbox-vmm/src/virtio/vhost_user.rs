@@ -23,6 +23,7 @@ mod session;
 use std::os::unix::net::UnixStream;
 
 use peer::Peer;
+use sandbox_types::WithCauses;
 use session::Session;
 
 use super::{ActivateError, Activation, Worker};
@@ -110,7 +111,7 @@ impl FrontEnd {
                     .into_iter()
                     .try_for_each(|index| session.stop_queue(index));
                 if let Err(error) = &taken_back {
-                    eprintln!("sandbox-vmm: {}", crate::error_chain(error));
+                    eprintln!("sandbox-vmm: {}", WithCauses(error));
                 }
                 if stopped && taken_back.is_ok() {
                     State::Idle(session)

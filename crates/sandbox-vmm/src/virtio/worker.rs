@@ -18,6 +18,7 @@ use std::thread;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
+use sandbox_types::WithCauses;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{ActivateError, Interrupt};
@@ -181,7 +182,7 @@ fn serve<T: WorkerTask>(name: &str, mut task: T, set: impl AsFd, interrupt: &Int
             }
             if let Err(error) = task.ready(number) {
                 // A driver can cause this as often as it resets the device.
-                log::guest(format_args!("{name}: {}", crate::error_chain(&error)));
+                log::guest(format_args!("{name}: {}", WithCauses(&error)));
                 // From here on only the stop event is waited for.
                 for (fd, _) in task.watched() {
                     let _ = epoll::delete(&set, fd);

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use sandbox_jail::seccomp::SeccompError;
-use sandbox_types::{GuestCid, MachineSizeError};
+use sandbox_types::{GuestCid, MachineSizeError, WithCauses};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringMutex, VringT};
@@ -110,7 +110,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sandbox-vmm vsock-backend: {}", crate::error_chain(&error));
+            eprintln!("sandbox-vmm vsock-backend: {}", WithCauses(&error));
             ExitCode::FAILURE
         }
     }
@@ -318,7 +318,7 @@ impl VhostUserBackendMut for Backend {
                 Ok(false) => return Ok(()),
                 Err(error @ VsockError::CorruptRing { .. }) => {
                     // A driver can cause this as often as it resets the device.
-                    log::guest(format_args!("vsock: {}", crate::error_chain(&error)));
+                    log::guest(format_args!("vsock: {}", WithCauses(&error)));
                     self.broken = true;
                     self.muxer.reset();
                 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sandbox_image::Digest;
 use sandbox_image::registry::{Event, Progress};
+use sandbox_types::WithCauses;
 
 use crate::names;
 use crate::report;
@@ -96,7 +97,7 @@ impl Progress for Bars {
             }),
             Event::Done { digest } => self.with(digest, |bar| state(bar, "done")),
             Event::Trouble { digest, error } => self.with(digest, |bar| {
-                bar.set_message(report::chain(error));
+                bar.set_message(WithCauses(error).to_string());
             }),
             Event::Mirror { error, .. } if !self.quiet => {
                 self.all.suspend(|| report::warn(error));

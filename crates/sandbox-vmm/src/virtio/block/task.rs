@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
+use sandbox_types::WithCauses;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -162,7 +163,7 @@ impl BlockTask {
                     }
                 }
                 Err(error) => {
-                    log::guest(format_args!("block: {}", crate::error_chain(&error)));
+                    log::guest(format_args!("block: {}", WithCauses(&error)));
                     0
                 }
             };
@@ -243,7 +244,7 @@ pub(super) fn finish(
         Ok(written) => (VIRTIO_BLK_S_OK, written),
         Err(BlockError::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
         Err(error) => {
-            log::guest(format_args!("block: {}", crate::error_chain(&error)));
+            log::guest(format_args!("block: {}", WithCauses(&error)));
             (VIRTIO_BLK_S_IOERR, 0)
         }
     };

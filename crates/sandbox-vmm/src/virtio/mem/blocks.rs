@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sandbox_types::MemMib;
+use sandbox_types::{MemMib, WithCauses};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -104,7 +104,7 @@ impl Blocks {
         match done {
             Ok(response) => response,
             Err(error) => {
-                log::guest(format_args!("memory: {}", crate::error_chain(&error)));
+                log::guest(format_args!("memory: {}", WithCauses(&error)));
                 match error {
                     RefusedError::TooMuch { .. } => Response::Nack,
                     _ => Response::Error,

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sandbox_types::WithCauses;
 use virtio_bindings::virtio_net::{VIRTIO_NET_ERR, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_OK};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -202,7 +203,7 @@ impl NetTask {
             }
             self.detaches_later = false;
             if let Err(error) = set(&self.pairs, 1) {
-                log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                log::guest(format_args!("net: {}", WithCauses(&error)));
             }
         }
         let Some(control) = &mut self.control else {
@@ -226,7 +227,7 @@ impl NetTask {
                 let answer = match done {
                     Ok(()) => VIRTIO_NET_OK,
                     Err(error) => {
-                        log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                        log::guest(format_args!("net: {}", WithCauses(&error)));
                         VIRTIO_NET_ERR
                     }
                 };
@@ -235,7 +236,7 @@ impl NetTask {
                 u32::from(memory.write_obj(answer, request.ack).is_ok())
             }
             Err(error) => {
-                log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                log::guest(format_args!("net: {}", WithCauses(&error)));
                 0
             }
         };
@@ -268,7 +269,7 @@ impl NetTask {
                             log::guest(format_args!("net: a frame is lost: {error}"));
                         }
                     }
-                    Err(error) => log::guest(format_args!("net: {}", crate::error_chain(&error))),
+                    Err(error) => log::guest(format_args!("net: {}", WithCauses(&error))),
                 }
                 let queue = &mut self.tx.queue;
                 queue
@@ -464,7 +465,7 @@ impl NetTask {
             match Buffer::parse(chain, &self.memory, least) {
                 Ok(buffer) => return Ok(Some(buffer)),
                 Err(error) => {
-                    log::guest(format_args!("net: {}", crate::error_chain(&error)));
+                    log::guest(format_args!("net: {}", WithCauses(&error)));
                     queue
                         .add_used(&self.memory, head, 0)
                         .map_err(NetError::Ring)?;

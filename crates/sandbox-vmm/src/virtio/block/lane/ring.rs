@@ -22,6 +22,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use io_uring::register::Restriction;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
+use sandbox_types::WithCauses;
 use slab::Slab;
 use vm_memory::GuestMemoryMmap;
 
@@ -209,7 +210,7 @@ impl Ring {
     pub(super) fn settle(&mut self) {
         while self.in_kernel > 0 {
             if let Err(error) = enter(&mut self.kernel, 1) {
-                eprintln!("sandbox-vmm: {}", crate::error_chain(&error));
+                eprintln!("sandbox-vmm: {}", WithCauses(&error));
                 self.abandon();
                 break;
             }
