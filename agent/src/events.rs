@@ -5,6 +5,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sandbox_protocol::PROTOCOL_VERSION;
 use sandbox_protocol::agent::{AgentEvent, OutOfMemory, ProcessExited, Ready};
 use sandbox_protocol::frame::write_frame;
+use sandbox_types::WithCauses;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
@@ -61,8 +62,9 @@ async fn write(
         while let Some(event) = next {
             if let Err(error) = write_frame(&mut writer, &event).await {
                 crate::log!(
-                    "cannot send an event of {} bytes: {error}",
-                    event.compute_size()
+                    "cannot send an event of {} bytes: {}",
+                    event.compute_size(),
+                    WithCauses(&error)
                 );
                 return;
             }

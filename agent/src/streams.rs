@@ -47,7 +47,7 @@ pub(crate) async fn serve(mut connection: impl Connection, containers: Arc<Conta
     let open = match tokio::time::timeout(OPEN_LIMIT, read_frame(&mut connection)).await {
         Ok(Ok(open)) => open,
         Ok(Err(error)) => {
-            crate::log!("a stream connection was not opened: {error}");
+            crate::log!("a stream connection was not opened: {}", WithCauses(&error));
             return;
         }
         Err(_) => {
@@ -56,7 +56,7 @@ pub(crate) async fn serve(mut connection: impl Connection, containers: Arc<Conta
         }
     };
     if let Err(error) = run(connection, &open, &containers).await {
-        crate::log!("a stream connection failed: {error}");
+        crate::log!("a stream connection failed: {}", WithCauses(&error));
     }
 }
 

@@ -601,7 +601,7 @@ async fn keep_time(sandbox: Weak<Sandbox>) {
             return;
         };
         if let Err(error) = sandbox.agent().set_clock().await {
-            tracing::warn!("the guest's clock is not set: {error}");
+            tracing::warn!("the guest's clock is not set: {}", WithCauses(&error));
         }
     }
 }

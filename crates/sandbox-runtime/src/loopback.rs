@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_network::{Loopback, Namespace, NetworkError};
+use sandbox_types::WithCauses;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -72,7 +73,7 @@ async fn serve(listener: TcpListener, places: Arc<Semaphore>, vsock: PathBuf) {
         let vsock = vsock.clone();
         connections.spawn(async move {
             if let Err(error) = forward(peer, &vsock).await {
-                tracing::debug!(error = %crate::console::printable(error.to_string().as_bytes(), 512), "a connection to the pod's loopback interface failed");
+                tracing::debug!(error = %crate::console::printable(WithCauses(&error).to_string().as_bytes(), 512), "a connection to the pod's loopback interface failed");
             }
             drop(place);
         });

@@ -46,7 +46,9 @@ impl ResolverService {
             let (reader, writer) = stream.into_split();
             match serve(reader, writer, namespace.into()).await {
                 Ok(()) | Err(FrameError::Closed) => {}
-                Err(error) => tracing::warn!(%error, "the guest has no resolver any more"),
+                Err(error) => {
+                    tracing::warn!(error = %WithCauses(&error), "the guest has no resolver any more");
+                }
             }
         });
         Ok(Self { task })

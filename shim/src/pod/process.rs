@@ -455,7 +455,7 @@ impl Pod {
                 .close_stdin(&key.container, key.exec.as_ref())
                 .await;
             if let Err(error) = closed {
-                tracing::debug!("closing the input of {key}: {error}");
+                tracing::debug!("closing the input of {key}: {}", WithCauses(&error));
             }
         });
         Ok(())
@@ -617,7 +617,7 @@ impl Pod {
         let sandbox = self.sandbox()?;
         // Before anything in it looks at the time again.
         if let Err(error) = sandbox.agent().set_clock().await {
-            tracing::warn!("the guest's clock is not set: {error}");
+            tracing::warn!("the guest's clock is not set: {}", WithCauses(&error));
         }
         if let Err(error) = sandbox.agent().resume(&key.container).await {
             return Err(self.reason_for(error.into()).await);

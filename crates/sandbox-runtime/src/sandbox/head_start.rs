@@ -8,6 +8,7 @@
 //!
 //! It wins time and decides nothing: what fails here is tried again, and reported, by the start of the sandbox.
 
+use sandbox_types::WithCauses;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -118,7 +119,7 @@ fn report(error: &SandboxError) {
 
 async fn release(ground: Ground) {
     if let Err(leak) = ground.release().await {
-        tracing::error!(error = %leak, "a head start left something behind");
+        tracing::error!(error = %WithCauses(&leak), "a head start left something behind");
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use sandbox_network::{Joined, NicOptions};
 use sandbox_protocol::agent::Ready;
 use sandbox_protocol::{AGENT_PORT, PROTOCOL_VERSION};
+use sandbox_types::WithCauses;
 use sandbox_types::monitor::MAX_QUEUE_PAIRS;
 use sandbox_types::timeline::Phase;
 use tokio::net::{UnixListener, UnixStream};
@@ -134,7 +135,7 @@ impl Supervisor {
                 self.lifecycle.take(Step::Ended);
                 let released = self.release().await;
                 if let Err(leak) = &released {
-                    tracing::error!(error = %leak, "a sandbox that did not start left something behind");
+                    tracing::error!(error = %WithCauses(leak), "a sandbox that did not start left something behind");
                 }
                 let _ = outcome.send(Some(released));
                 let _ = ready.send(Err(error));
@@ -439,7 +440,7 @@ async fn shut_down(machine: &mut Machine, agent: &AgentClient) {
         match agent.shutdown().await {
             Ok(()) => std::future::pending::<()>().await,
             Err(error) => {
-                tracing::debug!(%error, "the agent does not take the request to shut down");
+                tracing::debug!(error = %WithCauses(&error), "the agent does not take the request to shut down");
             }
         }
     };
