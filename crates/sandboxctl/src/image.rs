@@ -100,9 +100,8 @@ pub(crate) enum ImageError {
     /// Asked, and the answer was not yes.
     #[error("nothing was deleted; to delete without being asked, use --force")]
     NotConfirmed,
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} images were not removed")]
-    Several { failed: usize, all: usize },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 /// Does what the verb says.
@@ -162,20 +161,7 @@ fn rm(app: &App, args: &ImageRmArgs) -> Result<(), ImageError> {
             Err(error) => failures.push(AppError::from(error)),
         }
     }
-    match (failures.pop(), failures.is_empty()) {
-        (None, _) => Ok(()),
-        (Some(only), true) => Err(only.into()),
-        (Some(last), false) => {
-            failures.push(last);
-            for error in &failures {
-                report::error(error);
-            }
-            Err(ImageError::Several {
-                failed: failures.len(),
-                all: args.images.len(),
-            })
-        }
-    }
+    report::conclude(failures, args.images.len(), "images were not removed")
 }
 
 /// The containers that run, or are about to.

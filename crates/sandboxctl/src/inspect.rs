@@ -38,9 +38,8 @@ pub(crate) enum InspectError {
     Nothing { name: String, near: Vec<String> },
     #[error("cannot show {name} as --format says")]
     Format { name: String, source: TemplateError },
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} were not found")]
-    Several { failed: usize, all: usize },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 /// Shows what was asked for, as far as it is there.
@@ -73,20 +72,7 @@ pub(crate) async fn inspect(app: &App, args: &InspectArgs) -> Result<(), Inspect
             }
         }
     }
-    match (failures.pop(), failures.len()) {
-        (None, _) => Ok(()),
-        (Some(only), 0) => Err(only),
-        (Some(last), others) => {
-            failures.push(last);
-            for error in &failures {
-                report::error(error);
-            }
-            Err(InspectError::Several {
-                failed: others + 1,
-                all: args.names.len(),
-            })
-        }
-    }
+    report::conclude(failures, args.names.len(), "were not found")
 }
 
 async fn one(app: &App, kind: Option<ObjectKind>, name: &str) -> Result<Value, InspectError> {

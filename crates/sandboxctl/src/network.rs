@@ -35,6 +35,7 @@ use crate::app::{App, AppError};
 use crate::cli::ContainerOptions;
 use crate::container::now;
 use crate::names;
+use crate::report;
 use crate::template::TemplateError;
 use crate::values::namespaces::NetworkMode;
 use crate::values::network::HostAddress;
@@ -129,9 +130,8 @@ pub(crate) enum NetworkError {
     NeedsNetwork { option: &'static str },
     #[error("cannot print as --format says")]
     Format(#[from] TemplateError),
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} failed")]
-    Several { failed: usize, all: usize },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NetworkError + 'a {

@@ -87,13 +87,8 @@ pub(crate) enum StopError {
     /// Another process does not let go of it.
     #[error("container {name} is held by another sandboxctl, which did not let go within {} s", RELEASE.as_secs())]
     Held { name: String },
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} containers were not {done}")]
-    Several {
-        failed: usize,
-        all: usize,
-        done: &'static str,
-    },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 /// Asks containers to end, and kills those that do not in time.
@@ -338,27 +333,9 @@ pub(crate) async fn rm(app: &App, args: &RmArgs) -> Result<(), StopError> {
     conclude(failures, args.containers.len(), "removed")
 }
 
-/// One failure is the error; of several each is reported.
-pub(crate) fn conclude(
-    mut failures: Vec<StopError>,
-    all: usize,
-    done: &'static str,
-) -> Result<(), StopError> {
-    match (failures.pop(), failures.is_empty()) {
-        (None, _) => Ok(()),
-        (Some(only), true) => Err(only),
-        (Some(last), false) => {
-            failures.push(last);
-            for error in &failures {
-                report::error(error);
-            }
-            Err(StopError::Several {
-                failed: failures.len(),
-                all,
-                done,
-            })
-        }
-    }
+/// Ends a verb for containers.
+pub(crate) fn conclude(failures: Vec<StopError>, all: usize, done: &str) -> Result<(), StopError> {
+    report::conclude(failures, all, &format!("containers were not {done}"))
 }
 
 async fn rm_one(

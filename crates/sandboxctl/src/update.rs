@@ -60,9 +60,8 @@ pub(crate) enum UpdateError {
         path: PathBuf,
         source: serde_json::Error,
     },
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} containers were not changed")]
-    Several { failed: usize, all: usize },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 /// Changes the limits of containers.
@@ -78,20 +77,11 @@ pub(crate) async fn update(app: &App, args: &UpdateArgs) -> Result<(), UpdateErr
             Err(error) => failures.push(error),
         }
     }
-    match (failures.pop(), failures.len()) {
-        (None, _) => Ok(()),
-        (Some(only), 0) => Err(only),
-        (Some(last), others) => {
-            failures.push(last);
-            for error in &failures {
-                report::error(error);
-            }
-            Err(UpdateError::Several {
-                failed: others + 1,
-                all: args.containers.len(),
-            })
-        }
-    }
+    report::conclude(
+        failures,
+        args.containers.len(),
+        "containers were not changed",
+    )
 }
 
 async fn one(

@@ -63,22 +63,8 @@ fn each(
     names: &[String],
     work: impl Fn(&str) -> Result<(), NetworkError>,
 ) -> Result<(), NetworkError> {
-    let mut failures: Vec<NetworkError> =
-        names.iter().filter_map(|name| work(name).err()).collect();
-    match (failures.pop(), failures.len()) {
-        (None, _) => Ok(()),
-        (Some(only), 0) => Err(only),
-        (Some(last), others) => {
-            failures.push(last);
-            for error in &failures {
-                report::error(error);
-            }
-            Err(NetworkError::Several {
-                failed: others + 1,
-                all: names.len(),
-            })
-        }
-    }
+    let failures: Vec<NetworkError> = names.iter().filter_map(|name| work(name).err()).collect();
+    report::conclude(failures, names.len(), "failed")
 }
 
 fn create(networks: &Networks, args: &NetworkCreateArgs) -> Result<(), NetworkError> {

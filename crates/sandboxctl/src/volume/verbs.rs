@@ -29,13 +29,8 @@ pub(crate) enum VerbError {
     /// Asked, and the answer was not yes.
     #[error("nothing was removed; to remove without being asked, use --force")]
     NotConfirmed,
-    /// Several went wrong; each was reported.
-    #[error("{failed} of {all} volumes were not {done}")]
-    Several {
-        failed: usize,
-        all: usize,
-        done: &'static str,
-    },
+    #[error(transparent)]
+    Several(#[from] report::Several),
 }
 
 /// Which volumes are listed.
@@ -197,7 +192,7 @@ fn inspect(volumes: &Volumes, args: &VolumeInspectArgs) -> Result<(), VerbError>
             }
         }
     }
-    conclude(failures, args.names.len(), "found")
+    report::conclude(failures, args.names.len(), "volumes were not found")
 }
 
 fn rm(volumes: &Volumes, containers: &Containers, args: &VolumeRmArgs) -> Result<(), VerbError> {
@@ -209,7 +204,7 @@ fn rm(volumes: &Volumes, containers: &Containers, args: &VolumeRmArgs) -> Result
             Err(error) => failures.push(error),
         }
     }
-    conclude(failures, args.names.len(), "removed")
+    report::conclude(failures, args.names.len(), "volumes were not removed")
 }
 
 fn prune(
@@ -235,25 +230,6 @@ fn prune(
         }
     }
     Ok(())
-}
-
-/// One failure is the error; of several each is reported.
-fn conclude(
-    mut failures: Vec<VolumeError>,
-    all: usize,
-    done: &'static str,
-) -> Result<(), VerbError> {
-    if failures.len() < 2 {
-        return failures.pop().map_or(Ok(()), |only| Err(only.into()));
-    }
-    for error in &failures {
-        report::error(error);
-    }
-    Err(VerbError::Several {
-        failed: failures.len(),
-        all,
-        done,
-    })
 }
 
 #[cfg(test)]
