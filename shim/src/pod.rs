@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
+use sandbox_runtime::files::write_atomically;
 use sandbox_runtime::{
     AgentError, Config, HeadStart, MachineSize, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
 };
@@ -612,11 +613,9 @@ fn write_death(bundle: &std::path::Path, death: &SandboxDeath) {
         cause: death.cause.to_string(),
         console_tail: &death.console_tail,
     };
-    let next = bundle.join("death.json.next");
     let written = serde_json::to_vec(&record)
         .map_err(std::io::Error::from)
-        .and_then(|json| std::fs::write(&next, json))
-        .and_then(|()| std::fs::rename(&next, bundle.join("death.json")));
+        .and_then(|json| write_atomically(&bundle.join("death.json"), &json));
     if let Err(error) = written {
         tracing::error!(
             "cannot record the death of the pod in {}: {error}",

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{CgroupError, Group};
 use crate::config::Config;
 use crate::console::Console;
+use crate::files::write_atomically;
 use crate::share::unmount;
-use crate::timeline::write_atomically;
 
 pub(crate) use claim::Attempt;
 pub use claim::FolderClaim;

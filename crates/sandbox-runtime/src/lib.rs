@@ -20,6 +20,7 @@ pub mod config;
 mod console;
 pub mod driver;
 pub mod event;
+pub mod files;
 pub mod host;
 pub mod identity;
 pub mod jail;

@@ -7,6 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use rustix::time::{ClockId, clock_gettime};
 use sandbox_types::timeline::{Mark, Phase};
 
+use crate::files::write_atomically;
+
 /// The host's `CLOCK_MONOTONIC`, in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
     nanoseconds(ClockId::Monotonic)
@@ -74,15 +76,6 @@ impl Timeline {
 fn write(path: &Path, marks: &[Mark]) -> io::Result<()> {
     let json = serde_json::to_vec(marks)?;
     write_atomically(path, &json)
-}
-
-/// Replaces `path` so that a reader sees the old or the new contents, never half.
-pub(crate) fn write_atomically(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    std::fs::write(&new, contents)?;
-    std::fs::rename(&new, path)
 }
 
 #[cfg(test)]

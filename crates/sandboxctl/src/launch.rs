@@ -1,6 +1,6 @@
 //! How a container is started, also again: what is written down when it is made, and the process that then attends it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -14,6 +14,7 @@ use crate::container::{Attended, Container};
 use crate::logs::LogOptions;
 use crate::network::NetworkPlan;
 use crate::shim::{RootMount, ShimProgram};
+use crate::state_file::{self, StateFileError};
 
 /// Its name in the container's folder.
 const FILE: &str = "launch.json";
@@ -23,19 +24,8 @@ const SOCKET: &str = "attach";
 /// Why a container cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LaunchError {
-    /// A file operation failed.
-    #[error("cannot {action} {}", path.display())]
-    Files {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    /// It is not what was written.
-    #[error("{} is damaged; remove the container with `sandboxctl rm`", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] StateFileError),
     /// The attendant is a process.
     #[error("cannot start the process that attends the container")]
     Attendant(#[source] io::Error),
@@ -64,27 +54,14 @@ pub(crate) struct Launch {
 impl Launch {
     /// Writes it into the container's folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<(), LaunchError> {
-        let path = folder.join(FILE);
-        let text = serde_json::to_vec(self).map_err(|source| LaunchError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        fs::write(&path, text).map_err(|source| LaunchError::Files {
-            action: "write",
-            path,
-            source,
-        })
+        let text = serde_json::to_vec(self);
+        Ok(state_file::write(&folder.join(FILE), text)?)
     }
 
     /// Reads it from the container's folder.
     pub(crate) fn load(folder: &Path) -> Result<Self, LaunchError> {
-        let path = folder.join(FILE);
-        let text = fs::read(&path).map_err(|source| LaunchError::Files {
-            action: "read",
-            path: path.clone(),
-            source,
-        })?;
-        serde_json::from_slice(&text).map_err(|source| LaunchError::Damaged { path, source })
+        let remedy = "remove the container with `sandboxctl rm`";
+        Ok(state_file::read(&folder.join(FILE), remedy)?)
     }
 
     /// The shim's program for this container.

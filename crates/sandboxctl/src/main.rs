@@ -57,6 +57,7 @@ mod shim;
 mod signals;
 mod spec;
 mod start;
+mod state_file;
 mod stats;
 mod stdio;
 mod stop;

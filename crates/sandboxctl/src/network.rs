@@ -36,6 +36,7 @@ use crate::cli::ContainerOptions;
 use crate::container::now;
 use crate::names;
 use crate::report;
+use crate::state_file::{self, StateFileError};
 use crate::template::TemplateError;
 use crate::values::namespaces::NetworkMode;
 use crate::values::network::HostAddress;
@@ -56,6 +57,8 @@ const INGRESS_POLICY: &str = "ingressPolicy";
 const SAME_BRIDGE: &str = "same-bridge";
 /// What those plugins need.
 const IPTABLES: &str = "iptables";
+/// What to do about a damaged file.
+const REMEDY: &str = "remove it";
 
 /// Why a network cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +79,8 @@ pub(crate) enum NetworkError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("{} is damaged; remove it", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] StateFileError),
     /// No such network.
     #[error(
         "there is no network {name:?}; see `sandboxctl network ls`, or make one with `sandboxctl network create {name}`"
@@ -198,17 +198,11 @@ impl Networks {
     }
 
     fn load(&self, name: &str) -> Result<Option<Network>, NetworkError> {
-        let path = self.file(name);
-        match fs::read(&path) {
-            Ok(text) => {
-                let mut network: Network = serde_json::from_slice(&text)
-                    .map_err(|source| NetworkError::Damaged { path, source })?;
-                keep_apart(&mut network.config);
-                Ok(Some(network))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("read", &path)(error)),
+        let mut network: Option<Network> = state_file::read_if_there(&self.file(name), REMEDY)?;
+        if let Some(network) = &mut network {
+            keep_apart(&mut network.config);
         }
+        Ok(network)
     }
 
     /// The network of that name; the default one is made when it is not there.
@@ -270,14 +264,7 @@ impl Networks {
             subnets,
             labels: new.labels.into_iter().collect(),
         };
-        let text = serde_json::to_vec_pretty(&network).map_err(|source| NetworkError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        let unfinished = self.folder.join(".unfinished");
-        fs::write(&unfinished, text)
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .map_err(failed("write", &path))?;
+        state_file::write(&path, serde_json::to_vec_pretty(&network))?;
         Ok(network)
     }
 

@@ -2,9 +2,7 @@
 //! folder. `inspect` shows it; `stop` asks it for the signal; nothing in it changes but by `update`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sandbox_runtime::config::Config as RuntimeConfig;
 use sandbox_types::MachineSizeError;
@@ -13,6 +11,7 @@ use serde_json::Value;
 
 use crate::network::NetworkPlan;
 use crate::spec::{self, Request, SpecError};
+use crate::state_file::{self, StateFileError};
 use crate::values::CPU_PERIOD_US;
 use crate::values::mounts::Source;
 
@@ -22,17 +21,8 @@ const FILE: &str = "settings.json";
 /// Why the settings cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SettingsError {
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-    #[error("{} is damaged; remove the container with `sandboxctl rm -f`", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] StateFileError),
     #[error("the machine cannot have the size that the configuration asks for")]
     Size(#[from] MachineSizeError),
     #[error(transparent)]
@@ -219,30 +209,14 @@ impl Settings {
 
     /// Writes them into the container's folder.
     pub(crate) fn save(&self, folder: &Path) -> Result<(), SettingsError> {
-        let path = folder.join(FILE);
-        let text = serde_json::to_vec_pretty(self).map_err(|source| SettingsError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        let unfinished = folder.join(".settings.json");
-        fs::write(&unfinished, text)
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .map_err(|source| SettingsError::Io {
-                action: "write",
-                path,
-                source,
-            })
+        let text = serde_json::to_vec_pretty(self);
+        Ok(state_file::write(&folder.join(FILE), text)?)
     }
 
     /// Reads them from the container's folder.
     pub(crate) fn load(folder: &Path) -> Result<Self, SettingsError> {
-        let path = folder.join(FILE);
-        let text = fs::read(&path).map_err(|source| SettingsError::Io {
-            action: "read",
-            path: path.clone(),
-            source,
-        })?;
-        serde_json::from_slice(&text).map_err(|source| SettingsError::Damaged { path, source })
+        let remedy = "remove the container with `sandboxctl rm -f`";
+        Ok(state_file::read(&folder.join(FILE), remedy)?)
     }
 }
 
@@ -474,6 +448,8 @@ fn machine(request: &Request<'_>, runtime: &RuntimeConfig) -> Result<Machine, Se
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::cli::ContainerOptions;
     use crate::values::{self, mounts};
@@ -544,7 +520,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(
             Settings::load(folder.path()),
-            Err(SettingsError::Io { .. })
+            Err(SettingsError::File(StateFileError::Io { .. }))
         ));
         fs::write(folder.path().join(FILE), "{").unwrap();
         let error = Settings::load(folder.path()).unwrap_err().to_string();

@@ -1,9 +1,10 @@
 //! `sandboxctl update`: other limits for containers, running or not.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sandbox_runtime::config::{Config, ConfigError};
+use sandbox_runtime::files::write_atomically;
 use sandbox_types::MachineSizeError;
 use serde_json::{Map, Value, json};
 
@@ -224,10 +225,7 @@ fn rewrite(container: &Container, resources: &Value) -> Result<(), UpdateError> 
         serde_json::from_slice(&fs::read(&path).map_err(files)?).map_err(damaged)?;
     merge(&mut spec["linux"]["resources"], resources);
     let text = serde_json::to_vec(&spec).map_err(damaged)?;
-    let unfinished: &Path = &container.folder.join(".config.json");
-    fs::write(unfinished, text)
-        .and_then(|()| fs::rename(unfinished, &path))
-        .map_err(files)
+    write_atomically(&path, &text).map_err(files)
 }
 
 /// Objects member by member; anything else takes the place of what was there.

@@ -12,8 +12,9 @@ use sandbox_types::MacAddress;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{DEFAULT, NetworkError, Networks, failed, ports};
+use super::{DEFAULT, NetworkError, Networks, REMEDY, failed, ports};
 use crate::app::App;
+use crate::state_file;
 use crate::values::network::HOST_GATEWAY;
 use crate::values::ports::Published;
 
@@ -225,26 +226,12 @@ pub(crate) struct Given {
 impl Attached {
     /// What the container is attached to, if it is.
     pub(crate) fn load(folder: &Path) -> Result<Option<Self>, NetworkError> {
-        let path = folder.join(FILE);
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|source| NetworkError::Damaged { path, source }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failed("read", &path)(error)),
-        }
+        Ok(state_file::read_if_there(&folder.join(FILE), REMEDY)?)
     }
 
     fn save(&self, folder: &Path) -> Result<(), NetworkError> {
-        let path = folder.join(FILE);
-        let text = serde_json::to_vec(self).map_err(|source| NetworkError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        let unfinished = folder.join(".network.json");
-        fs::write(&unfinished, text)
-            .and_then(|()| fs::rename(&unfinished, &path))
-            .map_err(failed("write", &path))
+        let text = serde_json::to_vec(self);
+        Ok(state_file::write(&folder.join(FILE), text)?)
     }
 
     fn with<T, E>(

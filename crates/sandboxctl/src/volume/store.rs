@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::{ContainerError, Containers, did_you_mean, now};
 use crate::names;
 use crate::settings::Settings;
+use crate::state_file::{self, StateFileError};
 use crate::values::mounts::{MountError, VolumeName};
 
 /// What is known about a volume.
@@ -39,12 +40,8 @@ pub(crate) enum VolumeError {
         name: String,
         containers: Vec<String>,
     },
-    /// What is known about it cannot be read.
-    #[error("{} is damaged; remove the volume with `sandboxctl volume rm`", path.display())]
-    Damaged {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
+    #[error(transparent)]
+    File(#[from] StateFileError),
     #[error("cannot {action} {}", path.display())]
     Files {
         action: &'static str,
@@ -151,12 +148,7 @@ impl Volumes {
             labels,
             anonymous,
         };
-        let path = unfinished.join(RECORD);
-        let text = serde_json::to_vec(&record).map_err(|source| VolumeError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
-        fs::write(&path, text).map_err(failed("write", &path))?;
+        state_file::write(&unfinished.join(RECORD), serde_json::to_vec(&record))?;
         fs::rename(&unfinished, &folder).map_err(failed("create", &folder))?;
         Ok(name.clone())
     }
@@ -165,13 +157,8 @@ impl Volumes {
     pub(crate) fn list(&self) -> Result<Vec<Volume>, VolumeError> {
         let mut found = Vec::new();
         for name in self.names()? {
-            match self.load(name) {
-                Ok(volume) => found.push(volume),
-                // Removed meanwhile.
-                Err(VolumeError::Files { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            // It may have been removed meanwhile.
+            found.extend(self.load(name)?);
         }
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
@@ -193,28 +180,22 @@ impl Volumes {
         Ok(names)
     }
 
-    fn load(&self, name: VolumeName) -> Result<Volume, VolumeError> {
+    fn load(&self, name: VolumeName) -> Result<Option<Volume>, VolumeError> {
         let path = self.folder().join(name.as_str()).join(RECORD);
-        let text = fs::read(&path).map_err(failed("read", &path))?;
-        let record: Record = serde_json::from_slice(&text)
-            .map_err(|source| VolumeError::Damaged { path, source })?;
-        Ok(Volume {
+        let remedy = "remove the volume with `sandboxctl volume rm`";
+        let record: Option<Record> = state_file::read_if_there(&path, remedy)?;
+        Ok(record.map(|record| Volume {
             data: self.data(&name),
             name,
             created: record.created,
             labels: record.labels,
             anonymous: record.anonymous,
-        })
+        }))
     }
 
     /// The volume of that name.
     pub(crate) fn find(&self, name: &VolumeName) -> Result<Volume, VolumeError> {
-        match self.load(name.clone()) {
-            Err(VolumeError::Files { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Err(self.not_found(name))
-            }
-            other => other,
-        }
+        self.load(name.clone())?.ok_or_else(|| self.not_found(name))
     }
 
     fn not_found(&self, name: &VolumeName) -> VolumeError {
