@@ -17,6 +17,7 @@ use protobuf::EnumOrUnknown;
 use sandbox_protocol::agent::{
     AgentProgram, CreateContainerRequest, ProcessExited, SharedNamespace,
 };
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_types::{ContainerId, ExecId, WithCauses};
 use tokio::sync::oneshot;
 
@@ -245,7 +246,7 @@ impl Containers {
             .map_err(failed)?;
         guest
             .spec
-            .save(directory.join("config.json"))
+            .save(directory.join(SPEC_FILE))
             .map_err(spec::SpecError::from)?;
         Ok(directory)
     }

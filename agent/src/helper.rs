@@ -37,6 +37,7 @@ use libcontainer::container::{Container, ContainerStatus};
 use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use oci_spec::runtime::{Process, Spec};
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_types::WithCauses;
 use serde::{Deserialize, Serialize};
 
@@ -233,7 +234,7 @@ fn prepare(order: &mut Order) -> Result<(), PrepareError> {
     limits::make_room(&order.confinement.rlimits)?;
     match &order.action {
         Action::Create => {
-            let path = order.directory.join("config.json");
+            let path = order.directory.join(SPEC_FILE);
             let mut spec = Spec::load(&path)?;
             let root = spec.root().as_ref().map(|root| root.path().clone());
             let Some(root) = root else { return Ok(()) };

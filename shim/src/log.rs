@@ -5,12 +5,13 @@ use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Mutex;
 
+use sandbox_protocol::bundle::LOG_FILE;
 use tracing_subscriber::filter::LevelFilter;
 
 /// Opens the bundle's log. A fifo is opened for both directions, so that a reader that comes late or never blocks
 /// nobody and breaks nothing; what does not fit is dropped. `None` when there is no log.
 pub(crate) fn open(bundle: &Path) -> Option<File> {
-    let path = bundle.join("log");
+    let path = bundle.join(LOG_FILE);
     let is_fifo = std::fs::metadata(&path).ok()?.file_type().is_fifo();
     let mut options = OpenOptions::new();
     if is_fifo {

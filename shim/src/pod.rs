@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
+use sandbox_protocol::bundle::DEATH_FILE;
 use sandbox_runtime::files::write_atomically;
 use sandbox_runtime::{
     AgentError, Config, HeadStart, MachineSize, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
@@ -615,7 +616,7 @@ fn write_death(bundle: &std::path::Path, death: &SandboxDeath) {
     };
     let written = serde_json::to_vec(&record)
         .map_err(std::io::Error::from)
-        .and_then(|json| write_atomically(&bundle.join("death.json"), &json));
+        .and_then(|json| write_atomically(&bundle.join(DEATH_FILE), &json));
     if let Err(error) = written {
         tracing::error!(
             "cannot record the death of the pod in {}: {error}",

@@ -15,6 +15,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_protocol::extensions::COPY_OPTION;
 use sandbox_runtime::Config;
 use sandbox_runtime::cgroup::{CgroupPath, CgroupPathError};
@@ -161,7 +162,7 @@ impl BundleSpec {
     /// # Errors
     /// [`SpecError`] names the file and the field.
     pub(crate) fn read(bundle: &Path) -> Result<Self, SpecError> {
-        let path = bundle.join("config.json");
+        let path = bundle.join(SPEC_FILE);
         Self::from_json(read_bounded(&path)?, &path)
     }
 

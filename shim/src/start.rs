@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sandbox_protocol::bundle::ADDRESS_FILE;
 use sandbox_runtime::Config;
 use sandbox_runtime::cleanup::{FolderClaim, is_served, release_socket};
 use sandbox_types::SandboxId;
@@ -239,7 +240,7 @@ pub(crate) fn start(flags: &Flags) -> Result<(), ShimError> {
 /// Leaves the address in the bundle, where containerd 1.x looks for it after a restart, and says it.
 fn answer(bundle: &Path, bootstrap: &Bootstrap, socket: &Path) -> Result<(), ShimError> {
     let address = format!("unix://{}", socket.display());
-    write(bundle, "address", address.as_bytes())?;
+    write(bundle, ADDRESS_FILE, address.as_bytes())?;
     let mut stdout = io::stdout();
     stdout
         .write_all(&bootstrap.answer(&address)?)

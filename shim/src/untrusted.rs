@@ -8,6 +8,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 use sandbox_protocol::GUEST_RUN_DIR;
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_protocol::extensions::COPY_OPTION;
 use sandbox_runtime::config::OVERRIDABLE;
 use sandbox_runtime::rootfs::DeviceAllocator;
@@ -29,7 +30,7 @@ use crate::spec::{BundleSpec, exec_process, update};
 /// # Errors
 /// If what goes to the agent means something of the host's: a namespace, or the source of a bind mount.
 pub fn specification(json: &[u8]) -> Result<(), String> {
-    let Ok(mut spec) = BundleSpec::from_json(json.to_vec(), Path::new("config.json")) else {
+    let Ok(mut spec) = BundleSpec::from_json(json.to_vec(), Path::new(SPEC_FILE)) else {
         return Ok(());
     };
     let annotations = spec.spec.annotations().clone().unwrap_or_default();

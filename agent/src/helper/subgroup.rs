@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use oci_spec::runtime::Spec;
+use sandbox_protocol::bundle::SPEC_FILE;
 
 use crate::cgroup;
 
@@ -23,7 +24,7 @@ pub(super) fn of(first: i32, directory: &Path) -> Option<String> {
     let group = group(&listing)?;
     // Most containers have no groups: their spec is not read for this.
     group.components().nth(OWN_DEPTH)?;
-    let spec = Spec::load(directory.join("config.json")).ok()?;
+    let spec = Spec::load(directory.join(SPEC_FILE)).ok()?;
     let own = spec.linux().as_ref()?.cgroups_path().clone()?;
     let rest = below(&group, &own)?;
     let own = Path::new(cgroup::ROOT).join(own.strip_prefix("/").ok()?);

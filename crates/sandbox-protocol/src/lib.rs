@@ -32,6 +32,7 @@ macro_rules! generated {
     };
 }
 
+pub mod bundle;
 pub mod extensions;
 pub mod frame;
 pub mod limits;

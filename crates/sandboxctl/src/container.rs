@@ -31,6 +31,9 @@ use serde::{Deserialize, Serialize};
 use crate::names;
 use damaged::Damaged;
 
+/// What the state is called in a container's folder.
+const FILE: &str = "state.json";
+
 /// Why a container cannot be made, found or changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ContainerError {
@@ -522,7 +525,7 @@ pub(crate) struct Container {
 
 impl Container {
     fn load(folder: &Path) -> Result<Self, ContainerError> {
-        let path = folder.join("state.json");
+        let path = folder.join(FILE);
         let text = fs::read(&path).map_err(failed("read", &path))?;
         let record = serde_json::from_slice(&text).map_err(|source: serde_json::Error| {
             ContainerError::Damaged {
@@ -563,7 +566,7 @@ impl Container {
     }
 
     fn state_path(&self) -> PathBuf {
-        self.folder.join("state.json")
+        self.folder.join(FILE)
     }
 
     /// Waits until the state that was written last is on the disk.

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{BoxBuilder, LinuxCapabilitiesBuilder, Process, Spec};
+use sandbox_protocol::bundle::SPEC_FILE;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::app::{App, AppError};
@@ -175,7 +176,7 @@ pub(crate) async fn exec(app: &App, args: &ExecArgs) -> Result<u8, ExecError> {
 
 /// The container's own process, but for what the command line says.
 fn describe(container: &Container, args: &ExecArgs) -> Result<Process, ExecError> {
-    let path = container.folder.join("config.json");
+    let path = container.folder.join(SPEC_FILE);
     let spec = Spec::load(&path).map_err(|source| ExecError::Configuration {
         name: container.record.name.to_string(),
         source,

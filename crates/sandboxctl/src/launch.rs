@@ -18,6 +18,10 @@ use crate::state_file::{self, StateFileError};
 
 /// Its name in the container's folder.
 const FILE: &str = "launch.json";
+/// What the configuration of the container's shim is called there.
+pub(crate) const CONFIG_FILE: &str = "sandbox.toml";
+/// What is called there that says when the phases of a start were reached.
+pub(crate) const TIMELINE_FILE: &str = "timeline.json";
 /// What the attendant's socket is called, beside the shim's.
 const SOCKET: &str = "attach";
 
@@ -70,7 +74,7 @@ impl Launch {
             program: self.shim_program.clone(),
             id: container.record.id.to_string(),
             bundle: container.folder.clone(),
-            config: container.folder.join("sandbox.toml"),
+            config: container.folder.join(CONFIG_FILE),
         }
     }
 
@@ -86,7 +90,7 @@ impl Launch {
 
     /// Where the shim writes when the phases of a start were reached.
     pub(crate) fn timeline(container: &Container) -> PathBuf {
-        container.folder.join("timeline.json")
+        container.folder.join(TIMELINE_FILE)
     }
 }
 

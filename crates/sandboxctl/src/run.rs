@@ -17,6 +17,7 @@ mod prepare;
 use std::fs;
 use std::path::Path;
 
+use sandbox_protocol::bundle::DEATH_FILE;
 use sandbox_types::ContainerId;
 use sandbox_types::timeline::Phase;
 use serde::Deserialize;
@@ -261,9 +262,6 @@ pub(crate) struct Death {
     #[serde(default)]
     pub(crate) console_tail: Vec<String>,
 }
-
-/// Its name in the container's folder.
-pub(crate) const DEATH_FILE: &str = "death.json";
 
 impl Death {
     /// Reads it from a container's folder, if there is one.

@@ -11,13 +11,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use sandbox_image::Store;
+use sandbox_protocol::bundle::ADDRESS_FILE;
 use sandbox_runtime::config::{ConfigError, sibling_program};
 use tokio::time::timeout;
 
 use crate::app::{App, AppError};
 use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
 use crate::cp;
-use crate::launch::Launch;
+use crate::launch::{CONFIG_FILE, Launch};
 use crate::network::{self, NetworkError};
 use crate::report;
 use crate::settings::Settings;
@@ -168,7 +169,7 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
             true
         }
         // It wrote its address before anybody could note it.
-        None => match fs::read_to_string(container.folder.join("address")) {
+        None => match fs::read_to_string(container.folder.join(ADDRESS_FILE)) {
             Ok(address) => {
                 if let Ok(Ok(shim)) = timeout(ANSWER, Shim::connect(address.trim())).await {
                     shim.kill().await?;
@@ -183,7 +184,7 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
             program: sibling_program(PROGRAM)?,
             id: id.clone(),
             bundle: container.folder.clone(),
-            config: container.folder.join("sandbox.toml"),
+            config: container.folder.join(CONFIG_FILE),
         };
         program.delete().await?;
     }
@@ -222,7 +223,7 @@ pub(crate) fn forget_sockets(launch: &Launch, folder: &Path) {
     // What is not there needs no removing.
     let _ = fs::remove_dir_all(&launch.socket_dir);
     let _ = fs::remove_dir_all(folder.join("exec"));
-    let _ = fs::remove_file(folder.join("address"));
+    let _ = fs::remove_file(folder.join(ADDRESS_FILE));
     Fifos::remove(folder);
 }
 

@@ -2,13 +2,15 @@
 
 use std::fs;
 
+use sandbox_protocol::bundle::DEATH_FILE;
+
 use crate::app::App;
 use crate::attach::{Attachment, PassedSignals, Step, Wanted, is_hang_up};
 use crate::cli::{AttachArgs, RestartArgs, StartArgs};
 use crate::container::{Attended, Container, Containers, Status};
-use crate::launch::Launch;
+use crate::launch::{Launch, TIMELINE_FILE};
 use crate::look::{Seen, UnansweringError, look};
-use crate::run::{self, DEATH_FILE, RunError};
+use crate::run::{self, RunError};
 use crate::settle;
 use crate::signals::{self, Signals};
 use crate::stop::{self, StopError};
@@ -153,7 +155,7 @@ impl Startable {
 /// Removes what the last time left that would be taken for news.
 fn make_ready(attended: &mut Attended) -> Result<(), StopError> {
     let folder = attended.folder().to_owned();
-    for name in [DEATH_FILE, "timeline.json"] {
+    for name in [DEATH_FILE, TIMELINE_FILE] {
         // What is not there needs no removing.
         let _ = fs::remove_file(folder.join(name));
     }

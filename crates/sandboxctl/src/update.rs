@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_runtime::config::{Config, ConfigError};
 use sandbox_runtime::files::write_atomically;
 use sandbox_types::MachineSizeError;
@@ -11,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::app::{App, AppError};
 use crate::cli::UpdateArgs;
 use crate::container::{Container, ContainerError, Containers};
+use crate::launch::CONFIG_FILE;
 use crate::look::{Seen, UnansweringError, look};
 use crate::report;
 use crate::settings::{self, HostConfig, Settings, SettingsError, nano_cpus};
@@ -142,7 +144,7 @@ fn changed(container: &Container, args: &UpdateArgs) -> Result<Settings, UpdateE
     };
     limits.check()?;
     if let Some(bytes) = limits.memory {
-        let config = Config::from_file(&container.folder.join("sandbox.toml"))?;
+        let config = Config::from_file(&container.folder.join(CONFIG_FILE))?;
         spec::machine_memory(bytes, config.memory_overhead_mib)?;
     }
     Ok(settings)
@@ -212,7 +214,7 @@ fn note(host: &mut HostConfig, args: &UpdateArgs) {
 
 /// Puts the limits into the container's OCI configuration, after which it is started the next time.
 fn rewrite(container: &Container, resources: &Value) -> Result<(), UpdateError> {
-    let path = container.folder.join("config.json");
+    let path = container.folder.join(SPEC_FILE);
     let files = |source| UpdateError::Files {
         path: path.clone(),
         source,

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_types::{IdError, SandboxId};
 use serde::Deserialize;
 
@@ -110,7 +111,7 @@ impl Role {
         struct Annotated {
             annotations: Option<HashMap<String, String>>,
         }
-        let path = bundle.join("config.json");
+        let path = bundle.join(SPEC_FILE);
         if !path.exists() {
             return Ok(Self::Alone);
         }

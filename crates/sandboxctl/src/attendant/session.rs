@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 
+use sandbox_protocol::bundle::LOG_FILE;
 use sandbox_runtime::{Config, cleanup};
 use sandbox_types::SandboxId;
 use sandbox_types::timeline::Phase;
@@ -16,7 +17,7 @@ use super::events::ShimEvent;
 use crate::attach::protocol::Report;
 use crate::container::Container;
 use crate::journal::Journal;
-use crate::launch::Launch;
+use crate::launch::{CONFIG_FILE, Launch};
 use crate::report;
 use crate::run::{Death, RunError};
 use crate::shim::{NAMESPACE, RpcError, RpcFailure, Shim};
@@ -148,7 +149,7 @@ impl<'a> Session<'a> {
         {
             return RunError::ShimDied {
                 pid: self.shim.record.pid,
-                log: last_lines(&folder.join("log")),
+                log: last_lines(&folder.join(LOG_FILE)),
                 console: self.console_tail(),
             };
         }
@@ -157,7 +158,7 @@ impl<'a> Session<'a> {
 
     /// What the guest printed last, as a killed shim left it.
     fn console_tail(&self) -> Vec<String> {
-        let config = Config::from_file(&self.container.folder.join("sandbox.toml"));
+        let config = Config::from_file(&self.container.folder.join(CONFIG_FILE));
         match (config, SandboxId::new(self.id())) {
             (Ok(config), Ok(id)) => cleanup::console_tail(&config, NAMESPACE, &id),
             _ => Vec::new(),

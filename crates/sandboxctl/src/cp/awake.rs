@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use sandbox_protocol::bundle::{LOG_FILE, SPEC_FILE};
 use sandbox_protocol::extensions::{PROGRAM_ANNOTATION, PROGRAM_PAUSE};
 use serde_json::{Value, json};
 
@@ -137,16 +138,16 @@ fn make_bundle(folder: &Path) -> Result<PathBuf, CpError> {
     fs::create_dir(&bundle).map_err(local("create", &bundle))?;
     let root = bundle.join("rootfs");
     fs::create_dir(&root).map_err(local("create", &root))?;
-    let log = bundle.join("log");
+    let log = bundle.join(LOG_FILE);
     fs::write(&log, b"").map_err(local("write", &log))?;
 
-    let path = folder.join("config.json");
+    let path = folder.join(SPEC_FILE);
     let text = fs::read(&path).map_err(local("read", &path))?;
     let spec = serde_json::from_slice(&text).map_err(|source| CpError::Spec {
         path: path.clone(),
         source,
     })?;
-    let config = bundle.join("config.json");
+    let config = bundle.join(SPEC_FILE);
     fs::write(&config, pausing(spec).to_string()).map_err(local("write", &config))?;
     Ok(bundle)
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use sandbox_image::{HashTree, Image, Layer, Reference, Store, scratch};
+use sandbox_protocol::bundle::{LOG_FILE, SPEC_FILE};
 use sandbox_runtime::config::{Config, Hypervisor, sibling_program};
 use sandbox_runtime::{Driver, host};
 use sandbox_types::ContainerId;
@@ -15,7 +16,7 @@ use super::{Begins, Kind, RunError};
 use crate::app::{App, AppError};
 use crate::cli::{ContainerOptions, HypervisorChoice, MakeArgs, PullOptions};
 use crate::container::{Attended, Containers, NewContainer};
-use crate::launch::Launch;
+use crate::launch::{CONFIG_FILE, Launch, TIMELINE_FILE};
 use crate::names;
 use crate::network::{self, NetworkPlan};
 use crate::settings::{Attachment, Settings};
@@ -278,23 +279,20 @@ pub(super) fn fill(attended: &Attended, plan: &Plan, args: &MakeArgs) -> Result<
         false => Kept::UntilItIsRemoved,
     };
 
-    let timeline = folder.join("timeline.json");
+    let timeline = folder.join(TIMELINE_FILE);
     let mut config = plan.config.clone();
     config.timeline = Some(timeline.clone());
-    let config_path = folder.join("sandbox.toml");
+    let config_path = folder.join(CONFIG_FILE);
     let text = config.to_toml()?;
     write(&config_path, text.as_bytes())?;
-    write(
-        &folder.join("config.json"),
-        &serde_json::to_vec(&plan.spec)?,
-    )?;
+    write(&folder.join(SPEC_FILE), &serde_json::to_vec(&plan.spec)?)?;
     for (name, text) in &plan.files {
         write(&folder.join(name), text.as_bytes())?;
     }
     plan.settings.save(&folder)?;
     spec::make_sources(&plan.options, &plan.volumes)?;
     // containerd makes these two: where the shim logs, and where a root file system of the host's goes.
-    write(&folder.join("log"), b"")?;
+    write(&folder.join(LOG_FILE), b"")?;
     let root = folder.join("rootfs");
     fs::create_dir(&root).map_err(failed("create", &root))?;
 

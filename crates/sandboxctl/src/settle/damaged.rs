@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use sandbox_protocol::bundle::ADDRESS_FILE;
 use tokio::time::timeout;
 
 use super::{ANSWER, AnonymousVolumes, abandon_network, end_shim, remove};
@@ -44,7 +45,7 @@ pub(crate) async fn remove_damaged(
 
 /// Its shim, by the address that it wrote into the folder itself.
 async fn shim(container: &Container) -> Option<Shim> {
-    let address = fs::read_to_string(container.folder.join("address")).ok()?;
+    let address = fs::read_to_string(container.folder.join(ADDRESS_FILE)).ok()?;
     timeout(ANSWER, Shim::connect(address.trim()))
         .await
         .ok()?
