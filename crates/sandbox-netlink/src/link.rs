@@ -2,8 +2,8 @@
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkHeader,
-    LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkHeader, LinkInfo,
+    LinkLayerType, LinkMessage,
 };
 use sandbox_types::MacAddress;
 
@@ -123,21 +123,6 @@ impl Netlink {
         }
         let what = format!("change interface {index} ({change:?})");
         self.change(&what, RouteNetlinkMessage::SetLink(message), 0)
-    }
-
-    /// Makes a network device of a kind without parameters, such as `dummy`.
-    ///
-    /// # Errors
-    /// [`NetlinkError`].
-    pub fn make_link(&mut self, name: &str, kind: InfoKind) -> Result<(), NetlinkError> {
-        let what = format!("make the {kind} {name}");
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]),
-        ];
-        let flags = netlink_packet_core::NLM_F_CREATE | netlink_packet_core::NLM_F_EXCL;
-        self.change(&what, RouteNetlinkMessage::NewLink(message), flags)
     }
 
     /// Removes a network device.
