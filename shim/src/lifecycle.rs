@@ -26,6 +26,16 @@ pub(crate) struct Exit {
     pub(crate) at: SystemTime,
 }
 
+impl Exit {
+    /// One that is heard of now.
+    pub(crate) fn now(status: u32) -> Self {
+        Self {
+            status,
+            at: SystemTime::now(),
+        }
+    }
+}
+
 /// What the world is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Announcement {

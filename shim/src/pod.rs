@@ -15,7 +15,7 @@ pub(crate) mod volumes;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
@@ -211,6 +211,14 @@ pub(crate) struct ProcessKey {
 }
 
 impl ProcessKey {
+    /// The first process of a container.
+    pub(crate) fn first(container: ContainerId) -> Self {
+        Self {
+            container,
+            exec: None,
+        }
+    }
+
     /// The key that a request names; an empty exec id is the first process.
     ///
     /// # Errors
@@ -441,10 +449,7 @@ impl Pod {
                     ..
                 } => {
                     let key = ProcessKey { container, exec };
-                    let exit = Exit {
-                        status: exit_status,
-                        at: SystemTime::now(),
-                    };
+                    let exit = Exit::now(exit_status);
                     self.change(&key, |process| process.lifecycle.exited(exit));
                 }
                 SandboxEvent::OutOfMemory { container } => {
@@ -513,10 +518,7 @@ impl Pod {
 
     /// There is no machine any more, so nothing runs in it.
     fn all_killed(&self) {
-        let exit = Exit {
-            status: KILLED,
-            at: SystemTime::now(),
-        };
+        let exit = Exit::now(KILLED);
         let mut keys = Vec::new();
         for (id, container) in &self.state().containers {
             let key = |exec: Option<&ExecId>| ProcessKey {

@@ -216,10 +216,7 @@ impl Pod {
         match created {
             Ok(_) if unwanted || caller.is_gone() => {
                 tracing::info!("container {id} was created, and nobody waits for it any more");
-                let key = ProcessKey {
-                    container: id,
-                    exec: None,
-                };
+                let key = ProcessKey::first(id);
                 let deleted = self.delete(&key).await;
                 if unwanted {
                     self.end();
@@ -455,10 +452,7 @@ impl Pod {
 
     /// Opens the caller's ends of the first process's streams.
     async fn open(&self, draft: &Draft<'_>) -> Result<OpenStdio, TaskError> {
-        let key = ProcessKey {
-            container: draft.id.clone(),
-            exec: None,
-        };
+        let key = ProcessKey::first(draft.id.clone());
         Ok(draft.stdio().open(&self.identity(&key)).await?)
     }
 

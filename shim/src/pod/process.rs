@@ -1,7 +1,7 @@
 //! What is done to the processes of a container.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
@@ -173,10 +173,7 @@ impl Pod {
                 let status = error
                     .start_failure()
                     .map_or(255, |failure| u32::from(failure.exit_code()));
-                let exit = Exit {
-                    status,
-                    at: SystemTime::now(),
-                };
+                let exit = Exit::now(status);
                 self.change(key, |process| {
                     process.lifecycle.failed(exit);
                     process.exit.send_replace(process.lifecycle.exit());
@@ -395,10 +392,7 @@ impl Pod {
         if let Some(bundle) = bundle {
             due::run(&bundle).await;
         }
-        let exit = lifecycle.exit().unwrap_or(Exit {
-            status: KILLED,
-            at: SystemTime::now(),
-        });
+        let exit = lifecycle.exit().unwrap_or_else(|| Exit::now(KILLED));
         self.announce_delete(key, pid, exit);
         Ok(exit)
     }

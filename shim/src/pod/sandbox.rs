@@ -236,10 +236,7 @@ impl Pod {
             ..Default::default()
         };
         self.create_holder(&id, spec, &request).await?;
-        let key = ProcessKey {
-            container: id,
-            exec: None,
-        };
+        let key = ProcessKey::first(id);
         self.start(&key).await
     }
 
@@ -263,10 +260,7 @@ impl Pod {
 
     /// The machine is gone. Only the first end counts.
     pub(super) fn sandbox_ended(&self, status: u32) {
-        let exit = Exit {
-            status,
-            at: SystemTime::now(),
-        };
+        let exit = Exit::now(status);
         if let Some(api) = &mut self.state().api
             && api.phase != Phase::Ended
         {

@@ -280,10 +280,7 @@ impl Bench {
             Call::Exited(name) => {
                 let key = key(name);
                 self.agent.ended(&key);
-                let exit = Exit {
-                    status: 3,
-                    at: SystemTime::now(),
-                };
+                let exit = Exit::now(3);
                 pod.change(&key, |process| process.lifecycle.exited(exit));
                 Ok(())
             }
