@@ -285,23 +285,17 @@ impl BegunMachine {
 pub(crate) struct MachineRequest<'a> {
     /// What has been begun of it, where a driver can.
     pub(crate) begun: Option<BegunMachine>,
+    /// What it is begun with, where it has not been.
+    pub(crate) basis: MachineBasis<'a>,
     pub(crate) plan: &'a SandboxPlan,
-    /// What the machine may become.
-    pub(crate) most: MachineSize,
-    /// The sandbox's folder.
-    pub(crate) dir: &'a Path,
     /// What is shared, mounted.
     pub(crate) share: Option<&'a ShareMounts>,
     /// The network devices.
     pub(crate) nics: &'a [Nic],
-    /// The network namespace in which the process that runs the guest is to be, if not in one of its jail's own.
-    pub(crate) namespace: Option<&'a Namespace>,
     /// The vsock device's socket, listening.
     pub(crate) vsock_listener: &'a UnixListener,
     /// The prefix of the sockets of the guest's ports.
     pub(crate) ports: &'a Path,
-    /// What its processes are jailed in, if they are to be.
-    pub(crate) jail: Option<&'a SandboxJail>,
     pub(crate) timeline: Arc<Timeline>,
     pub(crate) record: &'a mut Record,
 }
@@ -323,38 +317,10 @@ fn plumbing(what: &'static str) -> impl FnOnce(std::io::Error) -> DriverError {
     move |source| DriverError::Plumbing { what, source }
 }
 
-impl<'a> MachineRequest<'a> {
-    /// What it is begun with.
-    fn basis(&self) -> MachineBasis<'a> {
-        MachineBasis {
-            config: &self.plan.basis.config,
-            size: self.plan.basis.size,
-            most: self.most,
-            shared_memory: self.share.is_some(),
-            dir: self.dir,
-            jail: self.jail,
-            namespace: self.namespace,
-        }
-    }
-
-    /// Begins it, where that has not been done before.
-    fn begin(&mut self) -> Result<kvm::Waiting, DriverError> {
-        kvm::Waiting::begin(self.basis(), self.record)
-    }
-
-    /// [`MachineBasis::command_line`].
-    fn command_line(&self) -> String {
-        self.basis().command_line(None)
-    }
-
-    /// [`MachineBasis::place`].
-    fn place(&self, launch: &mut Launch) -> Result<(), DriverError> {
-        self.basis().place(launch)
-    }
-
+impl MachineRequest<'_> {
     /// The prefix of the sockets of the guest's ports, for the process that connects to them.
     fn ports_inside(&self) -> PathBuf {
-        match self.jail {
+        match self.basis.jail {
             Some(jail) => jail.inside(self.ports),
             None => self.ports.to_owned(),
         }
@@ -362,7 +328,7 @@ impl<'a> MachineRequest<'a> {
 
     /// A listening socket for a helper's vhost-user device.
     fn bind(&self, name: &str) -> Result<(PathBuf, UnixListener), DriverError> {
-        let path = self.dir.join(name);
+        let path = self.basis.dir.join(name);
         crate::config::check_socket_path(&path)?;
         let listener = UnixListener::bind(&path).map_err(|source| DriverError::Plumbing {
             what: "a vhost-user socket",

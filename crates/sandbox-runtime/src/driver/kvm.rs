@@ -117,7 +117,7 @@ impl HypervisorDriver for Kvm {
         let config = &plan.basis.config;
         let waiting = match request.begun.take() {
             Some(BegunMachine(waiting)) => waiting,
-            None => request.begin()?,
+            None => Waiting::begin(request.basis, request.record)?,
         };
         let mut passing = Passing::default();
         let mut helpers = Vec::new();

@@ -41,7 +41,7 @@ impl HypervisorDriver for Qemu {
         let mut helpers = Vec::new();
         let mut program = config.qemu_path()?;
         let mut kernel = config.kernel_path()?;
-        let jail = match request.jail {
+        let jail = match request.basis.jail {
             Some(jail) => {
                 // Where its root has it, whatever links lead there.
                 program = program.canonicalize().unwrap_or(program);
@@ -53,9 +53,9 @@ impl HypervisorDriver for Qemu {
         };
         let mut launch = Launch::new("qemu", program);
         if let Some(jail) = jail {
-            launch.jail_by(&config.monitor_path()?, jail, request.dir)?;
+            launch.jail_by(&config.monitor_path()?, jail, request.basis.dir)?;
         }
-        request.place(&mut launch)?;
+        request.basis.place(&mut launch)?;
         let memory = plan.basis.size.memory.get();
         launch
             // The local interrupt controller's timer is calibrated against the PIT, there being no other clock. For the time of day the
@@ -67,7 +67,7 @@ impl HypervisorDriver for Qemu {
             .arg("-cpu")
             .arg("max")
             .arg("-smp")
-            .arg(request.most.vcpus.to_string())
+            .arg(request.basis.most.vcpus.to_string())
             .arg("-m")
             .arg(format!("{memory}M"))
             .arg("-object")
@@ -89,7 +89,7 @@ impl HypervisorDriver for Qemu {
             .arg("chardev:console")
             // For whoever lists processes.
             .arg("-name")
-            .arg(escape(request.dir))
+            .arg(escape(request.basis.dir))
             .arg("-kernel")
             .arg(kernel)
             .arg("-append")
@@ -129,7 +129,7 @@ impl HypervisorDriver for Qemu {
             devices.device("virtio-balloon-device,free-page-reporting=on");
         }
 
-        let console = Console::create(request.dir).map_err(plumbing("the console's file"))?;
+        let console = Console::create(request.basis.dir).map_err(plumbing("the console's file"))?;
         launch.console(console.clone());
         request.timeline.mark(Phase::MonitorStarted);
         request.timeline.mark(Phase::FirstInstruction);
@@ -157,7 +157,10 @@ impl HypervisorDriver for Qemu {
 /// - `tsc_early_khz=`: the time stamp counter is the host's. A kernel that measures it against the PIT gives it up where it is held up in
 ///   between, as it is on a host with other work, and has a clock then that moves on a hundred times a second, and timers that go by it.
 fn kernel_command_line(request: &MachineRequest<'_>) -> String {
-    let mut line = request.command_line().replace("reboot=k", "reboot=t");
+    let mut line = request
+        .basis
+        .command_line(None)
+        .replace("reboot=k", "reboot=t");
     if request.share.is_some() {
         line.push_str(" init_on_alloc=1");
     }
@@ -173,13 +176,13 @@ fn start_vsock(
     let (path, listener) = request.bind("vhost-vsock.sock")?;
     let mut launch = Launch::new(
         "sandbox-vmm vsock-backend",
-        request.plan.basis.config.monitor_path()?,
+        request.basis.config.monitor_path()?,
     );
     let vhost_fd = launch.pass(&listener)?;
     let listener_fd = launch.pass(request.vsock_listener)?;
     launch.arg("vsock-backend");
-    if let Some(jail) = request.jail {
-        launch.jail(jail.vsock_backend(), request.dir)?;
+    if let Some(jail) = request.basis.jail {
+        launch.jail(jail.vsock_backend(), request.basis.dir)?;
     }
     launch
         .arg("--cid")

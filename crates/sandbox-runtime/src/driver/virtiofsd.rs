@@ -11,11 +11,11 @@ pub(super) fn start(
     folder: &Path,
 ) -> Result<(PathBuf, Process), DriverError> {
     let (path, listener) = request.bind("fs.sock")?;
-    let config = &request.plan.basis.config;
+    let config = &request.basis.config;
     let mut launch = Launch::new("virtiofsd", config.virtiofsd_path()?);
-    if let Some(jail) = request.jail {
+    if let Some(jail) = request.basis.jail {
         let limits = jail.virtiofsd(open_files_hard_limit(), config.share_file_handles);
-        launch.jail_by(&config.monitor_path()?, limits, request.dir)?;
+        launch.jail_by(&config.monitor_path()?, limits, request.basis.dir)?;
     }
     let fd = launch.pass(&listener)?;
     launch

@@ -26,7 +26,7 @@ use crate::agent::{AgentClient, AgentError};
 use crate::cleanup::CleanupError;
 use crate::config::check_socket_path;
 use crate::console::Console;
-use crate::driver::{Driver, Machine, MachineRequest, MemoryControl, Sign};
+use crate::driver::{Driver, Machine, MachineBasis, MachineRequest, MemoryControl, Sign};
 use crate::event::{DeathCause, SandboxDeath, SandboxEvent};
 use crate::loopback::LoopbackService;
 use crate::network::{PodNetwork, SharedNetwork};
@@ -305,18 +305,23 @@ impl Supervisor {
         let network = self.network.lock();
         let request = MachineRequest {
             begun: ground.machine.take(),
-            nics: network.as_ref().map_or(&[], Joined::nics),
-            namespace: match plan.network {
-                Some(PodNetwork::New) => network.as_ref().map(Joined::namespace),
-                _ => None,
+            basis: MachineBasis {
+                config: &plan.basis.config,
+                size: plan.basis.size,
+                most: self.most,
+                shared_memory: self.shares.is_some(),
+                dir: &self.dir,
+                jail: ground.jail.as_ref(),
+                namespace: match plan.network {
+                    Some(PodNetwork::New) => network.as_ref().map(Joined::namespace),
+                    _ => None,
+                },
             },
             plan,
-            most: self.most,
-            dir: &self.dir,
+            nics: network.as_ref().map_or(&[], Joined::nics),
             share: self.shares.as_ref(),
             vsock_listener: &vsock,
             ports: &ports,
-            jail: ground.jail.as_ref(),
             timeline: Arc::clone(&self.timeline),
             record: &mut ground.record,
         };
