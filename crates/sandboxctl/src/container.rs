@@ -161,19 +161,8 @@ pub(crate) struct ShimRecord {
     /// Its task service.
     pub(crate) address: String,
     /// Its process.
-    pub(crate) pid: u32,
-    /// When that process began, in clock ticks since boot, so that a reused number is not taken for it.
-    pub(crate) start_time: u64,
-}
-
-impl ShimRecord {
-    /// Its process.
-    pub(crate) fn process(&self) -> ProcessRecord {
-        ProcessRecord {
-            pid: self.pid,
-            start_time: self.start_time,
-        }
-    }
+    #[serde(flatten)]
+    pub(crate) process: ProcessRecord,
 }
 
 /// The life of a container, as far as it was written down.

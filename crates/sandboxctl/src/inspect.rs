@@ -114,7 +114,7 @@ async fn of_container(container: &Container) -> Result<Value, InspectError> {
     let path = |name: &str| container.folder.join(name).display().to_string();
     let mut sandbox = serde_json::to_value(&settings.sandbox).unwrap_or_default();
     if let (Value::Object(map), Some(shim)) = (&mut sandbox, &record.shim) {
-        map.insert("ShimPid".to_owned(), shim.pid.into());
+        map.insert("ShimPid".to_owned(), shim.process.pid.into());
         map.insert("ShimAddress".to_owned(), shim.address.clone().into());
     }
     Ok(json!({
@@ -162,7 +162,7 @@ fn state(container: &Container, seen: &Seen) -> Value {
         "OOMKilled": record.oom_killed,
         "Dead": false,
         // A process of this host's: the guest's are not among them.
-        "Pid": record.shim.as_ref().filter(|_| live).map_or(0, |shim| shim.pid),
+        "Pid": record.shim.as_ref().filter(|_| live).map_or(0, |shim| shim.process.pid),
         "ExitCode": match seen {
             Seen::Exited { code, .. } | Seen::Failed { code, .. } => *code,
             _ => 0,

@@ -165,7 +165,7 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
     let id = container.record.id.to_string();
     let known = match &container.record.shim {
         Some(shim) => {
-            kill_recorded(shim.process()).await?;
+            kill_recorded(shim.process).await?;
             true
         }
         // It wrote its address before anybody could note it.

@@ -194,8 +194,10 @@ impl Shim {
             tasks,
             record: ShimRecord {
                 address: address.to_owned(),
-                pid,
-                start_time: process.start_time(),
+                process: ProcessRecord {
+                    pid,
+                    start_time: process.start_time(),
+                },
             },
             process,
         })
@@ -222,7 +224,7 @@ impl Shim {
         timeout(END_TIMEOUT, self.ended())
             .await
             .map_err(|_| ShimError::Stuck {
-                pid: self.record.pid,
+                pid: self.record.process.pid,
             })
     }
 }

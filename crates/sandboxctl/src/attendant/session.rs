@@ -148,7 +148,7 @@ impl<'a> Session<'a> {
                 .is_ok()
         {
             return RunError::ShimDied {
-                pid: self.shim.record.pid,
+                pid: self.shim.record.process.pid,
                 log: last_lines(&folder.join(LOG_FILE)),
                 console: self.console_tail(),
             };

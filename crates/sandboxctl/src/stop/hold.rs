@@ -136,7 +136,7 @@ pub(crate) async fn end(container: &Container, by: Executioner) -> Result<(), St
             .record
     };
     if let Some(shim) = now().shim {
-        kill_recorded(shim.process()).await?;
+        kill_recorded(shim.process).await?;
         // The attendant sees that, and clears away.
         if timeout(RELEASE, until_released(container)).await.is_ok() {
             return Ok(());
