@@ -29,6 +29,7 @@ use crate::cgroup::{CgroupError, Group};
 use crate::config::Config;
 use crate::console::Console;
 use crate::files::write_atomically;
+use crate::process::ProcessStat;
 use crate::share::unmount;
 
 pub(crate) use claim::Attempt;
@@ -143,7 +144,7 @@ impl Record {
     /// Adds a process that has just been spawned.
     pub(crate) fn add_process(&mut self, name: &str, pid: u32) -> Result<(), CleanupError> {
         // One that has ended already has no start time, and needs no killing.
-        if let Some(stat) = process_stat(pid) {
+        if let Ok(stat) = ProcessStat::read(pid) {
             self.processes.push(RecordedProcess {
                 name: name.to_owned(),
                 pid,
@@ -340,8 +341,8 @@ pub(crate) fn has_live_process(dir: &Path) -> bool {
     let processes: Vec<RecordedProcess> =
         read_record(&dir.join(PROCESSES_FILE)).unwrap_or_default();
     processes.iter().any(|process| {
-        process_stat(process.pid)
-            .is_some_and(|stat| stat.start_time == process.start_time && !stat.is_zombie())
+        ProcessStat::read(process.pid)
+            .is_ok_and(|stat| stat.start_time == process.start_time && !stat.is_zombie())
     })
 }
 
@@ -350,45 +351,16 @@ pub(crate) fn live_processes(dir: &Path) -> Vec<u32> {
     let processes: Vec<RecordedProcess> =
         read_record(&dir.join(PROCESSES_FILE)).unwrap_or_default();
     let live = processes.iter().filter(|process| {
-        process_stat(process.pid).is_some_and(|stat| stat.start_time == process.start_time)
+        ProcessStat::read(process.pid).is_ok_and(|stat| stat.start_time == process.start_time)
     });
     live.map(|process| process.pid).collect()
-}
-
-/// What `/proc/PID/stat` says of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ProcessStat {
-    state: u8,
-    group: u32,
-    start_time: u64,
-}
-
-impl ProcessStat {
-    fn is_zombie(self) -> bool {
-        matches!(self.state, b'Z' | b'X')
-    }
-}
-
-fn process_stat(pid: u32) -> Option<ProcessStat> {
-    parse_stat(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-}
-
-/// proc_pid_stat(5). The second field, the name, may hold anything, `)` included.
-fn parse_stat(text: &str) -> Option<ProcessStat> {
-    let (_, after_name) = text.rsplit_once(") ")?;
-    let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
-    Some(ProcessStat {
-        state: *fields.first()?.as_bytes().first()?,
-        group: fields.get(2)?.parse().ok()?,
-        start_time: fields.get(19)?.parse().ok()?,
-    })
 }
 
 /// Kills a recorded process and its group, if they are still ours, and waits for their end. Says whether anything
 /// was killed.
 fn kill_process(process: &RecordedProcess, deadline: Instant) -> Result<bool, CleanupError> {
-    match process_stat(process.pid) {
-        Some(stat) if stat.start_time != process.start_time => return Ok(false),
+    match ProcessStat::read(process.pid) {
+        Ok(stat) if stat.start_time != process.start_time => return Ok(false),
         _ => {}
     }
     let mut killed = false;
@@ -401,7 +373,7 @@ fn kill_process(process: &RecordedProcess, deadline: Instant) -> Result<bool, Cl
             continue;
         };
         // Looked at again now that the descriptor pins it.
-        let still_ours = process_stat(pid).is_some_and(|stat| {
+        let still_ours = ProcessStat::read(pid).is_ok_and(|stat| {
             stat.group == process.pid
                 && (pid != process.pid || stat.start_time == process.start_time)
         });
@@ -426,7 +398,7 @@ fn group_members(group: u32) -> Vec<u32> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|&pid| {
-            process_stat(pid).is_some_and(|stat| stat.group == group && !stat.is_zombie())
+            ProcessStat::read(pid).is_ok_and(|stat| stat.group == group && !stat.is_zombie())
         })
         .collect()
 }
@@ -461,21 +433,6 @@ mod tests {
             .process_group(0)
             .spawn()
             .unwrap()
-    }
-
-    #[test]
-    fn stat_with_any_process_name_is_parsed() {
-        let text = "12 (a) R ) (b) S 1 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 777 1 1 1";
-        assert_eq!(
-            parse_stat(text),
-            Some(ProcessStat {
-                state: b'S',
-                group: 12,
-                start_time: 777
-            })
-        );
-        assert_eq!(parse_stat("12 (a"), None);
-        assert_eq!(parse_stat(""), None);
     }
 
     #[test]

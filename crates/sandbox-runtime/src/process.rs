@@ -11,6 +11,8 @@
     reason = "a child's parent-death signal can only be set between fork and exec"
 )]
 
+mod stat;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -35,6 +37,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::console::{Console, Tail, copy_into_console, copy_into_tail};
+
+pub(crate) use stat::ProcessStat;
+pub use stat::start_time;
 
 /// What is kept of a child's standard error, in bytes.
 const STDERR_TAIL_BYTES: usize = 8 * 1024;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use sandbox_runtime::process::start_time;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -233,7 +234,7 @@ impl Shim {
 pub(crate) fn process_record(pid: u32) -> io::Result<ProcessRecord> {
     Ok(ProcessRecord {
         pid,
-        start_time: process::start_time(pid)?,
+        start_time: start_time(pid)?,
     })
 }
 

@@ -7,9 +7,9 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use sandbox_runtime::process::start_time;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -53,28 +53,5 @@ impl ProcessHandle {
     /// Sends it `SIGKILL`, if it still is there.
     pub(super) fn kill(&self) {
         let _ = pidfd_send_signal(self.descriptor.get_ref(), Signal::KILL);
-    }
-}
-
-/// Field 22 of `/proc/<pid>/stat` (proc(5)).
-pub(super) fn start_time(pid: u32) -> io::Result<u64> {
-    let path = Path::new("/proc").join(pid.to_string()).join("stat");
-    let text = std::fs::read_to_string(path)?;
-    // The second field, the program's name in parentheses, may hold anything, also spaces.
-    text.rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(19))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn start_time_of_this_process_is_stable() {
-        let pid = std::process::id();
-        assert_eq!(start_time(pid).unwrap(), start_time(pid).unwrap());
-        assert!(start_time(u32::MAX).is_err());
     }
 }
