@@ -156,27 +156,15 @@ pub fn bootstrap(input: &[u8]) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
+#[path = "../../tests/fuzz/corpus.rs"]
+mod corpus;
 
+#[cfg(test)]
+mod tests {
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
-
-    fn replay(corpus: &str, check: fn(&[u8]) -> Result<(), String>) {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../tests/fuzz/corpus")
-            .join(corpus);
-        let mut count = 0;
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let bytes = fs::read(&path).unwrap();
-            assert_eq!(check(&bytes), Ok(()), "{}", path.display());
-            count += 1;
-        }
-        assert!(count >= 8, "{count}");
-    }
 
     fn all_kinds(json: &[u8]) -> Result<(), String> {
         limits(json);
@@ -186,26 +174,20 @@ mod tests {
 
     #[test]
     fn corpus_of_specifications_is_taken_or_refused() {
-        replay("specification", all_kinds);
+        assert_eq!(corpus::replay("specification", 8, all_kinds), Ok(()));
     }
 
     #[test]
     fn corpus_of_bootstraps_is_taken_or_refused() {
-        replay("bootstrap", bootstrap);
+        assert_eq!(corpus::replay("bootstrap", 8, bootstrap), Ok(()));
     }
 
     /// The seeds that are JSON, whatever else they are.
     fn seeds() -> Vec<Value> {
-        let folder =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/corpus/specification");
-        let mut paths: Vec<_> = fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
-        paths.sort();
-        paths
+        let inputs = corpus::inputs("specification").unwrap();
+        inputs
             .iter()
-            .filter_map(|path| serde_json::from_slice(&fs::read(path).unwrap()).ok())
+            .filter_map(|(_, bytes)| serde_json::from_slice(bytes).ok())
             .collect()
     }
 

@@ -401,6 +401,10 @@ fn is_component(part: &str) -> bool {
 }
 
 #[cfg(test)]
+#[path = "../../../tests/fuzz/corpus.rs"]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -523,17 +527,11 @@ mod tests {
 
     #[test]
     fn corpus_of_the_fuzz_target_survives_its_own_display() {
-        let folder = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../tests/fuzz/corpus/reference"
-        );
-        let mut count = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-            survives_its_own_display(&String::from_utf8_lossy(&bytes));
-            count += 1;
-        }
-        assert!(count >= 10, "{count}");
+        let check = |bytes: &[u8]| {
+            survives_its_own_display(&String::from_utf8_lossy(bytes));
+            Ok(())
+        };
+        assert_eq!(corpus::replay("reference", 10, check), Ok(()));
     }
 
     proptest! {

@@ -1,26 +1,17 @@
 //! Any documents where an image's index, manifest and configuration are expected: the corpus of the fuzz target (`tests/fuzz`),
 //! and any bytes.
 
+#[path = "../../../tests/fuzz/corpus.rs"]
+mod corpus;
 #[path = "../../../tests/fuzz/manifest.rs"]
 mod manifest;
-
-use std::fs;
-use std::path::Path;
 
 use proptest::prelude::*;
 use sandbox_image::import::{ImportError, find_among};
 
 #[test]
 fn corpus_of_manifests_is_read_or_refused() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/manifest");
-    let mut count = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(manifest::check(&bytes), Ok(()), "{}", path.display());
-        count += 1;
-    }
-    assert!(count >= 8, "{count}");
+    assert_eq!(corpus::replay("manifest", 8, manifest::check), Ok(()));
 }
 
 proptest! {

@@ -1,7 +1,7 @@
 //! The corpus of the fuzz target `guest` (`tests/fuzz`), replayed, and any bytes.
 
-use std::fs;
-use std::path::Path;
+#[path = "../../../tests/fuzz/corpus.rs"]
+mod corpus;
 
 use proptest::prelude::*;
 use sandbox_runtime::untrusted;
@@ -20,15 +20,7 @@ fn check(bytes: &[u8]) -> Result<(), String> {
 
 #[test]
 fn corpus_of_a_lying_guest_is_read_or_refused() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/guest");
-    let mut count = 0;
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(check(&bytes), Ok(()), "{}", path.display());
-        count += 1;
-    }
-    assert!(count >= 8, "{count}");
+    assert_eq!(corpus::replay("guest", 8, check), Ok(()));
 }
 
 proptest! {

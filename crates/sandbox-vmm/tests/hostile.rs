@@ -1,6 +1,8 @@
 //! Devices against drivers that mean them harm: whatever a driver did, the device lets itself be reset, and then works. The
 //! programs are the corpora of the fuzz targets (`tests/fuzz`), and any bytes.
 
+#[path = "../../../tests/fuzz/corpus.rs"]
+mod corpus;
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the driver cuts numbers to what registers and rings hold"
@@ -8,8 +10,6 @@
 #[path = "../../../tests/fuzz/driver.rs"]
 mod driver;
 
-use std::fs;
-use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -34,24 +34,11 @@ fn survived(kind: Kind, program: &[u8]) -> Result<(), String> {
 }
 
 fn replay(corpus: &str, kinds: &[Kind]) -> Result<(), String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fuzz/corpus")
-        .join(corpus);
-    let text = |error: std::io::Error| format!("{}: {error}", folder.display());
-    let mut count = 0;
-    for entry in fs::read_dir(&folder).map_err(text)? {
-        let path = entry.map_err(text)?.path();
-        let program = fs::read(&path).map_err(text)?;
-        for kind in kinds {
-            survived(*kind, &program)
-                .map_err(|error| format!("{kind:?}, {}: {error}", path.display()))?;
-        }
-        count += 1;
-    }
-    if count < 4 {
-        return Err(format!("{count} programs in {}", folder.display()));
-    }
-    Ok(())
+    corpus::replay(corpus, 4, |program| {
+        kinds.iter().try_for_each(|kind| {
+            survived(*kind, program).map_err(|error| format!("{kind:?}: {error}"))
+        })
+    })
 }
 
 #[test]

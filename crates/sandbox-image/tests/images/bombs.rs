@@ -1,7 +1,5 @@
 //! Tars and blobs that are small and become large, and the corpus of the fuzz target.
 
-use std::path::Path;
-
 use libtest_mimic::Trial;
 use sandbox_image::layer::{Limit, unpack};
 use sandbox_image::{ImportError, LayerError, Limits};
@@ -12,6 +10,8 @@ use crate::{Needs, test};
 
 #[path = "../../../../tests/fuzz/contained.rs"]
 mod contained;
+#[path = "../../../../tests/fuzz/corpus.rs"]
+mod corpus;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -146,16 +146,5 @@ fn compressed_bombs() -> Result<(), String> {
 
 /// The corpus of the fuzz target in `tests/fuzz`, which is where the check is, too.
 fn corpus() -> Result<(), String> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/unpack");
-    let mut count = 0;
-    for entry in std::fs::read_dir(&folder).map_err(|error| error.to_string())? {
-        let path = entry.map_err(|error| error.to_string())?.path();
-        let bytes = std::fs::read(&path).map_err(|error| error.to_string())?;
-        contained::check(&bytes).map_err(|error| format!("{}: {error}", path.display()))?;
-        count += 1;
-    }
-    check(
-        count >= 20,
-        format!("only {count} files in {}", folder.display()),
-    )
+    corpus::replay("unpack", 20, contained::check)
 }
