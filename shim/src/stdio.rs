@@ -379,22 +379,14 @@ mod tests {
         }
     }
 
-    fn block_on<F: Future>(future: F) -> F::Output {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
-
     fn make_fifo(folder: &Path, name: &str) -> String {
         let path = folder.join(name);
         nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
         path.to_str().unwrap().to_owned()
     }
 
-    #[test]
-    fn stream_that_is_no_fifo_is_refused_by_name() {
+    #[tokio::test]
+    async fn stream_that_is_no_fifo_is_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
@@ -411,91 +403,85 @@ mod tests {
                 stdout: uri.to_owned(),
                 ..Default::default()
             };
-            let error = block_on(paths.open(&identity())).err().unwrap().to_string();
+            let error = paths.open(&identity()).await.err().unwrap().to_string();
             assert!(error.contains(part), "{error}");
         }
     }
 
-    #[test]
-    fn input_before_close_arrives_whole_and_then_ends() {
+    #[tokio::test]
+    async fn input_before_close_arrives_whole_and_then_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = make_fifo(folder.path(), "in");
-        block_on(async {
-            let paths = StdioPaths {
-                stdin: path.clone(),
-                ..Default::default()
-            };
-            let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
-            let (mut guest, host) = UnixStream::pair().unwrap();
-            let mut copying = Copying::default();
-            copying.input(host, stdin);
-            // A writer that comes, goes, and comes back: no end of file between.
-            for part in ["one ", "two"] {
-                let mut writer = tokio::fs::OpenOptions::new()
-                    .write(true)
-                    .open(&path)
-                    .await
-                    .unwrap();
-                writer.write_all(part.as_bytes()).await.unwrap();
-                writer.flush().await.unwrap();
-            }
-            let done = copying.close_stdin().unwrap();
-            let mut got = String::new();
-            guest.read_to_string(&mut got).await.unwrap();
-            done.await.unwrap();
-            assert_eq!(got, "one two");
-        });
+        let paths = StdioPaths {
+            stdin: path.clone(),
+            ..Default::default()
+        };
+        let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let mut copying = Copying::default();
+        copying.input(host, stdin);
+        // A writer that comes, goes, and comes back: no end of file between.
+        for part in ["one ", "two"] {
+            let mut writer = tokio::fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .await
+                .unwrap();
+            writer.write_all(part.as_bytes()).await.unwrap();
+            writer.flush().await.unwrap();
+        }
+        let done = copying.close_stdin().unwrap();
+        let mut got = String::new();
+        guest.read_to_string(&mut got).await.unwrap();
+        done.await.unwrap();
+        assert_eq!(got, "one two");
     }
 
-    #[test]
-    fn input_written_just_before_the_close_is_not_lost() {
+    #[tokio::test]
+    async fn input_written_just_before_the_close_is_not_lost() {
         use std::io::Write as _;
         let folder = tempfile::tempdir().unwrap();
         let path = make_fifo(folder.path(), "in");
-        block_on(async {
-            let paths = StdioPaths {
-                stdin: path.clone(),
-                ..Default::default()
-            };
-            let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
-            let (mut guest, host) = UnixStream::pair().unwrap();
-            let mut copying = Copying::default();
-            copying.input(host, stdin);
-            // It waits for input by now; the event loop learns of none before the close.
-            tokio::task::yield_now().await;
-            let mut writer = std::fs::File::options().write(true).open(&path).unwrap();
-            writer.write_all(b"late").unwrap();
-            let done = copying.close_stdin().unwrap();
-            let mut got = String::new();
-            guest.read_to_string(&mut got).await.unwrap();
-            done.await.unwrap();
-            assert_eq!(got, "late");
-        });
+        let paths = StdioPaths {
+            stdin: path.clone(),
+            ..Default::default()
+        };
+        let stdin = paths.open(&identity()).await.unwrap().stdin.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let mut copying = Copying::default();
+        copying.input(host, stdin);
+        // It waits for input by now; the event loop learns of none before the close.
+        tokio::task::yield_now().await;
+        let mut writer = std::fs::File::options().write(true).open(&path).unwrap();
+        writer.write_all(b"late").unwrap();
+        let done = copying.close_stdin().unwrap();
+        let mut got = String::new();
+        guest.read_to_string(&mut got).await.unwrap();
+        done.await.unwrap();
+        assert_eq!(got, "late");
     }
 
-    #[test]
-    fn output_reaches_a_slow_reader_to_the_last_byte() {
+    #[tokio::test]
+    async fn output_reaches_a_slow_reader_to_the_last_byte() {
         let folder = tempfile::tempdir().unwrap();
         let path = make_fifo(folder.path(), "out");
-        block_on(async {
-            let reader = std::thread::spawn({
-                let path = path.clone();
-                move || std::fs::read(path).unwrap()
-            });
-            let paths = StdioPaths {
-                stdout: path,
-                ..Default::default()
-            };
-            let stdout = paths.open(&identity()).await.unwrap().stdout.unwrap();
-            let (mut guest, host) = UnixStream::pair().unwrap();
-            let mut copying = Copying::default();
-            copying.output(host, stdout, || ());
-            let sent: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
-            guest.write_all(&sent).await.unwrap();
-            drop(guest);
-            drain(copying.take_outputs(), Duration::from_secs(120)).await;
-            assert!(reader.join().unwrap() == sent);
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::read(path).unwrap()
         });
+        let paths = StdioPaths {
+            stdout: path,
+            ..Default::default()
+        };
+        let stdout = paths.open(&identity()).await.unwrap().stdout.unwrap();
+        let (mut guest, host) = UnixStream::pair().unwrap();
+        let mut copying = Copying::default();
+        copying.output(host, stdout, || ());
+        let sent: Vec<u8> = (0..1_000_000u32).map(|n| n.to_le_bytes()[0]).collect();
+        guest.write_all(&sent).await.unwrap();
+        drop(guest);
+        drain(copying.take_outputs(), Duration::from_secs(120)).await;
+        assert!(reader.join().unwrap() == sent);
     }
 
     /// Sends `out` and `err` through the process's streams to what `uri` names.
@@ -518,15 +504,13 @@ mod tests {
         drain(copying.take_outputs(), Duration::from_secs(120)).await;
     }
 
-    #[test]
-    fn file_is_made_and_appended_to() {
+    #[tokio::test]
+    async fn file_is_made_and_appended_to() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("new/log");
         let uri = format!("file://{}", file.display());
-        block_on(async {
-            send(&uri).await;
-            send(&uri).await;
-        });
+        send(&uri).await;
+        send(&uri).await;
         let mut parts = std::fs::read_to_string(&file).unwrap();
         for part in ["out", "err"] {
             assert_eq!(parts.matches(part).count(), 2, "{parts}");
@@ -535,8 +519,8 @@ mod tests {
         assert_eq!(parts, "");
     }
 
-    #[test]
-    fn program_gets_the_streams_its_arguments_and_the_container() {
+    #[tokio::test]
+    async fn program_gets_the_streams_its_arguments_and_the_container() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().unwrap();
         let (written, program) = (folder.path().join("written"), folder.path().join("logger"));
@@ -550,7 +534,7 @@ mod tests {
         assert!(copy.args([&written, &program]).status().unwrap().success());
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let uri = format!("binary://{}?to={}", program.display(), result.display());
-        block_on(send(&uri));
+        send(&uri).await;
         assert_eq!(
             std::fs::read_to_string(&result).unwrap(),
             format!("to {} ns/c1 out err\n", result.display())

@@ -93,38 +93,34 @@ mod tests {
         event
     }
 
-    #[test]
-    fn frame_written_is_read_back() {
-        block_on(async {
-            let mut wire = Vec::new();
-            write_frame(&mut wire, &exited("a")).await.unwrap();
-            write_frame(&mut wire, &exited("b")).await.unwrap();
-            let mut wire = wire.as_slice();
-            assert_eq!(
-                read_frame::<AgentEvent>(&mut wire).await.unwrap(),
-                exited("a")
-            );
-            assert_eq!(
-                read_frame::<AgentEvent>(&mut wire).await.unwrap(),
-                exited("b")
-            );
-            assert!(matches!(
-                read_frame::<AgentEvent>(&mut wire).await,
-                Err(FrameError::Closed)
-            ));
-        });
+    #[tokio::test]
+    async fn frame_written_is_read_back() {
+        let mut wire = Vec::new();
+        write_frame(&mut wire, &exited("a")).await.unwrap();
+        write_frame(&mut wire, &exited("b")).await.unwrap();
+        let mut wire = wire.as_slice();
+        assert_eq!(
+            read_frame::<AgentEvent>(&mut wire).await.unwrap(),
+            exited("a")
+        );
+        assert_eq!(
+            read_frame::<AgentEvent>(&mut wire).await.unwrap(),
+            exited("b")
+        );
+        assert!(matches!(
+            read_frame::<AgentEvent>(&mut wire).await,
+            Err(FrameError::Closed)
+        ));
     }
 
-    #[test]
-    fn frame_over_limit_is_refused_without_reading_it() {
-        block_on(async {
-            let mut wire: &[u8] = &[0xff, 0xff, 0xff, 0xff, 1, 2, 3];
-            assert!(matches!(
-                read_frame::<AgentEvent>(&mut wire).await,
-                Err(FrameError::TooLong { .. })
-            ));
-            assert_eq!(wire, &[1, 2, 3]);
-        });
+    #[tokio::test]
+    async fn frame_over_limit_is_refused_without_reading_it() {
+        let mut wire: &[u8] = &[0xff, 0xff, 0xff, 0xff, 1, 2, 3];
+        assert!(matches!(
+            read_frame::<AgentEvent>(&mut wire).await,
+            Err(FrameError::TooLong { .. })
+        ));
+        assert_eq!(wire, &[1, 2, 3]);
     }
 
     proptest! {

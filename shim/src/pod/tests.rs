@@ -423,9 +423,9 @@ proptest! {
     }
 }
 
-#[test]
-fn demands_are_those_of_containers_and_of_what_is_under_way() {
-    let bench = block_on(async { Bench::new() });
+#[tokio::test]
+async fn demands_are_those_of_containers_and_of_what_is_under_way() {
+    let bench = Bench::new();
     bench.make(1);
     bench.make(2);
     let of = |mib: i64| {
@@ -450,9 +450,9 @@ fn demands_are_those_of_containers_and_of_what_is_under_way() {
     assert_eq!(sum(&state), 161);
 }
 
-#[test]
-fn machine_is_killed_for_want_of_memory_as_the_last_of_its_containers() {
-    let bench = block_on(async { Bench::new() });
+#[tokio::test]
+async fn machine_is_killed_for_want_of_memory_as_the_last_of_its_containers() {
+    let bench = Bench::new();
     let score = |container: usize, score| {
         let mut state = bench.pod.state();
         let id = ContainerId::new(CONTAINERS[container]).unwrap();
@@ -470,46 +470,42 @@ fn machine_is_killed_for_want_of_memory_as_the_last_of_its_containers() {
     assert_eq!(score(0, None), None);
 }
 
-#[test]
-fn container_that_is_being_deleted_is_not_started() {
-    block_on(async {
-        let bench = Bench::new();
-        bench.make(1);
-        let name = (1, None);
-        let (deleted, started) = futures::future::join(
-            bench.apply(Call::Delete(name)),
-            bench.apply(Call::Start(name)),
-        )
-        .await;
-        deleted.unwrap();
-        assert_eq!(why(&started.unwrap_err()), No::State);
-        assert!(bench.agent.processes().is_empty());
-    });
+#[tokio::test]
+async fn container_that_is_being_deleted_is_not_started() {
+    let bench = Bench::new();
+    bench.make(1);
+    let name = (1, None);
+    let (deleted, started) = futures::future::join(
+        bench.apply(Call::Delete(name)),
+        bench.apply(Call::Start(name)),
+    )
+    .await;
+    deleted.unwrap();
+    assert_eq!(why(&started.unwrap_err()), No::State);
+    assert!(bench.agent.processes().is_empty());
 }
 
-#[test]
-fn container_deleted_twice_at_once_is_deleted_once() {
-    block_on(async {
-        let mut bench = Bench::new();
-        bench.make(1);
-        let name = (1, None);
-        let (first, second) = futures::future::join(
-            bench.apply(Call::Delete(name)),
-            bench.apply(Call::Delete(name)),
-        )
-        .await;
-        first.unwrap();
-        assert_eq!(why(&second.unwrap_err()), No::Missing);
-        assert_eq!(
-            bench.told(),
-            BTreeMap::from([("c1".to_owned(), vec![Told::Deleted])])
-        );
-    });
+#[tokio::test]
+async fn container_deleted_twice_at_once_is_deleted_once() {
+    let mut bench = Bench::new();
+    bench.make(1);
+    let name = (1, None);
+    let (first, second) = futures::future::join(
+        bench.apply(Call::Delete(name)),
+        bench.apply(Call::Delete(name)),
+    )
+    .await;
+    first.unwrap();
+    assert_eq!(why(&second.unwrap_err()), No::Missing);
+    assert_eq!(
+        bench.told(),
+        BTreeMap::from([("c1".to_owned(), vec![Told::Deleted])])
+    );
 }
 
-#[test]
-fn guest_is_heard_about_its_own_containers_memory_now_and_then() {
-    let mut bench = block_on(async { Bench::new() });
+#[tokio::test]
+async fn guest_is_heard_about_its_own_containers_memory_now_and_then() {
+    let mut bench = Bench::new();
     bench.make(1);
     let own = ContainerId::new("c1").unwrap();
     let others = ContainerId::new("somebody-else").unwrap();
