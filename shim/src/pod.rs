@@ -306,6 +306,18 @@ impl Pod {
         }
     }
 
+    /// One for a test.
+    #[cfg(test)]
+    pub(crate) fn to_test(publisher: Publisher) -> Self {
+        Self::new(
+            SandboxId::new("c0").unwrap(),
+            "ns".to_owned(),
+            Config::default(),
+            PathBuf::from("/nonexistent"),
+            publisher,
+        )
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic while the lock was held is a bug already reported; the state itself is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -327,18 +327,10 @@ mod tests {
     use super::*;
     use crate::events::Publisher;
     use futures::FutureExt as _;
-    use sandbox_runtime::Config;
-    use sandbox_types::SandboxId;
     use tokio::sync::oneshot;
 
     fn service() -> TaskService {
-        let pod = Pod::new(
-            SandboxId::new("p").unwrap(),
-            "ns".to_owned(),
-            Config::default(),
-            "/nonexistent".into(),
-            Publisher::from_environment("ns"),
-        );
+        let pod = Pod::to_test(Publisher::from_environment("ns"));
         TaskService { pod: Arc::new(pod) }
     }
 

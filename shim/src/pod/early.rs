@@ -103,7 +103,6 @@ fn has_entries(folder: &Path) -> bool {
 mod tests {
     use std::fs;
 
-    use sandbox_types::SandboxId;
     use serde_json::{Value, json};
 
     use super::*;
@@ -111,13 +110,7 @@ mod tests {
     use crate::events::Publisher;
 
     fn pod() -> Arc<Pod> {
-        Arc::new(Pod::new(
-            SandboxId::new("c1").unwrap(),
-            "ns".to_owned(),
-            Config::default(),
-            PathBuf::from("/run/s"),
-            Publisher::from_environment("ns"),
-        ))
+        Arc::new(Pod::to_test(Publisher::from_environment("ns")))
     }
 
     fn spec() -> Value {

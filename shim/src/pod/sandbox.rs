@@ -349,21 +349,10 @@ impl Pod {
 mod tests {
     use super::*;
     use crate::events::Publisher;
-    use sandbox_runtime::Config;
     use sandbox_runtime::network::PodNetwork;
-    use sandbox_types::SandboxId;
 
     fn pod() -> Arc<Pod> {
-        let id = SandboxId::new("pod1").unwrap();
-        let publisher = Publisher::from_environment("ns");
-        let socket = PathBuf::from("/nonexistent");
-        Arc::new(Pod::new(
-            id,
-            "ns".to_owned(),
-            Config::default(),
-            socket,
-            publisher,
-        ))
+        Arc::new(Pod::to_test(Publisher::from_environment("ns")))
     }
 
     fn create(pod: &Pod) -> Result<(), TaskError> {

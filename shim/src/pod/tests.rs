@@ -220,9 +220,7 @@ impl Bench {
     fn new() -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (publisher, published) = Publisher::to_test("ns");
-        let id = SandboxId::new("c0").unwrap();
-        let socket = PathBuf::from("/nonexistent");
-        let pod = Pod::new(id, "ns".to_owned(), Config::default(), socket, publisher);
+        let pod = Pod::to_test(publisher);
         let sandbox = Sandbox::without_machine(ours, PathBuf::from("/nonexistent"));
         {
             let mut state = pod.state();
