@@ -36,11 +36,30 @@ pub(crate) fn format(text: &str) -> Result<Format, TemplateError> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Column {
     /// What templates call it.
-    pub(crate) field: &'static str,
+    field: &'static str,
     /// What tables call it.
-    pub(crate) heading: &'static str,
+    heading: &'static str,
     /// Whether the usual table has it.
-    pub(crate) usual: bool,
+    usual: bool,
+}
+
+impl Column {
+    /// One that the usual table has.
+    pub(crate) const fn usual(field: &'static str, heading: &'static str) -> Self {
+        Self {
+            field,
+            heading,
+            usual: true,
+        }
+    }
+
+    /// One that a table has if a template asks for it.
+    pub(crate) const fn on_demand(field: &'static str, heading: &'static str) -> Self {
+        Self {
+            usual: false,
+            ..Self::usual(field, heading)
+        }
+    }
 }
 
 /// The field that holds labels as a map, for `{{.Label "key"}}`; JSON has them in one text, as docker's has.
@@ -125,21 +144,9 @@ mod tests {
     use serde_json::json;
 
     const COLUMNS: [Column; 3] = [
-        Column {
-            field: "ID",
-            heading: "CONTAINER ID",
-            usual: true,
-        },
-        Column {
-            field: "Names",
-            heading: "NAMES",
-            usual: true,
-        },
-        Column {
-            field: "State",
-            heading: "STATE",
-            usual: false,
-        },
+        Column::usual("ID", "CONTAINER ID"),
+        Column::usual("Names", "NAMES"),
+        Column::on_demand("State", "STATE"),
     ];
 
     fn show(text: &str) -> Vec<String> {

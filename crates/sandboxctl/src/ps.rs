@@ -28,30 +28,22 @@ pub(crate) enum PsError {
     Format(#[from] TemplateError),
 }
 
-const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
-    Column {
-        field,
-        heading,
-        usual,
-    }
-}
-
 /// docker's fields.
 const COLUMNS: [Column; 14] = [
-    column("ID", "CONTAINER ID", true),
-    column("Image", "IMAGE", true),
-    column("Command", "COMMAND", true),
-    column("RunningFor", "CREATED", true),
-    column("Status", "STATUS", true),
-    column("Ports", "PORTS", true),
-    column("Names", "NAMES", true),
-    column("CreatedAt", "CREATED AT", false),
-    column("Labels", "LABELS", false),
-    column("LocalVolumes", "LOCAL VOLUMES", false),
-    column("Mounts", "MOUNTS", false),
-    column("Networks", "NETWORKS", false),
-    column("Size", "SIZE", false),
-    column("State", "STATE", false),
+    Column::usual("ID", "CONTAINER ID"),
+    Column::usual("Image", "IMAGE"),
+    Column::usual("Command", "COMMAND"),
+    Column::usual("RunningFor", "CREATED"),
+    Column::usual("Status", "STATUS"),
+    Column::usual("Ports", "PORTS"),
+    Column::usual("Names", "NAMES"),
+    Column::on_demand("CreatedAt", "CREATED AT"),
+    Column::on_demand("Labels", "LABELS"),
+    Column::on_demand("LocalVolumes", "LOCAL VOLUMES"),
+    Column::on_demand("Mounts", "MOUNTS"),
+    Column::on_demand("Networks", "NETWORKS"),
+    Column::on_demand("Size", "SIZE"),
+    Column::on_demand("State", "STATE"),
 ];
 
 /// Lists containers.

@@ -35,25 +35,17 @@ pub(crate) enum StatsError {
     Shim { name: String, source: RpcError },
 }
 
-const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
-    Column {
-        field,
-        heading,
-        usual,
-    }
-}
-
 /// docker's fields.
 const COLUMNS: [Column; 9] = [
-    column("ID", "CONTAINER ID", true),
-    column("Name", "NAME", true),
-    column("CPUPerc", "CPU %", true),
-    column("MemUsage", "MEM USAGE / LIMIT", true),
-    column("MemPerc", "MEM %", true),
-    column("NetIO", "NET I/O", true),
-    column("BlockIO", "BLOCK I/O", true),
-    column("PIDs", "PIDS", true),
-    column("Container", "CONTAINER", false),
+    Column::usual("ID", "CONTAINER ID"),
+    Column::usual("Name", "NAME"),
+    Column::usual("CPUPerc", "CPU %"),
+    Column::usual("MemUsage", "MEM USAGE / LIMIT"),
+    Column::usual("MemPerc", "MEM %"),
+    Column::usual("NetIO", "NET I/O"),
+    Column::usual("BlockIO", "BLOCK I/O"),
+    Column::usual("PIDs", "PIDS"),
+    Column::on_demand("Container", "CONTAINER"),
 ];
 
 /// A container and what it used when it was looked at last.

@@ -15,26 +15,18 @@ use crate::report;
 use crate::table;
 use crate::time;
 
-const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
-    Column {
-        field,
-        heading,
-        usual,
-    }
-}
-
 /// docker's fields, and `Name`, `Imported` and `Layers`, which it does not have.
 const COLUMNS: [Column; 10] = [
-    column("Name", "NAME", true),
-    column("ID", "IMAGE ID", true),
-    column("Imported", "IMPORTED", true),
-    column("Layers", "LAYERS", true),
-    column("Size", "SIZE", true),
-    column("Repository", "REPOSITORY", false),
-    column("Tag", "TAG", false),
-    column("Digest", "DIGEST", false),
-    column("CreatedAt", "CREATED AT", false),
-    column("CreatedSince", "CREATED", false),
+    Column::usual("Name", "NAME"),
+    Column::usual("ID", "IMAGE ID"),
+    Column::usual("Imported", "IMPORTED"),
+    Column::usual("Layers", "LAYERS"),
+    Column::usual("Size", "SIZE"),
+    Column::on_demand("Repository", "REPOSITORY"),
+    Column::on_demand("Tag", "TAG"),
+    Column::on_demand("Digest", "DIGEST"),
+    Column::on_demand("CreatedAt", "CREATED AT"),
+    Column::on_demand("CreatedSince", "CREATED"),
 ];
 
 fn seconds(time: SystemTime) -> u64 {

@@ -12,19 +12,11 @@ use crate::settings::Settings;
 use crate::table;
 use crate::time;
 
-const fn column(field: &'static str, heading: &'static str) -> Column {
-    Column {
-        field,
-        heading,
-        usual: true,
-    }
-}
-
 const COLUMNS: [Column; 4] = [
-    column("Name", "NAME"),
-    column("Driver", "DRIVER"),
-    column("Device", "DEVICE"),
-    column("Subnets", "SUBNETS"),
+    Column::usual("Name", "NAME"),
+    Column::usual("Driver", "DRIVER"),
+    Column::usual("Device", "DEVICE"),
+    Column::usual("Subnets", "SUBNETS"),
 ];
 
 /// Does what the verb says.

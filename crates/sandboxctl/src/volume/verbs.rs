@@ -114,21 +114,13 @@ fn create(volumes: &Volumes, args: &VolumeCreateArgs) -> Result<(), VerbError> {
     Ok(())
 }
 
-const fn column(field: &'static str, heading: &'static str, usual: bool) -> Column {
-    Column {
-        field,
-        heading,
-        usual,
-    }
-}
-
 /// docker's fields.
 const COLUMNS: [Column; 5] = [
-    column("Driver", "DRIVER", true),
-    column("Name", "VOLUME NAME", true),
-    column("Labels", "LABELS", false),
-    column("Mountpoint", "MOUNTPOINT", false),
-    column("Scope", "SCOPE", false),
+    Column::usual("Driver", "DRIVER"),
+    Column::usual("Name", "VOLUME NAME"),
+    Column::on_demand("Labels", "LABELS"),
+    Column::on_demand("Mountpoint", "MOUNTPOINT"),
+    Column::on_demand("Scope", "SCOPE"),
 ];
 
 fn ls(volumes: &Volumes, containers: &Containers, args: &VolumeLsArgs) -> Result<(), VerbError> {
