@@ -10,6 +10,7 @@ use containerd_shim_protos::api::DeleteResponse;
 use protobuf::Message as _;
 use sandbox_runtime::cleanup;
 use sandbox_types::SandboxId;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::error::ShimError;
 use crate::events::timestamp;
@@ -58,7 +59,7 @@ pub(crate) fn delete(flags: &Flags) -> Result<(), ShimError> {
 
 /// Their failures are logged where the killed shim logged.
 fn run_last_hooks(bundle: &Path) -> Result<(), ShimError> {
-    log::install(bundle, false);
+    log::install(bundle, LevelFilter::INFO);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -26,13 +26,8 @@ pub(crate) fn open(bundle: &Path) -> Option<File> {
 }
 
 /// Sends the process's log to the bundle's.
-pub(crate) fn install(bundle: &Path, debug: bool) {
+pub(crate) fn install(bundle: &Path, level: LevelFilter) {
     let Some(file) = open(bundle) else { return };
-    let level = if debug {
-        LevelFilter::DEBUG
-    } else {
-        LevelFilter::INFO
-    };
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(false)

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing_subscriber::filter::LevelFilter;
 use ttrpc::r#async::transport::Listener;
 use ttrpc::r#async::{Server, Service};
 
@@ -122,7 +123,11 @@ pub(crate) fn serve(flags: &Flags) -> Result<(), ShimError> {
     privileges::drop_what_is_not_needed()?;
     let listener = inherited_listener()?;
     let bundle = start::bundle(flags)?;
-    log::install(&bundle, flags.debug);
+    let level = match flags.debug {
+        true => LevelFilter::DEBUG,
+        false => LevelFilter::INFO,
+    };
+    log::install(&bundle, level);
     raise_open_files();
     if let Err(error) = oom::raise_own() {
         tracing::warn!(

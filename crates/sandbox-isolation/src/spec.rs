@@ -128,12 +128,9 @@ pub(crate) fn adapt(
             let at = mount["destination"].as_str().unwrap_or_default();
             at != "/share" && at != "/share-ro"
         });
-        mounts.push(bind(&shares.writable, "/share", true));
-        mounts.push(bind(
-            &shares.read_only,
-            "/share-ro",
-            profile == Profile::Host,
-        ));
+        mounts.push(bind(&shares.writable, "/share", "rw"));
+        let access = if profile == Profile::Host { "rw" } else { "ro" };
+        mounts.push(bind(&shares.read_only, "/share-ro", access));
         if profile == Profile::Host {
             mounts.push(json!({
                 "destination": "/host",
@@ -154,12 +151,12 @@ pub(crate) fn adapt(
     spec
 }
 
-fn bind(source: &Path, destination: &str, writable: bool) -> Value {
+fn bind(source: &Path, destination: &str, access: &str) -> Value {
     json!({
         "destination": destination,
         "type": "bind",
         "source": source,
-        "options": ["rbind", if writable { "rw" } else { "ro" }, "rprivate"],
+        "options": ["rbind", access, "rprivate"],
     })
 }
 

@@ -59,7 +59,7 @@ pub(super) const ALL: &[Case] = &[
         watch: "the size of the process, if it sees it",
         expected: "stopped at the limit",
         profile: Profile::Limited,
-        stage: |_| hog(false),
+        stage: |_| fill(json!({ "mib": HOG_MIB, "shared": false })),
         ..EXHAUSTION
     },
     Case {
@@ -68,7 +68,7 @@ pub(super) const ALL: &[Case] = &[
         watch: "the size of the process, if it sees it",
         expected: "stopped at the limit",
         profile: Profile::Limited,
-        stage: |_| hog(true),
+        stage: |_| fill(json!({ "mib": HOG_MIB, "shared": true })),
         ..EXHAUSTION
     },
     Case {
@@ -262,10 +262,6 @@ fn many(
     };
     Ok(Scene::new(attempt, params, Box::new(judge))
         .watching(move |_| count(host::processes_called(&name)).into()))
-}
-
-fn hog(shared: bool) -> Result<Scene, Obstacle> {
-    fill(json!({ "mib": HOG_MIB, "shared": shared }))
 }
 
 /// Reached when as much was used as `params` say.
