@@ -95,8 +95,8 @@ fn mount_file_systems() -> Result<(), BootError> {
     if !Path::new("/dev/null").exists() {
         mount::mount_own("devtmpfs", "/dev", device, &["mode=755"])?;
     }
-    for directory in ["/dev/pts", "/dev/shm"] {
-        fs::create_dir_all(directory).map_err(failed(format!("make {directory}")))?;
+    for folder in ["/dev/pts", "/dev/shm"] {
+        fs::create_dir_all(folder).map_err(failed(format!("make {folder}")))?;
     }
     mount::mount_own(
         "devpts",

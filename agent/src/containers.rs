@@ -45,7 +45,7 @@ pub(crate) struct Containers {
     reaper: Reaper,
     events: Events,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
-    directories: AtomicU64,
+    folders: AtomicU64,
     /// Held while a container is made, so that no two of one name are.
     creating: tokio::sync::Mutex<()>,
 }
@@ -71,7 +71,7 @@ impl Containers {
             reaper,
             events,
             containers: Mutex::default(),
-            directories: AtomicU64::new(1),
+            folders: AtomicU64::new(1),
             creating: tokio::sync::Mutex::default(),
         }
     }
@@ -126,14 +126,14 @@ impl Containers {
             files.add(file)?;
         }
         fill_volumes(std::mem::take(&mut guest.fills), &request.root_path).await?;
-        let directory = self.new_directory(&guest)?;
+        let folder = self.new_folder(&guest)?;
         let cgroup = Cgroup::of(&id);
         let result = match set_parameters(&guest.guest_sysctl)
             .and_then(|()| Ok(cgroup.create(&guest.limits, &guest.devices)?))
         {
             Ok(()) => {
                 let parts = Parts {
-                    directory: directory.clone(),
+                    folder: folder.clone(),
                     mounted,
                     files,
                     guest,
@@ -146,7 +146,7 @@ impl Containers {
             clean(cgroup.kill());
             clean(cgroup.empty().await);
             clean(cgroup.remove());
-            remove_directory(&directory);
+            remove_folder(&folder);
         }
         result
     }
@@ -189,7 +189,7 @@ impl Containers {
         wanted: Wanted,
     ) -> Result<i32, ContainerError> {
         let Parts {
-            directory,
+            folder,
             mounted,
             files,
             guest,
@@ -198,7 +198,7 @@ impl Containers {
         let seccomp = guest.confinement.seccomp.clone();
         let launch = Launch {
             action: Action::Create,
-            directory: directory.clone(),
+            folder: folder.clone(),
             stdio,
             confinement: guest.confinement,
         };
@@ -215,7 +215,7 @@ impl Containers {
         }
         let container = Arc::new(Container {
             id: id.clone(),
-            directory,
+            folder,
             cgroup: Cgroup::of(id),
             mounted: Mutex::new(mounted),
             files: Mutex::new(files),
@@ -232,23 +232,23 @@ impl Containers {
         Ok(pid)
     }
 
-    fn new_directory(&self, guest: &GuestSpec) -> Result<PathBuf, ContainerError> {
-        let number = self.directories.fetch_add(1, Ordering::Relaxed);
-        let directory = spec::agent_dir().join(number.to_string());
-        let failed = |source| ContainerError::Directory {
-            path: directory.clone(),
+    fn new_folder(&self, guest: &GuestSpec) -> Result<PathBuf, ContainerError> {
+        let number = self.folders.fetch_add(1, Ordering::Relaxed);
+        let folder = spec::agent_folder().join(number.to_string());
+        let failed = |source| ContainerError::Folder {
+            path: folder.clone(),
             source,
         };
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&directory)
+            .create(&folder)
             .map_err(failed)?;
         guest
             .spec
-            .save(directory.join(SPEC_FILE))
+            .save(folder.join(SPEC_FILE))
             .map_err(spec::SpecError::from)?;
-        Ok(directory)
+        Ok(folder)
     }
 
     /// Describes a process to be added to a running container.
@@ -274,7 +274,7 @@ impl Containers {
         let (process, mut confinement) = spec::adapt_added_process(process_json, wanted.terminal)?;
         let path = container.description(&exec);
         let text = serde_json::to_vec(&process).map_err(spec::SpecError::from)?;
-        fs::write(&path, text).map_err(|source| ContainerError::Directory {
+        fs::write(&path, text).map_err(|source| ContainerError::Folder {
             path: path.clone(),
             source,
         })?;
@@ -283,7 +283,7 @@ impl Containers {
         let (streams, stdio) = Streams::new(wanted).map_err(ContainerError::Streams)?;
         let launch = Launch {
             action: Action::Add(path),
-            directory: container.directory.clone(),
+            folder: container.folder.clone(),
             stdio,
             confinement,
         };
@@ -317,7 +317,7 @@ impl Containers {
         process.set_state(State::Starting { pid: state.alive() });
         let result = match prepared {
             Prepared::Waiting(report) => match state.alive() {
-                Some(pid) => match launch::signal_start(&container.directory) {
+                Some(pid) => match launch::signal_start(&container.folder) {
                     Ok(()) => report.executed().await.map(|()| pid),
                     Err(error) => Err(error),
                 },
@@ -467,7 +467,7 @@ impl Containers {
 
 /// What a container is launched with.
 struct Parts {
-    directory: PathBuf,
+    folder: PathBuf,
     mounted: Mounted,
     files: CopiedFiles,
     guest: GuestSpec,
@@ -490,9 +490,9 @@ fn clean<E: std::error::Error>(result: Result<(), E>) {
     }
 }
 
-fn remove_directory(directory: &std::path::Path) {
-    if let Err(error) = fs::remove_dir_all(directory) {
-        crate::log!("cannot remove {}: {error}", directory.display());
+fn remove_folder(folder: &std::path::Path) {
+    if let Err(error) = fs::remove_dir_all(folder) {
+        crate::log!("cannot remove {}: {error}", folder.display());
     }
 }
 

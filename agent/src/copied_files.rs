@@ -13,7 +13,7 @@ use crate::guest_path::{GuestPath, GuestPathError};
 /// Why a file could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    /// The host named a path outside the agent's directory.
+    /// The host named a path outside the agent's folder.
     #[error(transparent)]
     Path(#[from] GuestPathError),
     /// It is too large.

@@ -1,4 +1,4 @@
-//! Paths that the host names, confined to the agent's own directory.
+//! Paths that the host names, confined to the agent's own folder.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -70,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn path_that_is_taken_stays_below_the_run_directory(rest in "(/|\\.|a|\\.\\.){0,12}") {
+        fn path_that_is_taken_stays_below_the_run_folder(rest in "(/|\\.|a|\\.\\.){0,12}") {
             if let Ok(path) = GuestPath::new(&format!("/run/sandbox/{rest}")) {
                 prop_assert!(path.as_path().components().all(|c| c != Component::ParentDir));
                 prop_assert!(path.as_path().starts_with(GUEST_RUN_DIR));

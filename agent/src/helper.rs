@@ -48,7 +48,7 @@ use crate::users::{self, UserError};
 
 /// First argument of the program when it is to be the helper.
 pub(crate) const ARGUMENT: &str = "helper";
-/// Name that libcontainer knows every container by; its directory tells them apart.
+/// Name that libcontainer knows every container by; its folder tells them apart.
 pub(crate) const CONTAINER_NAME: &str = "c";
 /// How the names of the files begin that libcontainer makes for a process that is added.
 const ADDED_PREFIX: &[u8] = b"tenant-";
@@ -60,7 +60,7 @@ const DEFAULT_NOFILE: (u64, u64) = (1024, 1_048_576);
 /// What to do.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Action {
-    /// Make the container whose bundle is in `directory`.
+    /// Make the container whose bundle is in `folder`.
     Create,
     /// Add the process that this file describes.
     Add(PathBuf),
@@ -72,7 +72,7 @@ pub(crate) struct Order {
     /// What to do.
     pub(crate) action: Action,
     /// Bundle and state of the container.
-    pub(crate) directory: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Write end of the report pipe.
     pub(crate) report_fd: RawFd,
     /// The process's stdin, stdout and stderr; `None` with a terminal.
@@ -234,7 +234,7 @@ fn prepare(order: &mut Order) -> Result<(), PrepareError> {
     limits::make_room(&order.confinement.rlimits)?;
     match &order.action {
         Action::Create => {
-            let path = order.directory.join(SPEC_FILE);
+            let path = order.folder.join(SPEC_FILE);
             let mut spec = Spec::load(&path)?;
             let root = spec.root().as_ref().map(|root| root.path().clone());
             let Some(root) = root else { return Ok(()) };
@@ -249,7 +249,7 @@ fn prepare(order: &mut Order) -> Result<(), PrepareError> {
         }
         Action::Add(path) => {
             let mut process: Process = serde_json::from_slice(&std::fs::read(path)?)?;
-            let first = first_process(&order.directory)?;
+            let first = first_process(&order.folder)?;
             let root = PathBuf::from(format!("/proc/{first}/root"));
             if users::resolve(process.user_mut(), &root)? {
                 std::fs::write(path, serde_json::to_vec(&process)?)?;
@@ -262,10 +262,10 @@ fn prepare(order: &mut Order) -> Result<(), PrepareError> {
 fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, LibcontainerError> {
     let users = match order.action {
         Action::Create => None,
-        Action::Add(_) => user_namespace(&order.directory)?,
+        Action::Add(_) => user_namespace(&order.folder)?,
     };
     let mut builder = ContainerBuilder::new(CONTAINER_NAME.to_owned(), SyscallType::Linux)
-        .with_root_path(&order.directory)?
+        .with_root_path(&order.folder)?
         .with_console_socket(order.console_socket)
         .with_executor(AgentExecutor::new(
             report.clone(),
@@ -282,7 +282,7 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
     match order.action {
         Action::Create => {
             let container = builder
-                .as_init(&order.directory)
+                .as_init(&order.folder)
                 .with_systemd(false)
                 .as_sibling(true)
                 .build()?;
@@ -292,31 +292,31 @@ fn run(order: Order, report: &Reporter, agent: OwnedFd) -> Result<i32, Libcontai
                 .ok_or_else(|| LibcontainerError::Other("the container has no process".to_owned()))
         }
         Action::Add(process) => {
-            mark_running(&order.directory)?;
-            let first = first_process(&order.directory)?;
+            mark_running(&order.folder)?;
+            let first = first_process(&order.folder)?;
             let added = builder
                 .as_tenant()
                 .with_detach(true)
                 .as_sibling(true)
-                .with_sub_cgroup(subgroup::of(first, &order.directory))
+                .with_sub_cgroup(subgroup::of(first, &order.folder))
                 .with_process(Some(process))
                 .build();
-            forget_sockets(&order.directory.join(CONTAINER_NAME));
+            forget_sockets(&order.folder.join(CONTAINER_NAME));
             Ok(added?.as_raw())
         }
     }
 }
 
 /// The pid of a container's first process.
-fn first_process(directory: &Path) -> Result<i32, LibcontainerError> {
-    let container = Container::load(directory.join(CONTAINER_NAME))?;
+fn first_process(folder: &Path) -> Result<i32, LibcontainerError> {
+    let container = Container::load(folder.join(CONTAINER_NAME))?;
     Ok(container.pid().map(|pid| pid.as_raw()).unwrap_or_default())
 }
 
 /// The user namespace of a container that has one of its own. libcontainer leaves added processes in the guest's, so
 /// the executor joins it.
-fn user_namespace(directory: &Path) -> Result<Option<OwnedFd>, LibcontainerError> {
-    let first = first_process(directory)?;
+fn user_namespace(folder: &Path) -> Result<Option<OwnedFd>, LibcontainerError> {
+    let first = first_process(folder)?;
     let path = format!("/proc/{first}/ns/user");
     let link = |path: &str| std::fs::read_link(path).map_err(LibcontainerError::OtherIO);
     if link(&path)? == link("/proc/self/ns/user")? {
@@ -327,8 +327,8 @@ fn user_namespace(directory: &Path) -> Result<Option<OwnedFd>, LibcontainerError
 }
 
 /// The agent starts containers itself, so libcontainer's state does not know yet that this one runs.
-fn mark_running(directory: &Path) -> Result<(), LibcontainerError> {
-    let mut container = Container::load(directory.join(CONTAINER_NAME))?;
+fn mark_running(folder: &Path) -> Result<(), LibcontainerError> {
+    let mut container = Container::load(folder.join(CONTAINER_NAME))?;
     if container.status() == ContainerStatus::Created {
         container.set_status(ContainerStatus::Running).save()?;
     }

@@ -62,7 +62,7 @@ pub(crate) struct Launch {
     /// What the helper is to do.
     pub(crate) action: Action,
     /// Bundle and state of the container.
-    pub(crate) directory: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Descriptors 0, 1 and 2 of the process; `None` with a terminal.
     pub(crate) stdio: Option<Inherited>,
     /// What the executor applies.
@@ -114,7 +114,7 @@ impl ReportPipe {
 pub(crate) async fn launch(launch: Launch, reaper: &Reaper) -> Result<Launched, LaunchError> {
     let console = match launch.stdio {
         Some(_) => None,
-        None => Some(Console::listen(&launch.directory)?),
+        None => Some(Console::listen(&launch.folder)?),
     };
     let (read, write) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| failed("make a pipe")(e.into()))?;
@@ -146,7 +146,7 @@ pub(crate) async fn launch(launch: Launch, reaper: &Reaper) -> Result<Launched, 
 fn spawn(launch: Launch, report: OwnedFd, console: Option<&Console>) -> Result<(), LaunchError> {
     let order = Order {
         action: launch.action,
-        directory: launch.directory,
+        folder: launch.folder,
         report_fd: report.as_raw_fd(),
         stdio: launch
             .stdio
@@ -187,9 +187,9 @@ struct Console {
 }
 
 impl Console {
-    fn listen(directory: &Path) -> Result<Self, LaunchError> {
+    fn listen(folder: &Path) -> Result<Self, LaunchError> {
         let what = "make the console socket";
-        let path = directory.join("console.sock");
+        let path = folder.join("console.sock");
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(failed(what)(error));
@@ -236,8 +236,8 @@ fn receive_fd(connection: &UnixStream) -> io::Result<OwnedFd> {
 }
 
 /// Tells a created container's process to go on to its program.
-pub(crate) fn signal_start(directory: &Path) -> Result<(), LaunchError> {
-    let socket = directory.join(CONTAINER_NAME).join("notify.sock");
+pub(crate) fn signal_start(folder: &Path) -> Result<(), LaunchError> {
+    let socket = folder.join(CONTAINER_NAME).join("notify.sock");
     let mut stream =
         UnixStream::connect(socket).map_err(failed("reach the container's process"))?;
     stream

@@ -73,8 +73,8 @@ fn main() -> ExitCode {
         print(panic);
         std::process::exit(101);
     }));
-    let directory = match (first, arguments.next()) {
-        (Some(word), Some(directory)) if word == "unix" => Some(PathBuf::from(directory)),
+    let folder = match (first, arguments.next()) {
+        (Some(word), Some(folder)) if word == "unix" => Some(PathBuf::from(folder)),
         _ if std::process::id() == 1 => {
             root::become_agent_in_memory();
             None
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve::run(directory, started_ns) {
+    match serve::run(folder, started_ns) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log!("{}", WithCauses(&error));

@@ -32,7 +32,7 @@ const MAX_MOUNT_LOG_BYTES: usize = 1024;
 /// Why a step could not be carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
-    /// The host named a path outside the agent's directory.
+    /// The host named a path outside the agent's folder.
     #[error(transparent)]
     Path(#[from] GuestPathError),
     /// The step names no source.

@@ -149,7 +149,7 @@ mod tests {
             Streams::default(),
             Prepared::Launch(Box::new(Launch {
                 action: crate::helper::Action::Create,
-                directory: "/".into(),
+                folder: "/".into(),
                 stdio: None,
                 confinement: crate::spec::Confinement::default(),
             })),

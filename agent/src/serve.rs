@@ -53,9 +53,9 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> ServeError {
     move |source| ServeError::Io { what, source }
 }
 
-/// Serves until the host wants the machine off. With a directory, on Unix sockets and without a machine.
-pub(crate) fn run(directory: Option<PathBuf>, started_ns: u64) -> Result<(), ServeError> {
-    match &directory {
+/// Serves until the host wants the machine off. With a folder, on Unix sockets and without a machine.
+pub(crate) fn run(folder: Option<PathBuf>, started_ns: u64) -> Result<(), ServeError> {
+    match &folder {
         None => boot::boot()?,
         Some(_) => boot::prepare_outside_guest()?,
     }
@@ -63,12 +63,12 @@ pub(crate) fn run(directory: Option<PathBuf>, started_ns: u64) -> Result<(), Ser
         .enable_all()
         .build()
         .map_err(failed("start the event loop"))?;
-    let sockets = match &directory {
+    let sockets = match &folder {
         None => Sockets::Vsock,
-        Some(directory) => Sockets::Unix(directory.clone()),
+        Some(folder) => Sockets::Unix(folder.clone()),
     };
     runtime.block_on(serve(sockets, started_ns))?;
-    match directory {
+    match folder {
         None => Err(ServeError::PowerOff(guest::power_off())),
         Some(_) => Ok(()),
     }
@@ -126,12 +126,12 @@ async fn serve(sockets: Sockets, started_ns: u64) -> Result<(), ServeError> {
 #[derive(Debug)]
 enum Sockets {
     Vsock,
-    /// `<directory>/<port>`
+    /// `<folder>/<port>`
     Unix(PathBuf),
 }
 
-fn at(directory: &Path, port: u32) -> PathBuf {
-    directory.join(port.to_string())
+fn at(folder: &Path, port: u32) -> PathBuf {
+    folder.join(port.to_string())
 }
 
 impl Sockets {
@@ -144,15 +144,15 @@ impl Sockets {
             .map_err(failed(format!("listen on vsock port {port}")))
     }
 
-    fn unix_listener(directory: &Path, port: u32) -> Result<UnixListener, ServeError> {
-        let path = at(directory, port);
+    fn unix_listener(folder: &Path, port: u32) -> Result<UnixListener, ServeError> {
+        let path = at(folder, port);
         UnixListener::bind(&path).map_err(failed(format!("listen on {}", path.display())))
     }
 
     fn ttrpc_listener(&self, port: u32) -> Result<Listener, ServeError> {
         Ok(match self {
             Self::Vsock => Listener::from(Self::vsock_listener(port)?),
-            Self::Unix(directory) => Listener::from(Self::unix_listener(directory, port)?),
+            Self::Unix(folder) => Listener::from(Self::unix_listener(folder, port)?),
         })
     }
 
@@ -169,8 +169,8 @@ impl Sockets {
                 Some((accepted.map(|(connection, _)| boxed(connection)), listener))
             })
             .boxed(),
-            Self::Unix(directory) => {
-                futures::stream::unfold(Self::unix_listener(directory, port)?, async |listener| {
+            Self::Unix(folder) => {
+                futures::stream::unfold(Self::unix_listener(folder, port)?, async |listener| {
                     let accepted = listener.accept().await;
                     Some((accepted.map(|(connection, _)| boxed(connection)), listener))
                 })
@@ -184,7 +184,7 @@ impl Sockets {
             Self::Vsock => {
                 Box::new(VsockStream::connect(VsockAddr::new(VMADDR_CID_HOST, port)).await?)
             }
-            Self::Unix(directory) => Box::new(UnixStream::connect(at(directory, port)).await?),
+            Self::Unix(folder) => Box::new(UnixStream::connect(at(folder, port)).await?),
         })
     }
 }

@@ -16,7 +16,7 @@
 //! | `linux.readonlyPaths` | taken out: the executor does it, as libcontainer would make them `nosuid`, `nodev` and `noexec` too |
 //! | `linux.rootfsPropagation` | `rslave` becomes `slave`, and so on |
 //! | `linux.sysctl` | what is not the container's own is set by the agent, or refused (see [`sysctl`]) |
-//! | `mounts` | a bind of a host path is refused; below the agent's directory it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
+//! | `mounts` | a bind of a host path is refused; below the agent's folder it is a share. Propagation is set by the executor; what libcontainer would pass over is refused. A bind with `x-sandbox.fill` is filled first (see [`crate::fill`]). With users of its own, a container's `/sys` is a bind of the guest's |
 
 mod mounts;
 mod seccomp;
@@ -49,10 +49,10 @@ pub(crate) enum SpecError {
         /// Which member.
         member: &'static str,
     },
-    /// The root is outside the agent's directory.
+    /// The root is outside the agent's folder.
     #[error(transparent)]
     Root(#[from] GuestPathError),
-    /// A bind of a directory that the guest does not have.
+    /// A bind of a folder that the guest does not have.
     #[error(
         "mount {destination} binds {source_path:?}, a path of the host that is not shared with the guest"
     )]
@@ -442,8 +442,8 @@ pub(crate) fn resources(
     Ok((limits, devices.filter(|devices| !devices.is_empty())))
 }
 
-/// The agent's own directory of everything that is not a container's file system.
-pub(crate) fn agent_dir() -> PathBuf {
+/// The agent's own folder of everything that is not a container's file system.
+pub(crate) fn agent_folder() -> PathBuf {
     Path::new(GUEST_RUN_DIR).join("agent")
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxSeccomp};
 use sandbox_types::{ContainerId, ExecId};
 
-use super::{ContainerError, DRAIN, clean, lock, remove_directory};
+use super::{ContainerError, DRAIN, clean, lock, remove_folder};
 use crate::cgroup::Cgroup;
 use crate::copied_files::CopiedFiles;
 use crate::events::Events;
@@ -20,7 +20,7 @@ use crate::process::{Process, State};
 pub(super) struct Container {
     pub(super) id: ContainerId,
     /// Bundle and libcontainer's state.
-    pub(super) directory: PathBuf,
+    pub(super) folder: PathBuf,
     pub(super) cgroup: Cgroup,
     pub(super) mounted: Mutex<Mounted>,
     /// Copied for its bind mounts.
@@ -48,7 +48,7 @@ impl Container {
 
     /// Where the description of an added process is, until it is started.
     pub(super) fn description(&self, exec: &ExecId) -> PathBuf {
-        self.directory.join(format!("exec-{exec}.json"))
+        self.folder.join(format!("exec-{exec}.json"))
     }
 
     pub(super) fn name_of(&self, exec: Option<&ExecId>) -> String {
@@ -119,6 +119,6 @@ impl Container {
             crate::mount::forget_unused_names();
         }
         lock(&self.files).remove();
-        remove_directory(&self.directory);
+        remove_folder(&self.folder);
     }
 }

@@ -111,7 +111,7 @@ pub(crate) enum ContainerError {
     Streams(#[source] io::Error),
     /// The agent's own files could not be written.
     #[error("cannot write {path}")]
-    Directory {
+    Folder {
         /// Which.
         path: PathBuf,
         #[source]
@@ -187,7 +187,7 @@ impl ContainerError {
             | Self::Launch(_)
             | Self::Cgroup(_)
             | Self::Streams(_)
-            | Self::Directory { .. }
+            | Self::Folder { .. }
             | Self::Sysctl { .. }
             | Self::Signal { .. }
             | Self::Terminal { .. } => Code::INTERNAL,
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn status_carries_the_whole_chain() {
-        let error = ContainerError::Directory {
+        let error = ContainerError::Folder {
             path: "/run/x".into(),
             source: io::Error::from_raw_os_error(28),
         };

@@ -18,13 +18,13 @@ use crate::cgroup;
 /// Components of the path of a container's own group: the root, the parent of all, itself.
 const OWN_DEPTH: usize = 3;
 
-/// The group of process `first` below that of the container in `directory`, if an added process has to begin there.
-pub(super) fn of(first: i32, directory: &Path) -> Option<String> {
+/// The group of process `first` below that of the container in `folder`, if an added process has to begin there.
+pub(super) fn of(first: i32, folder: &Path) -> Option<String> {
     let listing = fs::read(format!("/proc/{first}/cgroup")).ok()?;
     let group = group(&listing)?;
     // Most containers have no groups: their spec is not read for this.
     group.components().nth(OWN_DEPTH)?;
-    let spec = Spec::load(directory.join(SPEC_FILE)).ok()?;
+    let spec = Spec::load(folder.join(SPEC_FILE)).ok()?;
     let own = spec.linux().as_ref()?.cgroups_path().clone()?;
     let rest = below(&group, &own)?;
     let own = Path::new(cgroup::ROOT).join(own.strip_prefix("/").ok()?);
