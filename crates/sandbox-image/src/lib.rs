@@ -14,6 +14,7 @@
 //! Not here: mounting, and anything that speaks to a guest.
 
 pub mod digest;
+mod extent;
 pub mod give;
 pub mod image;
 pub mod import;

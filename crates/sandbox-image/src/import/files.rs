@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::error::{ImportError, Part};
+use crate::extent::Extent;
 use crate::layer::{Compression, Decompressed, Limits, Meter, Metered, sniff};
 use crate::store::MAX_METADATA_BYTES;
 
@@ -167,25 +168,6 @@ impl TarFiles {
             }
         }
         Ok(None)
-    }
-}
-
-/// A part of a file, read without moving the file's own position.
-struct Extent {
-    file: File,
-    position: u64,
-    end: u64,
-}
-
-impl Read for Extent {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
-        let want = left.min(buf.len());
-        let n = self
-            .file
-            .read_at(buf.get_mut(..want).unwrap_or_default(), self.position)?;
-        self.position = self.position.saturating_add(n as u64);
-        Ok(n)
     }
 }
 

@@ -16,6 +16,7 @@ use ureq::{Agent, Body, SendBody};
 
 use super::error::{RegistryError, printable};
 use super::settings::{Endpoint, Patience, is_loopback};
+use crate::extent::Extent;
 
 /// How many redirects one request may take.
 const MAX_REDIRECTS: u32 = 5;
@@ -282,7 +283,7 @@ impl Http {
                     .run(request.timeout_recv_body(Some(allowed)).build())
             }
             Payload::File(file, size) => {
-                let mut reader = FromStart {
+                let mut reader = Extent {
                     file,
                     position: 0,
                     end: size,
@@ -391,26 +392,6 @@ fn certificates(
         });
     }
     Ok(found)
-}
-
-/// Reads a file from its beginning, without moving its position, as often as needed.
-struct FromStart<'a> {
-    file: &'a File,
-    position: u64,
-    end: u64,
-}
-
-impl Read for FromStart<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        use std::os::unix::fs::FileExt as _;
-        let left = usize::try_from(self.end.saturating_sub(self.position)).unwrap_or(usize::MAX);
-        let want = left.min(buf.len());
-        let n = self
-            .file
-            .read_at(buf.get_mut(..want).unwrap_or_default(), self.position)?;
-        self.position = self.position.saturating_add(n as u64);
-        Ok(n)
-    }
 }
 
 #[cfg(test)]
