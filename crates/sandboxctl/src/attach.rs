@@ -305,14 +305,14 @@ struct InputError {
     source: io::Error,
 }
 
-async fn next_resize(resizes: &mut Option<Resizes>) {
+pub(crate) async fn next_resize(resizes: &mut Option<Resizes>) {
     match resizes {
         Some(resizes) => resizes.next().await,
         None => std::future::pending().await,
     }
 }
 
-async fn input_end(input: &mut Option<Input>) -> Option<InputEnd> {
+pub(crate) async fn input_end(input: &mut Option<Input>) -> Option<InputEnd> {
     match input {
         Some(input) => input.end().await,
         None => std::future::pending().await,

@@ -14,8 +14,8 @@ use sandbox_protocol::bundle::SPEC_FILE;
 use tokio::time::{Duration, Instant, sleep};
 
 use crate::app::{App, AppError};
-use crate::attach::is_hang_up;
 use crate::attach::protocol::{self, Request};
+use crate::attach::{input_end, is_hang_up, next_resize};
 use crate::cli::ExecArgs;
 use crate::container::{Container, ContainerError};
 use crate::launch::Launch;
@@ -394,18 +394,4 @@ async fn drain(outputs: &mut Outputs, signals: &mut Signals) -> Option<io::Error
         }
     }
     None
-}
-
-async fn next_resize(resizes: &mut Option<Resizes>) {
-    match resizes {
-        Some(resizes) => resizes.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn input_end(input: &mut Option<Input>) -> Option<InputEnd> {
-    match input {
-        Some(input) => input.end().await,
-        None => std::future::pending().await,
-    }
 }
