@@ -1,15 +1,10 @@
 //! What a container is doing now: what was written down about it, and what its shim says.
 
-use std::time::Duration;
-
 use tokio::time::timeout;
 
 use crate::container::{Container, Status};
 use crate::run::Death;
-use crate::shim::{Shim, TaskState};
-
-/// How long a shim may take to say how its container is.
-const ANSWER: Duration = Duration::from_secs(5);
+use crate::shim::{ANSWER, Shim, TaskState};
 
 /// 128 and `SIGKILL`: the exit code of a container whose sandbox ended, or was ended, around it.
 pub(crate) const KILLED: i32 = 137;
@@ -97,7 +92,10 @@ pub(crate) async fn look(container: &Container) -> (Seen, Option<Shim>) {
         Status::Creating => container.record.created,
         Status::Running { started } => *started,
     };
-    let shim = reach(container).await;
+    let shim = match &container.record.shim {
+        Some(record) => Shim::reach(&record.address).await,
+        None => None,
+    };
     let state = match &shim {
         Some(shim) => {
             let id = container.record.id.as_str();
@@ -150,15 +148,6 @@ fn failed(reason: String) -> Seen {
         code: KILLED,
         finished: None,
     }
-}
-
-/// The shim of a container, if it answers.
-async fn reach(container: &Container) -> Option<Shim> {
-    let record = container.record.shim.as_ref()?;
-    timeout(ANSWER, Shim::connect(&record.address))
-        .await
-        .ok()?
-        .ok()
 }
 
 #[cfg(test)]

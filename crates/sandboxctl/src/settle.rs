@@ -8,12 +8,10 @@ mod damaged;
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use sandbox_image::Store;
 use sandbox_protocol::bundle::ADDRESS_FILE;
 use sandbox_runtime::config::{ConfigError, sibling_program};
-use tokio::time::timeout;
 
 use crate::app::{App, AppError};
 use crate::container::{Attended, Container, ContainerError, Containers, Status, now};
@@ -48,9 +46,6 @@ pub(crate) enum SettleError {
         source: Box<NetworkError>,
     },
 }
-
-/// How long a shim that nobody recorded may take to say who it is.
-const ANSWER: Duration = Duration::from_secs(5);
 
 /// The container as it is, once what nobody attends has been ended; none if it is gone then.
 pub(crate) async fn settle(
@@ -171,7 +166,7 @@ pub(crate) async fn end_shim(app: &App, container: &Container) -> Result<(), Set
         // It wrote its address before anybody could note it.
         None => match fs::read_to_string(container.folder.join(ADDRESS_FILE)) {
             Ok(address) => {
-                if let Ok(Ok(shim)) = timeout(ANSWER, Shim::connect(address.trim())).await {
+                if let Some(shim) = Shim::reach(address.trim()).await {
                     shim.kill().await?;
                 }
                 true

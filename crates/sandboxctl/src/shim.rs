@@ -31,6 +31,8 @@ const EVENTS_VARIABLE: &str = "TTRPC_ADDRESS";
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a shim may take to end once it was told to.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a shim may take to say who it is, or how its container is.
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 
 /// Why a shim cannot be started, reached or ended.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +179,11 @@ pub(crate) struct Shim {
 }
 
 impl Shim {
+    /// The one at `address`, if it answers in time.
+    pub(crate) async fn reach(address: &str) -> Option<Self> {
+        timeout(ANSWER, Self::connect(address)).await.ok()?.ok()
+    }
+
     /// Connects to the service at `address` and finds out which process it is.
     pub(crate) async fn connect(address: &str) -> Result<Self, ShimError> {
         let tasks = Tasks::connect(address)

@@ -3,9 +3,8 @@
 use std::fs;
 
 use sandbox_protocol::bundle::ADDRESS_FILE;
-use tokio::time::timeout;
 
-use super::{ANSWER, AnonymousVolumes, abandon_network, end_shim, remove};
+use super::{AnonymousVolumes, abandon_network, end_shim, remove};
 use crate::app::App;
 use crate::container::{Container, ContainerError, Containers};
 use crate::shim::Shim;
@@ -46,10 +45,7 @@ pub(crate) async fn remove_damaged(
 /// Its shim, by the address that it wrote into the folder itself.
 async fn shim(container: &Container) -> Option<Shim> {
     let address = fs::read_to_string(container.folder.join(ADDRESS_FILE)).ok()?;
-    timeout(ANSWER, Shim::connect(address.trim()))
-        .await
-        .ok()?
-        .ok()
+    Shim::reach(address.trim()).await
 }
 
 #[cfg(test)]
