@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 
 use sandbox_types::monitor::{CONFIG_FD, MonitorConfig, MonitorEvent, MonitorRequest};
 
-pub use first::FirstRequestError;
+pub(crate) use first::FirstRequestError;
 
 /// The longest configuration, in bytes: far more than one with every device has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -18,7 +18,7 @@ const MAX_REQUEST_BYTES: usize = 4096;
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// It cannot be read.
     #[error("cannot read the configuration from descriptor {CONFIG_FD}")]
     Read {
@@ -40,7 +40,7 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// [`ConfigError`].
-pub fn read_config(fd: OwnedFd) -> Result<MonitorConfig, ConfigError> {
+pub(crate) fn read_config(fd: OwnedFd) -> Result<MonitorConfig, ConfigError> {
     let mut text = Vec::new();
     let read = File::from(fd)
         .take(MAX_CONFIG_BYTES + 1)
@@ -54,7 +54,7 @@ pub fn read_config(fd: OwnedFd) -> Result<MonitorConfig, ConfigError> {
 
 /// The control socket.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     stream: UnixStream,
     /// The beginning of a request of which the rest has not come.
     begun: Vec<u8>,
@@ -63,7 +63,7 @@ pub struct Control {
 impl Control {
     /// The socket that was handed over.
     #[must_use]
-    pub fn new(fd: OwnedFd) -> Self {
+    pub(crate) fn new(fd: OwnedFd) -> Self {
         Self {
             stream: UnixStream::from(fd),
             begun: Vec::new(),
@@ -72,7 +72,7 @@ impl Control {
 
     /// Tells the other side. It being gone is no error here: it is noticed where it matters, by
     /// [`Self::requests`].
-    pub fn tell(&mut self, event: &MonitorEvent) {
+    pub(crate) fn tell(&mut self, event: &MonitorEvent) {
         let told = serde_json::to_vec(event)
             .map_err(io::Error::from)
             .and_then(|mut line| {
@@ -86,7 +86,7 @@ impl Control {
 
     /// To be called when the socket is readable: what has been asked since, or `None` if the other side is gone, or asks for what is too
     /// long. What is no request is named on standard error, and otherwise passed over.
-    pub fn requests(&mut self) -> Option<Vec<MonitorRequest>> {
+    pub(crate) fn requests(&mut self) -> Option<Vec<MonitorRequest>> {
         let mut bytes = [0; 512];
         let count = match self.stream.read(&mut bytes) {
             Ok(0) => return None,
@@ -101,7 +101,7 @@ impl Control {
     }
 
     /// What has been asked and read already. The socket does not become readable for it: what came along with the first request.
-    pub fn begun_requests(&mut self) -> Vec<MonitorRequest> {
+    pub(crate) fn begun_requests(&mut self) -> Vec<MonitorRequest> {
         let mut requests = Vec::new();
         while let Some(line) = self.take_line() {
             match serde_json::from_slice(&line) {

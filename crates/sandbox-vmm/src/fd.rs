@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// A descriptor number that cannot be taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum FdError {
+pub(crate) enum FdError {
     /// Nothing is open under this number.
     #[error("descriptor {fd} ({purpose}) is not open in this process")]
     NotOpen {
@@ -31,14 +31,14 @@ pub enum FdError {
 
 /// Takes over descriptors that the parent process left open, each once.
 #[derive(Debug, Default)]
-pub struct Inherited {
+pub(crate) struct Inherited {
     taken: Vec<RawFd>,
 }
 
 impl Inherited {
     /// No descriptor taken yet.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 
@@ -46,7 +46,7 @@ impl Inherited {
     ///
     /// # Errors
     /// [`FdError`] if it is not open or was taken before. The standard three are never given away.
-    pub fn take(&mut self, fd: RawFd, purpose: &'static str) -> Result<OwnedFd, FdError> {
+    pub(crate) fn take(&mut self, fd: RawFd, purpose: &'static str) -> Result<OwnedFd, FdError> {
         if fd <= 2 || self.taken.contains(&fd) {
             return Err(FdError::Taken { fd, purpose });
         }
@@ -66,7 +66,7 @@ impl Inherited {
 
 /// The place of a descriptor among those that came with a message, of which there is none to be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PassedError {
+pub(crate) enum PassedError {
     /// Fewer came.
     #[error("descriptor {index} ({purpose}) did not come with the message")]
     Missing {
@@ -93,14 +93,14 @@ pub enum PassedError {
 
 /// Descriptors that came with a message, to be taken once each.
 #[derive(Debug)]
-pub struct Passed {
+pub(crate) struct Passed {
     fds: Vec<Option<OwnedFd>>,
 }
 
 impl Passed {
     /// In the order in which they came.
     #[must_use]
-    pub fn new(fds: Vec<OwnedFd>) -> Self {
+    pub(crate) fn new(fds: Vec<OwnedFd>) -> Self {
         Self {
             fds: fds.into_iter().map(Some).collect(),
         }
@@ -110,7 +110,11 @@ impl Passed {
     ///
     /// # Errors
     /// [`PassedError`] if there is none, or it was taken before.
-    pub fn take(&mut self, index: usize, purpose: &'static str) -> Result<OwnedFd, PassedError> {
+    pub(crate) fn take(
+        &mut self,
+        index: usize,
+        purpose: &'static str,
+    ) -> Result<OwnedFd, PassedError> {
         let place = self
             .fds
             .get_mut(index)
@@ -122,7 +126,7 @@ impl Passed {
     ///
     /// # Errors
     /// [`PassedError::Unused`] if they are not.
-    pub fn finish(self) -> Result<(), PassedError> {
+    pub(crate) fn finish(self) -> Result<(), PassedError> {
         match self.fds.iter().position(Option::is_some) {
             Some(index) => Err(PassedError::Unused { index }),
             None => Ok(()),

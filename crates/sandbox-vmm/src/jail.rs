@@ -23,7 +23,7 @@ const USAGE: &str = "sandbox-vmm jailed --jail FD [--sandbox DIR] -- PROGRAM [AR
 
 /// Why a process is not in its jail.
 #[derive(Debug, thiserror::Error)]
-pub enum EnterError {
+pub(crate) enum EnterError {
     /// The command line is not understood.
     #[error("usage: {USAGE}")]
     Usage,
@@ -63,7 +63,7 @@ pub enum EnterError {
 
 /// What a command line says of the jail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct JailArguments {
+pub(crate) struct JailArguments {
     /// The descriptor of the description; without one there is no jail.
     fd: Option<RawFd>,
 }
@@ -74,7 +74,7 @@ impl JailArguments {
     ///
     /// # Errors
     /// [`EnterError::Number`].
-    pub fn take(arguments: &[OsString]) -> Result<(Self, &[OsString]), EnterError> {
+    pub(crate) fn take(arguments: &[OsString]) -> Result<(Self, &[OsString]), EnterError> {
         let mut taken = Self::default();
         let mut rest = arguments;
         while let Some((option, after)) = rest.split_first() {
@@ -99,7 +99,7 @@ impl JailArguments {
     ///
     /// # Errors
     /// [`EnterError`].
-    pub fn enter(self, inherited: &mut Inherited) -> Result<(), EnterError> {
+    pub(crate) fn enter(self, inherited: &mut Inherited) -> Result<(), EnterError> {
         let Some(fd) = self.fd else { return Ok(()) };
         let config = read(inherited.take(fd, "the description of the jail")?)?;
         let parent = inherited.take(config.parent_fd, "the parent process")?;

@@ -8,13 +8,13 @@
 
 pub mod arch;
 pub mod bus;
-pub mod control;
+mod control;
 pub mod devices;
 pub mod end;
 pub mod fd;
 pub mod jail;
 pub mod log;
-pub mod machine;
+mod machine;
 pub mod memory;
 pub mod process;
 pub mod run;

@@ -41,11 +41,11 @@ use crate::virtio::mmio::{INTERRUPT_ACK, MmioError, MmioTransport, QUEUE_NOTIFY}
 use crate::virtio::registers::{RegisterPages, Registers, RegistersError};
 use crate::virtio::{Interrupt, VirtioDevice, WorkerThread};
 
-pub use kvm::from_fd;
-pub use loaded::{LoadedMachine, MachineBasis};
+pub(crate) use kvm::from_fd;
+pub(crate) use loaded::{LoadedMachine, MachineBasis};
 
 /// What else to build it of.
-pub struct MachineParts {
+pub(crate) struct MachineParts {
     /// Files that the guest reads as memory, of which one of the devices tells it.
     pub window: Option<Window>,
     /// Memory that it may get later, which one of the devices gives.
@@ -60,7 +60,7 @@ pub struct MachineParts {
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
-pub enum MachineError {
+pub(crate) enum MachineError {
     /// KVM refused.
     #[error("KVM refused to {action}")]
     Kvm {
@@ -149,7 +149,7 @@ fn event() -> Result<EventFd, MachineError> {
 
 /// A machine that has not run yet.
 #[derive(Debug)]
-pub struct Machine {
+pub(crate) struct Machine {
     vm: VmFd,
     memory: GuestMemoryMmap,
     registers: RegisterPages,
@@ -164,7 +164,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn build(loaded: LoadedMachine, parts: MachineParts) -> Result<Self, MachineError> {
+    pub(crate) fn build(loaded: LoadedMachine, parts: MachineParts) -> Result<Self, MachineError> {
         let LoadedMachine { kvm, vm, vcpus, .. } = loaded;
         if let Some(window) = &parts.window {
             if !kvm.check_extension(Cap::ReadonlyMem) {
@@ -221,7 +221,7 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`]; threads that were started wait for ever then, and the process has to end.
-    pub fn start<T>(
+    pub(crate) fn start<T>(
         mut self,
         first_instruction: impl FnOnce() -> T,
     ) -> Result<(RunningMachine, T), MachineError> {
@@ -243,7 +243,7 @@ impl Machine {
         let value = first_instruction();
         start.wait();
         let running = RunningMachine {
-            vcpus: handles,
+            _vcpus: handles,
             end: self.end,
             _vm: self.vm,
             _memory: self.memory,
@@ -255,8 +255,8 @@ impl Machine {
 
 /// A machine whose vCPUs run until its end is set.
 #[derive(Debug)]
-pub struct RunningMachine {
-    vcpus: Vec<VcpuHandle>,
+pub(crate) struct RunningMachine {
+    _vcpus: Vec<VcpuHandle>,
     end: MachineEnd,
     _vm: VmFd,
     _memory: GuestMemoryMmap,
@@ -266,18 +266,8 @@ pub struct RunningMachine {
 impl RunningMachine {
     /// Its end.
     #[must_use]
-    pub fn end(&self) -> &MachineEnd {
+    pub(crate) fn end(&self) -> &MachineEnd {
         &self.end
-    }
-
-    /// Waits until no vCPU is in the guest any more. The end must have been set.
-    pub fn join(self) {
-        for vcpu in &self.vcpus {
-            vcpu.kick();
-        }
-        for vcpu in self.vcpus {
-            vcpu.join();
-        }
     }
 }
 

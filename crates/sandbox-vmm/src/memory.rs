@@ -8,7 +8,7 @@ mod fault;
 pub mod later;
 pub mod lost;
 mod mapping;
-pub mod reclaim;
+pub(crate) mod reclaim;
 pub mod unplugged;
 pub mod window;
 
@@ -99,7 +99,7 @@ pub fn create(
 ///
 /// # Errors
 /// [`MemoryError`].
-pub fn create_ram(
+pub(crate) fn create_ram(
     memory: MemMib,
     sharing: Sharing,
     room: u64,
@@ -126,7 +126,7 @@ pub fn create_ram(
 ///
 /// # Errors
 /// [`MemoryError`].
-pub fn add(
+pub(crate) fn add(
     ram: &GuestMemoryMmap,
     memory: MemMib,
     window: Option<&Window>,
@@ -179,7 +179,7 @@ fn map(
 
 /// Whether the region is one that is not only read.
 #[must_use]
-pub fn is_ram(region: &GuestRegionMmap) -> bool {
+pub(crate) fn is_ram(region: &GuestRegionMmap) -> bool {
     region.prot() & libc::PROT_WRITE != 0
 }
 
@@ -200,7 +200,7 @@ const PAGE_BYTES: u64 = 4096;
 
 /// Why a range is not made of pages of guest memory.
 #[derive(Debug, thiserror::Error)]
-pub enum RangeError {
+pub(crate) enum RangeError {
     /// It is empty, or begins or ends within a page.
     #[error("{bytes:#x} bytes from {start:#x} are not whole pages")]
     Pages {
@@ -221,7 +221,7 @@ pub enum RangeError {
 
 /// Whole pages of the host's that lie in one piece of guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RamPages {
+pub(crate) struct RamPages {
     start: GuestAddress,
     bytes: u64,
 }
@@ -231,7 +231,7 @@ impl RamPages {
     ///
     /// # Errors
     /// [`RangeError`].
-    pub fn new(
+    pub(crate) fn new(
         memory: &GuestMemoryMmap,
         start: GuestAddress,
         bytes: u64,
@@ -263,7 +263,7 @@ impl RamPages {
 ///
 /// # Errors
 /// What `madvise` says; they are kept then. Pages of another memory are refused.
-pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
+pub(crate) fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
     let (region, offset, bytes) = pages.within(memory).ok_or(io::ErrorKind::InvalidInput)?;
     mapping::discard(region, offset, bytes)
 }
@@ -272,7 +272,7 @@ pub fn discard(memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
 ///
 /// # Errors
 /// As there.
-pub fn discard_all(memory: &GuestMemoryMmap) -> io::Result<()> {
+pub(crate) fn discard_all(memory: &GuestMemoryMmap) -> io::Result<()> {
     memory
         .iter()
         .try_for_each(|region| mapping::discard(region, 0, region.size()))
@@ -280,7 +280,7 @@ pub fn discard_all(memory: &GuestMemoryMmap) -> io::Result<()> {
 
 /// Asks for pages not to be parts of huge ones, from now on. Only advice, and nothing where memory is a file: its huge pages are
 /// its own, and it has a mapping in each process.
-pub fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {
+pub(crate) fn advise_small(memory: &GuestMemoryMmap, pages: RamPages) {
     advise(memory, pages, Hold::Small);
 }
 

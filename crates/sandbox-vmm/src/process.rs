@@ -5,7 +5,7 @@ use std::panic;
 
 /// The stack of each thread but the first, in bytes. Nothing here is deep. With the standard library's two megabytes one of them would now
 /// and then lie on a huge page, and take all of it.
-pub const THREAD_STACK_BYTES: usize = 256 << 10;
+pub(crate) const THREAD_STACK_BYTES: usize = 256 << 10;
 
 /// To be called first. Makes the libraries that the monitor is linked with do, once threads are
 /// [confined](crate::seccomp), nothing that takes more than the monitor itself needs.
@@ -17,7 +17,7 @@ pub fn prepare() {
 
 /// Has what would make a file longer than it may become fail, as with any other error, instead of end the process. What is executed later would
 /// ignore it too.
-pub fn ignore_file_limit() {
+pub(crate) fn ignore_file_limit() {
     // SAFETY: no handler is installed: the signal is dropped.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }

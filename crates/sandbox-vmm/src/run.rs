@@ -31,17 +31,17 @@ use crate::seccomp::Confinement;
 use crate::virtio::mem::MemorySize;
 
 use parts::Devices;
-pub use parts::DevicesError;
+pub(crate) use parts::DevicesError;
 
 /// Exit code when the machine could not be built.
-pub const EXIT_FAILED: u8 = 1;
+pub(crate) const EXIT_FAILED: u8 = 1;
 /// Descriptors for which the kernel makes room at once: growing the table later, with threads, makes it wait
 /// for a grace period each time.
 const DESCRIPTORS: i32 = 512;
 
 /// Why the machine could not be built or waited for.
 #[derive(Debug, thiserror::Error)]
-pub enum RunError {
+pub(crate) enum RunError {
     /// An argument that it does not know.
     #[error("unknown argument {argument:?}")]
     Argument {

@@ -172,7 +172,7 @@ impl Confinement {
 
 /// The threads that were asked to confine themselves, of which none may touch the guest before all have.
 #[derive(Debug)]
-pub struct RollCall {
+pub(crate) struct RollCall {
     confinement: Confinement,
     report: mpsc::Sender<Result<(), SeccompError>>,
     reports: mpsc::Receiver<Result<(), SeccompError>>,
@@ -182,7 +182,7 @@ pub struct RollCall {
 impl RollCall {
     /// No thread yet.
     #[must_use]
-    pub fn new(confinement: Confinement) -> Self {
+    pub(crate) fn new(confinement: Confinement) -> Self {
         let (report, reports) = mpsc::channel();
         Self {
             confinement,
@@ -193,7 +193,7 @@ impl RollCall {
     }
 
     /// What one more thread of that kind has to call before anything else.
-    pub fn admit(&mut self, kind: ThreadKind) -> impl FnOnce() + Send + 'static {
+    pub(crate) fn admit(&mut self, kind: ThreadKind) -> impl FnOnce() + Send + 'static {
         self.expected = self.expected.saturating_add(1);
         let (confinement, report) = (self.confinement.clone(), self.report.clone());
         move || {
@@ -207,7 +207,7 @@ impl RollCall {
     ///
     /// # Errors
     /// [`SeccompError`], the first that a thread met.
-    pub fn close(self) -> Result<(), SeccompError> {
+    pub(crate) fn close(self) -> Result<(), SeccompError> {
         // The other senders are with the threads, so that a thread that ends without reporting is noticed.
         drop(self.report);
         for _ in 0..self.expected {

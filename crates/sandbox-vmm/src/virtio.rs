@@ -2,13 +2,13 @@
 //!
 //! A device knows nothing of the transport it is reached through. It names its type, queues, features and
 //! configuration space, and from [`VirtioDevice::activate`] to [`VirtioDevice::reset`] it owns its queues,
-//! as a rule on a [`Worker`] thread. Everything it says to the driver goes through an [`Interrupt`].
+//! as a rule on a `Worker` thread. Everything it says to the driver goes through an [`Interrupt`].
 //!
-//! Members: the trait; [`interrupt`]; [`worker`]; [`answering`], all that the simplest devices have in common; [`chain`], on which the
-//! parsers work; `vectors`, guest memory for system calls; [`pace`], how often something may be done; the transport [`mmio`], and what a driver reads of it, [`registers`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
+//! Members: the trait; [`interrupt`]; `worker`; `answering`, all that the simplest devices have in common; [`chain`], on which the
+//! parsers work; `vectors`, guest memory for system calls; `pace`, how often something may be done; the transport [`mmio`], and what a driver reads of it, [`registers`]; and [`vhost_user`], for devices that another process serves. Each device is a folder of the device
 //! itself, the parser of its requests, and its error: [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`fs`], and [`crate::vsock`].
 
-pub mod answering;
+pub(crate) mod answering;
 pub mod balloon;
 pub mod block;
 pub mod chain;
@@ -17,13 +17,13 @@ pub mod interrupt;
 pub mod mem;
 pub mod mmio;
 pub mod net;
-pub mod pace;
+pub(crate) mod pace;
 pub mod pmem;
 pub mod registers;
 pub mod rng;
 mod vectors;
 pub mod vhost_user;
-pub mod worker;
+pub(crate) mod worker;
 
 use std::io;
 
@@ -35,7 +35,8 @@ use crate::seccomp::ThreadKind;
 
 pub use interrupt::Interrupt;
 pub use registers::Registers;
-pub use worker::{Worker, WorkerTask, WorkerThread};
+pub use worker::WorkerThread;
+pub(crate) use worker::{Worker, WorkerTask};
 
 /// A queue that the driver has set up.
 #[derive(Debug)]
@@ -103,7 +104,9 @@ impl Activation {
     ///
     /// # Errors
     /// [`ActivateError::QueueDisabled`] names the first that is missing.
-    pub fn take_queues<const N: usize>(&mut self) -> Result<[ActiveQueue; N], ActivateError> {
+    pub(crate) fn take_queues<const N: usize>(
+        &mut self,
+    ) -> Result<[ActiveQueue; N], ActivateError> {
         let mut queues = std::mem::take(&mut self.queues).into_iter();
         let mut taken = Vec::with_capacity(N);
         for index in 0..N {

@@ -34,6 +34,4 @@ mod service;
 pub use device::Vsock;
 pub use error::VsockError;
 pub use handshake::{HandshakeError, MAX_LINE_BYTES, read_port};
-pub use muxer::{Muxer, MuxerConfig};
-pub use protocol::{FEATURES, QUEUE_COUNT, QUEUE_SIZES, RX_QUEUE, TX_QUEUE};
-pub use service::{Notify, serve};
+pub use muxer::MuxerConfig;

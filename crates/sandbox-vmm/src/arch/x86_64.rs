@@ -7,9 +7,9 @@
 //! - [`cpuid`]: what the processor says of itself;
 //! - [`registers`]: the state in which a vCPU begins.
 
-pub mod cpuid;
+pub(crate) mod cpuid;
 mod image;
 pub mod layout;
-pub mod mptable;
+pub(crate) mod mptable;
 pub mod pvh;
 pub mod registers;

@@ -18,7 +18,7 @@ const PIECE_BYTES: usize = 4096;
 
 /// Why there are no devices.
 #[derive(Debug, thiserror::Error)]
-pub enum FirstRequestError {
+pub(crate) enum FirstRequestError {
     /// It cannot be read.
     #[error("cannot read the first request from the control socket")]
     Read {
@@ -49,7 +49,9 @@ impl Control {
     ///
     /// # Errors
     /// [`FirstRequestError`].
-    pub fn first_request(&mut self) -> Result<Option<(MachineDevices, Passed)>, FirstRequestError> {
+    pub(crate) fn first_request(
+        &mut self,
+    ) -> Result<Option<(MachineDevices, Passed)>, FirstRequestError> {
         let mut descriptors = Vec::new();
         let line = loop {
             // What is behind its end is not looked at here.

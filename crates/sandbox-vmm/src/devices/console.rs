@@ -45,7 +45,7 @@ pub struct PanicFlag {
 impl PanicFlag {
     /// Whether it did.
     #[must_use]
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.seen.load(Ordering::Acquire)
     }
 }

@@ -18,7 +18,7 @@ pub const SERIAL_PORTS: BusRange = BusRange {
 
 /// An interrupt line.
 #[derive(Debug)]
-pub struct IrqLine(pub EventFd);
+pub(crate) struct IrqLine(pub EventFd);
 
 impl Trigger for IrqLine {
     type E = io::Error;

@@ -17,7 +17,7 @@ use crate::virtio::registers::RegisterPages;
 
 /// KVM by an open `/dev/kvm`.
 #[must_use]
-pub fn from_fd(fd: OwnedFd) -> Kvm {
+pub(crate) fn from_fd(fd: OwnedFd) -> Kvm {
     // SAFETY: the descriptor is open and its ownership passes on. If it is not KVM's, its calls fail.
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }

@@ -12,7 +12,7 @@ use crate::memory::later::Later;
 use crate::memory::{self, Sharing};
 
 /// What a machine begins with.
-pub struct MachineBasis {
+pub(crate) struct MachineBasis {
     /// `/dev/kvm`.
     pub kvm: Kvm,
     /// An ELF kernel with a PVH note.
@@ -31,7 +31,7 @@ pub struct MachineBasis {
 
 /// A VM of KVM's, in which nothing is yet, and memory with the kernel.
 #[derive(Debug)]
-pub struct LoadedMachine {
+pub(crate) struct LoadedMachine {
     pub(super) kvm: Kvm,
     pub(super) vm: VmFd,
     kernel: File,
@@ -51,7 +51,7 @@ impl LoadedMachine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn load(mut basis: MachineBasis) -> Result<Self, MachineError> {
+    pub(crate) fn load(mut basis: MachineBasis) -> Result<Self, MachineError> {
         let version = basis.kvm.get_api_version();
         if version != 12 {
             return Err(MachineError::ApiVersion { version });
@@ -76,7 +76,7 @@ impl LoadedMachine {
 
     /// How much memory it has from the start.
     #[must_use]
-    pub fn memory(&self) -> MemMib {
+    pub(crate) fn memory(&self) -> MemMib {
         self.memory
     }
 
@@ -85,7 +85,7 @@ impl LoadedMachine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn share(&mut self) -> Result<(), MachineError> {
+    pub(crate) fn share(&mut self) -> Result<(), MachineError> {
         if self.sharing == Sharing::Shared {
             return Ok(());
         }
@@ -100,7 +100,7 @@ impl LoadedMachine {
 
     /// The memory that it may get later, behind a window of `window` bytes.
     #[must_use]
-    pub fn later(&self, window: u64) -> Option<Later> {
+    pub(crate) fn later(&self, window: u64) -> Option<Later> {
         Later::new(self.memory, self.max_memory, window)
     }
 }

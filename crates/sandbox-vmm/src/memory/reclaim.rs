@@ -18,7 +18,7 @@ const MAX_BROKEN: usize = 64;
 
 /// What has been taken back of one guest's memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Reclaim {
+pub(crate) struct Reclaim {
     /// The huge pages that are broken up, by their guest addresses.
     broken: BTreeSet<u64>,
 }
@@ -28,7 +28,7 @@ impl Reclaim {
     ///
     /// # Errors
     /// As there.
-    pub fn take(&mut self, memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
+    pub(crate) fn take(&mut self, memory: &GuestMemoryMmap, pages: RamPages) -> io::Result<()> {
         let start = pages.start.0;
         // Of memory: far from the largest number.
         let end = start + pages.bytes;

@@ -29,7 +29,7 @@ use crate::log;
 /// [`MemMib::MAX`].
 pub const MAX_BYTES: u64 = 64 << 30;
 /// The most files: more than a container has layers.
-pub const MAX_FILES: usize = 128;
+pub(crate) const MAX_FILES: usize = 128;
 
 /// A file for a window.
 #[derive(Debug)]
@@ -200,7 +200,7 @@ impl Window {
 
     /// The first file that has become shorter than it should be.
     #[must_use]
-    pub fn lost(&self) -> Option<LostFile> {
+    pub(crate) fn lost(&self) -> Option<LostFile> {
         let mut indices = 0_u64..;
         self.files.iter().find_map(|(file, expected)| {
             let index = indices.next()?;
@@ -217,7 +217,7 @@ impl Window {
 
 /// A file that has become shorter than it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LostFile {
+pub(crate) struct LostFile {
     /// Its place among the window's.
     pub index: u64,
     /// How long it is now.
@@ -247,14 +247,14 @@ fn size(file: &File) -> io::Result<u64> {
 
 /// What a guest finds that writes to its window: nothing happens, and the log says so now and then.
 #[derive(Debug, Default)]
-pub struct ReadOnly {
+pub(crate) struct ReadOnly {
     writes: u64,
 }
 
 impl ReadOnly {
     /// For a window to which nobody has written.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 }

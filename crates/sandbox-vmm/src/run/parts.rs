@@ -30,7 +30,7 @@ use crate::vsock::{MuxerConfig, Vsock, VsockError};
 
 /// Why the devices cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum DevicesError {
+pub(crate) enum DevicesError {
     /// A descriptor that is not there, or not wanted.
     #[error(transparent)]
     Descriptor(#[from] PassedError),

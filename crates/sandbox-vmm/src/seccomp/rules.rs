@@ -52,7 +52,7 @@ const fn advice(advice: i32) -> Argument {
 }
 
 /// What every thread may do.
-pub const EVERY_THREAD: &[Rule] = &[
+pub(crate) const EVERY_THREAD: &[Rule] = &[
     allow!(SYS_futex, "locks, channels and barriers between threads"),
     allow!(
         SYS_write,
@@ -126,7 +126,7 @@ pub const EVERY_THREAD: &[Rule] = &[
 ];
 
 /// What every device's thread may do.
-pub const EVERY_DEVICE: &[Rule] = &[
+pub(crate) const EVERY_DEVICE: &[Rule] = &[
     allow!(
         SYS_epoll_pwait,
         "wait for the driver, and for what the device serves"
@@ -136,7 +136,7 @@ pub const EVERY_DEVICE: &[Rule] = &[
 ];
 
 /// The main thread.
-pub const MAIN: &[Rule] = &[
+pub(crate) const MAIN: &[Rule] = &[
     allow!(SYS_ppoll, "wait for the guest's end, and for the runtime's"),
     allow!(SYS_read, "see that the runtime is gone").rarely(),
     allow!(SYS_recvfrom, "the same, and what it asks").rarely(),
@@ -144,7 +144,7 @@ pub const MAIN: &[Rule] = &[
 ];
 
 /// A vCPU's thread. It is also the one on which the driver reaches the devices.
-pub const VCPU: &[Rule] = &[
+pub(crate) const VCPU: &[Rule] = &[
     allow!(SYS_ioctl, "run the guest").with(&[&[request(KVM_RUN)]]),
     allow!(
         SYS_ioctl,
@@ -203,7 +203,7 @@ pub const BLOCK: &[Rule] = &[
 ];
 
 /// The thread of a pair of queues of a network device.
-pub const NET: &[Rule] = &[
+pub(crate) const NET: &[Rule] = &[
     allow!(SYS_readv, "frames for the guest"),
     allow!(SYS_writev, "frames of the guest"),
     allow!(
@@ -220,7 +220,7 @@ pub const NET: &[Rule] = &[
 ];
 
 /// The thread of the entropy device.
-pub const RNG: &[Rule] = &[allow!(SYS_getrandom, "bytes for the guest")];
+pub(crate) const RNG: &[Rule] = &[allow!(SYS_getrandom, "bytes for the guest")];
 
 /// The thread of the balloon device.
 pub const BALLOON: &[Rule] = &[allow!(
@@ -236,7 +236,7 @@ pub const BALLOON: &[Rule] = &[allow!(
 ])];
 
 /// The thread of the memory device. What makes memory accessible and not, and discards it, is in [`EVERY_THREAD`].
-pub const MEM: &[Rule] = &[allow!(
+pub(crate) const MEM: &[Rule] = &[allow!(
     SYS_fallocate,
     "memory that the guest gives back, where it is a file, becomes a hole"
 )
@@ -244,7 +244,7 @@ pub const MEM: &[Rule] = &[allow!(
 .rarely()];
 
 /// The thread of the vsock device.
-pub const VSOCK: &[Rule] = &[
+pub(crate) const VSOCK: &[Rule] = &[
     allow!(SYS_accept4, "clients of the host"),
     allow!(SYS_socket, "a connection that the guest opens")
         .with(&[&[Argument::Is(0, libc::AF_UNIX.unsigned_abs())]]),

@@ -9,7 +9,7 @@
 pub mod disk;
 pub mod error;
 mod lane;
-pub mod pace;
+pub(crate) mod pace;
 pub mod request;
 mod task;
 #[cfg(test)]
@@ -112,7 +112,7 @@ impl Block {
     ///
     /// # Errors
     /// [`BlockError::Timer`].
-    pub fn with_pace(mut self, pace: &DiskPace) -> Result<Self, BlockError> {
+    pub(crate) fn with_pace(mut self, pace: &DiskPace) -> Result<Self, BlockError> {
         if let State::Idle(kits) = &mut self.state {
             for kit in kits {
                 kit.turnstile = Some(Turnstile::new(pace.clone())?);

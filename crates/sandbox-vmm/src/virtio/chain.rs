@@ -12,7 +12,7 @@ use crate::memory;
 
 /// The most descriptors in one chain, indirect ones included: 2.7.5.3.1 allows no more than the queue has,
 /// and no queue here has more.
-pub const MAX_DESCRIPTORS: usize = 256;
+pub(crate) const MAX_DESCRIPTORS: usize = 256;
 
 /// Why a chain is no request.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +51,7 @@ pub struct Segment {
 
 /// A chain's segments, empty ones left out.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Segments {
+pub(crate) struct Segments {
     /// What the device reads.
     pub readable: VecDeque<Segment>,
     /// What the device writes.
@@ -63,7 +63,7 @@ impl Segments {
     ///
     /// # Errors
     /// [`ChainError::TooLong`], [`ChainError::Order`] or [`ChainError::ReadOnly`].
-    pub fn copy(mut chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
+    pub(crate) fn copy(mut chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, ChainError> {
         let mut segments = Self::default();
         let mut count = 0;
         while let Some(descriptor) = chain.next() {
@@ -99,7 +99,7 @@ impl Segments {
     ///
     /// # Errors
     /// [`ChainError::ReadableTooShort`] or [`ChainError::Memory`].
-    pub fn take_readable(
+    pub(crate) fn take_readable(
         &mut self,
         memory: &GuestMemoryMmap,
         bytes: &mut [u8],
@@ -134,7 +134,7 @@ impl Segments {
     ///
     /// # Errors
     /// [`ChainError::WritableTooShort`].
-    pub fn take_last_writable(&mut self) -> Result<GuestAddress, ChainError> {
+    pub(crate) fn take_last_writable(&mut self) -> Result<GuestAddress, ChainError> {
         let segment = self
             .writable
             .back_mut()
@@ -181,7 +181,7 @@ pub fn skip(
 ///
 /// # Errors
 /// A segment is not in guest memory; those before it may have been written.
-pub fn write_over(
+pub(crate) fn write_over(
     memory: &GuestMemoryMmap,
     segments: impl IntoIterator<Item = Segment>,
     bytes: &[u8],

@@ -14,12 +14,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use super::vhost_user::FrontEnd;
 use super::{ActivateError, Activation, VirtioDevice, copy_config};
 
-pub use error::FsError;
+pub(crate) use error::FsError;
 
 use crate::seccomp::ThreadKind;
 
 /// Bytes of the tag in the configuration space (VirtIO 1.3, 5.11.4), unused ones zero.
-pub const TAG_BYTES: usize = 36;
+pub(crate) const TAG_BYTES: usize = 36;
 /// Queues for ordinary requests.
 const REQUEST_QUEUES: u32 = 1;
 /// The high-priority queue, and the request queues.
@@ -29,7 +29,7 @@ const CONFIG_BYTES: usize = TAG_BYTES + 4;
 
 /// A file system device.
 #[derive(Debug)]
-pub struct FsDevice {
+pub(crate) struct FsDevice {
     config: [u8; CONFIG_BYTES],
     front_end: FrontEnd,
 }
@@ -39,7 +39,7 @@ impl FsDevice {
     ///
     /// # Errors
     /// [`FsError`] for a tag that does not fit, or a back end that does not.
-    pub fn new(tag: &str, backend: UnixStream) -> Result<Self, FsError> {
+    pub(crate) fn new(tag: &str, backend: UnixStream) -> Result<Self, FsError> {
         let config = config_space(tag)?;
         let front_end = FrontEnd::open(backend, QUEUE_MAX_SIZES.len())?;
         Ok(Self { config, front_end })

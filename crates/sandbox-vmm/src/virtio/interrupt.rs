@@ -22,9 +22,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::registers::{CONFIG_BYTES, Registers, register};
 
 /// Bit of the interrupt status: the device used a buffer (VirtIO 1.3, 4.2.2).
-pub const VIRTIO_MMIO_INT_VRING: u32 = 1;
+pub(crate) const VIRTIO_MMIO_INT_VRING: u32 = 1;
 /// Bit of the interrupt status: the configuration, or `DEVICE_NEEDS_RESET`, changed.
-pub const VIRTIO_MMIO_INT_CONFIG: u32 = 2;
+pub(crate) const VIRTIO_MMIO_INT_CONFIG: u32 = 2;
 /// Bit of the device status: the device cannot go on (2.1).
 pub(super) const DEVICE_NEEDS_RESET: u32 = 64;
 
@@ -74,7 +74,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// What `write` on the event descriptor says.
-    pub fn signal_queue(&self) -> io::Result<()> {
+    pub(crate) fn signal_queue(&self) -> io::Result<()> {
         self.line.irq.write(1)
     }
 
@@ -109,7 +109,7 @@ impl Interrupt {
     }
 
     /// The driver acknowledges bits of the interrupt status. That of used buffers alone need not come here.
-    pub fn acknowledge(&self, bits: u32) {
+    pub(crate) fn acknowledge(&self, bits: u32) {
         if bits & VIRTIO_MMIO_INT_CONFIG != 0 {
             let mut said = self.lock();
             said.changed = false;

@@ -134,7 +134,7 @@ impl MmioTransport {
 
     /// The events of the queues, in order, to be raised by writes of their numbers to [`QUEUE_NOTIFY`].
     #[must_use]
-    pub fn kicks(&self) -> &[EventFd] {
+    pub(crate) fn kicks(&self) -> &[EventFd] {
         &self.kicks
     }
 

@@ -48,7 +48,7 @@ use crate::log;
 use crate::seccomp::ThreadKind;
 
 /// The least MTU (5.1.4.1).
-pub const MIN_MTU: u16 = 68;
+pub(crate) const MIN_MTU: u16 = 68;
 
 #[derive(Debug)]
 enum State {

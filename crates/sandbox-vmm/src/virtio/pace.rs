@@ -19,7 +19,7 @@ const SECOND_NS: u128 = 1_000_000_000;
 
 /// What may pass in a second, of anything that is counted.
 #[derive(Debug)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     rate: NonZeroU64,
     burst_ns: u64,
     /// Until when all that passed is paid for, on the caller's clock in nanoseconds.
@@ -29,7 +29,7 @@ pub struct Bucket {
 impl Bucket {
     /// Lets `rate` pass in a second, and after a rest as much at once as otherwise in the time `burst`.
     #[must_use]
-    pub fn new(rate: NonZeroU64, burst: Duration) -> Self {
+    pub(crate) fn new(rate: NonZeroU64, burst: Duration) -> Self {
         Self {
             rate,
             burst_ns: u64::try_from(burst.as_nanos()).unwrap_or(u64::MAX),
@@ -39,13 +39,13 @@ impl Bucket {
 
     /// How many nanoseconds it takes from `now_ns` until something may pass; 0 is none.
     #[must_use]
-    pub fn wait_ns(&self, now_ns: u64) -> u64 {
+    pub(crate) fn wait_ns(&self, now_ns: u64) -> u64 {
         self.paid_until
             .saturating_sub(now_ns.saturating_add(self.burst_ns))
     }
 
     /// So much passed.
-    pub fn charge(&mut self, now_ns: u64, amount: u64) {
+    pub(crate) fn charge(&mut self, now_ns: u64, amount: u64) {
         let rate = u128::from(self.rate.get());
         let cost = u128::from(amount).saturating_mul(SECOND_NS).div_ceil(rate);
         self.paid_until = self

@@ -12,7 +12,7 @@ use super::chain::Segment;
 /// All that is guest memory is whole, and stays mapped as long as this lives. Other threads and the guest may access it at
 /// the same time, which is why no reference to it exists.
 #[derive(Debug)]
-pub struct Vectors<'a> {
+pub(crate) struct Vectors<'a> {
     /// The first `passed` are behind us.
     pieces: Vec<libc::iovec>,
     passed: usize,
@@ -23,7 +23,7 @@ pub struct Vectors<'a> {
 impl<'a> Vectors<'a> {
     /// Room for so many pieces; more can be added.
     #[must_use]
-    pub fn with_capacity(pieces: usize) -> Self {
+    pub(crate) fn with_capacity(pieces: usize) -> Self {
         Self {
             pieces: Vec::with_capacity(pieces),
             passed: 0,
@@ -36,7 +36,7 @@ impl<'a> Vectors<'a> {
     ///
     /// # Errors
     /// One is not all there.
-    pub fn of_guest(
+    pub(crate) fn of_guest(
         memory: &'a GuestMemoryMmap,
         segments: impl Iterator<Item = Segment>,
     ) -> Result<Self, GuestMemoryError> {
@@ -51,7 +51,7 @@ impl<'a> Vectors<'a> {
     ///
     /// # Errors
     /// It is not all there.
-    pub fn add_guest(
+    pub(crate) fn add_guest(
         &mut self,
         memory: &'a GuestMemoryMmap,
         segment: Segment,
@@ -67,7 +67,7 @@ impl<'a> Vectors<'a> {
     }
 
     /// Adds memory of the monitor's.
-    pub fn add_own(&mut self, bytes: &'a mut [u8]) {
+    pub(crate) fn add_own(&mut self, bytes: &'a mut [u8]) {
         self.pieces.push(libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
@@ -75,7 +75,7 @@ impl<'a> Vectors<'a> {
     }
 
     /// Leaves out the next `bytes` bytes.
-    pub fn advance(&mut self, mut bytes: usize) {
+    pub(crate) fn advance(&mut self, mut bytes: usize) {
         while let Some(first) = self.pieces.get_mut(self.passed) {
             if bytes < first.iov_len {
                 first.iov_base = first.iov_base.wrapping_byte_add(bytes);
@@ -89,7 +89,7 @@ impl<'a> Vectors<'a> {
 
     /// What is left.
     #[must_use]
-    pub fn as_slice(&self) -> &[libc::iovec] {
+    pub(crate) fn as_slice(&self) -> &[libc::iovec] {
         self.pieces.get(self.passed..).unwrap_or_default()
     }
 }

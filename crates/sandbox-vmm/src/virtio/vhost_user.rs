@@ -66,7 +66,7 @@ impl FrontEnd {
 
     /// The back end's features that concern the rings, not the device.
     #[must_use]
-    pub fn ring_features(&self) -> u64 {
+    pub(crate) fn ring_features(&self) -> u64 {
         self.ring_features
     }
 

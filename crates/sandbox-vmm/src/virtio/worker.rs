@@ -31,7 +31,7 @@ const STOP: u64 = u64::MAX;
 const EVENTS: usize = 16;
 
 /// What a worker thread does.
-pub trait WorkerTask: Send + 'static {
+pub(crate) trait WorkerTask: Send + 'static {
     /// Why the device cannot go on.
     type Error: Error + Send + Sync + 'static;
 
@@ -99,7 +99,7 @@ impl WorkerThread {
 
 /// A task on its thread.
 #[derive(Debug)]
-pub struct Worker<T> {
+pub(crate) struct Worker<T> {
     done: mpsc::Receiver<T>,
     stop: EventFd,
 }
@@ -109,7 +109,7 @@ impl<T: WorkerTask> Worker<T> {
     ///
     /// # Errors
     /// [`ActivateError::Host`], or [`ActivateError::Lost`] if the thread is.
-    pub fn start(
+    pub(crate) fn start(
         thread: &WorkerThread,
         task: T,
         interrupt: Interrupt,
@@ -145,7 +145,7 @@ impl<T: WorkerTask> Worker<T> {
     }
 
     /// Ends the task after what it is doing, and gives it back; `None` if it panicked.
-    pub fn stop(self) -> Option<T> {
+    pub(crate) fn stop(self) -> Option<T> {
         if let Err(error) = self.stop.write(1) {
             // The counter of a fresh event descriptor cannot overflow, so this does not happen; waiting
             // would be for ever.

@@ -47,7 +47,7 @@ const USAGE: &str = "sandbox-vmm vsock-backend [--jail FD] [--sandbox DIR] --cid
 
 /// Why the back end did not start, or ended.
 #[derive(Debug, thiserror::Error)]
-pub enum BackendError {
+pub(crate) enum BackendError {
     /// An argument that it does not know.
     #[error("unknown argument {argument:?}; usage: {USAGE}")]
     UnknownArgument {
@@ -93,7 +93,7 @@ pub enum BackendError {
 /// `vhost_user_backend::Error` is no [`std::error::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct VhostUserDaemonError(String);
+pub(crate) struct VhostUserDaemonError(String);
 
 impl From<vhost_user_backend::Error> for BackendError {
     fn from(error: vhost_user_backend::Error) -> Self {

@@ -70,7 +70,7 @@ pub struct MuxerConfig {
 
 /// How far a call came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Buffers were handed back to the driver.
     pub used: bool,
     /// The bound on the work of one call was reached; call again.
@@ -79,7 +79,7 @@ pub struct Progress {
 
 /// Counts of what was refused. For diagnostics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// Guest packets that were not packets, or not for or from this device.
     pub malformed: u64,
     /// Guest packets of no connection, or connects that nobody took; each was answered by `RST`.
@@ -99,7 +99,7 @@ struct Handshake {
 
 /// All connections of a device.
 #[derive(Debug)]
-pub struct Muxer {
+pub(crate) struct Muxer {
     guest_cid: u64,
     path: PathBuf,
     listener: UnixListener,
@@ -132,7 +132,7 @@ impl Muxer {
     ///
     /// # Errors
     /// [`VsockError::PathTooLong`], or [`VsockError::System`] when the kernel gives no descriptors.
-    pub fn new(config: MuxerConfig) -> Result<Self, VsockError> {
+    pub(crate) fn new(config: MuxerConfig) -> Result<Self, VsockError> {
         let length = config.path.as_os_str().as_bytes().len();
         let limit = UNIX_PATH_BYTES - PORT_SUFFIX_BYTES;
         if length > limit {
@@ -184,30 +184,30 @@ impl Muxer {
 
     /// The guest's context identifier.
     #[must_use]
-    pub fn guest_cid(&self) -> u64 {
+    pub(crate) fn guest_cid(&self) -> u64 {
         self.guest_cid
     }
 
     /// What was refused since the start.
-    #[must_use]
-    pub fn refused(&self) -> Refused {
+    #[cfg(test)]
+    pub(crate) fn refused(&self) -> Refused {
         self.refused
     }
 
     /// Connections, those included that only drain to the host.
-    #[must_use]
-    pub fn connections(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn connections(&self) -> usize {
         self.endpoints.len()
     }
 
     /// Something waits for a receive buffer. (A connection may turn out to have nothing after all.)
     #[must_use]
-    pub fn has_pending_rx(&self) -> bool {
+    pub(crate) fn has_pending_rx(&self) -> bool {
         !self.refusals.is_empty() || !self.queue.is_empty()
     }
 
     /// The guest reset the device: every host socket is closed, and clients that wait are turned away.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.endpoints.clear();
         self.by_ports.clear();
         self.handshakes.clear();

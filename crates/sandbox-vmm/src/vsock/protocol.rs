@@ -6,16 +6,16 @@ use virtio_bindings::bindings::virtio_ring::{
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Host-to-guest packets (5.10.2).
-pub const RX_QUEUE: usize = 0;
+pub(crate) const RX_QUEUE: usize = 0;
 /// Guest-to-host packets.
-pub const TX_QUEUE: usize = 1;
+pub(crate) const TX_QUEUE: usize = 1;
 /// Receive, transmit and event queue.
-pub const QUEUE_COUNT: usize = 3;
+pub(crate) const QUEUE_COUNT: usize = 3;
 /// Entries in each queue, in their order. Linux fills the first with buffers of 4 KiB when it starts, half a megabyte of each guest,
 /// and has at most eight in the last.
-pub const QUEUE_SIZES: [u16; QUEUE_COUNT] = [128, 256, 16];
+pub(crate) const QUEUE_SIZES: [u16; QUEUE_COUNT] = [128, 256, 16];
 /// What the device offers. No `VIRTIO_VSOCK_F_*` bit means streams only (5.10.3.1).
-pub const FEATURES: u64 =
+pub(crate) const FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// The context identifier of the host (5.10.4).

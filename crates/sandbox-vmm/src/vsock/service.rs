@@ -12,7 +12,7 @@ const TURNS: usize = 8;
 
 /// What the owner of the rings is to do after a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Notify {
+pub(crate) struct Notify {
     /// Interrupt the driver for the receive ring.
     pub rx: bool,
     /// Interrupt the driver for the transmit ring.
@@ -28,7 +28,7 @@ pub struct Notify {
 ///
 /// # Errors
 /// [`VsockError::CorruptRing`]: the device needs a reset. [`VsockError::System`].
-pub fn serve(
+pub(crate) fn serve(
     muxer: &mut Muxer,
     mem: &GuestMemoryMmap,
     rx: &mut Queue,

@@ -25,14 +25,14 @@ const LEVEL_CORE: u32 = 2;
 /// More answers than KVM takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("CPUID would have {count} answers, more than KVM takes")]
-pub struct CpuidError {
+pub(crate) struct CpuidError {
     /// How many.
     pub count: usize,
 }
 
 /// How the vCPUs of a machine are numbered.
 #[derive(Debug, Clone, Copy)]
-pub struct Topology {
+pub(crate) struct Topology {
     /// How many there are.
     pub vcpus: VcpuCount,
     /// KVM's local APIC has the deadline timer.
@@ -51,7 +51,11 @@ impl Topology {
     ///
     /// # Errors
     /// [`CpuidError`].
-    pub fn of_vcpu(self, supported: &[kvm_cpuid_entry2], apic_id: u8) -> Result<CpuId, CpuidError> {
+    pub(crate) fn of_vcpu(
+        self,
+        supported: &[kvm_cpuid_entry2],
+        apic_id: u8,
+    ) -> Result<CpuId, CpuidError> {
         let apic_id = u32::from(apic_id);
         // KVM describes the host's topology in these, or none.
         let mut entries: Vec<_> = supported

@@ -15,47 +15,48 @@ use vm_memory::GuestAddress;
 use crate::virtio::registers::WINDOW_BYTES;
 
 /// `hvm_start_info`.
-pub const START_INFO: GuestAddress = GuestAddress(0x6000);
+pub(crate) const START_INFO: GuestAddress = GuestAddress(0x6000);
 /// The memory map that `hvm_start_info` points to.
-pub const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
+pub(crate) const MEMORY_MAP: GuestAddress = GuestAddress(0x7000);
 /// The kernel's command line.
 pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 /// The longest command line with its terminating zero: `COMMAND_LINE_SIZE` of Linux on x86.
-pub const COMMAND_LINE_BYTES: usize = 2048;
+pub(crate) const COMMAND_LINE_BYTES: usize = 2048;
 /// End of the RAM below 1 MiB.
-pub const LOW_RAM_END: u64 = 0xa_0000;
+pub(crate) const LOW_RAM_END: u64 = 0xa_0000;
 /// The MP floating pointer, in the range where the kernel looks for it (Intel MP specification 1.4, 4).
-pub const MP_TABLE: GuestAddress = GuestAddress(0xf_0000);
+pub(crate) const MP_TABLE: GuestAddress = GuestAddress(0xf_0000);
 /// The most the MP table may take: up to 1 MiB.
-pub const MP_TABLE_BYTES: usize = 0x1_0000;
+#[cfg(test)]
+pub(crate) const MP_TABLE_BYTES: usize = 0x1_0000;
 /// Where kernels are loaded, and no lower.
-pub const HIGH_RAM_START: u64 = 0x10_0000;
+pub(crate) const HIGH_RAM_START: u64 = 0x10_0000;
 /// Start of the hole below 4 GiB.
-pub const HOLE_START: u64 = 0xd000_0000;
+pub(crate) const HOLE_START: u64 = 0xd000_0000;
 /// End of the hole.
-pub const HOLE_END: u64 = 1 << 32;
+pub(crate) const HOLE_END: u64 = 1 << 32;
 /// The windows of virtio-mmio devices, in pages that the guest reads by itself.
-pub const VIRTIO_MMIO_START: u64 = HOLE_START;
+pub(crate) const VIRTIO_MMIO_START: u64 = HOLE_START;
 /// The same for devices that have to see each read: in pages that are no memory.
-pub const VIRTIO_MMIO_SEEN_START: u64 = HOLE_START + 0x1_0000;
+pub(crate) const VIRTIO_MMIO_SEEN_START: u64 = HOLE_START + 0x1_0000;
 /// Bytes of address space for each device.
-pub const VIRTIO_MMIO_BYTES: u64 = WINDOW_BYTES as u64;
+pub(crate) const VIRTIO_MMIO_BYTES: u64 = WINDOW_BYTES as u64;
 /// Interrupt of the first virtio-mmio device. Lower ones are of the keyboard, serial ports and the cascade.
-pub const FIRST_VIRTIO_GSI: u32 = 5;
+pub(crate) const FIRST_VIRTIO_GSI: u32 = 5;
 /// The last interrupt line: KVM's IO-APIC has 24.
-pub const LAST_GSI: u32 = 23;
+pub(crate) const LAST_GSI: u32 = 23;
 // Who makes the devices counts on a line for each.
 const _: () = assert!((LAST_GSI - FIRST_VIRTIO_GSI + 1) as usize == MAX_DEVICES);
 /// Interrupt of the first serial port.
-pub const SERIAL_GSI: u32 = 4;
+pub(crate) const SERIAL_GSI: u32 = 4;
 /// A page for KVM's identity map (Intel processors without unrestricted guests).
-pub const IDENTITY_MAP: u64 = 0xfeff_c000;
+pub(crate) const IDENTITY_MAP: u64 = 0xfeff_c000;
 /// Three pages for KVM's task state segment (likewise).
-pub const KVM_TSS: u64 = 0xfeff_d000;
+pub(crate) const KVM_TSS: u64 = 0xfeff_d000;
 /// The IO-APIC.
-pub const IO_APIC: u32 = 0xfec0_0000;
+pub(crate) const IO_APIC: u32 = 0xfec0_0000;
 /// The local APICs.
-pub const LOCAL_APIC: u32 = 0xfee0_0000;
+pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// A piece of RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct RamRange {
 
 /// The RAM of a machine of that size: one piece, or two around the hole.
 #[must_use]
-pub fn ram_ranges(memory: MemMib) -> Vec<RamRange> {
+pub(crate) fn ram_ranges(memory: MemMib) -> Vec<RamRange> {
     let bytes = memory.bytes();
     let below = bytes.min(HOLE_START);
     let mut ranges = vec![RamRange {
@@ -90,7 +91,7 @@ const WINDOW_ALIGNMENT: u64 = 1 << 30;
 /// Where the files begin that the guest only reads, in a machine with that much memory. The memory map does not tell of them: their
 /// device does.
 #[must_use]
-pub fn window_start(memory: MemMib) -> u64 {
+pub(crate) fn window_start(memory: MemMib) -> u64 {
     let ram_end = ram_ranges(memory)
         .last()
         .map_or(0, |range| range.start + range.bytes);
@@ -100,7 +101,7 @@ pub fn window_start(memory: MemMib) -> u64 {
 /// Where memory begins that a machine may get later: behind everything, in a machine with that much memory from the start and a window of
 /// `window` bytes. A multiple of what Linux adds memory in (128 MiB; 2 GiB at most, in machines of 64 GiB and more).
 #[must_use]
-pub fn later_start(memory: MemMib, window: u64) -> u64 {
+pub(crate) fn later_start(memory: MemMib, window: u64) -> u64 {
     (window_start(memory) + window).next_multiple_of(LATER_ALIGNMENT)
 }
 
@@ -109,7 +110,7 @@ const LATER_ALIGNMENT: u64 = 2 << 30;
 
 /// What a part of the address space is, in the words of the PVH memory map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MapKind {
+pub(crate) enum MapKind {
     /// Usable.
     Ram,
     /// Not to be used.
@@ -118,7 +119,7 @@ pub enum MapKind {
 
 /// One entry of the memory map that the kernel gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MapEntry {
+pub(crate) struct MapEntry {
     /// Its first address.
     pub start: u64,
     /// Its size in bytes.
@@ -129,7 +130,7 @@ pub struct MapEntry {
 
 /// The memory map of a machine of that size, in order, without overlaps.
 #[must_use]
-pub fn memory_map(memory: MemMib) -> Vec<MapEntry> {
+pub(crate) fn memory_map(memory: MemMib) -> Vec<MapEntry> {
     let entry = |start, end: u64, kind| MapEntry {
         start,
         bytes: end - start,

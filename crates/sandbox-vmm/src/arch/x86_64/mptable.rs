@@ -43,7 +43,7 @@ const ALL_APICS: u8 = 0xff;
 
 /// The whole table for that many processors, to be put at `address`.
 #[must_use]
-pub fn build(vcpus: VcpuCount, address: u32) -> Vec<u8> {
+pub(crate) fn build(vcpus: VcpuCount, address: u32) -> Vec<u8> {
     let mut entries = Vec::new();
     let mut count: u16 = 0;
     let mut add = |entry: &[u8]| {

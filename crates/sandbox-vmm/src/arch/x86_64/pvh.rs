@@ -117,7 +117,7 @@ fn boot_data(segments: &[Range<u64>]) -> Option<Range<u64>> {
 ///
 /// # Errors
 /// [`BootError`].
-pub fn write_boot_data(
+pub(crate) fn write_boot_data(
     memory: &GuestMemoryMmap,
     size: MemMib,
     vcpus: VcpuCount,

@@ -28,7 +28,7 @@ const DELIVERY_EXT_INT: u32 = 0x7;
 /// Why a vCPU did not take its state.
 #[derive(Debug, thiserror::Error)]
 #[error("KVM refused to {action} of vCPU {vcpu}")]
-pub struct RegisterError {
+pub(crate) struct RegisterError {
     /// What was tried.
     pub action: &'static str,
     /// For which.
@@ -41,7 +41,11 @@ pub struct RegisterError {
 ///
 /// # Errors
 /// [`RegisterError`].
-pub fn set_boot_state(vcpu: &VcpuFd, id: u8, entry: GuestAddress) -> Result<(), RegisterError> {
+pub(crate) fn set_boot_state(
+    vcpu: &VcpuFd,
+    id: u8,
+    entry: GuestAddress,
+) -> Result<(), RegisterError> {
     let failed = |action| {
         move |source| RegisterError {
             action,
@@ -82,7 +86,7 @@ pub fn set_boot_state(vcpu: &VcpuFd, id: u8, entry: GuestAddress) -> Result<(), 
 ///
 /// # Errors
 /// [`RegisterError`].
-pub fn set_common_state(vcpu: &VcpuFd, id: u8) -> Result<(), RegisterError> {
+pub(crate) fn set_common_state(vcpu: &VcpuFd, id: u8) -> Result<(), RegisterError> {
     let failed = |action| {
         move |source| RegisterError {
             action,

@@ -8,7 +8,7 @@ use crate::virtio::chain::ChainError;
 
 /// Why a request is not done, or the device cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum BalloonError {
+pub(crate) enum BalloonError {
     /// The chain is no list of pages.
     #[error("malformed request")]
     Malformed(#[from] ChainError),

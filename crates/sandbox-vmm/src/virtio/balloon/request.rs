@@ -12,7 +12,7 @@ use crate::virtio::chain::{ChainError, Segments, total};
 /// The unit of page numbers (VirtIO 1.3, 5.5.6: "`VIRTIO_BALLOON_PFN_SHIFT` 12"), whatever pages the guest has.
 pub const PAGE_BYTES: u64 = 1 << 12;
 /// The most page numbers in one request to inflate: four times what Linux sends (`VIRTIO_BALLOON_ARRAY_PFNS_MAX`).
-pub const MAX_PAGE_NUMBERS: usize = 1024;
+pub(crate) const MAX_PAGE_NUMBERS: usize = 1024;
 
 /// Bytes of a page number.
 const NUMBER_BYTES: usize = 4;
@@ -22,7 +22,7 @@ const NUMBER_BYTES: usize = 4;
 ///
 /// # Errors
 /// [`BalloonError::Malformed`] or [`BalloonError::Range`].
-pub fn parse_report(
+pub(crate) fn parse_report(
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<RamPages>, BalloonError> {
@@ -42,7 +42,7 @@ pub fn parse_report(
 ///
 /// # Errors
 /// [`BalloonError::Malformed`], [`BalloonError::TooMany`] or [`BalloonError::Range`].
-pub fn parse_inflate(
+pub(crate) fn parse_inflate(
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<RamPages>, BalloonError> {

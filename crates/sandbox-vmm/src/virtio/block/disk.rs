@@ -98,7 +98,7 @@ impl Disk {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn read_at_once(
+    pub(crate) fn read_at_once(
         &self,
         memory: &GuestMemoryMmap,
         sector: u64,
@@ -115,7 +115,7 @@ impl Disk {
 
     /// Whether nothing is ever written to it.
     #[must_use]
-    pub fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         self.read_only
     }
 
@@ -151,7 +151,7 @@ impl Disk {
     /// # Errors
     /// [`BlockError`]; [`BlockError::Unsupported`] if the file cannot have holes, or for flags without
     /// a meaning (5.2.6.2).
-    pub fn punch(&self, ranges: &[Range], allowed_flags: u32) -> Result<(), BlockError> {
+    pub(crate) fn punch(&self, ranges: &[Range], allowed_flags: u32) -> Result<(), BlockError> {
         for range in ranges {
             let (offset, bytes) = self.hole(*range, allowed_flags)?;
             fallocate(&self.file, HOLE, offset, bytes)
@@ -177,7 +177,7 @@ impl Disk {
     ///
     /// # Errors
     /// [`BlockError::Memory`].
-    pub fn write_serial(
+    pub(crate) fn write_serial(
         &self,
         memory: &GuestMemoryMmap,
         data: &VecDeque<Segment>,

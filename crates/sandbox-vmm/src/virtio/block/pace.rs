@@ -10,7 +10,7 @@ use super::error::BlockError;
 use crate::virtio::pace::{Bucket, PaceTimer, now_ns};
 
 /// After a rest, as much passes at once as otherwise in this time.
-pub const BURST: Duration = Duration::from_millis(100);
+pub(crate) const BURST: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 struct Buckets {
@@ -20,14 +20,14 @@ struct Buckets {
 
 /// What the disks of a sandbox have together.
 #[derive(Debug, Clone)]
-pub struct DiskPace {
+pub(crate) struct DiskPace {
     buckets: Arc<Mutex<Buckets>>,
 }
 
 impl DiskPace {
     /// None when nothing is limited.
     #[must_use]
-    pub fn new(limits: &DiskLimits) -> Option<Self> {
+    pub(crate) fn new(limits: &DiskLimits) -> Option<Self> {
         let buckets = Buckets {
             bytes: limits.bytes_per_second.map(|rate| Bucket::new(rate, BURST)),
             operations: limits

@@ -13,9 +13,9 @@ use super::error::BlockError;
 use crate::virtio::chain::{ChainError, Segment, Segments, total};
 
 /// `virtio_blk_discard_write_zeroes` entries in a request: `max_discard_seg` and `max_write_zeroes_seg`.
-pub const MAX_RANGES: usize = 16;
+pub(crate) const MAX_RANGES: usize = 16;
 /// `VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`, the only flag of a range, and not one of a discard (5.2.6.2).
-pub const FLAG_UNMAP: u32 = 1;
+pub(crate) const FLAG_UNMAP: u32 = 1;
 /// Bytes of one of them.
 const RANGE_BYTES: usize = 16;
 /// Bytes of the header.
@@ -34,7 +34,7 @@ pub struct Range {
 
 /// What the driver wants.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Operation {
+pub(crate) enum Operation {
     /// Read into the guest.
     In {
         /// From here.
@@ -76,7 +76,7 @@ pub enum Operation {
 impl Operation {
     /// How much is read or written; what only changes where the disk has holes is nothing.
     #[must_use]
-    pub fn data_bytes(&self) -> u64 {
+    pub(crate) fn data_bytes(&self) -> u64 {
         match self {
             Self::In { data, .. } | Self::Out { data, .. } => total(data),
             Self::Flush
@@ -90,7 +90,7 @@ impl Operation {
 
 /// A request with a place for its status.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// What to do.
     pub operation: Operation,
     /// Where the status goes.
@@ -102,7 +102,7 @@ impl Request {
     ///
     /// # Errors
     /// [`BlockError::Malformed`].
-    pub fn parse(
+    pub(crate) fn parse(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, BlockError> {

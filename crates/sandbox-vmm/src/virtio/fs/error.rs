@@ -4,7 +4,7 @@ use crate::virtio::vhost_user::FrontEndError;
 
 /// Why a file system device cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum FsError {
+pub(crate) enum FsError {
     /// The tag does not fit the configuration space.
     #[error(
         "a share's tag has between 1 and {} bytes and no zero byte, unlike {tag:?}",

@@ -275,7 +275,7 @@ impl MemorySize {
 
     /// What the guest has in all, if it has come to have what it is to have since this was last asked.
     #[must_use]
-    pub fn take_settled(&self) -> Option<MemMib> {
+    pub(crate) fn take_settled(&self) -> Option<MemMib> {
         self.settled.read().ok()?;
         let more = self.lock().plugged_bytes >> 20;
         // Within the bounds of a machine, as what it is made of is.

@@ -17,7 +17,7 @@ pub enum MemError {
 
 /// Why blocks do not become what the driver wants them to be. The answer says so.
 #[derive(Debug, thiserror::Error)]
-pub enum RefusedError {
+pub(crate) enum RefusedError {
     /// They are none.
     #[error("{count} blocks from {address:#x} on are not blocks of the device")]
     Range {

@@ -7,20 +7,20 @@ use super::error::MemError;
 use crate::virtio::chain::{ChainError, Segments};
 
 /// Plug blocks.
-pub const VIRTIO_MEM_REQ_PLUG: u16 = 0;
+pub(crate) const VIRTIO_MEM_REQ_PLUG: u16 = 0;
 /// Unplug blocks.
-pub const VIRTIO_MEM_REQ_UNPLUG: u16 = 1;
+pub(crate) const VIRTIO_MEM_REQ_UNPLUG: u16 = 1;
 /// Unplug all blocks.
-pub const VIRTIO_MEM_REQ_UNPLUG_ALL: u16 = 2;
+pub(crate) const VIRTIO_MEM_REQ_UNPLUG_ALL: u16 = 2;
 /// Tell the state of blocks.
-pub const VIRTIO_MEM_REQ_STATE: u16 = 3;
+pub(crate) const VIRTIO_MEM_REQ_STATE: u16 = 3;
 
 /// Bytes of `virtio_mem_resp`: the type, six of padding, and the state.
-pub const RESPONSE_BYTES: u32 = 10;
+pub(crate) const RESPONSE_BYTES: u32 = 10;
 
 /// What the device answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Response {
+pub(crate) enum Response {
     /// `VIRTIO_MEM_RESP_ACK`: done.
     Ack,
     /// `VIRTIO_MEM_RESP_NACK`: not at the moment, by the size that the guest is to have.
@@ -33,7 +33,7 @@ pub enum Response {
 
 /// The state of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BlockState {
+pub(crate) enum BlockState {
     /// The guest has all of them.
     Plugged,
     /// It has none of them.
@@ -58,7 +58,7 @@ impl Response {
 
 /// A request with a place for its answer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// What the driver wants.
     pub kind: u16,
     /// The first address of the blocks.
@@ -74,7 +74,7 @@ impl Request {
     ///
     /// # Errors
     /// [`MemError::Malformed`] without a whole request, or without room for the whole answer in one descriptor.
-    pub fn parse(
+    pub(crate) fn parse(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, MemError> {
@@ -100,7 +100,11 @@ impl Request {
     ///
     /// # Errors
     /// [`MemError::Memory`].
-    pub fn answer(&self, memory: &GuestMemoryMmap, response: Response) -> Result<u32, MemError> {
+    pub(crate) fn answer(
+        &self,
+        memory: &GuestMemoryMmap,
+        response: Response,
+    ) -> Result<u32, MemError> {
         memory
             .write_slice(&response.bytes(), self.response)
             .map_err(MemError::Memory)?;

@@ -20,7 +20,7 @@ pub enum Command {
 
 /// A request with a place for the answer.
 #[derive(Debug)]
-pub struct ControlRequest {
+pub(crate) struct ControlRequest {
     /// Where `ack` is: the first byte that the device writes.
     pub ack: GuestAddress,
     /// The command, or what is wrong with it: then the answer is `VIRTIO_NET_ERR`.
@@ -32,7 +32,7 @@ impl ControlRequest {
     ///
     /// # Errors
     /// [`NetError::Malformed`] when there is no place for an answer.
-    pub fn parse(
+    pub(crate) fn parse(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, NetError> {

@@ -15,16 +15,16 @@ pub const HEADER_BYTES: usize = 12;
 /// Where `num_buffers` is in it.
 const NUM_BUFFERS: std::ops::Range<usize> = 10..12;
 /// Header and Ethernet header.
-pub const MIN_FRAME_BYTES: usize = HEADER_BYTES + 14;
+pub(crate) const MIN_FRAME_BYTES: usize = HEADER_BYTES + 14;
 /// Header, Ethernet header with a tag, and the largest packet that segmentation offload takes (5.1.6.2: 65550 with an
 /// Ethernet header without a tag).
-pub const MAX_FRAME_BYTES: usize = HEADER_BYTES + 18 + 65_536;
+pub(crate) const MAX_FRAME_BYTES: usize = HEADER_BYTES + 18 + 65_536;
 
 /// Where the frame of a transmit chain is.
 ///
 /// # Errors
 /// [`NetError::FrameLength`], [`NetError::Memory`] or [`NetError::Malformed`].
-pub fn frame_of<'a>(
+pub(crate) fn frame_of<'a>(
     chain: DescriptorChain<&GuestMemoryMmap>,
     memory: &'a GuestMemoryMmap,
 ) -> Result<Vectors<'a>, NetError> {
@@ -43,7 +43,7 @@ pub fn frame_of<'a>(
 
 /// A chain that waits for a frame, or for a part of one. All of it is in guest memory.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     /// The chain's head, for the used ring.
     pub head: u16,
     segments: VecDeque<Segment>,
@@ -55,7 +55,7 @@ impl Buffer {
     ///
     /// # Errors
     /// [`NetError::Malformed`] without room for `least` bytes; [`NetError::Memory`].
-    pub fn parse(
+    pub(crate) fn parse(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
         least: u64,
@@ -81,18 +81,18 @@ impl Buffer {
 
     /// How many bytes fit.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// Where they go.
-    pub fn segments(&self) -> impl Iterator<Item = Segment> {
+    pub(crate) fn segments(&self) -> impl Iterator<Item = Segment> {
         self.segments.iter().copied()
     }
 }
 
 /// Says in a frame's header in how many buffers it is.
-pub fn set_num_buffers(header: &mut [u8; HEADER_BYTES], count: u16) {
+pub(crate) fn set_num_buffers(header: &mut [u8; HEADER_BYTES], count: u16) {
     if let Some(field) = header.get_mut(NUM_BUFFERS) {
         field.copy_from_slice(&count.to_le_bytes());
     }

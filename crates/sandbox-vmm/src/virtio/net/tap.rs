@@ -17,11 +17,11 @@ use super::request::HEADER_BYTES;
 use crate::virtio::vectors::Vectors;
 
 /// `TUN_F_CSUM`: frames without a checksum may be read.
-pub const OFFLOAD_CSUM: u32 = 1;
+pub(crate) const OFFLOAD_CSUM: u32 = 1;
 /// `TUN_F_TSO4`: and segments of TCP over IPv4 larger than the MTU.
-pub const OFFLOAD_TSO4: u32 = 2;
+pub(crate) const OFFLOAD_TSO4: u32 = 2;
 /// `TUN_F_TSO6`: and over IPv6.
-pub const OFFLOAD_TSO6: u32 = 4;
+pub(crate) const OFFLOAD_TSO6: u32 = 4;
 
 const SET_OFFLOAD: Opcode = opcode::write::<u32>(b'T', 208);
 const SET_HEADER_BYTES: Opcode = opcode::write::<i32>(b'T', 216);
@@ -94,7 +94,7 @@ impl Tap {
 
     /// Whether the kernel passes it frames. A new one is attached.
     #[must_use]
-    pub fn is_attached(&self) -> bool {
+    pub(crate) fn is_attached(&self) -> bool {
         self.attached.load(Ordering::Acquire)
     }
 
@@ -102,7 +102,7 @@ impl Tap {
     ///
     /// # Errors
     /// What the kernel says: the interface is gone, or has one queue.
-    pub fn attach(&self, attached: bool) -> io::Result<()> {
+    pub(crate) fn attach(&self, attached: bool) -> io::Result<()> {
         if self.is_attached() == attached {
             return Ok(());
         }
@@ -125,7 +125,7 @@ impl Tap {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn set_offload(&self, offload: u32) -> io::Result<()> {
+    pub(crate) fn set_offload(&self, offload: u32) -> io::Result<()> {
         if !self.is_tap {
             return Ok(());
         }
@@ -141,7 +141,7 @@ impl Tap {
     ///
     /// # Errors
     /// `WouldBlock` when none is there; `EFAULT` when it could not be written, and is lost; others when the interface is gone.
-    pub fn read(&self, frame: &Vectors<'_>) -> io::Result<usize> {
+    pub(crate) fn read(&self, frame: &Vectors<'_>) -> io::Result<usize> {
         self.pass(libc::readv, frame)
     }
 
@@ -149,7 +149,7 @@ impl Tap {
     ///
     /// # Errors
     /// What the kernel says: it checks the header.
-    pub fn write(&self, frame: &Vectors<'_>) -> io::Result<()> {
+    pub(crate) fn write(&self, frame: &Vectors<'_>) -> io::Result<()> {
         self.pass(libc::writev, frame).map(drop)
     }
 

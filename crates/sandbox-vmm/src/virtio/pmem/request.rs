@@ -12,11 +12,11 @@ pub const FLUSH: u32 = 0;
 /// Bytes of `virtio_pmem_req`.
 const REQUEST_BYTES: usize = 4;
 /// Bytes of `virtio_pmem_resp`.
-pub const RESPONSE_BYTES: u32 = 4;
+pub(crate) const RESPONSE_BYTES: u32 = 4;
 
 /// A request with a place for its result.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// What the driver wants.
     pub kind: u32,
     /// Where the result goes, in one piece.
@@ -28,7 +28,7 @@ impl Request {
     ///
     /// # Errors
     /// [`PmemError::Malformed`] without a whole request, or without room for the whole response in one descriptor.
-    pub fn parse(
+    pub(crate) fn parse(
         chain: DescriptorChain<&GuestMemoryMmap>,
         memory: &GuestMemoryMmap,
     ) -> Result<Self, PmemError> {
@@ -48,7 +48,7 @@ impl Request {
 
     /// 0 for a flush, for which there is nothing to do; -1, failure, for what the device does not have (5.19.7).
     #[must_use]
-    pub fn result(&self) -> u32 {
+    pub(crate) fn result(&self) -> u32 {
         match self.kind {
             FLUSH => 0,
             _ => u32::MAX,

@@ -9,11 +9,11 @@ use super::error::RngError;
 use crate::virtio::chain::{ChainError, Segment, Segments};
 
 /// The most bytes that one request gets. The driver is told how many it got, and may ask again.
-pub const MAX_REQUEST_BYTES: u32 = 64 * 1024;
+pub(crate) const MAX_REQUEST_BYTES: u32 = 64 * 1024;
 
 /// A request for random bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// Where they go: together at most [`MAX_REQUEST_BYTES`], and at least one.
     pub segments: VecDeque<Segment>,
 }
@@ -23,7 +23,7 @@ impl Request {
     ///
     /// # Errors
     /// [`RngError::Malformed`] without a buffer to fill.
-    pub fn parse(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, RngError> {
+    pub(crate) fn parse(chain: DescriptorChain<&GuestMemoryMmap>) -> Result<Self, RngError> {
         let mut segments = Segments::copy(chain)?.writable;
         let mut left = MAX_REQUEST_BYTES;
         for segment in &mut segments {

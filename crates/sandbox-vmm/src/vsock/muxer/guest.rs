@@ -20,7 +20,7 @@ impl Muxer {
     ///
     /// # Errors
     /// [`VsockError::CorruptRing`].
-    pub fn process_tx(
+    pub(crate) fn process_tx(
         &mut self,
         mem: &GuestMemoryMmap,
         queue: &mut Queue,
@@ -109,7 +109,7 @@ impl Muxer {
     ///
     /// # Errors
     /// [`VsockError::CorruptRing`], or [`VsockError::System`] when the timer fails.
-    pub fn process_rx(
+    pub(crate) fn process_rx(
         &mut self,
         mem: &GuestMemoryMmap,
         queue: &mut Queue,

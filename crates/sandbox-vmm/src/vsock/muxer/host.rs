@@ -28,7 +28,7 @@ impl Muxer {
     ///
     /// # Errors
     /// [`VsockError::System`] when one of the muxer's own descriptors fails.
-    pub fn process_host(&mut self) -> Result<(), VsockError> {
+    pub(crate) fn process_host(&mut self) -> Result<(), VsockError> {
         let mut events = [const { std::mem::MaybeUninit::<Event>::uninit() }; EVENTS];
         let (ready, _) = match epoll::wait(
             &self.epoll,
