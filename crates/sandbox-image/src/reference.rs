@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use crate::digest::{Digest, DigestError};
 
 /// The longest repository name with its registry (distribution `reference.NameTotalLengthMax`).
-pub const MAX_NAME_LEN: usize = 255;
+pub(crate) const MAX_NAME_LEN: usize = 255;
 /// The longest tag (distribution `reference.TagRegexp`).
-pub const MAX_TAG_LEN: usize = 128;
+pub(crate) const MAX_TAG_LEN: usize = 128;
 /// The fewest hexadecimal digits that are looked up as the beginning of an image ID.
-pub const MIN_ID_PREFIX: usize = 4;
+pub(crate) const MIN_ID_PREFIX: usize = 4;
 
 const DEFAULT_REGISTRY: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
@@ -142,7 +142,7 @@ impl Reference {
 
     /// The tag, or the one that stands for none; `None` for an image ID.
     #[must_use]
-    pub fn tag_or_default(&self) -> Option<&str> {
+    pub(crate) fn tag_or_default(&self) -> Option<&str> {
         match &self.kind {
             Kind::Named { tag, .. } => Some(tag.as_deref().unwrap_or(DEFAULT_TAG)),
             Kind::Id(_) => None,
@@ -152,7 +152,7 @@ impl Reference {
     /// The name in full under which a pulled image is kept: as [`Self::canonical`], but with the digest alone where there is one
     /// and no tag, so that `x@sha256:…` does not become `x:latest`.
     #[must_use]
-    pub fn pulled_name(&self) -> Option<String> {
+    pub(crate) fn pulled_name(&self) -> Option<String> {
         match &self.kind {
             Kind::Named {
                 registry,
@@ -192,7 +192,7 @@ impl Reference {
 
     /// The text as the beginning of an image ID, if it can be one.
     #[must_use]
-    pub fn id_prefix(&self) -> Option<&str> {
+    pub(crate) fn id_prefix(&self) -> Option<&str> {
         match &self.kind {
             Kind::Named { id_prefix, .. } => id_prefix.as_deref(),
             Kind::Id(_) => None,

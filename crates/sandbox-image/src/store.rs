@@ -56,7 +56,7 @@ pub(crate) use files::Activity;
 use index::{Lease, Record};
 
 /// The largest manifest or configuration (distribution limits manifests to 4 MiB).
-pub const MAX_METADATA_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_METADATA_BYTES: u64 = 4 << 20;
 
 /// The images of one machine. Cheap to open; any number of processes may have it open.
 #[derive(Debug, Clone)]

@@ -183,7 +183,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn configure_guest(
+    pub(crate) async fn configure_guest(
         &self,
         unix_time_ns: u64,
         hostname: &str,
@@ -207,7 +207,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn configure_network(
+    pub(crate) async fn configure_network(
         &self,
         request: &ConfigureNetworkRequest,
     ) -> Result<(), AgentError> {
@@ -422,7 +422,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn bring_up_processors(&self, count: VcpuCount) -> Result<(), AgentError> {
+    pub(crate) async fn bring_up_processors(&self, count: VcpuCount) -> Result<(), AgentError> {
         let request = BringUpProcessorsRequest {
             count: count.get().into(),
             ..Default::default()
@@ -439,7 +439,7 @@ impl AgentClient {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn guest_memory(&self) -> Result<u64, AgentError> {
+    pub(crate) async fn guest_memory(&self) -> Result<u64, AgentError> {
         let call = self.client.guest_memory(context(CALL_TIMEOUT), &EMPTY);
         let reply = bounded("read the guest's memory", CALL_TIMEOUT, call).await?;
         Ok(reply.memory_bytes)

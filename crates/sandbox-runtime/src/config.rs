@@ -23,9 +23,9 @@ pub use overrides::{ANNOTATION_PREFIX, OVERRIDABLE, OverrideError, OverrideProbl
 /// Names the configuration file to read.
 pub const CONFIG_ENV: &str = "SANDBOX_CONFIG";
 /// Read when [`CONFIG_ENV`] is not set.
-pub const DEFAULT_PATH: &str = "/etc/sandbox/config.toml";
+pub(crate) const DEFAULT_PATH: &str = "/etc/sandbox/config.toml";
 /// The longest path a Unix socket can be bound to: `sun_path` without its final zero (unix(7)).
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub(crate) const MAX_SOCKET_PATH_BYTES: usize = 107;
 
 /// Which hypervisor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -386,7 +386,7 @@ impl Config {
 
     /// `boot_timeout_s` as a duration.
     #[must_use]
-    pub fn boot_timeout(&self) -> Duration {
+    pub(crate) fn boot_timeout(&self) -> Duration {
         Duration::from_secs(u64::from(self.boot_timeout_s))
     }
 
@@ -478,7 +478,7 @@ impl Config {
 ///
 /// # Errors
 /// [`ConfigError::SocketPath`] when it is longer than [`MAX_SOCKET_PATH_BYTES`].
-pub fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
+pub(crate) fn check_socket_path(path: &Path) -> Result<(), ConfigError> {
     if path.as_os_str().len() > MAX_SOCKET_PATH_BYTES {
         return Err(ConfigError::SocketPath {
             path: path.to_owned(),

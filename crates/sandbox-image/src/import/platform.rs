@@ -56,7 +56,7 @@ impl Platform {
 
     /// Whether an image whose configuration says this is for this platform.
     #[must_use]
-    pub fn is_of(&self, config: &ImageConfiguration) -> bool {
+    pub(crate) fn is_of(&self, config: &ImageConfiguration) -> bool {
         self.is(config.os(), config.architecture())
     }
 

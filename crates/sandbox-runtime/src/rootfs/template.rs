@@ -5,7 +5,7 @@
 
 /// An earlier mount, as a template can refer to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EarlierMount {
+pub(crate) struct EarlierMount {
     /// Where it is mounted.
     pub mount_point: String,
     /// Its source, where it has one by name.
@@ -55,13 +55,13 @@ pub enum TemplateError {
 }
 
 /// The longest option after filling in. The agent hands layers over one by one (fsconfig(2)), so that a page is no limit.
-pub const MAX_EXPANDED_BYTES: usize = 64 << 10;
+pub(crate) const MAX_EXPANDED_BYTES: usize = 64 << 10;
 
 /// Fills in `text`.
 ///
 /// # Errors
 /// [`TemplateError`].
-pub fn expand(text: &str, earlier: &[EarlierMount]) -> Result<String, TemplateError> {
+pub(crate) fn expand(text: &str, earlier: &[EarlierMount]) -> Result<String, TemplateError> {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("{{") {

@@ -55,7 +55,7 @@ pub(crate) fn place_of_image(memory: MemMib, image: &Path) -> Option<MappedLayer
 
 /// The size of a device of which this is the last, in bytes.
 #[must_use]
-pub fn device_bytes(last: &MappedLayer) -> u64 {
+pub(crate) fn device_bytes(last: &MappedLayer) -> u64 {
     (last.offset + last.bytes).next_multiple_of(PMEM_ALIGNMENT)
 }
 
