@@ -62,7 +62,8 @@ pub enum CpusetListError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpusetList {
     text: String,
-    count: u16,
+    /// First and last numbers, in order, with at least one number between two of them.
+    ranges: Vec<(u16, u16)>,
 }
 
 impl CpusetList {
@@ -90,8 +91,42 @@ impl CpusetList {
     /// How many different numbers it names: 1 to [`Self::MAX`] + 1.
     #[must_use]
     pub fn count(&self) -> u16 {
-        self.count
+        let counts = self.ranges.iter().map(|(first, last)| last - first + 1);
+        counts.sum()
     }
+
+    /// What either of the two names, in the shortest form.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let ranges = merged([self.ranges.as_slice(), &other.ranges].concat());
+        let members = ranges.iter().map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        });
+        Self {
+            text: members.collect::<Vec<_>>().join(","),
+            ranges,
+        }
+    }
+
+    /// Whether it names nothing that `other` does not name.
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        merged([self.ranges.as_slice(), &other.ranges].concat()) == other.ranges
+    }
+}
+
+/// Ranges in order, those that overlap or touch as one.
+fn merged(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
+    ranges.sort_unstable();
+    ranges.dedup_by(|(first, last), (_, before)| {
+        let joins = *first <= *before + 1;
+        if joins {
+            *before = (*before).max(*last);
+        }
+        joins
+    });
+    ranges
 }
 
 impl fmt::Display for CpusetList {
@@ -110,19 +145,10 @@ impl FromStr for CpusetList {
         if text.len() > MAX_LEN {
             return Err(CpusetListError::TooLong { len: text.len() });
         }
-        let mut ranges = text.split(',').map(range).collect::<Result<Vec<_>, _>>()?;
-        ranges.sort_unstable();
-        let mut count = 0;
-        // Numbers below it are counted.
-        let mut next = 0;
-        for (first, last) in ranges {
-            let end = last + 1;
-            count += end.saturating_sub(next.max(first));
-            next = next.max(end);
-        }
+        let ranges = text.split(',').map(range).collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             text: text.to_owned(),
-            count,
+            ranges: merged(ranges),
         })
     }
 }
@@ -267,6 +293,36 @@ mod tests {
         assert_eq!(list(&of_len(MAX_LEN - 1)).unwrap().count(), 1);
         let len = MAX_LEN + 1;
         assert_eq!(list(&of_len(len)), Err(CpusetListError::TooLong { len }));
+    }
+
+    #[test]
+    fn union_is_what_either_names() {
+        for (one, other, both) in [
+            ("0", "1", "0-1"),
+            ("4-5", "2", "2,4-5"),
+            ("0-3", "1,2", "0-3"),
+            ("7,0-1", "3", "0-1,3,7"),
+            ("8191", "0-8190", "0-8191"),
+        ] {
+            let (one, other) = (list(one).unwrap(), list(other).unwrap());
+            assert_eq!(one.union(&other).as_str(), both);
+            assert_eq!(one.union(&other), other.union(&one));
+        }
+    }
+
+    #[test]
+    fn list_is_within_one_that_has_all_its_numbers() {
+        for (inner, outer, is_within) in [
+            ("0", "0-1", true),
+            ("1,0", "0-1", true),
+            ("0-3", "0-1,2-3", true),
+            ("2", "0-1", false),
+            ("0-2", "0-1,3", false),
+            ("2", "0-1,3", false),
+        ] {
+            let (inner, outer) = (list(inner).unwrap(), list(outer).unwrap());
+            assert_eq!(inner.is_within(&outer), is_within, "{inner} {outer}");
+        }
     }
 
     proptest! {
