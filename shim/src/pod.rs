@@ -21,6 +21,7 @@ use containerd_shim_protos::events::task::{
     TaskDelete, TaskExecStarted, TaskExit, TaskOOM, TaskStart,
 };
 use sandbox_protocol::bundle::DEATH_FILE;
+use sandbox_runtime::cgroup::Places;
 use sandbox_runtime::files::write_atomically;
 use sandbox_runtime::{
     AgentError, Config, HeadStart, MachineSize, Sandbox, SandboxDeath, SandboxError, SandboxEvent,
@@ -31,7 +32,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::delete::KILLED;
-use crate::error::TaskError;
+use crate::error::{TaskError, chain};
 use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle, LifecycleError};
@@ -105,6 +106,8 @@ struct Container {
     hooks: Hooks,
     /// What it may use.
     demand: Demand,
+    /// Where on the host it is to run.
+    places: Places,
     /// How soon it is to be killed when the host runs out of memory.
     oom_score: Option<i32>,
     init: Process,
@@ -177,6 +180,21 @@ impl State {
             .partition(|(id, _)| self.is_holder(id));
         let lowest = |of: Vec<(_, &Container)>| of.iter().filter_map(|(_, c)| c.oom_score).min();
         lowest(others).or_else(|| lowest(holder))
+    }
+
+    /// Where on the host the machine is to run: where any of its containers may, those that have ended left out. The one that holds the pod
+    /// does nothing, and its own counts as long as it is alone.
+    fn places(&self) -> Places {
+        let live = self.containers.iter();
+        let live = live.filter(|(_, container)| container.init.lifecycle.exit().is_none());
+        let (holder, others): (Vec<_>, Vec<_>) = live.partition(|(id, _)| self.is_holder(id));
+        let counted = if others.is_empty() { holder } else { others };
+        let places = counted
+            .into_iter()
+            .map(|(_, container)| container.places.clone());
+        places
+            .reduce(|all, one| all.union(&one))
+            .unwrap_or_default()
     }
 
     fn container(&mut self, id: &ContainerId) -> Result<&mut Container, TaskError> {
@@ -274,6 +292,9 @@ pub(crate) struct Pod {
     making: tokio::sync::Mutex<()>,
     /// Held while limits are changed: one change at a time, so that each begins with what the one before has left.
     updating: tokio::sync::Mutex<()>,
+    /// Held while the machine is told where on the host to run, so that the last who does knows of the latest change. Whether it was said that
+    /// this cannot be.
+    placing: tokio::sync::Mutex<bool>,
     /// Becomes true when the server is to end.
     ended: watch::Sender<bool>,
     /// Becomes true when the machine has ended, and told why if it died.
@@ -300,6 +321,7 @@ impl Pod {
             state: Mutex::new(State::default()),
             making: tokio::sync::Mutex::default(),
             updating: tokio::sync::Mutex::default(),
+            placing: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(false),
             death: watch::Sender::new(false),
             closing: watch::Sender::new(false),
@@ -419,6 +441,21 @@ impl Pod {
                 tracing::error!("pod {}: a container is still being made", self.id);
                 stopped
             }
+        }
+    }
+
+    /// Has the machine run where its containers may now. Where that cannot be it goes on where it was, which is said once.
+    async fn place(&self, sandbox: &Sandbox) {
+        let mut is_said = self.placing.lock().await;
+        let places = self.state().places();
+        if let Err(error) = sandbox.place(places).await
+            && !std::mem::replace(&mut *is_said, true)
+        {
+            tracing::warn!(
+                "pod {}: its machine does not run on all, or not only, of its containers' processors and memory nodes: {}",
+                self.id,
+                WithCauses(&error)
+            );
         }
     }
 

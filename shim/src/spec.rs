@@ -5,6 +5,7 @@ pub(crate) mod check;
 mod devices;
 pub(crate) mod disks;
 mod objects;
+pub(crate) mod places;
 pub(crate) mod pod_config;
 pub(crate) mod role;
 pub(crate) mod size;
@@ -18,15 +19,16 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxResources, Moun
 use sandbox_protocol::bundle::SPEC_FILE;
 use sandbox_protocol::extensions::COPY_OPTION;
 use sandbox_runtime::Config;
-use sandbox_runtime::cgroup::{CgroupPath, CgroupPathError};
+use sandbox_runtime::cgroup::{CgroupPath, CgroupPathError, Places};
 use sandbox_runtime::network::PodNetwork;
 use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde_json::Value;
 
 use check::{HostNamespaceError, Namespaces, Shared};
 use devices::DeviceError;
+use places::PlaceError;
 use role::{Role, RoleError};
-use size::{CpuListError, Demand, PodLimitError};
+use size::{Demand, PodLimitError};
 use update::UpdateError;
 
 /// The largest `config.json`, in bytes: it travels in one ttrpc message.
@@ -78,9 +80,9 @@ pub(crate) enum SpecError {
         /// The file.
         path: PathBuf,
     },
-    /// Its list of processors is none.
+    /// It cannot run where it is to.
     #[error(transparent)]
-    CpuList(#[from] CpuListError),
+    Place(#[from] PlaceError),
     /// It wants to join a namespace of the host.
     #[error(transparent)]
     HostNamespace(#[from] HostNamespaceError),
@@ -229,7 +231,8 @@ impl BundleSpec {
         } else {
             self.resources()
         };
-        let listed = size::cpu_list(resources)?;
+        let listed = places::of(resources)?.cpus;
+        let listed = listed.map(|list| list.count().into());
         Ok((
             size::memory(resources, config)?,
             size::vcpus(resources, listed, config)?,
@@ -240,6 +243,16 @@ impl BundleSpec {
     pub(crate) fn oom_score(&self) -> Option<i32> {
         let process = self.spec.process().as_ref();
         process.and_then(|process| process.oom_score_adj())
+    }
+
+    /// Where on the host the container is to run.
+    ///
+    /// # Errors
+    /// [`SpecError::Place`] unless the host has all of it.
+    pub(crate) fn places(&self) -> Result<Places, SpecError> {
+        let places = places::of(self.resources())?;
+        places::check(&places, &Places::of_host())?;
+        Ok(places)
     }
 
     /// What the container may use.

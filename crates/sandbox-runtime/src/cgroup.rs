@@ -24,9 +24,11 @@ use crate::config::Config;
 
 mod hierarchy;
 mod path;
+mod places;
 
 use hierarchy::{Hierarchy, Version};
 pub use path::{CgroupPath, CgroupPathError};
+pub use places::Places;
 
 /// Processes and threads of a sandbox on the host. Its user may have 1024 ([`crate::jail`]), the shim some 600, and the rest is
 /// for virtiofsd, hooks and loggers.
@@ -66,6 +68,9 @@ pub enum CgroupError {
         /// Where.
         path: PathBuf,
     },
+    /// Processors or memory nodes were named, and none can be.
+    #[error("none of the sandbox's control groups on the host has `cpuset`")]
+    NoCpuset,
 }
 
 fn refused(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
@@ -360,7 +365,7 @@ struct Attempt {
 
 impl Attempt {
     /// All that has been made is removed again when one of the groups is somebody else's.
-    fn make(planned: &[(Hierarchy, Group)], limits: Limits) -> Self {
+    fn make(planned: &[(Hierarchy, Group)], limits: Limits, places: &Places) -> Self {
         let mut attempt = Self::default();
         for (hierarchy, group) in planned {
             let made = group.make(hierarchy);
@@ -386,6 +391,11 @@ impl Attempt {
                 }
             }
         }
+        let entered = planned
+            .iter()
+            .filter(|(_, group)| attempt.groups.contains(group));
+        let entered: Vec<_> = entered.cloned().collect();
+        attempt.problems.extend(place_all(&entered, places).err());
         attempt
     }
 
@@ -414,7 +424,12 @@ pub(crate) fn versions() -> Vec<&'static str> {
 ///
 /// # Errors
 /// Only when it cannot be recorded.
-pub(crate) fn enter(path: &CgroupPath, limits: Limits, dir: &Path) -> Result<(), CleanupError> {
+pub(crate) fn enter(
+    path: &CgroupPath,
+    limits: Limits,
+    places: &Places,
+    dir: &Path,
+) -> Result<(), CleanupError> {
     let planned: Vec<(Hierarchy, Group)> = Hierarchy::mounted()
         .into_iter()
         .filter_map(|hierarchy| Some((hierarchy.clone(), Group::plan(path, &hierarchy)?)))
@@ -431,7 +446,7 @@ pub(crate) fn enter(path: &CgroupPath, limits: Limits, dir: &Path) -> Result<(),
     }
     let on_record: Vec<Group> = planned.iter().map(|(_, group)| group.clone()).collect();
     Record::set_cgroup(dir, &on_record)?;
-    let attempt = Attempt::make(&planned, limits);
+    let attempt = Attempt::make(&planned, limits, places);
     if attempt.groups != on_record {
         Record::set_cgroup(dir, &attempt.groups)?;
     }
@@ -439,22 +454,47 @@ pub(crate) fn enter(path: &CgroupPath, limits: Limits, dir: &Path) -> Result<(),
     Ok(())
 }
 
+/// The groups on record in `dir`, with their hierarchies.
+fn recorded(dir: &Path) -> Vec<(Hierarchy, Group)> {
+    let groups = Record::cgroup(dir);
+    if groups.is_empty() {
+        return Vec::new();
+    }
+    let of_hierarchy = |hierarchy: Hierarchy| {
+        let mut here = groups.iter().filter(|group| group.mount == hierarchy.mount);
+        Some((hierarchy.clone(), here.next()?.clone()))
+    };
+    let mounted = Hierarchy::mounted().into_iter();
+    mounted.filter_map(of_hierarchy).collect()
+}
+
 /// Raises the limits of the sandbox's group, which is on record in `dir`. One that cannot be raised is warned of: the sandbox goes on
 /// within what it has.
 pub(crate) fn raise(dir: &Path, limits: Limits) {
-    let groups = Record::cgroup(dir);
-    if groups.is_empty() {
-        return;
-    }
-    for hierarchy in Hierarchy::mounted() {
-        let here = groups.iter().filter(|group| group.mount == hierarchy.mount);
-        for group in here {
-            if let Err(error) = group.limit(&hierarchy, limits) {
-                let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "the sandbox's limits on the host are as they were");
-            }
+    for (hierarchy, group) in recorded(dir) {
+        if let Err(error) = group.limit(&hierarchy, limits) {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the sandbox's limits on the host are as they were");
         }
     }
+}
+
+/// Has whatever is in the sandbox's group, which is on record in `dir`, run there. Blocks while memory moves to other nodes.
+///
+/// # Errors
+/// When it runs where it did before, or only in part there.
+pub(crate) fn place(dir: &Path, places: &Places) -> Result<(), CgroupError> {
+    place_all(&recorded(dir), places)
+}
+
+fn place_all(groups: &[(Hierarchy, Group)], places: &Places) -> Result<(), CgroupError> {
+    let mut with: Vec<_> = groups.iter().collect();
+    with.retain(|(hierarchy, _)| hierarchy.has("cpuset"));
+    if with.is_empty() && *places != Places::default() {
+        return Err(CgroupError::NoCpuset);
+    }
+    with.into_iter()
+        .try_for_each(|(hierarchy, group)| group.place(hierarchy.version, places))
 }
 
 fn warn(path: &CgroupPath, attempt: &Attempt) {

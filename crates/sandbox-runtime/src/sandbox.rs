@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::agent::{AgentClient, AgentError};
+use crate::cgroup::{self, CgroupError, Places};
 use crate::cleanup::{self, CleanupError, SweepNote};
 use crate::config::{ConfigError, check_socket_path};
 use crate::console::Console;
@@ -492,6 +493,16 @@ impl Sandbox {
             result = result.and(oom::set(pid, score));
         }
         result
+    }
+
+    /// Has what runs and serves the guest run on these of the host's processors and memory nodes, where it has a control group. Takes as long
+    /// as memory takes to move to other nodes.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; it may run there in part.
+    pub async fn place(&self, places: Places) -> Result<(), CgroupError> {
+        let dir = self.dir.clone();
+        share::beside(move || cgroup::place(&dir, &places)).await
     }
 
     /// Whether its network namespace was made for it ([`PodNetwork::New`]), so that its caller looks for things of the

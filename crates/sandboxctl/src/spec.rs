@@ -125,8 +125,7 @@ pub(crate) enum SpecError {
     ReservationAboveMemory,
     /// More processors are listed than there are.
     #[error(
-        "--cpuset-cpus {list} needs {needed} processors, and --cpus gives the virtual machine {given}; leave --cpus out, or list 0-{}",
-        given - 1
+        "--cpuset-cpus {list} needs {needed} processors, and --cpus gives the virtual machine {given}; leave --cpus out, or list no more than that"
     )]
     CpuList { list: String, needed: u8, given: u8 },
     /// The parts do not make a configuration.

@@ -8,6 +8,7 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use sandbox_protocol::GUEST_RUN_DIR;
 use sandbox_protocol::agent::{self, CreateContainerRequest, SharedNamespace, Stdio};
 use sandbox_protocol::limits::CREATE_TIMEOUT;
+use sandbox_runtime::cgroup::Places;
 use sandbox_runtime::rootfs::window::MappedLayer;
 use sandbox_runtime::rootfs::{DeviceAllocator, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
@@ -69,6 +70,8 @@ struct GuestParts {
 /// Everything that the agent needs to make it, and that follows.
 struct Parts {
     spec: BundleSpec,
+    /// What it names, which the guest's specification may have no more.
+    places: Places,
     guest: GuestParts,
     joined: Vec<SharedNamespace>,
     open: OpenStdio,
@@ -335,6 +338,8 @@ impl Pod {
             // A pod of the sandbox service is cleared away by its engine.
             basis.sweep = None;
         }
+        // The machine is begun there.
+        let places = basis.places.clone();
         let (driver, notice) = host::choose_driver(&basis.config)?;
         if let Some(notice) = notice {
             tracing::warn!("{notice}");
@@ -369,6 +374,7 @@ impl Pod {
         let hooks = Hooks::of(&spec.spec, draft.id.as_str(), draft.bundle)?;
         let parts = Parts {
             spec,
+            places,
             guest,
             joined: Vec::new(),
             open,
@@ -416,6 +422,7 @@ impl Pod {
             });
         };
         let joined = spec.adapt(&mut namespaces)?;
+        let places = spec.places()?;
         spec.adapt_to_pod();
         // Shared memory is shared exactly when the ipc namespace is.
         let shares_ipc = joined.contains(&"ipc");
@@ -442,12 +449,15 @@ impl Pod {
         sandbox.share(std::mem::take(&mut guest.shared)).await?;
         let parts = Parts {
             spec,
+            places,
             guest,
             joined,
             open,
             hooks,
         };
-        self.make(&sandbox, draft, parts).await
+        let pid = self.make(&sandbox, draft, parts).await?;
+        self.place(&sandbox).await;
+        Ok(pid)
     }
 
     /// Opens the caller's ends of the first process's streams.
@@ -465,6 +475,7 @@ impl Pod {
     ) -> Result<u32, TaskError> {
         let Parts {
             spec,
+            places,
             guest,
             joined,
             open,
@@ -512,6 +523,7 @@ impl Pod {
             bundle: draft.bundle.to_owned(),
             hooks,
             demand: spec.demand(),
+            places,
             oom_score: spec.oom_score(),
             init: process,
             execs: std::collections::HashMap::new(),

@@ -37,6 +37,7 @@ impl Pod {
             config,
             size: MachineSize { memory, vcpus },
             cgroup: spec.cgroup()?,
+            places: spec.places()?,
             sweep: self.sweep_note(spec, bundle),
         };
         Ok(EarlyPlan {
@@ -122,7 +123,7 @@ mod tests {
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {
                 "cgroupsPath": "/default/c1",
-                "resources": {"memory": {"limit": 268_435_456}},
+                "resources": {"memory": {"limit": 268_435_456}, "cpu": {"cpus": "0"}},
                 "namespaces": [{"type": "pid"}],
             },
         })
@@ -142,6 +143,7 @@ mod tests {
         let EarlyPlan { basis, shares } = plan;
         assert_eq!(basis.size.memory.get(), 256 + overhead);
         assert_eq!(basis.cgroup.unwrap().to_string(), "/default/c1");
+        assert_eq!(basis.places.cpus.unwrap().as_str(), "0");
         assert_eq!((basis.sweep, shares), (None, false));
     }
 

@@ -8,6 +8,7 @@ use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use sandbox_protocol::agent::{AddProcessRequest, StreamKind};
 use sandbox_runtime::agent::ListedProcess;
+use sandbox_runtime::cgroup::Places;
 use sandbox_runtime::{AgentError, Sandbox};
 use sandbox_types::timeline::Phase;
 use sandbox_types::{ContainerId, ExecId, WithCauses};
@@ -390,6 +391,9 @@ impl Pod {
             }
         };
         if let Some(bundle) = bundle {
+            if let Ok(sandbox) = self.sandbox() {
+                self.place(&sandbox).await;
+            }
             due::run(&bundle).await;
         }
         let exit = lifecycle.exit().unwrap_or_else(|| Exit::now(KILLED));
@@ -507,13 +511,14 @@ impl Pod {
         resources_json: Vec<u8>,
     ) -> Result<(), TaskError> {
         let _alone = self.updating.lock().await;
-        let (before, is_one) = {
+        let (before, places, is_one) = {
             let mut state = self.state();
             let is_one = state.contents == Contents::One;
             let of = state.container(container)?;
             of.init.lifecycle.must_live("change the limits of")?;
-            (of.demand, is_one)
+            (of.demand, of.places.clone(), is_one)
         };
+        let places = update::places(&resources_json, &places, &Places::of_host())?;
         let resources_json = match is_one {
             true => resources_json,
             false => update::of_member(&resources_json)?,
@@ -543,10 +548,14 @@ impl Pod {
             state.claimed.remove(container);
             if let (Ok(()), Ok(of)) = (&updated, state.container(container)) {
                 of.demand = demand;
+                of.places = places;
             }
         }
         match updated {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.place(&sandbox).await;
+                Ok(())
+            }
             Err(error) => Err(self.reason_for(error).await),
         }
     }

@@ -241,6 +241,7 @@ impl Bench {
             bundle: PathBuf::from("/nonexistent"),
             hooks: Hooks::default(),
             demand: crate::spec::size::Demand::default(),
+            places: Places::default(),
             oom_score: None,
             init: Process::new(StdioPaths::default()),
             execs: HashMap::new(),
@@ -466,6 +467,49 @@ async fn machine_is_killed_for_want_of_memory_as_the_last_of_its_containers() {
     assert_eq!(score(2, None), Some(1000));
     assert_eq!(score(1, None), Some(-998));
     assert_eq!(score(0, None), None);
+}
+
+#[tokio::test]
+async fn machine_runs_where_its_live_containers_may() {
+    let bench = Bench::new();
+    let cpus = || {
+        let cpus = bench.pod.state().places().cpus;
+        cpus.map(|cpus| cpus.to_string())
+    };
+    let place = |container: usize, cpus: Option<&str>| {
+        let mut state = bench.pod.state();
+        let id = ContainerId::new(CONTAINERS[container]).unwrap();
+        state.container(&id).unwrap().places.cpus = cpus.map(|cpus| cpus.parse().unwrap());
+    };
+    assert_eq!(cpus(), None);
+    bench.make(0);
+    place(0, Some("7"));
+    assert_eq!(cpus().as_deref(), Some("7"));
+    bench.make(1);
+    place(1, Some("2-3"));
+    assert_eq!(cpus().as_deref(), Some("2-3"));
+    bench.make(2);
+    assert_eq!(cpus(), None);
+    place(2, Some("0,3"));
+    assert_eq!(cpus().as_deref(), Some("0,2-3"));
+    bench.apply(Call::Exited((1, None))).await.unwrap();
+    assert_eq!(cpus().as_deref(), Some("0,3"));
+    bench.apply(Call::Exited((2, None))).await.unwrap();
+    assert_eq!(cpus().as_deref(), Some("7"));
+}
+
+#[tokio::test]
+async fn update_that_names_what_the_host_has_not_is_refused_and_changes_nothing() {
+    let bench = Bench::new();
+    bench.make(1);
+    let id = ContainerId::new(CONTAINERS[1]).unwrap();
+    let beyond = format!(
+        r#"{{"cpu":{{"cpus":"{}"}}}}"#,
+        sandbox_types::CpusetList::MAX
+    );
+    let refused = bench.pod.update(&id, beyond.into_bytes()).await;
+    assert!(matches!(refused, Err(TaskError::Spec(_))), "{refused:?}");
+    assert_eq!(bench.pod.state().places(), Places::default());
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 //! | any other `linux.namespaces[].path` | refused |
 //! | `linux.cgroupsPath` of the pod's first container | the pod's control group on the host |
 //! | `process.apparmorProfile` that an engine adds by itself | dropped, which the log says: the guest's kernel has no AppArmor |
-//! | `linux.resources.cpu.cpus`, `.mems` of one of a pod's containers | dropped: kubelet pins each to processors of the host |
+//! | `linux.resources.cpu.cpus`, `.mems` of one of a pod's containers | dropped from what the guest gets: they are where on the host the machine runs ([`super::places`]) |
 //! | `network`, `pid` or `ipc` missing from `linux.namespaces` of a pod's sandbox | the log says that the pod has them not of the host |
 //! | any other profile | the agent's to refuse |
 //! | `linux.mountLabel`, `process.selinuxLabel` | dropped, which the log says: on a host with SELinux engines give every container one, and the guest's kernel has none |

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{LinuxCpu, LinuxMemory, LinuxResources};
 use sandbox_runtime::Config;
-use sandbox_types::{CpusetList, CpusetListError, MachineSizeError, MemMib, VcpuCount};
+use sandbox_types::{MachineSizeError, MemMib, VcpuCount};
 use serde::Deserialize;
 
 /// The kernel's period of a CPU quota, in microseconds (cgroup v2, cpu.max).
@@ -118,23 +118,6 @@ pub(super) fn memory_limit(resources: Option<&LinuxResources>) -> Option<u64> {
 /// The CPU quota in processors, rounded up, when there is one.
 pub(super) fn cpus(resources: Option<&LinuxResources>) -> Option<u64> {
     Some(microcpus(resources)?.div_ceil(MICROCPUS))
-}
-
-/// A list of processors that is none.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`linux.resources.cpu.cpus` is no list of processors")]
-pub(crate) struct CpuListError(#[from] CpusetListError);
-
-/// How many processors the container may use by its list, when it has one.
-///
-/// # Errors
-/// [`CpuListError`].
-pub(super) fn cpu_list(resources: Option<&LinuxResources>) -> Result<Option<u64>, CpuListError> {
-    let list = resources
-        .and_then(|resources| resources.cpu().as_ref())
-        .and_then(|cpu: &LinuxCpu| cpu.cpus().as_deref());
-    let list = CpusetList::optional(list)?;
-    Ok(list.map(|list| list.count().into()))
 }
 
 /// What a container may use, as far as it counts for the size of its machine.
@@ -254,7 +237,7 @@ pub(super) fn memory(
     }
 }
 
-/// vCPUs of the machine, by quota and list.
+/// vCPUs of the machine, by the quota and how many processors a list names.
 ///
 /// # Errors
 /// When no machine has that many.
@@ -273,6 +256,7 @@ pub(super) fn vcpus(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::places;
 
     fn resources(json: &str) -> LinuxResources {
         serde_json::from_str(json).unwrap()
@@ -390,7 +374,8 @@ mod tests {
         let config = Config::default();
         let of = |json| {
             let limits = resources(json);
-            let listed = cpu_list(Some(&limits)).unwrap();
+            let listed = places::of(Some(&limits)).unwrap().cpus;
+            let listed = listed.map(|list| list.count().into());
             vcpus(Some(&limits), listed, &config).unwrap().get()
         };
         assert_eq!(of(r#"{"cpu":{"cpus":"0-2"}}"#), 3);
@@ -400,15 +385,5 @@ mod tests {
         for blank in [r#"{"cpu":{"cpus":""}}"#, r#"{"cpu":{"cpus":"\n"}}"#] {
             assert_eq!(of(blank), config.vcpus);
         }
-    }
-
-    #[test]
-    fn cpu_list_that_is_none_is_refused_by_its_field() {
-        let error = cpu_list(Some(&resources(r#"{"cpu":{"cpus":"0-99999999"}}"#))).unwrap_err();
-        assert!(error.to_string().contains("cpu.cpus"), "{error}");
-        assert!(matches!(
-            error,
-            CpuListError(CpusetListError::TooHigh { .. })
-        ));
     }
 }

@@ -1,11 +1,15 @@
 //! New limits for a running container: what the machine can come to give.
 
 use oci_spec::runtime::LinuxResources;
+use sandbox_runtime::cgroup::Places;
 use sandbox_types::{MemMib, VcpuCount};
 use serde_json::Value;
 
 use super::size::LimitSum;
-use super::{SpecError, parse, size};
+use super::{SpecError, parse, places, size};
+
+/// What the document is that has them.
+const WHAT: &str = "the new limits";
 
 /// Limits that the machine cannot give.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,12 +56,25 @@ pub(crate) enum UpdateError {
     },
 }
 
+/// Where on the host a container is to run that was to run at `before`, with the limits in `json`. What they do not name stays.
+///
+/// # Errors
+/// [`SpecError`] names the field.
+pub(crate) fn places(json: &[u8], before: &Places, host: &Places) -> Result<Places, SpecError> {
+    let resources: LinuxResources = parse(json, WHAT)?;
+    let named = places::of(Some(&resources))?;
+    places::check(&named, host)?;
+    Ok(Places {
+        cpus: named.cpus.or_else(|| before.cpus.clone()),
+        mems: named.mems.or_else(|| before.mems.clone()),
+    })
+}
+
 /// The limits in `json` for one container among others of a pod ([`check::drop_places`](super::check::drop_places)).
 ///
 /// # Errors
 /// [`SpecError`] names the field.
 pub(crate) fn of_member(json: &[u8]) -> Result<Vec<u8>, SpecError> {
-    const WHAT: &str = "the new limits";
     let mut resources: Value = parse(json, WHAT)?;
     super::check::drop_places(&mut resources);
     serde_json::to_vec(&resources).map_err(|source| SpecError::Malformed {
@@ -105,7 +122,7 @@ pub(crate) fn check(
     memory: MemMib,
     vcpus: VcpuCount,
 ) -> Result<LinuxResources, SpecError> {
-    let resources: LinuxResources = parse(json, "the new limits")?;
+    let resources: LinuxResources = parse(json, WHAT)?;
     if let Some(wanted) = size::memory_limit(Some(&resources))
         && wanted > u64::from(memory.get()) << 20
     {
@@ -154,6 +171,31 @@ mod tests {
         let json = br#"{"cpu":{"cpus":"0-1","shares":10}}"#;
         assert_eq!(of_member(json).unwrap(), br#"{"cpu":{"shares":10}}"#);
         assert!(of_member(b"{").is_err());
+    }
+
+    #[test]
+    fn places_that_are_not_named_stay_and_those_that_the_host_has_not_are_refused() {
+        let list = |text: &str| Some(text.parse().unwrap());
+        let of = |cpus: &str, mems: &str| Places {
+            cpus: list(cpus),
+            mems: list(mems),
+        };
+        let host = of("0-7", "0-1");
+        let places = |json: &str| places(json.as_bytes(), &of("0-1", "0"), &host);
+        assert_eq!(places(r#"{"cpu":{"cpus":"2-3"}}"#).unwrap(), of("2-3", "0"));
+        assert_eq!(places(r#"{"cpu":{"mems":"1"}}"#).unwrap(), of("0-1", "1"));
+        // As engines write what they do not change.
+        for nothing in ["{}", r#"{"cpu":{"cpus":"","mems":"","shares":10}}"#] {
+            assert_eq!(places(nothing).unwrap(), of("0-1", "0"), "{nothing}");
+        }
+        for (json, part) in [
+            (r#"{"cpu":{"cpus":"7-8"}}"#, "cpu.cpus` is 7-8"),
+            (r#"{"cpu":{"cpus":"1-"}}"#, "cpu.cpus` is no list"),
+            (r#"{"cpu":{"cpus":1}}"#, "`cpu.cpus`"),
+        ] {
+            let error = places(json).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn group_that_is_there_is_left_alone() {
         .map(|tree| (tree.hierarchy.clone(), tree.plan("/default/c1").unwrap()))
         .collect();
     fs::create_dir_all(taken.at("default/c1")).unwrap();
-    let attempt = Attempt::make(&planned, Limits::default());
+    let attempt = Attempt::make(&planned, Limits::default(), &Places::default());
     assert!(attempt.groups.is_empty());
     assert!(
         matches!(
@@ -101,7 +101,7 @@ fn group_that_is_there_is_left_alone() {
 fn group_that_cannot_be_entered_is_removed_and_named() {
     let tree = tree(Version::V1, &["freezer"]);
     let planned = [(tree.hierarchy.clone(), tree.plan("/default/c1").unwrap())];
-    let attempt = Attempt::make(&planned, Limits::default());
+    let attempt = Attempt::make(&planned, Limits::default(), &Places::default());
     assert!(attempt.groups.is_empty() && attempt.problems.len() == 1);
     assert!(tree.is_empty());
 }
@@ -161,6 +161,93 @@ fn cpuset_of_a_new_group_is_that_of_the_one_above() {
         (read("cpuset.cpus").as_str(), read("cpuset.mems").as_str()),
         ("0-3", "1\n")
     );
+}
+
+fn places(cpus: Option<&str>, mems: Option<&str>) -> Places {
+    let list = |text: Option<&str>| text.map(|text| text.parse().unwrap());
+    Places {
+        cpus: list(cpus),
+        mems: list(mems),
+    }
+}
+
+/// A hierarchy with a group in it that has these lists, and others above it.
+fn placed(version: Version, (cpus, mems): (&str, &str)) -> (Tree, Group) {
+    let tree = tree(version, &["cpuset"]);
+    fs::create_dir(tree.at("c1")).unwrap();
+    for (path, text) in [
+        ("cpuset.cpus", "0-3\n"),
+        ("cpuset.mems", "0-1\n"),
+        ("c1/cpuset.cpus", cpus),
+        ("c1/cpuset.mems", mems),
+    ] {
+        fs::write(tree.at(path), text).unwrap();
+    }
+    let group = tree.plan("/c1").unwrap();
+    (tree, group)
+}
+
+#[test]
+fn group_runs_where_it_is_placed_and_where_it_can_without_a_place() {
+    let possible = |name: &str| {
+        let path = Path::new("/sys/devices/system").join(name);
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    };
+    let all = [possible("cpu/possible"), possible("node/possible")];
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    // What is written here stays beside what was longer, so nothing is.
+    for (version, before, wanted, after) in [
+        (Version::V1, ("3", "1"), (Some("2"), None), ["2", "0-1"]),
+        (Version::V1, ("2", "1"), (None, Some("0")), ["0-3", "0"]),
+        (Version::V2, ("", ""), (Some("2"), None), ["2", ""]),
+        (
+            Version::V2,
+            ("", "1"),
+            (Some("4,6-7"), Some("0-1")),
+            ["4,6-7", "0-1"],
+        ),
+        // It has processes, so its list cannot be taken away.
+        (Version::V2, ("2", "1"), (None, None), [all[0], all[1]]),
+    ] {
+        let (tree, group) = placed(version, before);
+        group.place(version, &places(wanted.0, wanted.1)).unwrap();
+        let read = |name| fs::read_to_string(tree.at(name)).unwrap();
+        let is = [read("c1/cpuset.cpus"), read("c1/cpuset.mems")];
+        assert_eq!(is, after, "{version:?} {wanted:?}");
+    }
+}
+
+#[test]
+fn places_cost_a_problem_where_the_host_has_none_and_nothing_where_none_are_named() {
+    let (one, nothing) = (places(Some("0"), None), Places::default());
+    let of = |controllers: &[&str]| {
+        let tree = tree(Version::V2, controllers);
+        let group = tree.make("/c1");
+        (vec![(tree.hierarchy.clone(), group)], tree)
+    };
+    let (without, _tree) = of(&["memory"]);
+    assert!(matches!(
+        place_all(&without, &one),
+        Err(CgroupError::NoCpuset)
+    ));
+    place_all(&without, &nothing).unwrap();
+    // The controller is there, and was not handed down.
+    let (with, _tree) = of(&["cpuset"]);
+    let refused = place_all(&with, &one).unwrap_err();
+    assert!(refused.to_string().ends_with("c1/cpuset.cpus"), "{refused}");
+    place_all(&with, &nothing).unwrap();
+    assert!(place_all(&[], &one).is_err());
+}
+
+#[test]
+fn union_of_places_has_no_list_where_one_of_them_has_none() {
+    let one = places(Some("0"), Some("0"));
+    let both = one.union(&places(Some("2"), None));
+    assert_eq!(both, places(Some("0,2"), None));
+    let all = both.union(&Places::default());
+    assert_eq!(all, Places::default());
+    let cpus = Places::of_host().cpus;
+    assert!(cpus.is_some_and(|cpus| cpus.count() > 0));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use sandbox_types::SandboxId;
 
 use super::{MachineSize, SandboxError, SandboxPlan};
-use crate::cgroup::{self, CgroupPath, Limits};
+use crate::cgroup::{self, CgroupPath, Limits, Places};
 use crate::cleanup::{self, Attempt, CleanupError, FolderClaim, Record, SweepNote};
 use crate::config::Config;
 use crate::driver::{BegunMachine, Driver, MachineBasis};
@@ -34,6 +34,8 @@ pub struct SandboxBasis {
     pub size: MachineSize,
     /// Where its control group on the host is to be; without a place it has none of its own.
     pub cgroup: Option<CgroupPath>,
+    /// Where on the host it is to run at first; it takes a control group ([`Sandbox::place`](super::Sandbox::place)).
+    pub places: Places,
     /// What is noted for [`orphans`](crate::cleanup::orphans), where nobody else clears the sandbox away if this process is killed.
     pub sweep: Option<SweepNote>,
 }
@@ -108,7 +110,7 @@ impl Ground {
         // Before anything that its memory is to be charged for.
         if let Some(path) = &basis.cgroup {
             let limits = Limits::new(basis.size.memory, basis.size.vcpus, &basis.config);
-            cgroup::enter(path, limits, &self.dir)?;
+            cgroup::enter(path, limits, &basis.places, &self.dir)?;
         }
         let ports = vsock::ports(&self.dir);
         let folder = ports.parent().unwrap_or(&self.dir);

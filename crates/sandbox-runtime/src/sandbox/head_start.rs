@@ -132,6 +132,7 @@ mod tests {
     use sandbox_types::{MemMib, SandboxId};
 
     use super::*;
+    use crate::cgroup::Places;
     use crate::config::Config;
     use crate::sandbox::{MachineSize, SandboxBasis};
 
@@ -153,6 +154,7 @@ mod tests {
             config,
             size,
             cgroup: None,
+            places: Places::default(),
             sweep: None,
         };
         EarlyPlan {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use containerd_shim_protos::api::Mount;
 use libtest_mimic::Failed;
 use sandbox_protocol::agent::{CreateContainerRequest, Stdio as AgentStdio};
+use sandbox_runtime::cgroup::Places;
 use sandbox_runtime::host::choose_driver;
 use sandbox_runtime::rootfs::{DeviceAllocator, RootfsPlan, plan_rootfs};
 use sandbox_runtime::share::{SharePlan, SharedEntry};
@@ -175,6 +176,7 @@ impl Fixture {
             config,
             size,
             cgroup: None,
+            places: Places::default(),
             sweep: None,
         };
         SandboxPlan {

@@ -147,7 +147,7 @@ pub(crate) struct UpdateArgs {
     /// The container's weight where processor time is short
     #[arg(short, long, value_name = "WEIGHT", value_parser = values::cpu_shares)]
     pub(crate) cpu_shares: Option<u64>,
-    /// As many of the virtual machine's processors as the list names
+    /// The host's processors that the virtual machine runs on; the container may use as many of its own
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list)]
     pub(crate) cpuset_cpus: Option<CpusetList>,
     /// How many processes the container may have; -1 for no limit

@@ -165,7 +165,7 @@ pub(crate) struct ContainerOptions {
     /// The container's weight where processor time is short
     #[arg(short, long, value_name = "WEIGHT", value_parser = values::cpu_shares, help_heading = "Resources")]
     pub(crate) cpu_shares: Option<u64>,
-    /// As many of the virtual machine's processors as the list names; it gets so many
+    /// The host's processors that the virtual machine runs on; it gets as many of its own
     #[arg(long, value_name = "LIST", value_parser = values::cpu_list, help_heading = "Resources")]
     pub(crate) cpuset_cpus: Option<CpusetList>,
     /// Refused: the guest's control groups have no such switch
