@@ -59,7 +59,7 @@ fn in_group(place: &str) -> Value {
 }
 
 /// What of the product serves the sandbox.
-fn parts(driver: Driver) -> &'static [&'static str] {
+pub(crate) fn parts(driver: Driver) -> &'static [&'static str] {
     match driver {
         Driver::Kvm => &[SHIM, "sandbox-vmm run", "virtiofsd --fd"],
         Driver::Qemu => &[

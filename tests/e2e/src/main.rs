@@ -28,6 +28,7 @@ mod network_devices;
 mod networks;
 mod observe;
 mod options;
+mod places;
 mod pod_streams;
 mod pods;
 mod races;
@@ -77,7 +78,7 @@ const MACHINE: &[&[Case]] = &[
 ];
 
 /// The tests in which the driver takes part that need a host with two processors.
-const PROCESSORS: &[&[Case]] = &[pods::PROCESSORS];
+const PROCESSORS: &[&[Case]] = &[pods::PROCESSORS, places::PROCESSORS];
 
 /// The tests of what stands above every driver.
 const ABOVE: &[&[Case]] = &[

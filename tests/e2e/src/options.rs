@@ -99,12 +99,14 @@ fn many(world: &World) -> Result<()> {
         grep -E '^(CapEff|Seccomp):' /proc/self/status | tr '\t' ' '
         cat /proc/1/comm
     "#;
+    let two = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
+    let cpus = if two { "0-1" } else { "0" };
     let words = format!(
         "run --rm --hostname web --domainname example.org --add-host db:10.0.0.5 --dns 1.1.1.1 --dns-search a.org \
          --dns-option ndots:2 --env-file env -e BOTH=option -w /tmp -v {0}/data:/data --mount \
          type=bind,source={0}/data,target=/ro,readonly -v ./made:/made --ulimit nofile=50:60 --sysctl \
          net.ipv4.ip_unprivileged_port_start=80 --shm-size 1m --device /dev/fuse --pids-limit 50 --memory 128m \
-         --memory-reservation 64m --memory-swap 192m --cpuset-cpus 0-1 --group-add 10 --group-add nogroup --init",
+         --memory-reservation 64m --memory-swap 192m --cpuset-cpus {cpus} --group-add 10 --group-add nogroup --init",
         here.display()
     );
     let text = run(world, &words, script)?;
@@ -135,7 +137,7 @@ fn many(world: &World) -> Result<()> {
             "134217728",
             "67108864",
             "67108864",
-            "0-1",
+            cpus,
             "0 10 65534",
             "CapEff: 00000000a80425fb",
             "Seccomp: 2",
