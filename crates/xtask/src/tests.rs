@@ -7,6 +7,7 @@
 mod interruption;
 mod lanes;
 mod report;
+mod silence;
 mod suite;
 
 use std::ffi::{OsStr, OsString};

@@ -1,5 +1,6 @@
 //! What an interruption of `cargo xtask test` does: the suites that run are asked to end, and have the time to take down what they
-//! made. They hear of Ctrl-C themselves, but not of a signal that is sent to us alone.
+//! made. Those of test hosts hear of Ctrl-C themselves, but not of a signal that is sent to us alone; the others are process groups of
+//! their own, and hear of neither.
 
 use std::collections::BTreeSet;
 use std::process::Child;
@@ -8,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 /// How long suites may take to end.
@@ -58,7 +59,10 @@ impl Drop for Running {
 }
 
 fn ask_to_end(pid: i32) {
-    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    let pid = Pid::from_raw(pid);
+    if killpg(pid, Signal::SIGTERM).is_err() {
+        let _ = kill(pid, Signal::SIGTERM);
+    }
 }
 
 /// Asks what runs to end when we are asked to, and waits for it.

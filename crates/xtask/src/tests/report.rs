@@ -167,6 +167,14 @@ impl Outcome {
         self.took = took;
     }
 
+    /// It printed nothing for so long, and was ended.
+    pub(super) fn hung(&mut self, limit: Duration) {
+        self.trouble = Some(format!(
+            "it printed nothing for {} minutes, and was ended",
+            limit.as_secs() / 60
+        ));
+    }
+
     /// It ran to its end, and no test failed.
     fn passed_everything(&self) -> bool {
         self.failed == 0 && !self.broke()
@@ -345,6 +353,14 @@ mod tests {
         assert!(!read(&["test a ... ok"], true).passed_everything());
         assert!(!read(&["test result: ok. 1 passed; 0 failed"], false).passed_everything());
         assert!(!read(&["test result: ok. 0 passed; 0 failed"], true).passed_everything());
+    }
+
+    #[test]
+    fn suite_that_hung_is_a_failure_whatever_it_had_printed() {
+        let mut suite = ended(&["test result: ok. 1 passed; 0 failed"], true);
+        suite.hung(Duration::from_secs(120));
+        assert!(!suite.passed_everything());
+        assert!(suite.trouble.unwrap().contains("for 2 minutes"));
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! A suite: a program that prints libtest's lines, here or in test hosts.
 
 use std::ffi::OsString;
-use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::interruption;
 use super::report::Outcome;
+use super::{interruption, silence};
 use crate::{guest, shell, testhost};
 
 /// How long a part of a suite may take in test hosts, all together.
@@ -154,7 +153,7 @@ impl Suite {
         Ok(outcome)
     }
 
-    /// Runs it once, to its end or the test host's. `start` is when its first run began.
+    /// Runs it once, to its end or the test host's, or until it hangs. `start` is when its first run began.
     fn run_once(&self, start: Instant, outcome: &mut Outcome) -> Result<ExitStatus> {
         interruption::Running::may_begin()?;
         // Whatever ends us, it is asked to end too, and takes down what it made.
@@ -168,6 +167,11 @@ impl Suite {
                 .arg(testhost.get_program())
                 .args(testhost.get_args());
         }
+        // A test host has its own limit.
+        let limit = (self.place == Place::Here).then_some(silence::LIMIT);
+        if limit.is_some() {
+            silence::apart(&mut command);
+        }
         let mut child = command
             .arg(&self.program)
             .args(self.arguments())
@@ -178,16 +182,16 @@ impl Suite {
             .spawn()
             .with_context(|| format!("cannot start {}", self.program.display()))?;
         let running = interruption::Running::note(&child)?;
-        let stdout = child.stdout.take().context("the test's output is piped")?;
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line?;
-            let line = String::from_utf8_lossy(&line);
+        let hung = silence::follow(&mut child, limit, |line| {
             match self.place {
                 Place::Here => println!("{line}"),
                 // There may be others beside it.
                 Place::TestHost { .. } => println!("{}: {line}", self.label),
             }
-            outcome.line(&line);
+            outcome.line(line);
+        })?;
+        if hung {
+            outcome.hung(silence::LIMIT);
         }
         // Its number is its own until it has been waited for.
         drop(running);
