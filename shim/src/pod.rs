@@ -32,7 +32,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::delete::KILLED;
-use crate::error::{TaskError, chain};
+use crate::error::TaskError;
 use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle, LifecycleError};
