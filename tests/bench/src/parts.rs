@@ -38,6 +38,7 @@ pub(crate) const ALL: &[Entry] = &[
     ("boot", boot::measure),
     ("stdio", stdio::measure),
     ("memory", memory::measure),
+    ("web-servers", memory::measure_servers),
     ("compute", compute::measure),
     ("storage", storage::measure),
     ("files", files::measure),

@@ -16,12 +16,19 @@ use crate::report::{Part, Unit, Value};
 use crate::smaps::{self, Kind, Memory};
 use crate::subject::{Runtime, Subject, Way};
 
-const ABOUT: About = About {
+const IDLE: About = About {
     name: "memory",
     title: "Memory of sandboxes",
-    about: "So many containers that sleep, all of one image, or that serve a file of it by HTTP, each on a network of its own, and have answered one request; then `smaps` of every process that exists because of them, divided by their number. Proportional: a page that n processes share \
+    about: "So many containers that sleep, all of one image; then `smaps` of every process that exists because of them, divided by their number. Proportional: a page that n processes share \
             counts as 1/n. Private: what nobody else has. Memory of the guest's is part of the monitor's. Page tables, sockets and the host's page cache are in no process's `smaps` and not \
             counted; neither is containerd.",
+    one_scale: true,
+};
+
+const SERVERS: About = About {
+    name: "web-servers",
+    title: "Memory of web servers",
+    about: "So many containers that serve a file of their image by HTTP, each on a network of its own, and have answered one request; then the sets of all their processes, read as those of idle ones are.",
     one_scale: true,
 };
 
@@ -66,7 +73,39 @@ impl Starter {
 }
 
 pub(super) fn measure(lab: &Lab) -> Part {
-    let contenders = STARTERS
+    let counts = counts(lab.at_once());
+    measure_each(lab, &IDLE, &STARTERS, |starter| {
+        let mut values = Vec::new();
+        for count in &counts {
+            values.extend(idle(lab, starter, *count)?);
+        }
+        Ok(values)
+    })
+}
+
+pub(super) fn measure_servers(lab: &Lab) -> Part {
+    let counts = counts(lab.at_once());
+    // Without an engine's plugins `sandboxctl` would make a bridge of the whole host's.
+    let starters: Vec<_> = STARTERS
+        .into_iter()
+        .filter(|(starter, _)| matches!(starter, Starter::Shim(..)))
+        .collect();
+    measure_each(lab, &SERVERS, &starters, |starter| {
+        match (starter, counts.last()) {
+            (Starter::Shim(runtime, root), Some(most)) => servers(lab, runtime, root, *most),
+            _ => Ok(Vec::new()),
+        }
+    })
+}
+
+/// Measures what these have started, by turns.
+fn measure_each(
+    lab: &Lab,
+    about: &About,
+    starters: &[(Starter, &str)],
+    measure: impl Fn(Starter) -> Result<Vec<Value>>,
+) -> Part {
+    let contenders = starters
         .iter()
         .map(|(starter, how)| Contender {
             label: format!("{}{how}", starter.subject().label(lab.driver())),
@@ -74,21 +113,10 @@ pub(super) fn measure(lab: &Lab) -> Part {
         })
         .collect();
     let turns = Turns::at_once(lab.runs().min(MAX_RUNS));
-    let counts = counts(lab.at_once());
-    ABOUT.measure(contenders, turns, |index| {
-        let mut values = Vec::new();
-        for count in &counts {
-            values.extend(idle(lab, STARTERS[index].0, *count)?);
-        }
-        // Without an engine's plugins `sandboxctl` would make a bridge of the whole host's.
-        if let (Starter::Shim(runtime, root), Some(most)) = (STARTERS[index].0, counts.last()) {
-            values.extend(servers(lab, runtime, root, *most)?);
-        }
-        Ok(values)
-    })
+    about.measure(contenders, turns, |index| measure(starters[index].0))
 }
 
-/// How many idle ones at a time; the last is how many web servers. Memory needs no more than [`MOST`] to show what they share.
+/// How many at a time; the last is how many web servers. Memory needs no more than [`MOST`] to show what they share.
 fn counts(at_once: &[usize]) -> Vec<usize> {
     let few: BTreeSet<usize> = at_once.iter().map(|count| *count.min(&MOST)).collect();
     few.into_iter().collect()
