@@ -15,9 +15,10 @@ use std::time::Duration;
 use oci_spec::runtime::LinuxNamespaceType;
 use protobuf::EnumOrUnknown;
 use sandbox_protocol::agent::{
-    AgentProgram, CreateContainerRequest, ProcessExited, SharedNamespace,
+    AgentProgram, CreateContainerRequest, Mount, ProcessExited, SharedNamespace,
 };
 use sandbox_protocol::bundle::SPEC_FILE;
+use sandbox_protocol::limits::MAX_LASTING_MOUNTS;
 use sandbox_types::{ContainerId, ExecId, WithCauses};
 use tokio::sync::oneshot;
 
@@ -45,6 +46,8 @@ pub(crate) struct Containers {
     reaper: Reaper,
     events: Events,
     containers: Mutex<BTreeMap<ContainerId, Arc<Container>>>,
+    /// What was mounted with a container and stays when it goes.
+    lasting: Mutex<Mounted>,
     folders: AtomicU64,
     /// Held while a container is made, so that no two of one name are.
     creating: tokio::sync::Mutex<()>,
@@ -71,6 +74,7 @@ impl Containers {
             reaper,
             events,
             containers: Mutex::default(),
+            lasting: Mutex::default(),
             folders: AtomicU64::new(1),
             creating: tokio::sync::Mutex::default(),
         }
@@ -117,6 +121,7 @@ impl Containers {
             },
         )?;
         guest.confinement.program = program(request.program)?;
+        let lasting = self.mount_lasting(&request.lasting_mounts)?;
         let mut mounted = Mounted::default();
         for step in &request.mounts {
             mounted.add(step)?;
@@ -147,8 +152,26 @@ impl Containers {
             clean(cgroup.empty().await);
             clean(cgroup.remove());
             remove_folder(&folder);
+        } else {
+            lock(&self.lasting).append(lasting);
         }
         result
+    }
+
+    /// Mounts what is to stay when its container goes, as far as it is not there.
+    fn mount_lasting(&self, steps: &[Mount]) -> Result<Mounted, ContainerError> {
+        let present = lock(&self.lasting);
+        let mut added = Mounted::default();
+        for step in steps {
+            if present.has(&step.target) || added.has(&step.target) {
+                continue;
+            }
+            if present.count() + added.count() >= MAX_LASTING_MOUNTS {
+                return Err(ContainerError::TooManyLasting);
+            }
+            added.add(step)?;
+        }
+        Ok(added)
     }
 
     /// Where the namespaces are that a new container joins.
@@ -462,6 +485,7 @@ impl Containers {
         for container in containers.into_iter().rev() {
             lock(&container.mounted).unmount();
         }
+        lock(&self.lasting).unmount();
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod loop_device;
 mod options;
+mod part;
 pub(crate) mod pmem;
 mod verity;
 
@@ -22,6 +23,7 @@ use sandbox_protocol::agent::{Directory, Mount, mount::Source};
 
 use self::loop_device::{Access, LoopError};
 use self::options::{MountOptions, lower_directories};
+pub(crate) use self::part::PartError;
 use self::pmem::{Partition, PmemError};
 pub(crate) use self::verity::VerityError;
 use crate::guest_path::{GuestPath, GuestPathError};
@@ -66,6 +68,9 @@ pub(crate) enum MountError {
     /// What is read cannot be held to its hash tree.
     #[error(transparent)]
     Verity(#[from] VerityError),
+    /// There is no such part of what is to be bound.
+    #[error(transparent)]
+    Part(#[from] PartError),
     /// A file with a file system cannot be a block device.
     #[error(transparent)]
     Loop(#[from] LoopError),
@@ -143,8 +148,15 @@ impl Mounted {
             _ => None,
         };
         let source = looped.as_ref().map_or(source, |(path, _)| path.clone());
+        // Only until it is bound, too.
+        let part = match step.part.as_ref() {
+            Some(part) => Some(part::open(&source, part)?),
+            None => None,
+        };
+        let source = part.as_ref().map_or(source, part::Found::path);
         let target = target.as_path();
-        fs::create_dir_all(target).map_err(|source| MountError::Directory {
+        let is_folder = part.as_ref().is_none_or(|part| part.is_folder);
+        make_target(target, is_folder).map_err(|source| MountError::Directory {
             path: target.to_owned(),
             source,
         })?;
@@ -165,6 +177,23 @@ impl Mounted {
                 .map_err(|errno| attempt.refused("mount_change", errno, None))?;
         }
         Ok(())
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.targets.len()
+    }
+
+    /// Whether one of them is at `target`.
+    pub(crate) fn has(&self, target: &str) -> bool {
+        let mut targets = self.targets.iter();
+        targets.any(|(path, _)| path == Path::new(target))
+    }
+
+    /// Takes the mounts of another.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.targets.append(&mut other.targets);
+        self.has_share |= other.has_share;
     }
 
     /// Whether something of the host's file system was mounted.
@@ -306,6 +335,18 @@ fn kernel_log(context: BorrowedFd<'_>) -> String {
         }
     }
     text
+}
+
+/// Makes what is mounted on, if it is not there.
+fn make_target(target: &Path, is_folder: bool) -> io::Result<()> {
+    if is_folder {
+        return fs::create_dir_all(target);
+    }
+    if let Some(parent) = target.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let file = fs::File::options().append(true).create(true).open(target);
+    file.map(drop)
 }
 
 fn make_directory(directory: &Directory) -> Result<(), MountError> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use sandbox_protocol::limits::MAX_LASTING_MOUNTS;
 use sandbox_protocol::start_failure::StartFailure;
 use sandbox_types::{ContainerId, IdError, WithCauses};
 use ttrpc::proto::{Code, Status};
@@ -100,6 +101,9 @@ pub(crate) enum ContainerError {
     /// The root could not be built.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// More than may be mounted for all containers.
+    #[error("there are {MAX_LASTING_MOUNTS} mounts that stay, and there can be no more")]
+    TooManyLasting,
     /// The process could not be made or started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -175,6 +179,7 @@ impl ContainerError {
             | Self::Cgroup(CgroupError::Resource(_))
             | Self::SharedKind { .. }
             | Self::NoProgram { .. }
+            | Self::TooManyLasting
             | Self::Devices { .. } => Code::INVALID_ARGUMENT,
             Self::NoContainer { .. } | Self::NoProcess { .. } | Self::Ended { .. } => {
                 Code::NOT_FOUND

@@ -65,6 +65,7 @@ pub(crate) fn all() -> Vec<(&'static str, Case)> {
         limits_are_changed_and_told
         list_describes_the_processes
         copied_file_is_bound_and_removed_with_the_container
+        lasting_mount_outlives_its_container_and_parts_of_it_are_bound
         namespaces_of_another_container_are_shared
         init_passes_signals_on_and_reaps
         init_with_a_terminal_leaves_it_to_the_command

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 use sandbox_protocol::agent::{
-    AgentProgram, ContainerRequest, File, SetClockRequest, SharedNamespace, StreamKind,
-    UpdateContainerRequest,
+    AgentProgram, ContainerRequest, File, Mount, Part, SetClockRequest, SharedNamespace,
+    StreamKind, UpdateContainerRequest, mount::Source,
 };
+use sandbox_protocol::limits::MAX_LASTING_MOUNTS;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use ttrpc::proto::Code;
@@ -256,6 +257,81 @@ pub(crate) async fn copied_file_is_bound_and_removed_with_the_container(
         status.message().contains("ENOENT") || status.message().contains("No such file"),
         "{status:?}"
     );
+    Ok(())
+}
+
+/// A tmpfs at `target` for all containers.
+fn lasting(target: &str) -> Mount {
+    Mount {
+        source: Some(Source::Literal("tmpfs".to_owned())),
+        fstype: "tmpfs".to_owned(),
+        options: vec!["size=64k".to_owned(), "mode=1777".to_owned()],
+        target: target.to_owned(),
+        ..Mount::default()
+    }
+}
+
+pub(crate) async fn lasting_mount_outlives_its_container_and_parts_of_it_are_bound(
+    host: &mut Host<'_>,
+) -> Result<()> {
+    let volume = "/run/sandbox/volumes/lasting";
+    let part = "/run/sandbox/containers/lasting/volumes/4";
+    let mut spec = shell(
+        "cat /v/part/f || ln -s /run /v/out; echo x >> /part/f; stat -c '%a %u %g' /v /v/part",
+    );
+    let mounts = spec["mounts"].as_array_mut().context("no mounts")?;
+    for (destination, source) in [("/v", volume), ("/part", part)] {
+        mounts.push(
+            json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind"]}),
+        );
+    }
+    let request = |host: &Host<'_>, path: &str| {
+        let mut request = host.request("lasting", &spec, PIPES());
+        request.lasting_mounts.push(lasting(volume));
+        request.mounts.push(Mount {
+            source: Some(Source::Literal(volume.to_owned())),
+            options: vec!["bind".to_owned()],
+            target: part.to_owned(),
+            part: Some(Part {
+                path: path.to_owned(),
+                mode: 0o2777,
+                uid: 5,
+                gid: 6,
+                ..Part::default()
+            })
+            .into(),
+            ..Mount::default()
+        });
+        request
+    };
+    // Of a container that is not made nothing stays.
+    let mut broken = request(host, "part");
+    broken.root_path = "/run/sandbox/none".to_owned();
+    broken.lasting_mounts[0].options = vec!["mode=700".to_owned()];
+    status_of(host.calls.create_container(limit(), &broken).await)?;
+    for written in ["", "x\n"] {
+        let request = request(host, "part");
+        host.calls.create_container(limit(), &request).await?;
+        let stdout = host.stream("lasting", "", OUT).await?;
+        host.start("lasting", "").await?;
+        let text = crate::client::text(stdout).await?;
+        ensure!(text == format!("{written}1777 0 0\n2777 5 6\n"), "{text}");
+        host.exit("lasting", "").await?;
+        host.delete("lasting", "").await?;
+    }
+    // What the container has put in the way leads nowhere.
+    for path in ["out", "out/sandbox", "../containers"] {
+        let request = request(host, path);
+        let status = status_of(host.calls.create_container(limit(), &request).await)?;
+        ensure!(status.message().contains(volume), "{path}: {status:?}");
+    }
+    // They are as many as they may be.
+    let mut request = host.request("many", &shell("true"), PIPES());
+    request.lasting_mounts = (0..MAX_LASTING_MOUNTS)
+        .map(|number| lasting(&format!("/run/sandbox/volumes/many{number}")))
+        .collect();
+    let status = status_of(host.calls.create_container(limit(), &request).await)?;
+    ensure!(status.code() == Code::INVALID_ARGUMENT, "{status:?}");
     Ok(())
 }
 

@@ -71,7 +71,7 @@ pub const STREAM_PORT: u32 = 1025;
 pub const EVENT_PORT: u32 = 1026;
 
 /// Goes up with every change that an older peer would misread.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Where the agent keeps everything of the containers, in the guest.
 pub const GUEST_RUN_DIR: &str = "/run/sandbox";

@@ -11,6 +11,8 @@ pub const MAX_RESOLVER_QUERIES: usize = 256;
 /// The largest ttrpc message that the host accepts from an agent, in bytes (ttrpc's own limit is 4 MiB). A longer one ends the
 /// connection.
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
+/// The most mounts of a guest that stay when their container goes.
+pub const MAX_LASTING_MOUNTS: usize = 256;
 /// How long the host waits for an answer to a control call that does no work worth mentioning.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the host waits for what is only looked at: statistics and lists of processes. Engines ask for those of all containers of a
