@@ -37,6 +37,7 @@ use crate::events::{Publisher, timestamp};
 use crate::hooks::Hooks;
 use crate::lifecycle::{Announcement, Exit, Lifecycle, LifecycleError};
 use crate::spec::check::Namespaces;
+use crate::spec::memory_volumes::MemoryVolumes;
 use crate::spec::size::Demand;
 use crate::stdio::logger::Identity;
 use crate::stdio::{Copying, StdioPaths};
@@ -136,6 +137,8 @@ struct State {
     namespaces: Namespaces,
     /// The pod has shared memory of its own.
     has_shm: bool,
+    /// The pod's volumes in memory.
+    volumes: MemoryVolumes,
     /// The machine's size.
     size: Option<MachineSize>,
     /// What the machine was made with: the configuration with what its first container says of it.

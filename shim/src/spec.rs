@@ -4,6 +4,7 @@ pub(crate) mod binds;
 pub(crate) mod check;
 mod devices;
 pub(crate) mod disks;
+pub(crate) mod memory_volumes;
 mod objects;
 pub(crate) mod places;
 pub(crate) mod pod_config;

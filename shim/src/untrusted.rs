@@ -75,6 +75,7 @@ fn share(spec: &mut BundleSpec) -> Result<bool, String> {
         share: &mut SharePlan::new(&container),
         devices: &mut DeviceAllocator::new(Driver::Kvm),
         shm: None,
+        volumes: None,
     };
     if binds.resolve(&mut spec.value).is_err() {
         return Ok(false);

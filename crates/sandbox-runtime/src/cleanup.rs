@@ -297,6 +297,21 @@ pub(crate) fn mounts_below(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
+/// The root of what is mounted at `path`, in its own file system: of the mount on top (proc_pid_mountinfo(5)). `path` must lead over no link.
+pub fn mount_root(path: &Path) -> Option<PathBuf> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    root_in(&table, path)
+}
+
+fn root_in(table: &[u8], path: &Path) -> Option<PathBuf> {
+    let mut lines = table.rsplit(|&byte| byte == b'\n');
+    lines.find_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ').skip(3).map(unescape_path);
+        let root = fields.next()?;
+        (fields.next()? == path).then_some(root)
+    })
+}
+
 /// A path of mountinfo's.
 pub(crate) fn unescape_path(field: impl AsRef<[u8]>) -> PathBuf {
     PathBuf::from(OsString::from_vec(unescape(field.as_ref())))
@@ -496,6 +511,24 @@ mod tests {
         assert_eq!(
             mounts_below(Path::new("/proc")).first(),
             Some(&"/proc".into())
+        );
+    }
+
+    #[test]
+    fn root_of_a_mount_is_that_of_the_one_on_top() {
+        let table = br"28 1 8:1 / / rw - ext4 /dev/sda1 rw
+60 28 0:50 / /v rw - tmpfs tmpfs rw
+61 28 0:50 /a\040b /s rw shared:1 - tmpfs tmpfs rw
+62 61 0:50 /c /s rw - tmpfs tmpfs rw
+";
+        let root = |path: &str| root_in(table, Path::new(path));
+        assert_eq!(root("/v"), Some("/".into()));
+        assert_eq!(root("/s"), Some("/c".into()));
+        assert_eq!(root("/s/c"), None);
+        let below = table.strip_suffix(b"62 61 0:50 /c /s rw - tmpfs tmpfs rw\n");
+        assert_eq!(
+            root_in(below.unwrap(), Path::new("/s")),
+            Some("/a b".into())
         );
     }
 

@@ -27,6 +27,7 @@ use crate::spec::BundleSpec;
 use crate::spec::binds::{Binds, SHM};
 use crate::spec::check::{self, Namespaces};
 use crate::spec::disks;
+use crate::spec::memory_volumes::MemoryVolumes;
 use crate::spec::pod_config::{self, add_mount, has_mount};
 use crate::spec::role::Role;
 use crate::start;
@@ -56,6 +57,8 @@ struct Draft<'a> {
 
 /// What a container is made of.
 struct GuestParts {
+    /// What stays mounted for the pod.
+    lasting: Vec<agent::Mount>,
     mounts: Vec<agent::Mount>,
     root_path: String,
     files: Vec<agent::File>,
@@ -136,6 +139,7 @@ impl Draft<'_> {
         spec: &mut BundleSpec,
         devices: &mut DeviceAllocator,
         shm: Option<&str>,
+        volumes: Option<&mut MemoryVolumes>,
     ) -> Result<GuestParts, TaskError> {
         let mut share = SharePlan::new(self.id);
         // The one that holds the namespaces needs none.
@@ -148,6 +152,7 @@ impl Draft<'_> {
             share: &mut share,
             devices,
             shm,
+            volumes,
         };
         let mut resolved = binds.resolve(&mut spec.value)?;
         // After the binds of the host's: each disk becomes one of the guest's.
@@ -166,12 +171,14 @@ impl Draft<'_> {
             &spec.root(self.bundle),
         )?;
         Ok(GuestParts {
+            lasting: resolved.lasting,
             // Everything else may be on what is shared.
             mounts: share
                 .guest_mount()
                 .into_iter()
                 .chain(rootfs.guest_mounts)
                 .chain(disks.guest_mounts)
+                .chain(resolved.parts)
                 .collect(),
             root_path: rootfs.root_path,
             files: resolved.files,
@@ -359,7 +366,9 @@ impl Pod {
             devices.take_share()?;
         }
         let shm = shares_later.then(|| shm_path(draft.id));
-        let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
+        let mut volumes = MemoryVolumes::default();
+        let of_pod = shares_later.then_some(&mut volumes);
+        let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref(), of_pod)?;
         let has_shm = guest.add_own_shm(shm);
         let plan = SandboxPlan {
             basis,
@@ -387,6 +396,7 @@ impl Pod {
             state.contents = contents;
             state.namespaces = namespaces;
             state.has_shm = has_shm;
+            state.volumes = volumes;
         }
         self.make(&sandbox, draft, parts).await
     }
@@ -408,12 +418,13 @@ impl Pod {
         mut spec: BundleSpec,
     ) -> Result<u32, TaskError> {
         let sandbox = self.sandbox()?;
-        let (contents, mut namespaces, has_shm) = {
+        let (contents, mut namespaces, has_shm, mut volumes) = {
             let state = self.state();
             (
                 state.contents.clone(),
                 state.namespaces.clone(),
                 state.has_shm,
+                state.volumes.clone(),
             )
         };
         let Contents::Pod(holder) = contents else {
@@ -431,7 +442,10 @@ impl Pod {
             false => Some(shm_path(draft.id)),
         };
         let mut devices = DeviceAllocator::of_running(sandbox.driver());
-        let mut guest = draft.plan(&mut spec, &mut devices, shm.as_deref())?;
+        let planned = draft.plan(&mut spec, &mut devices, shm.as_deref(), Some(&mut volumes));
+        // What was decided holds for the pod, whatever becomes of this container.
+        self.state().volumes = volumes;
+        let mut guest = planned?;
         if !shares_ipc {
             guest.add_own_shm(shm);
         }
@@ -486,6 +500,7 @@ impl Pod {
         let create = CreateContainerRequest {
             container_id: id.to_string(),
             spec_json: spec.to_json()?,
+            lasting_mounts: guest.lasting,
             mounts: guest.mounts,
             root_path: guest.root_path,
             stdio: Some(wanted(&stdio)).into(),

@@ -3,7 +3,8 @@
 //! | option | what becomes of the source |
 //! | --- | --- |
 //! | `x-sandbox.copy` | a regular file, read here and sent to the agent, which makes it in the guest |
-//! | a `tmpfs` of the host for `/dev/shm`, in a pod | a `tmpfs` of the guest, of the same size: the pod's where the container shares the pod's ipc namespace, else its own |
+//! | a volume in memory, in a pod | a `tmpfs` of the guest, which is the pod's ([`MemoryVolumes`]) |
+//! | any other `tmpfs` of the host for `/dev/shm`, in a pod | a `tmpfs` of the guest, of the same size: the pod's where the container shares the pod's ipc namespace, else its own |
 //! | any other bind | an entry of the sandbox's shared folder ([`sandbox_runtime::share`]) |
 //!
 //! In the spec the source becomes a path of the guest. `ro` holds for the whole tree and on the host's side. Of the
@@ -21,6 +22,8 @@ use sandbox_runtime::rootfs::{DeviceAllocator, RootfsError};
 use sandbox_runtime::share::{SharePlan, SharedSource, is_read_only};
 use sandbox_types::ContainerId;
 use serde_json::Value;
+
+use super::memory_volumes::{InGuest, MemoryVolumes};
 
 /// The most bind mounts of one container.
 const MAX_BINDS: usize = 1024;
@@ -109,6 +112,11 @@ impl<'a> Mount<'a> {
         self.options.iter().any(|o| o == option)
     }
 
+    /// The option by which mounts of the guest's would appear on the host.
+    fn propagates(&self) -> Option<&'static str> {
+        ["shared", "rshared"].into_iter().find(|o| self.has(o))
+    }
+
     fn source(&self) -> Option<&str> {
         self.value
             .get("source")
@@ -138,6 +146,8 @@ pub(crate) struct Binds<'a> {
     pub(crate) devices: &'a mut DeviceAllocator,
     /// Where in the guest the container's shared memory is, when its engine's is not taken.
     pub(crate) shm: Option<&'a str>,
+    /// The volumes in memory of the pod, if it is one's.
+    pub(crate) volumes: Option<&'a mut MemoryVolumes>,
 }
 
 /// What the bind mounts of a container have become, beside the changed spec.
@@ -149,6 +159,32 @@ pub(crate) struct Resolved {
     pub(crate) shm_bytes: Option<u64>,
     /// The volumes that the guest may fill, as the host has them.
     pub(crate) filled: Vec<PathBuf>,
+    /// What the agent mounts for the pod.
+    pub(crate) lasting: Vec<agent::Mount>,
+    /// What the agent mounts for the container, of that.
+    pub(crate) parts: Vec<agent::Mount>,
+}
+
+impl Resolved {
+    /// Has the agent mount what is needed of a volume for mount `index` of the container. Returns where that is in the guest.
+    fn add_volume(&mut self, volume: InGuest, container: &ContainerId, index: usize) -> String {
+        let InGuest { volume, part } = volume;
+        let whole = volume.target.clone();
+        self.lasting.push(volume);
+        let Some(part) = part else {
+            return whole;
+        };
+        let mut step = agent::Mount {
+            options: vec!["bind".to_owned()],
+            target: format!("{GUEST_RUN_DIR}/containers/{container}/volumes/{index}"),
+            part: Some(part).into(),
+            ..Default::default()
+        };
+        step.set_literal(whole);
+        let target = step.target.clone();
+        self.parts.push(step);
+        target
+    }
 }
 
 /// Where shared memory is in a container (shm_overview(7)).
@@ -157,7 +193,7 @@ pub(crate) const SHM: &str = "/dev/shm";
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
 /// The size of the tmpfs at a path, in bytes; `None` when there is none.
-fn tmpfs_bytes(path: &Path) -> Option<u64> {
+pub(super) fn tmpfs_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statfs(path).ok()?;
     if u64::try_from(stat.f_type).ok()? != TMPFS_MAGIC {
         return None;
@@ -205,6 +241,8 @@ impl Binds<'_> {
                 bytes_left = bytes_left.saturating_sub(file.content.len() as u64);
                 resolved.files.push(file);
                 mount.rewrite(path);
+            } else if let Some(volume) = self.volume(&source, &mount) {
+                mount.rewrite(resolved.add_volume(volume, self.container, index));
             } else if let (Some(shm), Some(bytes)) = (self.shm, mount.shm_bytes(&source)) {
                 resolved.shm_bytes = Some(bytes);
                 mount.rewrite(shm.to_owned());
@@ -219,13 +257,22 @@ impl Binds<'_> {
         Ok(resolved)
     }
 
+    /// What of the guest's is mounted in the place of a pod's volume in memory.
+    fn volume(&mut self, source: &Path, mount: &Mount<'_>) -> Option<InGuest> {
+        match mount.propagates() {
+            // Refused below.
+            Some(_) => None,
+            None => self.volumes.as_mut()?.find(source),
+        }
+    }
+
     fn shared(
         &mut self,
         index: usize,
         path: PathBuf,
         mount: &Mount<'_>,
     ) -> Result<String, BindProblem> {
-        if let Some(option) = ["shared", "rshared"].into_iter().find(|o| mount.has(o)) {
+        if let Some(option) = mount.propagates() {
             return Err(BindProblem::Shared(option.to_owned()));
         }
         let source = SharedSource::Path {
@@ -303,6 +350,7 @@ mod tests {
             share: &mut share,
             devices: &mut DeviceAllocator::new(Driver::Qemu),
             shm: None,
+            volumes: None,
         }
         .resolve(&mut spec)?;
         Ok((spec["mounts"].take(), resolved.files, share))
@@ -327,6 +375,7 @@ mod tests {
             share: &mut share,
             devices: &mut DeviceAllocator::new(Driver::Qemu),
             shm: Some("/run/sandbox/containers/p1/shm"),
+            volumes: None,
         }
         .resolve(&mut spec)
         .unwrap();

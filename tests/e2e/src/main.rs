@@ -29,6 +29,7 @@ mod networks;
 mod observe;
 mod options;
 mod places;
+mod pod_memory_volumes;
 mod pod_streams;
 mod pods;
 mod races;
@@ -104,6 +105,7 @@ const ABOVE: &[&[Case]] = &[
     docker::CASES,
     crio::CASES,
     pods::CASES,
+    pod_memory_volumes::CASES,
     pod_streams::CASES,
     shim_contract::CASES,
     kills::CASES,

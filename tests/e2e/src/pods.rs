@@ -37,7 +37,7 @@ pub(crate) const DEVICES: &[Case] = &[
 ];
 
 /// Runs until it is killed; ends at once when it is told to.
-const SERVICE: &[&str] = &[
+pub(crate) const SERVICE: &[&str] = &[
     "sh",
     "-c",
     "trap 'exit 0' TERM; echo up; while :; do sleep 1; done",
@@ -53,7 +53,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    fn start(world: &World) -> Result<Self> {
+    pub(crate) fn start(world: &World) -> Result<Self> {
         let (containerd, cri) = Containerd::start_with_cri(world, None)?;
         Ok(Self { cri, containerd })
     }
@@ -345,7 +345,7 @@ fn size(world: &World) -> Result<()> {
     fixture.end(&pod)
 }
 
-fn mount(host: &Path, container: &str, readonly: bool) -> Mount {
+pub(crate) fn mount(host: &Path, container: &str, readonly: bool) -> Mount {
     Mount {
         host_path: host.display().to_string(),
         container_path: container.to_owned(),
