@@ -145,7 +145,7 @@ fn run_demo() -> Result<()> {
             .args(["image", "import", "--name", "demo"])
             .arg(layout),
     )?;
-    shell::step("sandboxctl run --rm demo sh -c '…'");
+    shell::step("sandboxctl run --rm --network none demo sh -c '…'");
     println!("host:      kernel {}", shell::read("uname", &["-r"])?);
     println!(
         "host:      PID 1 is {}",
@@ -154,6 +154,8 @@ fn run_demo() -> Result<()> {
     shell::run(Command::new(&sandboxctl).args([
         "run",
         "--rm",
+        "--network",
+        "none",
         "--timings",
         "demo",
         "sh",

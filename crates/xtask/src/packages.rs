@@ -27,10 +27,12 @@ const BUILD: &[&str] = &[
     "xz-utils",
 ];
 
+/// What containers of `sandboxctl` need for their networks: CNI's plugins, and what those call.
+const NETWORK: &[&str] = &["containernetworking-plugins", "iptables"];
+
 /// What the tests need on top.
 const TEST: &[&str] = &[
     "containerd",
-    "containernetworking-plugins",
     "cpio",
     "cryptsetup-bin",
     "debootstrap",
@@ -39,7 +41,6 @@ const TEST: &[&str] = &[
     "gnupg",
     "golang-docker-credential-helpers",
     "iproute2",
-    "iptables",
     "kmod",
     "pass",
     "procps",
@@ -207,12 +208,11 @@ pub(crate) fn refresh() -> Result<()> {
 pub(crate) fn for_run() -> Result<()> {
     if !shell::has("dpkg-query") {
         bail!(
-            "packages are set up through apt, which this system does not have; install the equivalents of: {} {}",
-            BUILD.join(" "),
-            EMULATOR.join(" ")
+            "packages are set up through apt, which this system does not have; install the equivalents of: {}",
+            [BUILD, NETWORK, EMULATOR].concat().join(" ")
         );
     }
-    install(BUILD, None)?;
+    install(&[BUILD, NETWORK].concat(), None)?;
     install_emulator()
 }
 
