@@ -217,7 +217,7 @@ pub(crate) enum HypervisorChoice {
 /// `bench`.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Only this part: start, task, exec, at-once, stdio, boot, memory, compute, storage, files, page-cache, disk, network, counts, noise; may be given more than once
+    /// Only this part: start, task, exec, at-once, stdio, boot, memory, web-servers, compute, storage, files, page-cache, disk, network, counts, noise; may be given more than once
     #[arg(long, value_name = "PART")]
     pub(crate) only: Vec<String>,
     /// How often each subject is measured, after a run to warm up
