@@ -12,10 +12,25 @@ use crate::project_root;
 /// The cargo that runs us, else the one on the path: not the one that this program was built with, which another
 /// toolchain of the same version may have been. It builds in this checkout's `target`, where everything is looked for, whatever the
 /// user's environment and configuration say.
+///
+/// `cargo run` has told us of the package that we are of. Build scripts that look at such variables would run again, and what depends on
+/// them be compiled again, each time after a build without us.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if is_of_our_package(&name) {
+            command.env_remove(name);
+        }
+    }
     command.env("CARGO_TARGET_DIR", project_root().join("target"));
     command
+}
+
+/// Whether `cargo run` sets this variable to something of the package whose program it runs.
+fn is_of_our_package(variable: &OsStr) -> bool {
+    ["CARGO_MANIFEST_", "CARGO_PKG_"]
+        .iter()
+        .any(|start| variable.as_encoded_bytes().starts_with(start.as_bytes()))
 }
 
 /// Prints one line about what is being done.
