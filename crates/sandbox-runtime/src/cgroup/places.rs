@@ -34,14 +34,6 @@ impl Places {
         }
     }
 
-    /// Those that the host can ever have.
-    fn possible() -> Self {
-        Self {
-            cpus: listed(Path::new(DEVICES), "cpu/possible"),
-            mems: listed(Path::new(DEVICES), "node/possible"),
-        }
-    }
-
     /// All that either of the two may use.
     #[must_use]
     pub fn union(&self, other: &Self) -> Self {
@@ -54,10 +46,13 @@ impl Places {
         }
     }
 
-    /// By the names of a group's files.
-    fn files(&self) -> [(&'static str, Option<&CpusetList>); 2] {
+    /// By the names of a group's files, each with where the kernel lists all that the host can ever have.
+    fn files(&self) -> [(&'static str, Option<&CpusetList>, &'static str); 2] {
         let [cpus, mems] = super::CPUSET_FILES;
-        [(cpus, self.cpus.as_ref()), (mems, self.mems.as_ref())]
+        [
+            (cpus, self.cpus.as_ref(), "cpu/possible"),
+            (mems, self.mems.as_ref(), "node/possible"),
+        ]
     }
 }
 
@@ -68,8 +63,8 @@ fn listed(devices: &Path, name: &str) -> Option<CpusetList> {
 impl Group {
     /// Has whatever is in it run there, in a hierarchy of this version with the controller.
     pub(super) fn place(&self, version: Version, places: &Places) -> Result<(), CgroupError> {
-        let (folder, possible) = (self.folder(), Places::possible());
-        for ((name, list), (_, all)) in places.files().into_iter().zip(possible.files()) {
+        let folder = self.folder();
+        for (name, list, possible) in places.files() {
             let file = folder.join(name);
             let read = |path: &Path| fs::read_to_string(path).map_err(refused("read", path));
             match (version, list) {
@@ -80,7 +75,7 @@ impl Group {
                 }
                 // The file is not there either where the controller was not handed down.
                 (Version::V2, None) if read(&file).is_ok_and(|list| !list.trim().is_empty()) => {
-                    if let Some(all) = all {
+                    if let Some(all) = listed(Path::new(DEVICES), possible) {
                         set(&file, all.as_str())?;
                     }
                 }
